@@ -1,0 +1,44 @@
+# Build rules shared by every folder: one target a folder, one test program a file of tests.
+
+add_library(sanproxy_flags INTERFACE)
+target_include_directories(sanproxy_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(sanproxy_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+  -Wnon-virtual-dtor -Woverloaded-virtual -Werror>
+  -fno-omit-frame-pointer)
+if(SANPROXY_SANITIZE)
+  target_compile_options(sanproxy_flags INTERFACE -fsanitize=address,undefined
+    -fno-sanitize-recover=all)
+  target_link_options(sanproxy_flags INTERFACE -fsanitize=address,undefined)
+endif()
+
+# sanproxy_library(NAME SOURCES... [LIBS ...]): the target of one folder.
+function(sanproxy_library name)
+  cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
+  if(arg_UNPARSED_ARGUMENTS)
+    add_library(${name} STATIC ${arg_UNPARSED_ARGUMENTS})
+    target_link_libraries(${name} PUBLIC sanproxy_flags ${arg_LIBS})
+  else()
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE sanproxy_flags ${arg_LIBS})
+  endif()
+endfunction()
+
+# sanproxy_program(NAME SOURCES... [LIBS ...]): a program in build/<preset>/bin.
+function(sanproxy_program name)
+  cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS})
+endfunction()
+
+# sanproxy_test(NAME SOURCES... [LIBS ...] [LABELS ...]): a GoogleTest program known to ctest.
+function(sanproxy_test name)
+  cmake_parse_arguments(arg "" "" "LIBS;LABELS" ${ARGN})
+  find_package(GTest REQUIRED)
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS} GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS "unit;${arg_LABELS}")
+endfunction()

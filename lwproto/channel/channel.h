@@ -1,0 +1,154 @@
+// Channel: messages over one fabric endpoint, with the credit ledger applied.
+//
+// Documents: docs/wire_format.md, docs/flow_control.md.
+// Role: packs outgoing messages into transfers, spends and grants credits, checks and hands up
+//   incoming messages. Used alike by the proxy's translation and by the application library. It
+//   knows nothing of streams beyond their ids: windows and offsets belong to its delegate.
+// Owner: one; thread: that of its fabric. Fabric-independent: never assumes shared memory.
+// Invariants:
+//   1. No transfer leaves without a credit; data leaves the control reserve untouched.
+//   2. A send_*() that returns kAgain has sent nothing and changed nothing; on_writable() follows
+//      once that can change. There is no queue of messages in here: the delegate keeps the state
+//      from which a message can be made later, so memory is bounded by what it counts anyway.
+//   3. The delegate is never called from inside a send_*() or flush(): only from poll().
+//   4. A peer's breach ends the channel: an ERROR message with the code is sent if it can be,
+//      the endpoint is disconnected, and on_closed() follows from poll(). Exactly once.
+//   5. Payload given by reference stays the fabric's until on_sent(cookie), which comes for every
+//      cookie, also on disconnection.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "lwproto/base/status.h"
+#include "lwproto/fabric/fabric.h"
+#include "lwproto/flow/credit_ledger.h"
+#include "lwproto/wire/codec.h"
+
+namespace sanproxy::channel {
+
+class Channel;
+
+// The payload of one DATA message, while on_data() runs.
+struct Payload {
+  std::span<const fabric::Segment> pieces;  // never empty, no piece is empty
+  std::uint32_t length = 0;
+  // kNoLoan: the bytes are valid only until on_data() returns. Else they stay valid until
+  // Channel::release(loan), if the delegate called Channel::retain(loan) during on_data().
+  fabric::Loan loan = fabric::kNoLoan;
+};
+
+class Delegate {
+ public:
+  virtual ~Delegate() = default;
+  virtual void on_data(Channel& channel, std::uint64_t connection, std::uint64_t offset,
+                       const Payload& payload) = 0;
+  // Every message but DATA, HELLO and ERROR; `message.payload` is valid during the call.
+  virtual void on_message(Channel& channel, const wire::Message& message) = 0;
+  // The referenced payload sent with `cookie` is ours again; !ok when the peer may not have got
+  // it (disconnection).
+  virtual void on_sent(Channel& channel, std::uint64_t cookie, bool ok) = 0;
+  // After a kAgain: credits or queue space have come back.
+  virtual void on_writable(Channel& channel) = 0;
+  // The channel has ended; `code` is the peer's ERROR code, kNodeDied when it vanished, or our own
+  // reason. No send works any more. Do not destroy the channel inside the call.
+  virtual void on_closed(Channel& channel, wire::CloseCode code, const Status& status) = 0;
+};
+
+struct ChannelCounters {
+  std::uint64_t transfers_out = 0, transfers_in = 0;
+  std::uint64_t messages_out = 0, messages_in = 0;
+  std::uint64_t data_bytes_out = 0, data_bytes_in = 0;
+  std::uint64_t inline_bytes_out = 0, inline_bytes_in = 0;  // of the data bytes, those copied
+  std::uint64_t blocked_no_credit = 0, blocked_no_space = 0;
+};
+
+class Channel {
+ public:
+  // `ours` and `peers` are the HELLOs that were exchanged when the endpoint was connected.
+  Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& ours,
+          const wire::HelloBody& peers, Delegate& delegate);
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  // --- sending; each returns ok, kAgain (see invariant 2) or kDisconnected.
+  template <typename Body>
+  Status send_control(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                      const Body& body) {
+    return send_message(type, flags, code, &body, sizeof(body), {}, true);
+  }
+  // CONNECTION_REQUEST and CREDIT may not use the control reserve: they come in the number of
+  // the connections.
+  template <typename Body>
+  Status send_stream_control(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                             const Body& body) {
+    return send_message(type, flags, code, &body, sizeof(body), {}, false);
+  }
+  // At most wire::kInlinePayloadBytesMax bytes, copied into the transfer.
+  Status send_data_inline(std::uint64_t connection, std::uint64_t offset,
+                          std::span<const std::byte> payload);
+  // Sum of `refs` at most wire::kDataPayloadBytesMax and above kInlinePayloadBytesMax.
+  Status send_data_reference(std::uint64_t connection, std::uint64_t offset,
+                             std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
+  // Completes the open transfer and publishes everything. Cheap when there is nothing.
+  void flush();
+  bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
+
+  // --- receiving: handles up to `budget` completions; returns how many there were.
+  std::size_t poll(std::size_t budget = 256);
+  void retain(fabric::Loan loan);   // only inside on_data()
+  void release(fabric::Loan loan);  // of a loan that was retained
+
+  // Ends the channel by our decision (sends ERROR code, text). on_closed() follows from poll().
+  void close(wire::CloseCode code, const char* text);
+  bool closed() const { return closed_; }
+
+  fabric::Endpoint& endpoint() { return *endpoint_; }
+  const wire::HelloBody& peer_hello() const { return peers_; }
+  std::string peer_name() const;  // node name from HELLO
+  const ChannelCounters& counters() const { return counters_; }
+  const flow::CreditLedger& ledger() const { return ledger_; }
+  void* user = nullptr;  // the delegate's own
+
+ private:
+  Status send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                      const void* body, std::size_t body_bytes, std::span<const std::byte> tail,
+                      bool control);
+  Status open_transfer(std::size_t bytes, bool control);
+  Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
+  Status blocked(std::uint64_t& counter);
+  void on_transfer(const fabric::Completion& completion);
+  bool dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
+  void return_credits();
+  void breach(const Status& status);
+  void finish_close(const Status& status);
+
+  std::unique_ptr<fabric::Endpoint> endpoint_;
+  wire::HelloBody peers_;
+  Delegate& delegate_;
+  flow::CreditLedger ledger_;
+  wire::TransferWriter writer_;
+  bool open_ = false;          // writer_ holds space of a transfer not yet committed
+  bool open_control_ = false;  // that transfer's credit came from the control reserve
+  bool blocked_ = false;       // somebody got kAgain since the last on_writable()
+  bool closed_ = false;        // no more sends
+  bool close_reported_ = false;
+  wire::CloseCode close_code_ = wire::CloseCode::kNone;
+  Status close_status_;
+  std::uint32_t send_sequence_ = 0;
+  std::uint32_t receive_sequence_ = 0;
+  fabric::Loan dispatching_loan_ = fabric::kNoLoan;
+  std::uint32_t dispatching_holds_ = 0;
+  ChannelCounters counters_;
+};
+
+// The HELLO that this side sends, with the fields that depend on EndpointOptions filled in.
+wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& options,
+                           std::uint32_t stream_window_bytes, std::uint32_t streams_max,
+                           const std::string& node_name);
+
+}  // namespace sanproxy::channel

@@ -1,0 +1,177 @@
+// The fabric interface: verbs semantics, small enough for RDMA, shared memory and TCP alike.
+//
+// Document: docs/architecture.md "Fabrics"; docs/buffer_ownership.md for who owns what when.
+// Role: moves *transfers* (opaque byte sequences) in order between two endpoints, and moves
+//   payload by reference wherever the fabric can. It knows nothing of messages or streams.
+// Thread: a Fabric and everything made by it belong to one thread. Nothing here is locked.
+//
+// Rules that hold on every fabric, and that the conformance suite (tests/lwproto/fabric) checks:
+//   1. In order: transfers arrive in the order of commit_send() on that endpoint.
+//   2. A transfer is a gather list: inline bytes, then references into attached regions. The
+//      receiver sees the same byte sequence, in one segment or several: the inline bytes are
+//      always wholly inside segment 0.
+//   3. Referenced memory belongs to the fabric from commit_send() until the kSend completion that
+//      carries the transfer's cookie. Transfers without references complete silently.
+//   4. Received memory: a *transient* segment is valid until the next poll() on that endpoint; any
+//      other is on loan until release(loan). A loan may be released at any time and in any order.
+//   5. Receive buffers: the fabric posts `receive_depth` at the start. Consumed ones are posted
+//      again by replenish(). A transfer that meets no posted receive disconnects the endpoint
+//      with Code::kProtocol on both sides: credits (flow/credit_ledger.h) make that a bug.
+//   6. Disconnection, for whatever reason, completes everything: each outstanding cookie comes
+//      back once as kSend with a non-ok status, then one kDisconnected is delivered, then nothing.
+//      Loans stay readable until released, even after that, as long as the Endpoint lives.
+//   7. commit_send() may be lazy: flush() makes everything committed visible to the peer.
+//   8. Bytes from the peer never trip an assertion: a broken rule is a kDisconnected with
+//      Code::kProtocol and a literal text.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/status.h"
+#include "lwproto/buffer/memory_region.h"
+
+namespace sanproxy::fabric {
+
+using RegionKey = std::uint32_t;  // an attached region, as named by one endpoint
+using Loan = std::uint64_t;
+inline constexpr Loan kNoLoan = 0;
+inline constexpr std::size_t kSegmentsMax = 8;       // of a received transfer
+inline constexpr std::size_t kGatherRefsMax = kSegmentsMax - 1;
+
+struct GatherRef {
+  RegionKey region = 0;
+  std::uint32_t length = 0;
+  std::uint64_t offset = 0;  // inside the region
+};
+
+struct Segment {
+  const std::byte* data = nullptr;
+  std::uint32_t length = 0;
+  bool transient = false;  // see rule 4
+};
+
+struct Completion {
+  enum class Kind : std::uint8_t { kSend, kReceive, kDisconnected };
+  Kind kind = Kind::kSend;
+  std::uint8_t segment_count = 0;  // kReceive
+  Status status;                   // kSend: ok or why not; kDisconnected: why
+  std::uint64_t cookie = 0;        // kSend
+  Loan loan = kNoLoan;             // kReceive: kNoLoan if nothing stays borrowed
+  std::array<Segment, kSegmentsMax> segments;  // kReceive
+};
+
+// Who is at the other end, as far as the fabric can prove it.
+struct PeerIdentity {
+  std::string address;      // for people: "shm:pid 812", "verbs:10.9.0.2", ...
+  std::int64_t uid = -1;    // shm: SO_PEERCRED; -1 where unknown
+  std::int64_t gid = -1;
+  std::int64_t pid = -1;
+  std::string certificate_name;  // TLS; empty elsewhere
+};
+
+struct EndpointOptions {
+  std::uint32_t receive_depth = 512;       // receive buffers that we post
+  std::uint32_t send_depth = 1024;         // transfers with references outstanding at most
+  std::uint32_t inline_bytes_max = 8192;   // largest inline part of a transfer
+  std::uint32_t transfer_bytes_max = 8192 + 65536;
+  std::uint32_t regions_max = 64;          // that a peer may attach
+  std::uint64_t peer_region_bytes_max = std::uint64_t{4} << 30;  // all its regions together
+};
+
+// One end of a connected channel.
+class Endpoint {
+ public:
+  // Destroying an endpoint that is still connected disconnects it. All loans must be released
+  // before, because the memory goes away.
+  virtual ~Endpoint() = default;
+
+  virtual const PeerIdentity& peer() const = 0;
+
+  // Makes `region` usable in GatherRefs of this endpoint. The region must outlive the endpoint.
+  // The same region may be attached to many endpoints.
+  virtual Result<RegionKey> attach(const buffer::MemoryRegion& region) = 0;
+
+  // Starts a transfer: returns space of at least `inline_bytes` for its inline part, or kAgain
+  // (send queue full; a later poll() makes room), or kDisconnected. Calling it again before
+  // commit_send() abandons the first. The space is valid until commit_send().
+  virtual Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) = 0;
+  // Sends the first `inline_bytes` of that space followed by `refs`. With refs, `cookie` comes
+  // back in a kSend completion. kAgain: no room for the references now (the transfer is
+  // abandoned). Errors other than kAgain mean misuse or disconnection.
+  virtual Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                             std::uint64_t cookie) = 0;
+  // Publishes committed sends, returned loans and posted receives; wakes a sleeping peer.
+  virtual void flush() = 0;
+
+  // Takes up to out.size() completions; 0 when there is none. Never blocks.
+  virtual std::size_t poll(std::span<Completion> out) = 0;
+  virtual void release(Loan loan) = 0;
+  // Posts receive buffers again as far as the depth and the free buffers allow; returns how many
+  // were posted. The caller grants that many credits.
+  virtual std::uint32_t replenish() = 0;
+
+  // Ends the channel; `reason` is what our own kDisconnected will carry. Idempotent.
+  virtual void disconnect(Status reason) = 0;
+  virtual bool connected() const = 0;
+};
+
+// A peer that asks to connect, not yet answered.
+struct ConnectRequest {
+  std::uint64_t token = 0;
+  PeerIdentity peer;
+  std::vector<std::byte> private_data;
+};
+
+class Listener {
+ public:
+  virtual ~Listener() = default;
+  virtual const std::string& address() const = 0;
+  // The next peer whose request is complete, or kAgain. Half-open handshakes are bounded in
+  // number and time by the fabric. Never blocks.
+  virtual Result<ConnectRequest> poll() = 0;
+  // Answers a request. `private_data` reaches the peer either way.
+  virtual Result<std::unique_ptr<Endpoint>> accept(const ConnectRequest& request,
+                                                   std::span<const std::byte> private_data) = 0;
+  virtual void reject(const ConnectRequest& request, std::span<const std::byte> private_data) = 0;
+};
+
+// A connection attempt under way.
+class Connecting {
+ public:
+  virtual ~Connecting() = default;
+  // The endpoint once the peer has accepted; kAgain meanwhile; kRefused when it rejected (its
+  // private data then holds the reason); any other code when there is no peer. Never blocks.
+  virtual Result<std::unique_ptr<Endpoint>> poll() = 0;
+  // What the peer sent with its answer; valid after poll() returned something but kAgain.
+  virtual std::span<const std::byte> private_data() const = 0;
+};
+
+class Fabric {
+ public:
+  virtual ~Fabric() = default;
+  virtual const char* name() const = 0;  // "shm", "verbs", "tcp"
+
+  virtual Result<std::unique_ptr<Listener>> listen(const std::string& address,
+                                                   const EndpointOptions& options) = 0;
+  virtual Result<std::unique_ptr<Connecting>> connect(const std::string& address,
+                                                      std::span<const std::byte> private_data,
+                                                      const EndpointOptions& options) = 0;
+
+  // --- sleeping. Protocol: if (arm()) { poll/epoll on event_fd(); } disarm();
+  // Readable when an armed endpoint has something to poll, or a listener or connection attempt
+  // makes progress.
+  virtual int event_fd() const = 0;
+  // False: something is ready (or changed) already, do not sleep. True: sleeping is safe, a
+  // wake-up will come through event_fd().
+  virtual bool arm() = 0;
+  // Consumes wake-ups; also looks for dead peers. Call after every sleep, slept or not.
+  virtual void disarm() = 0;
+};
+
+}  // namespace sanproxy::fabric

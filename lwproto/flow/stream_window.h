@@ -1,0 +1,67 @@
+// SendWindow and ReceiveWindow: bytes of one direction of one connection (docs/flow_control.md).
+//
+// Role: pure arithmetic over 64-bit stream offsets that start at 0 and never wrap.
+// Owner: one stream. Thread: that stream's.
+// Invariants:
+//   SendWindow:    acked <= freed <= sent <= freed + window.
+//   ReceiveWindow: announced <= freed <= received <= announced + window.
+#pragma once
+
+#include <cstdint>
+
+#include "lwproto/base/status.h"
+
+namespace sanproxy::flow {
+
+class SendWindow {
+ public:
+  SendWindow() = default;
+  explicit SendWindow(std::uint32_t window_bytes) : window_bytes_(window_bytes) {}
+
+  std::uint64_t sent() const { return sent_; }
+  std::uint64_t freed() const { return freed_; }
+  std::uint64_t acked() const { return acked_; }
+  std::uint64_t in_flight() const { return sent_ - freed_; }
+  std::uint32_t available() const {
+    return static_cast<std::uint32_t>(freed_ + window_bytes_ - sent_);
+  }
+  void on_sent(std::uint32_t bytes);  // precondition: bytes <= available()
+  // The peer's ledger return; kProtocol if an offset goes back or beyond what was sent, or if
+  // acked > freed.
+  Status on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset);
+
+ private:
+  std::uint64_t sent_ = 0;
+  std::uint64_t freed_ = 0;
+  std::uint64_t acked_ = 0;
+  std::uint32_t window_bytes_ = 0;
+};
+
+class ReceiveWindow {
+ public:
+  ReceiveWindow() = default;
+  explicit ReceiveWindow(std::uint32_t window_bytes) : window_bytes_(window_bytes) {}
+
+  std::uint64_t received() const { return received_; }
+  std::uint64_t freed() const { return freed_; }
+  std::uint64_t held() const { return received_ - freed_; }
+  std::uint32_t window_bytes() const { return window_bytes_; }
+  // A DATA at `offset`; kProtocol for a gap, an overlap or an overrun of the window.
+  Status on_data(std::uint64_t offset, std::uint32_t bytes);
+  void on_freed(std::uint32_t bytes);  // precondition: bytes <= held()
+  // True when a CREDIT is worth sending: at least a quarter of the window is unannounced.
+  bool credit_due() const { return freed_ - announced_ >= window_bytes_ / 4; }
+  bool credit_pending() const { return freed_ != announced_; }
+  std::uint64_t announce() {  // the offset to put into CREDIT
+    announced_ = freed_;
+    return announced_;
+  }
+
+ private:
+  std::uint64_t received_ = 0;
+  std::uint64_t freed_ = 0;
+  std::uint64_t announced_ = 0;
+  std::uint32_t window_bytes_ = 0;
+};
+
+}  // namespace sanproxy::flow

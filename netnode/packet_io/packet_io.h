@@ -1,0 +1,116 @@
+// PacketIo: one burst interface over every way of getting IP packets in and out.
+//
+// Document: docs/packet_io.md. Modelled on the burst calls of DPDK's ethdev and on virtio-net's
+//   per-packet metadata (VIRTIO 1.1, 5.1.6).
+// Role: yields and takes *IP packets* (layer 3). Where the driver sees Ethernet (TAP, AF_PACKET)
+//   it strips and adds the frame header and answers ARP and neighbour discovery by itself
+//   (neighbor.h). A packet may be a super-packet of up to 64 KB with offload metadata.
+// Owner: a worker. Thread: its data path. No allocation after open().
+// Invariants:
+//   1. receive() fills only buffers that the caller lent; a packet starts at
+//      buffer.data + packet.offset and has packet.length bytes, all inside the buffer.
+//   2. send() has copied (kernel drivers) or finished with the bytes when flush() returns, so the
+//      caller may free them then.
+//   3. Malformed frames never reach the caller: they are dropped and counted by reason.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+
+namespace sanproxy::packet_io {
+
+// The largest packet that a driver delivers, with its metadata and frame header in front:
+// slots lent to receive() must have at least this capacity.
+inline constexpr std::size_t kReceiveBufferBytesMin = 65536 + 128;
+inline constexpr std::size_t kSendPiecesMax = 20;
+
+enum class Segmentation : std::uint8_t { kNone = 0, kTcp4 = 1, kTcp6 = 4 };  // VIRTIO_NET_HDR_GSO_*
+
+struct Offload {
+  Segmentation segmentation = Segmentation::kNone;
+  // Send: the TCP checksum field holds the pseudo-header sum; the driver or kernel completes it
+  // over the bytes from checksum_start. Receive: the sum is trusted (partial or verified).
+  bool checksum_partial = false;   // send: complete it; receive: never needs a check
+  bool checksum_verified = false;  // receive only
+  std::uint16_t segment_bytes = 0;     // TCP payload bytes of each segment on the wire
+  std::uint16_t header_bytes = 0;      // IP + TCP header bytes (for segmentation)
+  std::uint16_t checksum_start = 0;    // from the start of the IP header
+  std::uint16_t checksum_offset = 0;   // from checksum_start
+};
+
+struct ReceiveBuffer {
+  std::byte* data = nullptr;
+  std::uint32_t capacity = 0;
+};
+
+struct ReceivedPacket {
+  std::uint32_t buffer = 0;  // index into the span given to receive()
+  std::uint32_t offset = 0;  // of the IP header inside the buffer
+  std::uint32_t length = 0;  // of the IP packet
+  Offload offload;
+};
+
+struct SendPacket {
+  std::array<iovec, kSendPiecesMax> pieces;  // the IP packet, headers first
+  std::uint32_t piece_count = 0;
+  std::uint32_t length = 0;  // sum of the pieces
+  Offload offload;
+};
+
+struct Counters {
+  std::uint64_t rx_packets = 0, rx_bytes = 0, tx_packets = 0, tx_bytes = 0;
+  std::uint64_t rx_calls = 0, tx_calls = 0;
+  std::uint64_t rx_dropped_short = 0, rx_dropped_not_ip = 0, rx_dropped_not_for_us = 0,
+                rx_dropped_metadata = 0, rx_truncated = 0;
+  std::uint64_t tx_dropped_unresolved = 0, tx_dropped_full = 0, tx_errors = 0;
+  std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
+};
+
+struct InterfaceOptions {
+  std::string driver;  // "tun", "tap", "packet"
+  std::string name;    // tun/tap: created if absent; packet: must exist
+  std::uint32_t mtu_bytes = 1500;
+  // tun/tap: assigned to the host's side of the device. packet: our own on that segment.
+  std::vector<IpPrefix> addresses;
+  std::vector<IpAddress> gateways;  // packet/tap: next hop for what is not on link; optional
+  bool segmentation_offload = true;
+};
+
+class PacketIo {
+ public:
+  virtual ~PacketIo() = default;
+  virtual const InterfaceOptions& options() const = 0;
+  virtual std::uint32_t mtu_bytes() const = 0;
+  // For poll/epoll: readable when receive() would yield something.
+  virtual int fd() const = 0;
+
+  // Receives up to out.size() packets, each into its own buffer out of `buffers` (same size as
+  // `out`; lowest first; those not named by a returned packet are untouched). 0 when none waits.
+  virtual std::size_t receive(std::span<const ReceiveBuffer> buffers,
+                              std::span<ReceivedPacket> out) = 0;
+  // Takes packets in order; returns how many were taken (fewer: the device is full, try again
+  // after fd() is writable or drop). Bytes must stay until flush() returns.
+  virtual std::size_t send(std::span<const SendPacket> packets) = 0;
+  virtual void flush() = 0;
+
+  // Addresses that we answer ARP/ND for, besides options().addresses (service addresses).
+  virtual void add_local_address(const IpAddress& address) = 0;
+  virtual void remove_local_address(const IpAddress& address) = 0;
+
+  virtual const Counters& counters() const = 0;
+};
+
+// Opens the driver named in the options; an unknown driver is kInvalidArgument.
+Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options);
+
+}  // namespace sanproxy::packet_io
