@@ -1,0 +1,113 @@
+// Node: an application's membership in sanproxy. Service: one address that it serves.
+//
+// Document: docs/application_library.md.
+// Role: holds a channel to each proxy (and connects again by itself, and joins again), hands
+//   requests and bytes to the application, and runs or is run by an event loop.
+// Owner: the application. Thread: one thread a Node; a process may have many Nodes. Only stop()
+//   may be called from elsewhere, signal handlers included.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sanproxy/connection.h"
+
+namespace sanproxy::app {
+
+struct NodeOptions {
+  // "shm:/run/sanproxy/proxy.sock", ...; if empty, SANPROXY_PROXY (comma separated) is used.
+  std::vector<std::string> proxies;
+  std::string name;  // shown by the proxy; by default the program's name and pid
+
+  // --- bounds
+  std::size_t connections_max = 65'536;
+  // Bytes that a client may have on the way to us, for each connection.
+  std::uint32_t receive_window_bytes = 512 * 1024;
+  // For outgoing bytes that are copied or written into chunks; touched only as far as needed.
+  std::size_t send_memory_bytes = std::size_t{64} << 20;
+  // For small received pieces that are kept (Received::keep()).
+  std::size_t kept_bytes_max = std::size_t{64} << 20;
+
+  // --- optional news, called from poll()
+  std::function<void(std::string_view proxy)> on_proxy_up;
+  std::function<void(std::string_view proxy, std::string_view reason)> on_proxy_down;
+  std::function<void(std::string_view service, std::string_view proxy)> on_joined;
+  std::function<void(std::string_view service, std::string_view proxy, CloseCode)> on_join_refused;
+};
+
+struct JoinOptions {
+  std::uint16_t weight = 1;           // share of the connections, against other nodes
+  std::uint32_t connections_max = 0;  // at a time, from each proxy; 0 is no limit
+  bool immediate = false;             // be asked at the handshake, not at the first data
+};
+
+using RequestHandler = std::function<void(Request&)>;
+
+// A handle, cheap to copy; valid as long as its Node.
+class Service {
+ public:
+  Service() = default;
+  const Address& address() const;
+  std::size_t joined_count() const;  // proxies where the join stands
+  // No new connections; open ones go on. Requests already on their way still come.
+  void leave();
+  // Ends the service for everybody, with its connections.
+  void shutdown();
+  bool left() const;  // nothing more will come
+
+ private:
+  friend class Node;
+  friend class internal::NodeImpl;
+  Service(internal::NodeImpl* node, std::uint32_t index) : node_(node), index_(index) {}
+  internal::NodeImpl* node_ = nullptr;
+  std::uint32_t index_ = 0;
+};
+
+class Node {
+ public:
+  // Does not wait for a proxy: connecting, and connecting again, goes on in the background.
+  // Fails on impossible options only.
+  static Result<std::unique_ptr<Node>> create(NodeOptions options = {});
+  virtual ~Node() = default;
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  // Serves `address` ("IP:PORT"; "0.0.0.0:PORT" or "[::]:PORT" is every address) at each proxy.
+  Result<Service> join(std::string_view address, RequestHandler on_request,
+                       JoinOptions options = {});
+  // An outgoing connection, made by a proxy. on_open() or on_closed() follows.
+  Result<Connection*> connect(std::string_view remote, ConnectionHandler& handler,
+                              void* user = nullptr);
+  // Zero-filled memory to send from by reference.
+  Result<RegisteredMemory> register_memory(std::size_t bytes);
+
+  // --- running: either give the thread to it ...
+  void run();   // until stop()
+  void stop();  // from any thread or signal handler
+  bool stopped() const;
+  // Sleeps until something happens or the time is over (-1: no end), then handles it. Returns
+  // what poll() returns.
+  std::size_t wait(int timeout_ms);
+
+  // ... or put fd() into an event loop of your own:
+  //   loop: while (!node.arm()) node.poll();  sleep until fd() is readable;  node.poll();
+  int fd() const;
+  bool arm();          // true: nothing is left to do, sleeping is safe
+  std::size_t poll();  // handles what is there, flushes; returns how much it was
+
+  // --- about it
+  std::size_t connection_count() const;
+  std::size_t proxies_up() const;
+  // True when every service has left and no connection is open: the end of a graceful stop.
+  bool drained() const;
+
+ protected:
+  Node() = default;
+};
+
+}  // namespace sanproxy::app
