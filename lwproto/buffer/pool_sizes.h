@@ -6,15 +6,25 @@
 
 namespace sanproxy::buffer {
 
+// A slot of the IngressPool takes what one read of an interface can yield: a 64 KB super-packet
+// with the driver's metadata and an Ethernet header in front.
+inline constexpr std::size_t kIngressSlotBytes = 65536 + 128;
+// A slot of the EgressPool takes one whole transfer: the inline part and a referenced payload.
+inline constexpr std::size_t kEgressSlotBytes = 8192 + 65536;
+// Payload that a slot holds when it is full: the unit in which windows are counted here.
+inline constexpr std::size_t kSlotPayloadBytes = 65536;
+// Slots that each pool has at least, besides the posted ones, whatever the ceilings say.
+inline constexpr std::size_t kSpareSlotsMin = 64;
+
 struct PoolInputs {
   std::uint32_t connections_max = 0;
-  std::uint32_t receive_window_bytes = 0;   // of one connection, client to application
-  std::uint32_t send_window_bytes = 0;      // of one connection, application to client
+  std::uint32_t receive_window_bytes = 0;  // of one connection, client to application
+  std::uint32_t send_window_bytes = 0;     // of one connection, application to client
   std::uint32_t channels_max = 0;
-  std::uint32_t channel_credits = 0;        // receive buffers posted a channel
-  std::uint32_t rx_burst = 0;               // descriptors posted to an interface at a time
+  std::uint32_t channel_credits = 0;  // receive buffers posted a channel
+  std::uint32_t rx_burst = 0;         // descriptors posted to an interface at a time
   std::uint32_t interfaces = 0;
-  std::size_t ingress_bytes_max = 0;        // operator's ceilings; 0 is none
+  std::size_t ingress_bytes_max = 0;  // operator's ceilings; 0 is none
   std::size_t egress_bytes_max = 0;
 };
 
@@ -27,7 +37,7 @@ struct PoolSizes {
 
 // The arithmetic is in comments at each line of the definition. The demand of every connection
 // at its full window at once is unbounded in practice, so the ceilings cut it and back-pressure
-// does the rest; each result still holds the posted descriptors and at least 64 slots.
+// does the rest; each result still holds the posted descriptors and kSpareSlotsMin slots.
 PoolSizes derive_pool_sizes(const PoolInputs& inputs);
 
 }  // namespace sanproxy::buffer

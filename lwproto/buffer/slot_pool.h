@@ -16,6 +16,8 @@
 #include <span>
 #include <vector>
 
+#include "lwproto/base/check.h"
+
 namespace sanproxy::buffer {
 
 using SlotIndex = std::uint32_t;
@@ -30,9 +32,27 @@ class SlotPool {
   SlotPool(const SlotPool&) = delete;
   SlotPool& operator=(const SlotPool&) = delete;
 
-  SlotIndex acquire();                  // free -> posted, or kNoSlot
-  void mark_received(SlotIndex slot);   // posted -> received
-  void release(SlotIndex slot);         // posted or received -> free
+  SlotIndex acquire() {  // free -> posted, or kNoSlot
+    if (free_.empty()) [[unlikely]]
+      return kNoSlot;
+    const SlotIndex slot = free_.back();
+    free_.pop_back();
+    if (free_.size() < free_min_) free_min_ = free_.size();
+    states_[slot] = SlotState::kPosted;
+    ++posted_;
+    return slot;
+  }
+  void mark_received(SlotIndex slot) {  // posted -> received
+    SANPROXY_CHECK(slot < states_.size() && states_[slot] == SlotState::kPosted);
+    states_[slot] = SlotState::kReceived;
+    --posted_;
+  }
+  void release(SlotIndex slot) {  // posted or received -> free
+    SANPROXY_CHECK(slot < states_.size() && states_[slot] != SlotState::kFree);
+    if (states_[slot] == SlotState::kPosted) --posted_;
+    states_[slot] = SlotState::kFree;
+    free_.push_back(slot);  // within the capacity reserved at construction
+  }
 
   std::byte* data(SlotIndex slot) const { return memory_.data() + slot * slot_bytes_; }
   std::size_t offset(SlotIndex slot) const { return slot * slot_bytes_; }

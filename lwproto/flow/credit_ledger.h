@@ -4,14 +4,19 @@
 //   (docs/flow_control.md). Pure arithmetic, no I/O. Modelled on the end-to-end credits of
 //   InfiniBand (IBTA vol. 1, 9.7.7.2).
 // Owner: one channel. Thread: that channel's.
-// Invariants (all counters are totals since HELLO, mod 2^32, differences below 2^31):
-//   1. sent <= granted by the peer; the last `reserve` credits go to control transfers only.
+// Invariants (all counters are totals since HELLO, mod 2^32, differences at most kCreditsMax):
+//   1. sent <= granted by the peer. The last `reserve` credits go to control transfers only, and
+//      the very last one only to a transfer that brings the peer a new grant: so two channels
+//      that have spent everything can still wake each other up.
 //   2. received <= granted to the peer; a transfer beyond is the peer's breach.
-//   3. A grant from the peer never goes back and never exceeds `granted_max` outstanding.
+//   3. A grant from the peer never goes back and never exceeds what the peer may have posted.
+//   4. posted - received <= window: posting more than we announced in HELLO is our bug.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "lwproto/base/check.h"
 #include "lwproto/base/status.h"
 
 namespace sanproxy::flow {
@@ -20,29 +25,66 @@ class CreditLedger {
  public:
   CreditLedger() = default;
   // `initial_from_peer`, `reserve_from_peer`: the peer's HELLO. `initial_to_peer`: ours.
+  // `start`: where all totals start; other than 0 only to look at the wrap of the counters.
   CreditLedger(std::uint32_t initial_from_peer, std::uint32_t reserve_from_peer,
-               std::uint32_t initial_to_peer);
+               std::uint32_t initial_to_peer, std::uint32_t start = 0);
 
   // --- sending
-  bool may_send_data() const;     // leaves the control reserve untouched
-  bool may_send_control() const;  // any credit left
-  std::uint32_t available() const;
-  void on_sent();                 // precondition: may_send_control()
+  // Leaves the control reserve untouched.
+  bool may_send_data() const { return available() > reserve_; }
+  // A credit is left, and it is not the last one unless the transfer announces something.
+  bool may_send_control() const {
+    const std::uint32_t credits = available();
+    return credits > 1 || (credits == 1 && unannounced() != 0);
+  }
+  std::uint32_t available() const { return peer_granted_ - sent_; }
+  void on_sent() {  // precondition: may_send_control()
+    SANPROXY_CHECK(peer_granted_ != sent_);
+    ++sent_;
+  }
   // A cumulative grant from the peer; kProtocol if it goes back or exceeds what it may post.
-  Status on_granted(std::uint32_t credits_granted_total);
+  Status on_granted(std::uint32_t credits_granted_total) {
+    // The peer has received at most `sent_`, so it can have granted at most `sent_` + its window.
+    // Counted from the last grant, a total that goes back is a huge step forward.
+    const std::uint32_t step = credits_granted_total - peer_granted_;
+    if (step > peer_window_ - available()) [[unlikely]]
+      return grant_refused();
+    peer_granted_ = credits_granted_total;
+    return {};
+  }
 
   // --- receiving
-  Status on_received();  // kProtocol if the peer had no credit
-  void on_posted(std::uint32_t buffers);  // we posted more receive buffers
-  std::uint32_t granted_total() const;    // goes into every TransferHeader
-  void on_grant_sent();                   // a transfer with granted_total() has left
-  // True when so many grants are unannounced that a pure credit return is due (half of initial).
-  bool grant_due() const;
+  Status on_received() {  // kProtocol if the peer had no credit
+    if (received_ == granted_sent_) [[unlikely]]
+      return overrun();
+    ++received_;
+    return {};
+  }
+  // We posted more receive buffers.
+  void on_posted(std::uint32_t buffers) {
+    SANPROXY_CHECK(buffers <= window_ - (granted_ - received_));
+    granted_ += buffers;
+  }
+  std::uint32_t granted_total() const { return granted_; }  // goes into every TransferHeader
+  // A transfer with granted_total() has left.
+  void on_grant_sent() { granted_sent_ = granted_; }
+  // True when a pure credit return is due: half of the initial grant is unannounced, or the peer
+  // is running dry. Never for a single buffer: a pure return uses one up itself, and two idle
+  // sides would answer each other for ever.
+  bool grant_due() const {
+    const std::uint32_t news = unannounced();
+    const std::uint32_t left_to_peer = granted_sent_ - received_;
+    return news >= 2 && (news >= window_ / 2 || left_to_peer <= window_ / 4);
+  }
+  std::uint32_t unannounced() const { return granted_ - granted_sent_; }
 
  private:
+  static Status grant_refused();
+  static Status overrun();
+
   std::uint32_t peer_granted_ = 0;
   std::uint32_t peer_window_ = 0;  // the most that the peer may have outstanding
-  std::uint32_t reserve_ = 0;
+  std::uint32_t reserve_ = 1;
   std::uint32_t sent_ = 0;
   std::uint32_t granted_ = 0;
   std::uint32_t granted_sent_ = 0;

@@ -3,12 +3,13 @@
 // Role: pure arithmetic over 64-bit stream offsets that start at 0 and never wrap.
 // Owner: one stream. Thread: that stream's.
 // Invariants:
-//   SendWindow:    acked <= freed <= sent <= freed + window.
+//   SendWindow:    acked <= freed <= sent <= freed + window; the window never shrinks.
 //   ReceiveWindow: announced <= freed <= received <= announced + window.
 #pragma once
 
 #include <cstdint>
 
+#include "lwproto/base/check.h"
 #include "lwproto/base/status.h"
 
 namespace sanproxy::flow {
@@ -25,12 +26,29 @@ class SendWindow {
   std::uint32_t available() const {
     return static_cast<std::uint32_t>(freed_ + window_bytes_ - sent_);
   }
-  void on_sent(std::uint32_t bytes);  // precondition: bytes <= available()
+  std::uint32_t window_bytes() const { return window_bytes_; }
+  void on_sent(std::uint32_t bytes) {  // precondition: bytes <= available()
+    SANPROXY_CHECK(bytes <= available());
+    sent_ += bytes;
+  }
+  // ACCEPT_CONNECTION names the window that holds from now on; kProtocol if it is smaller than
+  // the one that early data was sent under.
+  Status on_window(std::uint32_t window_bytes);
   // The peer's ledger return; kProtocol if an offset goes back or beyond what was sent, or if
   // acked > freed.
-  Status on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset);
+  Status on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset) {
+    if (freed_offset < freed_ || freed_offset > sent_ || acked_offset < acked_ ||
+        acked_offset > freed_offset) [[unlikely]] {
+      return credit_refused(freed_offset, acked_offset);
+    }
+    freed_ = freed_offset;
+    acked_ = acked_offset;
+    return {};
+  }
 
  private:
+  Status credit_refused(std::uint64_t freed_offset, std::uint64_t acked_offset) const;
+
   std::uint64_t sent_ = 0;
   std::uint64_t freed_ = 0;
   std::uint64_t acked_ = 0;
@@ -47,10 +65,24 @@ class ReceiveWindow {
   std::uint64_t held() const { return received_ - freed_; }
   std::uint32_t window_bytes() const { return window_bytes_; }
   // A DATA at `offset`; kProtocol for a gap, an overlap or an overrun of the window.
-  Status on_data(std::uint64_t offset, std::uint32_t bytes);
-  void on_freed(std::uint32_t bytes);  // precondition: bytes <= held()
+  Status on_data(std::uint64_t offset, std::uint32_t bytes) {
+    if (offset != received_ || bytes > room()) [[unlikely]]
+      return data_refused(offset);
+    received_ += bytes;
+    return {};
+  }
+  // Bytes that the peer may still send.
+  std::uint32_t room() const {
+    return static_cast<std::uint32_t>(announced_ + window_bytes_ - received_);
+  }
+  void on_freed(std::uint32_t bytes) {  // precondition: bytes <= held()
+    SANPROXY_CHECK(bytes <= held());
+    freed_ += bytes;
+  }
   // True when a CREDIT is worth sending: at least a quarter of the window is unannounced.
-  bool credit_due() const { return freed_ - announced_ >= window_bytes_ / 4; }
+  bool credit_due() const {
+    return freed_ != announced_ && freed_ - announced_ >= window_bytes_ / 4;
+  }
   bool credit_pending() const { return freed_ != announced_; }
   std::uint64_t announce() {  // the offset to put into CREDIT
     announced_ = freed_;
@@ -58,6 +90,8 @@ class ReceiveWindow {
   }
 
  private:
+  Status data_refused(std::uint64_t offset) const;
+
   std::uint64_t received_ = 0;
   std::uint64_t freed_ = 0;
   std::uint64_t announced_ = 0;

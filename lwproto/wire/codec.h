@@ -12,8 +12,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
-#include <string_view>
+#include <string>
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
@@ -25,43 +26,81 @@ WireAddress to_wire(const SocketAddress& address);
 // Refuses an unknown family, a dirty IPv4 tail or reserved bytes.
 Result<SocketAddress> from_wire(const WireAddress& address);
 
+constexpr std::size_t padded(std::size_t bytes) {
+  return (bytes + kAlignment - 1) & ~(kAlignment - 1);
+}
+
 // Packs messages into `space` (at most kTransferInlineBytesMax is used). Every append either
-// writes the whole message or returns false and changes nothing.
+// writes the whole message or returns false and changes nothing: false means no room, a payload
+// outside the limits below, or that the transfer is sealed.
 class TransferWriter {
  public:
   TransferWriter() = default;
   explicit TransferWriter(std::span<std::byte> space);
 
   bool append(MessageType type, std::uint8_t flags, CloseCode code, const void* body,
-              std::size_t body_bytes, std::span<const std::byte> tail = {});
+              std::size_t body_bytes, std::span<const std::byte> tail = {}) {
+    std::byte* at = begin_message(type, flags, code, body_bytes + tail.size());
+    if (at == nullptr) return false;
+    std::memcpy(at, body, body_bytes);
+    if (!tail.empty()) std::memcpy(at + body_bytes, tail.data(), tail.size());
+    return true;
+  }
   template <typename Body>
   bool append(MessageType type, std::uint8_t flags, CloseCode code, const Body& body) {
     return append(type, flags, code, &body, sizeof(body));
   }
-  // DATA with its payload copied behind it (payload at most kInlinePayloadBytesMax).
+  // DATA with its payload copied behind it (payload 1..kInlinePayloadBytesMax).
   bool append_data(std::uint64_t connection, std::uint64_t offset,
-                   std::span<const std::byte> payload);
-  // The header of a DATA whose payload follows by reference; nothing may be appended after it.
+                   std::span<const std::byte> payload) {
+    if (payload.empty() || payload.size() > kInlinePayloadBytesMax) return false;
+    const DataBody body{connection, offset};
+    return append(MessageType::kData, 0, CloseCode::kNone, &body, sizeof(body), payload);
+  }
+  // The header of a DATA whose payload (kInlinePayloadBytesMax + 1..kDataPayloadBytesMax) follows
+  // by reference; nothing may be appended after it.
   bool append_data_header(std::uint64_t connection, std::uint64_t offset,
                           std::uint32_t payload_bytes);
 
   bool empty() const { return message_count_ == 0; }
   bool sealed() const { return referenced_bytes_ != 0; }  // ends in a referenced DATA
-  std::size_t bytes() const { return used_; }             // inline bytes so far
+  std::size_t bytes() const { return used_; }             // inline bytes so far, with the header
   std::size_t room() const { return space_.size() - used_; }
-  // Writes the TransferHeader; returns the inline byte count. The writer is then spent.
+  // Writes the TransferHeader; returns the inline byte count (0 if the span was too small for a
+  // header). The writer is then spent.
   std::size_t finish(std::uint32_t sequence, std::uint32_t credits_granted);
 
  private:
+  // Writes header and padding of a message of `content_bytes`; returns where the content goes, or
+  // nullptr if it does not fit.
+  std::byte* begin_message(MessageType type, std::uint8_t flags, CloseCode code,
+                           std::size_t content_bytes) {
+    const std::size_t length = sizeof(MessageHeader) + content_bytes;
+    const std::size_t whole = padded(length);
+    if (whole > room() || sealed()) return nullptr;
+    std::byte* at = space_.data() + used_;
+    // The padding is part of the last 8 bytes; the content overwrites the rest of them.
+    std::memset(at + whole - kAlignment, 0, kAlignment);
+    const MessageHeader header{static_cast<std::uint8_t>(type), flags,
+                               static_cast<std::uint16_t>(code),
+                               static_cast<std::uint32_t>(length)};
+    std::memcpy(at, &header, sizeof(header));
+    used_ += whole;
+    ++message_count_;
+    return at + sizeof(header);
+  }
+
   std::span<std::byte> space_;
   std::size_t used_ = 0;
   std::uint32_t referenced_bytes_ = 0;
   std::uint16_t message_count_ = 0;
 };
 
-// One decoded message: a copy of header and body; only `payload` still points into the transfer.
+// One decoded message: a copy of header and body; only `payload` still points into the transfer,
+// so its bytes may change while they are looked at. Not initialised beyond the plain fields,
+// because one is filled for every message received.
 struct Message {
-  MessageType type;
+  MessageType type = MessageType::kError;
   std::uint8_t flags = 0;
   CloseCode code = CloseCode::kNone;
   union {
@@ -81,7 +120,7 @@ struct Message {
   std::span<const std::byte> payload;
   std::uint32_t payload_bytes = 0;
   bool referenced = false;
-  Message() : hello{} {}
+  Message() {}  // NOLINT: the union has no member until TransferReader::next() succeeded
 };
 
 // Reads one received transfer. `head` is its first segment (all of it on a fabric that delivers
@@ -93,14 +132,22 @@ class TransferReader {
   // Checks and returns the header. Call first.
   Result<TransferHeader> begin();
   // The next message; Code::kNotFound at the orderly end; Code::kProtocol for a broken rule.
-  // Checked here: type and flags known, length against the type, lengths against the transfer,
-  // reserved fields zero, addresses well-formed, padding inside the transfer, no message behind
-  // a referenced DATA, message_count exact, HELLO never inside a transfer, payload not empty and
-  // not above its limit, a referenced payload above kInlinePayloadBytesMax or in the first
-  // segment.
+  // Checked here: type and flags known, code allowed for the type, length against the type,
+  // lengths against the transfer, reserved fields zero, addresses well-formed, padding zero and
+  // inside the transfer, no message behind a referenced DATA, message_count exact, HELLO never
+  // inside a transfer, payload not empty and not above its limit, a payload above
+  // kInlinePayloadBytesMax being the rest of the transfer (in the first segment or behind it).
+  // After anything but ok, `out` is unspecified.
   Status next(Message& out);
 
  private:
+  Status read_data(const MessageHeader& header, Message& out);
+  Status read_referenced(std::size_t payload_bytes, Message& out);
+  Status read_other(const MessageHeader& header, Message& out);
+  Status advance(std::size_t length);
+  Status finish_message();
+  Status refuse(const char* text);
+
   std::span<const std::byte> head_;
   std::size_t rest_bytes_;
   std::size_t position_ = 0;
@@ -108,7 +155,18 @@ class TransferReader {
   bool spent_ = false;
 };
 
-// HELLO as private data: fixed size, both ways.
+// Who receives a message. Most messages may travel one way only, or mean different things.
+enum class Receiver : std::uint8_t { kProxy, kApplication };
+
+// The rules of direction (docs/wire_format.md, "Direction"), which a reader cannot know by itself:
+// kProtocol if a message that TransferReader yielded may not travel towards `receiver`.
+Status check_direction(const Message& message, Receiver receiver);
+
+// The text of an ERROR: copied, with everything but printable ASCII replaced by '?'.
+std::string error_text(const Message& message);
+
+// HELLO as private data: fixed size, both ways. decode_hello: kProtocol for a broken rule,
+// kUnsupported for a version that we do not speak.
 void encode_hello(const HelloBody& hello, std::span<std::byte, sizeof(HelloBody)> out);
 Result<HelloBody> decode_hello(std::span<const std::byte> in);
 

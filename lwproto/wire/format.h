@@ -28,6 +28,21 @@ inline constexpr std::size_t kDataPayloadBytesMax = 65536;
 inline constexpr std::size_t kTransferInlineBytesMax = 8192;
 inline constexpr std::size_t kNodeNameBytesMax = 64;
 inline constexpr std::size_t kErrorTextBytesMax = 256;
+// The longest transfer: a full inline part and one referenced payload.
+inline constexpr std::size_t kTransferBytesMax = kTransferInlineBytesMax + kDataPayloadBytesMax;
+// Limits of what HELLO and the windows may name, so that no sum of them overflows anywhere.
+inline constexpr std::uint32_t kCreditsMin = 4;
+inline constexpr std::uint32_t kCreditsMax = 65536;
+inline constexpr std::uint32_t kStreamWindowBytesMax = 1u << 30;
+inline constexpr std::uint32_t kStreamsMax = 1u << 24;
+// DATA that the proxy sends before ACCEPT_CONNECTION has come back counts against the smaller of
+// this and the application's HELLO.stream_window_bytes; ACCEPT may only widen that window.
+inline constexpr std::uint32_t kEarlyDataBytesMax = 65536;
+inline constexpr std::uint8_t kWindowScaleMax = 14;         // RFC 7323, 2.3
+inline constexpr std::uint32_t kTcpOptionTimestamps = 0x1;  // bits of tcp_options
+inline constexpr std::uint32_t kTcpOptionSack = 0x2;
+inline constexpr std::uint32_t kTcpOptionScaling = 0x4;
+inline constexpr std::uint32_t kTcpOptionsKnown = 0x7;
 
 enum class MessageType : std::uint8_t {
   kHello = 1,
@@ -64,11 +79,11 @@ enum class CloseCode : std::uint16_t {
 };
 
 struct TransferHeader {
-  std::uint32_t length;          // bytes of the whole transfer, this header and payload included
-  std::uint16_t message_count;   // messages that follow; 0 is a pure credit return
-  std::uint16_t reserved;        // 0
-  std::uint32_t sequence;        // transfers sent before this one on the channel, mod 2^32
-  std::uint32_t credits_granted; // receive buffers posted by the sender since HELLO, mod 2^32
+  std::uint32_t length;           // bytes of the whole transfer, this header and payload included
+  std::uint16_t message_count;    // messages that follow; 0 is a pure credit return
+  std::uint16_t reserved;         // 0
+  std::uint32_t sequence;         // transfers sent before this one on the channel, mod 2^32
+  std::uint32_t credits_granted;  // receive buffers posted by the sender since HELLO, mod 2^32
 };
 static_assert(sizeof(TransferHeader) == 16);
 
@@ -93,25 +108,26 @@ struct HelloBody {
   std::uint32_t magic;
   std::uint16_t version;
   std::uint16_t reserved;
-  std::uint64_t epoch;               // the sender's incarnation; a proxy's is in connection ids
-  std::uint32_t credits_initial;     // receive buffers that the sender has posted
-  std::uint32_t credits_reserved;    // of these, kept for control messages
-  std::uint32_t stream_window_bytes; // the largest window that the sender opens for one stream
+  std::uint64_t epoch;                // the sender's incarnation; a proxy's is in connection ids
+  std::uint32_t credits_initial;      // receive buffers that the sender has posted
+  std::uint32_t credits_reserved;     // of these, kept for control messages
+  std::uint32_t stream_window_bytes;  // the largest window that the sender opens for one stream
   std::uint32_t streams_max;
   std::uint8_t node_name[kNodeNameBytesMax];  // UTF-8, zero-padded, printable
 };
 static_assert(sizeof(HelloBody) == 96);
 
-// flags of JOIN, LEAVE, SHUTDOWN and CONNECTION_REQUEST
-inline constexpr std::uint8_t kFlagAnswer = 0x01;  // the proxy's answer; `code` says how it went
-inline constexpr std::uint8_t kFlagActive = 0x02;  // CONNECTION_REQUEST from the application
+// Flags: kFlagAnswer on JOIN, LEAVE and SHUTDOWN; kFlagActive on CONNECTION_REQUEST;
+// kFlagImmediate on a JOIN that is no answer. Every other bit and every other message has 0.
+inline constexpr std::uint8_t kFlagAnswer = 0x01;     // the proxy's answer; `code` says how it went
+inline constexpr std::uint8_t kFlagActive = 0x02;     // CONNECTION_REQUEST from the application
 inline constexpr std::uint8_t kFlagImmediate = 0x04;  // JOIN: wants immediate binding
 
 struct JoinServiceBody {
-  WireAddress address;          // any-address (all zero ip) means every address at this port
-  std::uint32_t request;        // chosen by the application node, returned in the answer
-  std::uint32_t service;        // 0 in the request; the proxy's name for it in the answer
-  std::uint32_t weight;         // 1..65535, for weighted balancing
+  WireAddress address;            // any-address (all zero ip) means every address at this port
+  std::uint32_t request;          // chosen by the application node, returned in the answer
+  std::uint32_t service;          // 0 in the request; the proxy's name for it in the answer
+  std::uint32_t weight;           // 1..65535, for weighted balancing
   std::uint32_t connections_max;  // this node takes no more at a time; 0 is no limit
 };
 static_assert(sizeof(JoinServiceBody) == 40);
@@ -130,16 +146,16 @@ struct ConnectionRequestBody {
   std::uint64_t connection;
   std::uint32_t service;
   std::uint32_t request;
-  WireAddress client;   // the remote end
-  WireAddress local;    // our end; optional (family 0) in an active request
+  WireAddress client;  // the remote end
+  WireAddress local;   // our end; optional (family 0) in an active request
   // What is needed to rebuild the endpoint (design §2 rule 2); 0 in an active request.
   std::uint32_t initial_seq_local;
   std::uint32_t initial_seq_remote;
   std::uint16_t mss_bytes;
   std::uint8_t window_scale_local;
   std::uint8_t window_scale_remote;
-  std::uint32_t tcp_options;       // bit 0: timestamps, bit 1: SACK permitted, bit 2: scaling
-  std::uint32_t send_window_bytes; // bytes of this stream that the receiver of this may send
+  std::uint32_t tcp_options;        // bit 0: timestamps, bit 1: SACK permitted, bit 2: scaling
+  std::uint32_t send_window_bytes;  // bytes of this stream that the receiver of this may send
   std::uint32_t timestamp_offset;
 };
 static_assert(sizeof(ConnectionRequestBody) == 88);

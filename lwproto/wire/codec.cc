@@ -1,0 +1,225 @@
+#include "lwproto/wire/codec.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "lwproto/wire/message_rules.h"
+
+namespace sanproxy::wire {
+namespace {
+
+constexpr Status broken(const char* text) { return Status::error(Code::kProtocol, text); }
+
+// The one way in which the reader looks at headers. The fence keeps the compiler from loading a
+// field a second time from memory that the peer may have changed since.
+inline void copy_out(void* to, const std::byte* from, std::size_t bytes) {
+  std::memcpy(to, from, bytes);
+  std::atomic_signal_fence(std::memory_order_acq_rel);
+}
+
+}  // namespace
+
+// --- addresses
+
+WireAddress to_wire(const SocketAddress& address) {
+  WireAddress out{};
+  std::memcpy(out.ip, address.ip.bytes.data(), address.ip.size());
+  out.port = address.port;
+  out.family = static_cast<std::uint8_t>(address.ip.family);
+  return out;
+}
+
+Result<SocketAddress> from_wire(const WireAddress& address) {
+  if (!well_formed(address, false)) return broken("the address is malformed");
+  SocketAddress out;
+  out.ip.family = static_cast<Family>(address.family);
+  std::memcpy(out.ip.bytes.data(), address.ip, sizeof(address.ip));
+  out.port = address.port;
+  return out;
+}
+
+// --- writer
+
+TransferWriter::TransferWriter(std::span<std::byte> space)
+    : space_(space.first(std::min(space.size(), kTransferInlineBytesMax))) {
+  // A span without room for the header takes nothing at all.
+  if (space_.size() < sizeof(TransferHeader)) space_ = {};
+  used_ = space_.empty() ? 0 : sizeof(TransferHeader);
+}
+
+bool TransferWriter::append_data_header(std::uint64_t connection, std::uint64_t offset,
+                                        std::uint32_t payload_bytes) {
+  if (payload_bytes <= kInlinePayloadBytesMax || payload_bytes > kDataPayloadBytesMax) return false;
+  const DataBody body{connection, offset};
+  std::byte* at = begin_message(MessageType::kData, 0, CloseCode::kNone, sizeof(body));
+  if (at == nullptr) return false;
+  std::memcpy(at, &body, sizeof(body));
+  const auto length = static_cast<std::uint32_t>(kDataHeaderBytes + payload_bytes);
+  std::memcpy(at - sizeof(MessageHeader) + offsetof(MessageHeader, length), &length,
+              sizeof(length));
+  referenced_bytes_ = payload_bytes;
+  return true;
+}
+
+std::size_t TransferWriter::finish(std::uint32_t sequence, std::uint32_t credits_granted) {
+  const std::size_t inline_bytes = used_;
+  if (inline_bytes != 0) {
+    const TransferHeader header{static_cast<std::uint32_t>(inline_bytes + referenced_bytes_),
+                                message_count_, 0, sequence, credits_granted};
+    std::memcpy(space_.data(), &header, sizeof(header));
+  }
+  *this = TransferWriter();
+  return inline_bytes;
+}
+
+// --- reader
+
+TransferReader::TransferReader(std::span<const std::byte> head, std::size_t rest_bytes)
+    : head_(head), rest_bytes_(rest_bytes) {}
+
+[[gnu::cold]] Status TransferReader::refuse(const char* text) {
+  spent_ = true;
+  remaining_ = 0;
+  return broken(text);
+}
+
+Result<TransferHeader> TransferReader::begin() {
+  TransferHeader header;
+  if (head_.size() < sizeof(header)) return refuse("the transfer is shorter than its header");
+  // The bounds keep the sum of the lengths from overflowing, whatever a fabric counted.
+  if (head_.size() > kTransferBytesMax || rest_bytes_ > kDataPayloadBytesMax) {
+    return refuse("the transfer is too long");
+  }
+  copy_out(&header, head_.data(), sizeof(header));
+  if (header.length != head_.size() + rest_bytes_) {
+    return refuse("the transfer's length is not what was received");
+  }
+  if (header.length > kTransferBytesMax) return refuse("the transfer is too long");
+  if (header.reserved != 0) return refuse("a reserved field of the transfer is not zero");
+  if (header.message_count == 0 && header.length != sizeof(header)) {
+    return refuse("a transfer without messages has bytes behind its header");
+  }
+  position_ = sizeof(header);
+  remaining_ = header.message_count;
+  return header;
+}
+
+Status TransferReader::next(Message& out) {
+  if (remaining_ == 0) [[unlikely]] {
+    if (spent_) return broken("the transfer was refused before");
+    return Status::error(Code::kNotFound, "no message is left");
+  }
+  MessageHeader header;
+  if (head_.size() - position_ < sizeof(header)) {
+    return refuse("a message header lies outside the transfer");
+  }
+  copy_out(&header, head_.data() + position_, sizeof(header));
+  out.type = static_cast<MessageType>(header.type);
+  out.flags = header.flags;
+  out.code = static_cast<CloseCode>(header.code);
+  if (out.type == MessageType::kData) [[likely]]
+    return read_data(header, out);
+  return read_other(header, out);
+}
+
+inline Status TransferReader::read_data(const MessageHeader& header, Message& out) {
+  // Unsigned: a length below the header's wraps to something above every limit.
+  const std::size_t payload_bytes = std::size_t{header.length} - kDataHeaderBytes;
+  if (payload_bytes - 1 >= kDataPayloadBytesMax) {
+    return refuse("the length of a DATA is out of range");
+  }
+  if (header.flags != 0 || header.code != 0) return refuse("a DATA has flags or a code");
+  if (head_.size() - position_ < kDataHeaderBytes) {
+    return refuse("a message body lies outside the transfer");
+  }
+  copy_out(&out.data, head_.data() + position_ + sizeof(header), sizeof(out.data));
+  if (out.data.connection == 0) return refuse("connection 0 does not exist");
+  out.payload_bytes = static_cast<std::uint32_t>(payload_bytes);
+  if (payload_bytes > kInlinePayloadBytesMax) return read_referenced(payload_bytes, out);
+  out.referenced = false;
+  out.payload = {head_.data() + position_ + kDataHeaderBytes, payload_bytes};
+  return advance(header.length);
+}
+
+// The payload is all that is left of the transfer: behind the message, or in the other segments.
+Status TransferReader::read_referenced(std::size_t payload_bytes, Message& out) {
+  if (remaining_ != 1) return refuse("a message follows a DATA by reference");
+  position_ += kDataHeaderBytes;
+  if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
+  const std::size_t behind_bytes = head_.size() - position_;
+  out.referenced = rest_bytes_ != 0;
+  if ((out.referenced ? rest_bytes_ : behind_bytes) != payload_bytes ||
+      (out.referenced && behind_bytes != 0)) {
+    return refuse("a payload by reference is not the rest of the transfer");
+  }
+  out.payload = head_.subspan(position_);
+  position_ = head_.size();
+  rest_bytes_ = 0;
+  return finish_message();
+}
+
+Status TransferReader::read_other(const MessageHeader& header, Message& out) {
+  const std::size_t body_bytes = body_bytes_of(header.type);
+  if (body_bytes == 0) return refuse("the message type is unknown");
+  const std::size_t fixed_bytes = sizeof(header) + body_bytes;
+  if (head_.size() - position_ < fixed_bytes) {
+    return refuse("a message body lies outside the transfer");
+  }
+  const std::byte* body = head_.data() + position_ + sizeof(header);
+  out.payload = {};
+  out.payload_bytes = 0;
+  out.referenced = false;
+  if (out.type == MessageType::kCredit) {
+    copy_out(&out.credit, body, sizeof(out.credit));
+  } else {
+    copy_out(&out.hello, body, body_bytes);  // the largest member of the union, so all of it
+  }
+  std::size_t text_bytes = 0;
+  if (out.type == MessageType::kError) {
+    text_bytes = out.error.text_bytes;
+    if (text_bytes > kErrorTextBytesMax) return refuse("the text of an ERROR is too long");
+  }
+  if (header.length != fixed_bytes + text_bytes) {
+    return refuse("a message has not the length of its type");
+  }
+  if (const char* rule = broken_rule(out)) return refuse(rule);
+  const std::byte* text = body + body_bytes;
+  if (const Status status = advance(header.length); !status.ok()) return status;
+  if (text_bytes != 0) {
+    out.payload = {text, text_bytes};
+    out.payload_bytes = static_cast<std::uint32_t>(text_bytes);
+  }
+  return {};
+}
+
+// Steps over a message of the inline part, with its padding.
+inline Status TransferReader::advance(std::size_t length) {
+  const std::size_t whole = padded(length);
+  if (head_.size() - position_ < whole) return refuse("a message lies outside the transfer");
+  for (std::size_t i = length; i < whole; ++i) {
+    if (head_[position_ + i] != std::byte{0}) return refuse("padding is not zero");
+  }
+  position_ += whole;
+  if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
+  return finish_message();
+}
+
+// The last message is yielded only when it ends where the transfer does.
+inline Status TransferReader::finish_message() {
+  if (--remaining_ == 0 && (position_ != head_.size() || rest_bytes_ != 0)) {
+    return refuse("bytes follow the last message");
+  }
+  return {};
+}
+
+std::string error_text(const Message& message) {
+  std::string out;
+  out.reserve(message.payload.size());
+  for (const std::byte byte : message.payload) {
+    const char c = static_cast<char>(byte);
+    out.push_back(c >= 0x20 && c < 0x7f ? c : '?');
+  }
+  return out;
+}
+
+}  // namespace sanproxy::wire
