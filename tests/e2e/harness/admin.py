@@ -1,0 +1,77 @@
+"""The proxy's admin endpoint, and the only place that knows the shape of /status."""
+
+import json
+import re
+import socket
+
+PORT = 9477
+
+
+def get(namespace, path, timeout_s=10):
+    """(status, body) of a GET at the admin endpoint inside `namespace`."""
+    with namespace.socket(socket.AF_INET) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect(("127.0.0.1", PORT))
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n".encode())
+        data = b""
+        while True:
+            piece = sock.recv(65536)
+            if not piece:
+                break
+            data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+def status(namespace):
+    code, body = get(namespace, "/status")
+    if code != 200:
+        raise AssertionError(f"/status answered {code}: {body[:500]}")
+    return json.loads(body)
+
+
+_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]Inf)$")
+
+
+def metrics(namespace):
+    """{'name' or 'name{label="x"}': value}; every line must be well-formed."""
+    code, body = get(namespace, "/metrics")
+    if code != 200:
+        raise AssertionError(f"/metrics answered {code}")
+    values = {}
+    for line in body.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = _SAMPLE.match(line)
+        if not match:
+            raise AssertionError(f"not a Prometheus sample: {line!r}")
+        values[match.group(1) + (match.group(2) or "")] = float(match.group(3))
+    return values
+
+
+def service(state, address):
+    return next((s for s in state.get("services", []) if s.get("address") == address), None)
+
+
+def nodes(state, address):
+    found = service(state, address)
+    return found.get("nodes", []) if found else []
+
+
+def node_count(state, address):
+    return len(nodes(state, address))
+
+
+def open_connections(state):
+    return state["connections"]["open"]
+
+
+def not_given_back(state):
+    """What is still held although nobody is connected; empty when everything came back."""
+    held = {}
+    if open_connections(state) != 0:
+        held["open_connections"] = open_connections(state)
+    for name, pool in state.get("pools", {}).items():
+        if pool.get("free") != pool.get("total"):
+            held[name] = pool
+    return held

@@ -1,0 +1,40 @@
+"""LabTest: the base of every test case; opens labs and checks them at the end."""
+
+import unittest
+
+from .lab import Lab
+
+
+class LabTest(unittest.TestCase):
+    topology = "tun"
+    family = 4
+
+    def lab(self, **options):
+        """A lab with a running proxy; what must hold at the end is checked when the test ends."""
+        label = ".".join(self.id().split(".")[-2:])
+        one = Lab(options.pop("topology", self.topology), label, **options)
+        self.addCleanup(one.close)
+        one.start_proxy()
+        self.addCleanup(self._check_at_end, one)
+        return one
+
+    def _check_at_end(self, one):
+        if self._outcome.success:
+            one.assert_healthy()
+
+    def socket(self, lab, port, **options):
+        sock = lab.connect(port, options.pop("family", self.family), **options)
+        self.addCleanup(sock.close)
+        return sock
+
+
+def over(test_base, topologies=("tun", "packet"), families=(4, 6)):
+    """{class name: class}: `test_base` over each topology and family."""
+    made = {}
+    for topology in topologies:
+        for family in families:
+            name = f"{test_base.__name__}_{topology}_ip{family}"
+            made[name] = type(name, (test_base, LabTest),
+                              {"topology": topology, "family": family,
+                               "__module__": test_base.__module__})
+    return made

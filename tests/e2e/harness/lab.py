@@ -1,0 +1,194 @@
+"""A lab: the namespaces, the proxy node and the application nodes of one test.
+
+tun:    the client's namespace holds the TUN device; proxynode runs in there as well.
+packet: client namespace -- veth -- proxy namespace; proxynode has its own addresses on the
+        segment, the proxy's kernel has none.
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+
+from . import admin, netns, programs, settings, wait
+from .process import Program
+
+V4 = "10.77.0.10"
+V6 = "fd77::10"
+TOPOLOGIES = ("tun", "packet")
+
+_open_labs = []
+
+
+def close_all():
+    for one in list(_open_labs):
+        one.close()
+
+
+def service_address(family, port):
+    return f"{V4}:{port}" if family == 4 else f"[{V6}]:{port}"
+
+
+class Lab:
+    def __init__(self, topology, label, config=None, services=(), fabric=None):
+        """`config`: sections or keys merged into the configuration; `services`: policies."""
+        self.topology = topology
+        self.log_dir = os.path.join(settings.log_dir, label)
+        os.makedirs(self.log_dir, exist_ok=True)
+        # Unix socket paths are short: they live apart from the logs.
+        self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
+        self.proxy_address = f"shm:{self.run_dir}/proxy.sock"
+        self.programs = []
+        self.proxy = None
+        self._starts = 0
+        self._counts = {}
+        _open_labs.append(self)
+        self.client = netns.Namespace("c")
+        self.proxy_ns = self.client if topology == "tun" else netns.Namespace("p")
+        if topology == "packet":
+            self._make_segment()
+        self.config = programs.proxy_config(topology, self.proxy_address, config or {},
+                                            services, fabric or {})
+        self.config_path = os.path.join(self.log_dir, "proxynode.toml")
+
+    def _make_segment(self):
+        self.client.ip("link", "add", "eth0", "type", "veth", "peer", "name", "san0",
+                       "netns", self.proxy_ns.name)
+        self.proxy_ns.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+        self.client.ip("address", "add", "10.88.0.2/24", "dev", "eth0")
+        self.client.ip("address", "add", "fd88::2/64", "dev", "eth0", "nodad")
+        self.client.ip("link", "set", "eth0", "up")
+        self.proxy_ns.ip("link", "set", "san0", "up")
+        self.client.ip("route", "add", "10.77.0.0/24", "via", "10.88.0.1")
+        self.client.ip("-6", "route", "add", "fd77::/64", "via", "fd88::1")
+
+    # --- programs
+
+    def _label(self, base):
+        self._counts[base] = self._counts.get(base, 0) + 1
+        return base if self._counts[base] == 1 else f"{base}-{self._counts[base]}"
+
+    def start(self, base, argv, namespace=None, env=None):
+        program = Program(self._label(base), argv, self.log_dir, namespace, env)
+        self.programs.append(program)
+        return program
+
+    def start_proxy(self, wait_ready=True):
+        with open(self.config_path, "w") as file:
+            file.write(self.config)
+        self.proxy = self.start("proxynode", [programs.path("proxynode"), "--config",
+                                              self.config_path], self.proxy_ns)
+        if wait_ready:
+            wait.until(lambda: self.healthy() or not self.proxy.alive(),
+                       lambda: f"/healthz answers\n{self.proxy.log()[-3000:]}")
+            if not self.proxy.alive():
+                raise AssertionError(f"proxynode ended with {self.proxy.exit_code}:\n"
+                                     f"{self.proxy.log()[-3000:]}")
+        return self.proxy
+
+    def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True):
+        argv = programs.httpd_argv(self.proxy_address, service_address(family, port), root,
+                                   name, extra)
+        return self._start_node("httpd", argv, family, port, joined)
+
+    def start_echo(self, mode="echo", port=7, family=4, name=None, extra=(), joined=True):
+        argv = programs.echo_argv(mode, self.proxy_address, service_address(family, port), name,
+                                  extra)
+        return self._start_node("echo-" + mode, argv, family, port, joined)
+
+    def _start_node(self, base, argv, family, port, joined):
+        before = self.node_count(port, family) if joined else 0
+        program = self.start(base, argv)
+        program.service = service_address(family, port)
+        if joined:
+            wait.until(lambda: self.node_count(port, family) > before or not program.alive(),
+                       lambda: f"{program.label} joins {program.service}\n{program.log()[-2000:]}")
+            if not program.alive():
+                raise AssertionError(f"{program.label} ended with {program.exit_code}:\n"
+                                     f"{program.log()[-3000:]}")
+        return program
+
+    # --- looking at the proxy
+
+    def http_admin(self, path):
+        return admin.get(self.proxy_ns, path)
+
+    def healthy(self):
+        try:
+            return self.http_admin("/healthz")[0] == 200
+        except OSError:
+            return False
+
+    def status(self):
+        return admin.status(self.proxy_ns)
+
+    def metrics(self):
+        return admin.metrics(self.proxy_ns)
+
+    def node_count(self, port, family=4):
+        return admin.node_count(self.status(), service_address(family, port))
+
+    def open_connections(self):
+        return admin.open_connections(self.status())
+
+    # --- clients
+
+    def connect(self, port, family=4, timeout_s=20, receive_buffer=None, send_buffer=None):
+        kind = socket.AF_INET if family == 4 else socket.AF_INET6
+        sock = self.client.socket(kind)
+        try:
+            if receive_buffer:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if send_buffer:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            sock.settimeout(timeout_s)
+            sock.connect((V4 if family == 4 else V6, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def run(self, *argv, timeout_s=120, **options):
+        return self.client.run(*argv, timeout_s=timeout_s, **options)
+
+    def url(self, path, port=80, family=4):
+        return f"http://{service_address(family, port)}{path}"
+
+    def curl(self, *words, timeout_s=120, **options):
+        return self.client.run("curl", "-sS", "--max-time", timeout_s, *words,
+                               timeout_s=timeout_s + 10, **options)
+
+    # --- the end
+
+    def assert_healthy(self):
+        """What holds after every test: alive, nothing broken, everything given back."""
+        assert self.proxy is not None and self.proxy.alive(), \
+            f"proxynode ended with {self.proxy and self.proxy.exit_code}:\n{self.tail()}"
+        self.assert_not_broken()
+
+        def leak():
+            return admin.not_given_back(self.status())
+        try:
+            wait.until(lambda: not leak(), "", timeout_s=30)
+        except wait.NotReached:
+            raise AssertionError(f"not given back at the end: {leak()}\n{self.tail()}") from None
+
+    def assert_not_broken(self):
+        for program in self.programs:
+            line = program.broken()
+            assert not line, f"{program.label} says: {line}"
+
+    def tail(self, bytes_max=1500):
+        return "\n".join(f"--- {p.label} ({'running' if p.alive() else p.exit_code})\n"
+                         f"{p.log()[-bytes_max:]}" for p in self.programs)
+
+    def close(self):
+        if self not in _open_labs:
+            return
+        _open_labs.remove(self)
+        for program in self.programs:
+            program.kill()
+        self.client.remove()
+        if self.proxy_ns is not self.client:
+            self.proxy_ns.remove()
+        shutil.rmtree(self.run_dir, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""Network namespaces: every packet of a test stays inside ones that carry our process id."""
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+
+PREFIX = "sane2e"
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd):
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, "setns: " + os.strerror(error))
+
+
+def ip(*words, check=True):
+    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+
+def remove_stale():
+    """Removes namespaces whose test run is gone (killed before it could clean up)."""
+    for line in ip("netns", "list", check=False).stdout.splitlines():
+        parts = line.split()[0].split("-") if line.strip() else []
+        if len(parts) == 3 and parts[0] == PREFIX and parts[1].isdigit():
+            if not os.path.exists(f"/proc/{parts[1]}"):
+                ip("netns", "delete", line.split()[0], check=False)
+
+
+class Namespace:
+    """One network namespace with its loopback up. Programs and sockets can be made inside it."""
+
+    _count = 0
+    _lock = threading.Lock()
+
+    def __init__(self, label):
+        with Namespace._lock:
+            Namespace._count += 1
+            self.name = f"{PREFIX}-{os.getpid()}-{label}{Namespace._count}"
+        ip("netns", "add", self.name)
+        self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        self.ip("link", "set", "lo", "up")
+        # The host may default to BBR; reno is the one that every namespace may choose.
+        self.sysctl("net.ipv4.tcp_congestion_control", "reno")
+        self.sysctl("net.ipv6.conf.all.accept_dad", "0")
+        self.sysctl("net.ipv6.conf.default.accept_dad", "0")
+
+    def ip(self, *words, check=True):
+        result = ip("-n", self.name, *words, check=False)
+        if check and result.returncode != 0:
+            raise RuntimeError(f"ip {' '.join(words)}: {result.stderr.strip()}")
+        return result
+
+    def sysctl(self, key, value):
+        subprocess.run(self.argv(["sysctl", "-q", "-w", f"{key}={value}"]), check=True,
+                       capture_output=True)
+
+    def argv(self, argv):
+        """The command line that runs `argv` inside; the process id stays the same (exec)."""
+        return ["ip", "netns", "exec", self.name, *map(str, argv)]
+
+    def run(self, *argv, timeout_s=120, **options):
+        options.setdefault("capture_output", True)
+        return subprocess.run(self.argv(argv), timeout=timeout_s, **options)
+
+    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM):
+        """A socket that lives inside for good, whichever thread uses it later."""
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            _setns(self._fd)
+            try:
+                return socket.socket(family, kind)
+            finally:
+                _setns(own)
+        finally:
+            os.close(own)
+
+    def remove(self):
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            ip("netns", "delete", self.name, check=False)

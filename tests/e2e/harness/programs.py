@@ -1,0 +1,82 @@
+"""Command lines and configuration of the programs: the only place that knows their options."""
+
+import os
+
+from . import settings
+from .admin import PORT
+
+
+def path(name):
+    return os.path.join(settings.bin_dir, name)
+
+
+def toml_value(value):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def toml_section(header, values):
+    return header + "\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items()) + "\n"
+
+
+def proxy_config(topology, listen, config, services, fabric):
+    """`config`: {"proxy": {...}, "interface": {...}, "any other section": {...}}."""
+    config = dict(config)
+    own = {"tun": ["10.77.0.1/24", "fd77::1/64"], "packet": ["10.88.0.1/24", "fd88::1/64"]}
+    proxy = {"name": "proxy-e2e", "max_connections": 20000, **config.pop("proxy", {})}
+    interface = {"driver": topology, "name": "san0", "mtu": 1500, "addresses": own[topology],
+                 **config.pop("interface", {})}
+    text = toml_section("[proxy]", proxy)
+    text += toml_section("[[interface]]", interface)
+    text += toml_section("[[fabric]]", {"listen": listen, "trust": "isolated", **fabric})
+    for one in services:
+        text += toml_section("[[service]]", one)
+    text += toml_section("[admin]", {"listen": f"127.0.0.1:{PORT}", **config.pop("admin", {})})
+    for name, values in config.items():
+        text += toml_section(f"[{name}]", values)
+    return text
+
+
+def _node(program, proxy, service, name, extra):
+    argv = [path(program), "--proxy", proxy, "--service", service]
+    if name:
+        argv += ["--name", name]
+    return argv + list(extra)
+
+
+def httpd_argv(proxy, service, root, name, extra):
+    argv = _node("appnode-httpd", proxy, service, name, extra)
+    return argv + (["--root", root] if root else [])
+
+
+def echo_argv(mode, proxy, service, name, extra):
+    return _node("appnode-echo", proxy, service, name, ["--mode", mode, *extra])
+
+
+def outgoing_argv(proxy, target):
+    """An application node that connects to `target` and echoes what it gets."""
+    return [path("appnode-echo"), "--proxy", proxy, "--connect", target]
+
+
+# Configuration that single tests need.
+
+def tiny_pools():
+    return {"limits": {"ingress_bytes_max": 8 << 20, "egress_bytes_max": 8 << 20}}
+
+
+def connection_limit(count, action):
+    return {"proxy": {"max_connections": count, "at_limit": action}}
+
+
+def drain(seconds):
+    return {"proxy": {"drain_seconds": seconds}}
+
+
+def refused_count(metrics):
+    """SYNs refused or dropped because of the connection limit."""
+    return sum(v for k, v in metrics.items() if "refused_connections_max" in k)

@@ -1,0 +1,168 @@
+"""Faults: whoever survives loses no byte, whoever does not is told so."""
+
+import signal
+import socket
+import time
+
+from harness import case, load, programs, wait
+from harness.pattern import Pattern
+
+BYTES = Pattern("faults")
+
+
+class Faults:
+    def with_load(self, one, connections=64):
+        busy = load.EchoLoad(one, port=7, connections=connections, family=self.family)
+        self.addCleanup(busy.close)
+        busy.start()
+        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs")
+        return busy
+
+    def test_kill_of_an_application_node_resets_its_connections_and_no_other(self):
+        one = self.lab()
+        nodes = [one.start_echo(family=self.family, name=f"node-{i}") for i in range(2)]
+        busy = self.with_load(one)
+        nodes[0].kill()
+        wait.until(lambda: busy.lost, "its connections end")
+        wait.until(lambda: one.node_count(7, self.family) == 1, "the node is gone")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 262144), "the others go on")
+        self.assertEqual(len(busy.lost), 32)
+        self.assertEqual({c.lost for c in busy.lost}, {"ConnectionResetError"})
+        with one.connect(7, self.family) as sock:  # and new ones go to the survivor
+            sock.sendall(b"new")
+            self.assertEqual(sock.recv(3), b"new")
+        busy.finish()
+        self.assertEqual(len(busy.lost), 32)
+
+    def test_a_killed_proxy_is_back_with_its_nodes_joined_again(self):
+        one = self.lab()
+        for index in range(2):
+            one.start_echo(family=self.family, name=f"node-{index}")
+        busy = self.with_load(one)
+        one.proxy.kill()
+        busy.close()
+        one.programs.remove(one.proxy)
+        started = time.monotonic()
+        one.start_proxy(wait_ready=False)
+
+        def served():
+            try:
+                with one.connect(7, self.family, timeout_s=0.5) as sock:
+                    sock.sendall(b"again")
+                    return sock.recv(5) == b"again"
+            except OSError:
+                return False
+        wait.until(served, "a new connection is served", timeout_s=20, pause_s=0.005)
+        print(f"     new connections work {time.monotonic() - started:.3f} s after the restart")
+        wait.until(lambda: one.node_count(7, self.family) == 2, "both nodes joined again")
+        again = self.with_load(one)
+        marks = again.marks()
+        wait.until(lambda: again.all_progressed(marks, 65536), "the new load runs")
+        again.finish()
+        self.assertEqual(again.lost, [])
+
+    def test_leave_under_load_lets_open_connections_finish(self):
+        one = self.lab()
+        stays = one.start_echo(family=self.family, name="stays")
+        leaves = one.start_echo(family=self.family, name="leaves")
+        busy = self.with_load(one)
+        leaves.signal(signal.SIGTERM)
+        wait.until(lambda: one.node_count(7, self.family) == 1, "the node has left")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 65536), "every connection goes on")
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+        self.assertEqual(leaves.wait(), 0)
+        self.assertTrue(stays.alive())
+
+    def test_pools_of_the_smallest_size_slow_everybody_down_and_harm_nobody(self):
+        one = self.lab(config=programs.tiny_pools())
+        one.start_echo(family=self.family)
+        busy = self.with_load(one)
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 1 << 20), "every connection goes on",
+                   timeout_s=60)
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+
+    def limited(self, action):
+        one = self.lab(config=programs.connection_limit(8, action))
+        one.start_echo(family=self.family)
+        sockets = [self.socket(one, 7) for _ in range(8)]
+        for sock in sockets:
+            sock.sendall(b"x")
+            self.assertEqual(sock.recv(1), b"x")
+        return one, sockets
+
+    def still_served(self, one, sockets):
+        for sock in sockets:
+            sock.sendall(b"y")
+            self.assertEqual(sock.recv(1), b"y")
+        sockets[0].close()
+        wait.until(lambda: one.open_connections() == 7, "a place is free")
+        sock = self.socket(one, 7)
+        sock.sendall(b"z")
+        self.assertEqual(sock.recv(1), b"z")
+
+    def test_beyond_the_connection_limit_a_client_is_refused_with_reset(self):
+        one, sockets = self.limited("reset")
+        for _ in range(3):
+            with self.assertRaises((ConnectionRefusedError, ConnectionResetError)):
+                with one.connect(7, self.family) as extra:
+                    extra.sendall(b"x")
+                    if not extra.recv(1):
+                        raise AssertionError("an orderly end instead of a reset")
+        self.assertGreaterEqual(programs.refused_count(one.metrics()), 3)
+        self.still_served(one, sockets)
+
+    def test_beyond_the_connection_limit_a_syn_is_left_unanswered(self):
+        one, sockets = self.limited("drop")
+        with self.assertRaises(socket.timeout):
+            one.connect(7, self.family, timeout_s=1.5)
+        self.assertGreaterEqual(programs.refused_count(one.metrics()), 1)
+        self.still_served(one, sockets)
+
+    def test_sigterm_lets_open_connections_finish(self):
+        one = self.lab(config=programs.drain(20))
+        node = one.start_echo(family=self.family)
+        busy = self.with_load(one, 16)
+        one.proxy.signal(signal.SIGTERM)
+        wait.until(lambda: self.refused(one), "new connections are refused")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 262144), "open connections go on")
+        self.assertTrue(one.proxy.alive())
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+        self.assertEqual(one.proxy.wait(), 0)
+        self.assertTrue(node.alive())
+        self.not_healthy_at_end(one)
+
+    def test_sigterm_ends_at_the_configured_time_whoever_is_still_there(self):
+        one = self.lab(config=programs.drain(1))
+        one.start_echo(family=self.family)
+        sock = self.socket(one, 7)
+        sock.sendall(b"x")
+        self.assertEqual(sock.recv(1), b"x")
+        one.proxy.signal(signal.SIGTERM)
+        with self.assertRaises(ConnectionResetError):
+            if sock.recv(1) == b"":
+                raise AssertionError("an orderly end instead of a reset")
+        self.assertEqual(one.proxy.wait(), 0)
+        self.not_healthy_at_end(one)
+
+    def refused(self, one):
+        try:
+            with one.connect(7, self.family, timeout_s=0.5) as sock:
+                sock.sendall(b"?")
+                return sock.recv(1) == b""
+        except OSError:
+            return True
+
+    @staticmethod
+    def not_healthy_at_end(one):
+        one.assert_not_broken()
+        one.assert_healthy = lambda: None  # the proxy has ended, as it should
+
+
+globals().update(case.over(Faults, families=(4,)))

@@ -1,0 +1,134 @@
+"""Slow parties stop themselves and nobody else (design §2 rule 1)."""
+
+import signal
+import socket
+
+from harness import case, load, settings, wait
+from harness.pattern import Pattern
+
+BYTES = Pattern("slow")
+SECONDS = 1.0 if settings.quick else 3.0
+# What the proxy may grow by while parties are slow: far below what it would hold without windows.
+GROWTH_BYTES_MAX = 256 << 20
+
+
+def fill(sock):
+    """Sends until the other side holds us back for good; returns how much went."""
+    sock.setblocking(False)
+    state = {"sent": 0, "last": -1, "same": 0}
+
+    def held_back():
+        try:
+            while state["sent"] < 256 << 20:
+                state["sent"] += sock.send(BYTES.slice(state["sent"], 65536))
+        except BlockingIOError:
+            pass
+        state["same"] = state["same"] + 1 if state["last"] == state["sent"] else 0
+        state["last"] = state["sent"]
+        return state["same"] > 20
+    wait.until(held_back, "the sender is held back", timeout_s=60)
+    assert state["sent"] < 128 << 20, "nothing held the sender back"
+    return state["sent"]
+
+
+def check_echo(sock, total):
+    """Half-closes, then reads and verifies everything that was sent."""
+    sock.setblocking(True)
+    sock.settimeout(30)
+    sock.shutdown(socket.SHUT_WR)
+    offset = 0
+    while piece := sock.recv(262144):
+        assert piece == BYTES.slice(offset, len(piece)), f"wrong bytes near {offset}"
+        offset += len(piece)
+    assert offset == total, f"{offset} of {total} bytes"
+
+
+class SlowParties:
+    def with_load(self, one, connections=64):
+        busy = load.EchoLoad(one, port=7, connections=connections, family=self.family)
+        self.addCleanup(busy.close)
+        busy.start()
+        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs")
+        return busy
+
+    def others_go_on(self, one, busy, before, what):
+        marks = busy.marks()
+        during = busy.rate(SECONDS)
+        print(f"     {what}: {before / 1e6:.0f} -> {during / 1e6:.0f} MB/s "
+              f"({100 * during / before:.0f} %)")
+        wait.until(lambda: busy.all_progressed(marks, 65536), "every other connection goes on")
+        self.assertEqual(busy.lost, [])
+
+    def test_an_application_that_never_reads_stops_only_its_own_connection(self):
+        one = self.lab()
+        one.start_echo(family=self.family)
+        one.start_echo(mode="stall", port=9, family=self.family)
+        busy = self.with_load(one)
+        rss, before = one.proxy.rss_bytes(), busy.rate(SECONDS)
+        stalled = self.socket(one, 9)
+        fill(stalled)
+        self.others_go_on(one, busy, before, "one application never reads")
+        self.assertLess(one.proxy.rss_bytes() - rss, GROWTH_BYTES_MAX)
+        busy.finish()
+
+    def test_a_client_that_never_reads_stops_only_its_own_connection(self):
+        one = self.lab()
+        one.start_echo(family=self.family)
+        busy = self.with_load(one)
+        rss, before = one.proxy.rss_bytes(), busy.rate(SECONDS)
+        deaf = self.socket(one, 7, receive_buffer=65536)
+        sent = fill(deaf)
+        self.others_go_on(one, busy, before, "one client never reads")
+        self.assertLess(one.proxy.rss_bytes() - rss, GROWTH_BYTES_MAX)
+        check_echo(deaf, sent)
+        busy.finish()
+
+    def test_a_stopped_application_node_holds_up_only_itself_and_loses_no_byte(self):
+        one = self.lab()
+        one.start_echo(family=self.family)
+        frozen = one.start_echo(port=9, family=self.family)
+        busy = self.with_load(one)
+        rss, before = one.proxy.rss_bytes(), busy.rate(SECONDS)
+        sockets = [self.socket(one, 9) for _ in range(4)]
+        for sock in sockets:
+            sock.sendall(BYTES.slice(0, 1))
+        for sock in sockets:
+            sock.recv(1, socket.MSG_PEEK)
+        frozen.signal(signal.SIGSTOP)
+        for sock in sockets:
+            sock.sendall(BYTES.slice(1, 0))
+        sent = []
+        for sock in sockets:
+            sock.setblocking(False)
+            total = 1
+            sent.append(self.fill_from(sock, total))
+        self.others_go_on(one, busy, before, "one application node is stopped")
+        self.assertLess(one.proxy.rss_bytes() - rss, GROWTH_BYTES_MAX)
+        # Connections that come while the node stands still wait, and are served afterwards.
+        late = self.socket(one, 9)
+        late.sendall(BYTES.slice(0, 1000))
+        frozen.signal(signal.SIGCONT)
+        for sock, total in zip(sockets, sent):
+            check_echo(sock, total)
+        check_echo(late, 1000)
+        busy.finish()
+
+    @staticmethod
+    def fill_from(sock, start):
+        state = {"sent": start, "last": -1, "same": 0}
+
+        def held_back():
+            try:
+                while state["sent"] < 64 << 20:
+                    state["sent"] += sock.send(BYTES.slice(state["sent"], 65536))
+            except BlockingIOError:
+                pass
+            state["same"] = state["same"] + 1 if state["last"] == state["sent"] else 0
+            state["last"] = state["sent"]
+            return state["same"] > 20
+        wait.until(held_back, "the sender is held back", timeout_s=60)
+        assert state["sent"] < 64 << 20, "nothing held the sender back"
+        return state["sent"]
+
+
+globals().update(case.over(SlowParties, families=(4,)))
