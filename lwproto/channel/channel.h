@@ -36,8 +36,9 @@ class Channel;
 struct Payload {
   std::span<const fabric::Segment> pieces;  // never empty, no piece is empty
   std::uint32_t length = 0;
-  // kNoLoan: the bytes are valid only until on_data() returns. Else they stay valid until
-  // Channel::release(loan), if the delegate called Channel::retain(loan) during on_data().
+  // kNoLoan: the bytes are valid only until on_data() returns (always so for small payloads).
+  // Else they stay valid until Channel::release(loan), if the delegate called
+  // Channel::retain(loan) during on_data(). No two payloads share a loan.
   fabric::Loan loan = fabric::kNoLoan;
 };
 
@@ -122,7 +123,8 @@ class Channel {
   Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
   Status blocked(std::uint64_t& counter);
   void on_transfer(const fabric::Completion& completion);
-  bool dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
+  Status dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
+  void dispatch_data(const wire::Message& message, const fabric::Completion& completion);
   void return_credits();
   void breach(const Status& status);
   void finish_close(const Status& status);
@@ -132,17 +134,17 @@ class Channel {
   Delegate& delegate_;
   flow::CreditLedger ledger_;
   wire::TransferWriter writer_;
-  bool open_ = false;          // writer_ holds space of a transfer not yet committed
-  bool open_control_ = false;  // that transfer's credit came from the control reserve
-  bool blocked_ = false;       // somebody got kAgain since the last on_writable()
-  bool closed_ = false;        // no more sends
+  bool open_ = false;     // writer_ holds space of a transfer not yet committed
+  bool blocked_ = false;  // somebody got kAgain since the last on_writable()
+  bool closed_ = false;   // no more sends
   bool close_reported_ = false;
   wire::CloseCode close_code_ = wire::CloseCode::kNone;
   Status close_status_;
   std::uint32_t send_sequence_ = 0;
   std::uint32_t receive_sequence_ = 0;
   fabric::Loan dispatching_loan_ = fabric::kNoLoan;
-  std::uint32_t dispatching_holds_ = 0;
+  bool loan_retained_ = false;
+  std::uint32_t received_since_grant_ = 0;
   ChannelCounters counters_;
 };
 

@@ -98,12 +98,12 @@ class Endpoint {
   virtual Result<RegionKey> attach(const buffer::MemoryRegion& region) = 0;
 
   // Starts a transfer: returns space of at least `inline_bytes` for its inline part, or kAgain
-  // (send queue full; a later poll() makes room), or kDisconnected. Calling it again before
+  // (send queue full, or no room for a full gather list or one more outstanding send; a later
+  // poll() makes room), or kDisconnected. After ok, commit_send() never fails for lack of room. Calling it again before
   // commit_send() abandons the first. The space is valid until commit_send().
   virtual Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) = 0;
   // Sends the first `inline_bytes` of that space followed by `refs`. With refs, `cookie` comes
-  // back in a kSend completion. kAgain: no room for the references now (the transfer is
-  // abandoned). Errors other than kAgain mean misuse or disconnection.
+  // back in a kSend completion. An error means misuse or disconnection.
   virtual Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                              std::uint64_t cookie) = 0;
   // Publishes committed sends, returned loans and posted receives; wakes a sleeping peer.

@@ -90,6 +90,8 @@ class RxPayload {
     pbuf* handle;
   };
   Piece pop_front();
+  void push_front(Piece piece);  // undoes pop_front()
+  std::size_t piece_count() const;
   static void release(pbuf* handle);
   void reset();
 
@@ -104,8 +106,12 @@ class Delegate {
   virtual bool on_accepted(ConnIndex conn, const ConnectionInfo& info) = 0;
   // connect() succeeded. (When it fails: on_closed().)
   virtual void on_connected(ConnIndex conn, const ConnectionInfo& info) = 0;
-  // The next bytes in order. The window stays closed by them until consume().
-  virtual void on_received(ConnIndex conn, RxPayload payload) = 0;
+  // The next bytes in order. The window stays closed by them until consume(). True: the delegate
+  // has taken the payload (moved from it, or is done with it: what is left in it is freed).
+  // False: back-pressure, nothing was taken. The stack keeps this one payload (lwIP's
+  // refused_data), offers it again within a tick, and drops further data of this connection
+  // meanwhile, so that its client slows down and nobody else does.
+  virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes
   // `acked_offset`: bytes since the start that the client acknowledged and that no segment in
   // the retransmission queue refers to any more (a partly acknowledged super-segment counts once

@@ -1,0 +1,291 @@
+#include "lwproto/channel/channel.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sanproxy::channel {
+namespace {
+
+// A pure credit return is also due after this many received bytes, so that a peer whose send
+// queue is short of space rather than of credits is woken as well (docs/flow_control.md).
+constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
+// The last credit is never spent on anything but a credit return: two ends that have used up
+// everything else can still revive each other.
+constexpr std::uint32_t kCreditsForReturns = 1;
+constexpr std::size_t kPollBatch = 32;
+
+}  // namespace
+
+Channel::Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& ours,
+                 const wire::HelloBody& peers, Delegate& delegate)
+    : endpoint_(std::move(endpoint)),
+      peers_(peers),
+      delegate_(delegate),
+      ledger_(peers.credits_initial, peers.credits_reserved, ours.credits_initial) {}
+
+Channel::~Channel() = default;
+
+std::string Channel::peer_name() const {
+  const char* name = reinterpret_cast<const char*>(peers_.node_name);
+  return {name, strnlen(name, sizeof(peers_.node_name))};
+}
+
+Status Channel::blocked(std::uint64_t& counter) {
+  ++counter;
+  blocked_ = true;
+  return Status::again();
+}
+
+Status Channel::open_transfer(std::size_t bytes, bool control) {
+  if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
+  if (open_) {
+    if (!writer_.sealed() && writer_.room() >= bytes) return {};
+    if (const Status status = finish_transfer({}, 0); !status.ok()) return status;
+  }
+  const bool credit = control ? ledger_.available() > kCreditsForReturns : ledger_.may_send_data();
+  if (!credit) return blocked(counters_.blocked_no_credit);
+  auto space = endpoint_->begin_send(wire::kTransferInlineBytesMax);
+  if (!space.ok()) {
+    if (space.status().is_again()) return blocked(counters_.blocked_no_space);
+    return space.status();
+  }
+  writer_ = wire::TransferWriter(*space);
+  open_ = true;
+  return {};
+}
+
+Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie) {
+  const std::size_t inline_bytes = writer_.finish(send_sequence_, ledger_.granted_total());
+  open_ = false;
+  const Status status = endpoint_->commit_send(inline_bytes, refs, cookie);
+  if (!status.ok()) return status;
+  ++send_sequence_;
+  ledger_.on_sent();
+  ledger_.on_grant_sent();
+  received_since_grant_ = 0;
+  ++counters_.transfers_out;
+  return {};
+}
+
+Status Channel::send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                             const void* body, std::size_t body_bytes,
+                             std::span<const std::byte> tail, bool control) {
+  const std::size_t bytes = sizeof(wire::MessageHeader) + body_bytes + tail.size();
+  const std::size_t padded = (bytes + wire::kAlignment - 1) & ~(wire::kAlignment - 1);
+  if (const Status status = open_transfer(padded, control); !status.ok()) return status;
+  if (!writer_.append(type, flags, code, body, body_bytes, tail)) {
+    return Status::error(Code::kInvalidArgument, "the message does not fit a transfer");
+  }
+  ++counters_.messages_out;
+  return {};
+}
+
+Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
+                                 std::span<const std::byte> payload) {
+  const std::size_t bytes = wire::kDataHeaderBytes + payload.size();
+  const std::size_t padded = (bytes + wire::kAlignment - 1) & ~(wire::kAlignment - 1);
+  if (const Status status = open_transfer(padded, false); !status.ok()) return status;
+  if (!writer_.append_data(connection, offset, payload)) {
+    return Status::error(Code::kInvalidArgument, "the payload is not fit for inline");
+  }
+  ++counters_.messages_out;
+  counters_.data_bytes_out += payload.size();
+  counters_.inline_bytes_out += payload.size();
+  return {};
+}
+
+Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offset,
+                                    std::span<const fabric::GatherRef> refs,
+                                    std::uint64_t cookie) {
+  std::size_t bytes = 0;
+  for (const auto& ref : refs) bytes += ref.length;
+  if (const Status status = open_transfer(wire::kDataHeaderBytes, false); !status.ok()) {
+    return status;
+  }
+  if (bytes > wire::kDataPayloadBytesMax ||
+      !writer_.append_data_header(connection, offset, static_cast<std::uint32_t>(bytes))) {
+    return Status::error(Code::kInvalidArgument, "the payload is not fit for reference");
+  }
+  if (const Status status = finish_transfer(refs, cookie); !status.ok()) return status;
+  ++counters_.messages_out;
+  counters_.data_bytes_out += bytes;
+  return {};
+}
+
+void Channel::flush() {
+  if (open_ && !closed_) {
+    if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
+  }
+  endpoint_->flush();
+}
+
+std::size_t Channel::poll(std::size_t budget) {
+  std::array<fabric::Completion, kPollBatch> completions;
+  std::size_t handled = 0;
+  while (handled < budget) {
+    const std::size_t want = std::min(budget - handled, completions.size());
+    const std::size_t count = endpoint_->poll({completions.data(), want});
+    if (count == 0) break;
+    handled += count;
+    for (std::size_t i = 0; i < count; ++i) {
+      const fabric::Completion& completion = completions[i];
+      switch (completion.kind) {
+        case fabric::Completion::Kind::kSend:
+          delegate_.on_sent(*this, completion.cookie, completion.status.ok());
+          break;
+        case fabric::Completion::Kind::kReceive:
+          on_transfer(completion);
+          break;
+        case fabric::Completion::Kind::kDisconnected:
+          finish_close(completion.status);
+          return handled;
+      }
+    }
+    if (!closed_) ledger_.on_posted(endpoint_->replenish());
+    if (count < want) break;
+  }
+  if (closed_) return handled;
+  return_credits();
+  if (blocked_ && ledger_.may_send_data()) {
+    blocked_ = false;
+    delegate_.on_writable(*this);
+  }
+  return handled;
+}
+
+void Channel::on_transfer(const fabric::Completion& completion) {
+  dispatching_loan_ = completion.loan;
+  loan_retained_ = false;
+  if (!closed_) {
+    const fabric::Segment& head = completion.segments[0];
+    std::size_t rest = 0;
+    for (std::size_t i = 1; i < completion.segment_count; ++i) {
+      rest += completion.segments[i].length;
+    }
+    received_since_grant_ += head.length;
+    wire::TransferReader reader({head.data, head.length}, rest);
+    auto header = reader.begin();
+    Status status = header.status();
+    if (status.ok()) status = ledger_.on_received();
+    if (status.ok() && header->sequence != receive_sequence_) {
+      status = Status::error(Code::kProtocol, "transfer sequence gap");
+    }
+    if (status.ok()) status = ledger_.on_granted(header->credits_granted);
+    if (status.ok()) {
+      ++receive_sequence_;
+      ++counters_.transfers_in;
+      status = dispatch(reader, completion);
+    }
+    if (!status.ok()) breach(status);
+  }
+  if (completion.loan != fabric::kNoLoan && !loan_retained_) endpoint_->release(completion.loan);
+  dispatching_loan_ = fabric::kNoLoan;
+}
+
+Status Channel::dispatch(wire::TransferReader& reader, const fabric::Completion& completion) {
+  wire::Message message;
+  while (!closed_) {
+    const Status status = reader.next(message);
+    if (status.code() == Code::kNotFound) return {};
+    if (!status.ok()) return status;
+    ++counters_.messages_in;
+    if (message.type == wire::MessageType::kData) {
+      dispatch_data(message, completion);
+    } else if (message.type == wire::MessageType::kError) {
+      close_code_ = message.code;
+      closed_ = true;
+      endpoint_->disconnect(Status::error(Code::kDisconnected, "the peer reported an error"));
+    } else {
+      delegate_.on_message(*this, message);
+    }
+  }
+  return {};
+}
+
+void Channel::dispatch_data(const wire::Message& message, const fabric::Completion& completion) {
+  Payload payload;
+  payload.length = message.payload_bytes;
+  counters_.data_bytes_in += payload.length;
+  fabric::Segment whole;
+  if (message.referenced) {
+    payload.pieces = {completion.segments.data() + 1,
+                      static_cast<std::size_t>(completion.segment_count - 1)};
+  } else {
+    whole = {message.payload.data(), message.payload_bytes, completion.segments[0].transient};
+    payload.pieces = {&whole, 1};
+  }
+  // Small payloads are never lent: the copy is cheaper than holding a whole receive buffer.
+  if (payload.length > wire::kInlinePayloadBytesMax) {
+    payload.loan = completion.loan;
+  } else {
+    counters_.inline_bytes_in += payload.length;
+  }
+  delegate_.on_data(*this, message.data.connection, message.data.offset, payload);
+}
+
+void Channel::retain(fabric::Loan loan) {
+  if (loan != fabric::kNoLoan && loan == dispatching_loan_) loan_retained_ = true;
+}
+
+void Channel::release(fabric::Loan loan) {
+  if (loan != fabric::kNoLoan) endpoint_->release(loan);
+}
+
+void Channel::return_credits() {
+  if (!ledger_.grant_due() && received_since_grant_ < kReturnAfterBytes) return;
+  if (open_ || ledger_.available() == 0) return;  // the open transfer will carry it
+  auto space = endpoint_->begin_send(sizeof(wire::TransferHeader));
+  if (!space.ok()) return;  // tried again at the next poll
+  writer_ = wire::TransferWriter(*space);
+  if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
+}
+
+void Channel::close(wire::CloseCode code, const char* text) {
+  if (closed_) return;
+  const std::size_t length = std::min(std::strlen(text), wire::kErrorTextBytesMax);
+  wire::ErrorBody body{0, static_cast<std::uint32_t>(length)};
+  // Best effort: without a credit the peer learns of the end from the fabric alone.
+  (void)send_message(wire::MessageType::kError, 0, code, &body, sizeof(body),
+                     std::as_bytes(std::span(text, length)), true);
+  flush();
+  closed_ = true;
+  close_code_ = code;
+  close_status_ = Status::error(Code::kDisconnected, text);
+  endpoint_->disconnect(close_status_);
+}
+
+void Channel::breach(const Status& status) {
+  if (closed_) return;
+  close(wire::CloseCode::kProtocolError, status.text());
+  close_status_ = status;
+}
+
+void Channel::finish_close(const Status& status) {
+  closed_ = true;
+  if (close_reported_) return;
+  close_reported_ = true;
+  if (close_code_ == wire::CloseCode::kNone) {
+    close_code_ = status.code() == Code::kProtocol ? wire::CloseCode::kProtocolError
+                                                   : wire::CloseCode::kNodeDied;
+  }
+  if (close_status_.ok()) close_status_ = status;
+  delegate_.on_closed(*this, close_code_, close_status_);
+}
+
+wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& options,
+                           std::uint32_t stream_window_bytes, std::uint32_t streams_max,
+                           const std::string& node_name) {
+  wire::HelloBody hello{};
+  hello.magic = wire::kMagic;
+  hello.version = wire::kVersion;
+  hello.epoch = epoch;
+  hello.credits_initial = options.receive_depth;
+  hello.credits_reserved = std::max<std::uint32_t>(options.receive_depth / 16, 4);
+  hello.stream_window_bytes = stream_window_bytes;
+  hello.streams_max = streams_max;
+  std::memcpy(hello.node_name, node_name.data(),
+              std::min(node_name.size(), sizeof(hello.node_name)));
+  return hello;
+}
+
+}  // namespace sanproxy::channel

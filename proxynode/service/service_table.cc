@@ -1,0 +1,172 @@
+#include "proxynode/service/service_table.h"
+
+#include <algorithm>
+
+namespace sanproxy::service {
+
+const char* balance_name(Balance balance) {
+  switch (balance) {
+    case Balance::kRoundRobin: return "round-robin";
+    case Balance::kWeighted: return "weighted";
+    case Balance::kLeastConnections: return "least-connections";
+  }
+  return "unknown";
+}
+
+Service::Service(ServiceId id, const Policy& policy, bool immediate_if_as_joined)
+    : id_(id), policy_(policy), immediate_if_as_joined_(immediate_if_as_joined) {}
+
+bool Service::immediate() const {
+  if (policy_.binding == Binding::kAsJoined) return immediate_if_as_joined_;
+  return policy_.binding == Binding::kImmediate;
+}
+
+Member* Service::find(NodeId node) {
+  const auto it = std::find_if(members_.begin(), members_.end(),
+                               [node](const Member& m) { return m.node == node; });
+  return it == members_.end() ? nullptr : &*it;
+}
+
+Member* Service::pick(const std::function<bool(NodeId)>& eligible) {
+  const auto usable = [&](NodeId node) { return eligible(node); };
+  Member* member = nullptr;
+  switch (policy_.balance) {
+    case Balance::kRoundRobin: member = pick_round_robin(usable); break;
+    case Balance::kWeighted: member = pick_weighted(usable); break;
+    case Balance::kLeastConnections: member = pick_least_connections(usable); break;
+  }
+  if (member == nullptr) return nullptr;
+  ++member->connections;
+  ++member->picked;
+  return member;
+}
+
+namespace {
+
+bool full(const Member& m) { return m.connections_max != 0 && m.connections >= m.connections_max; }
+
+}  // namespace
+
+Member* Service::pick_round_robin(const std::function<bool(NodeId)>& usable) {
+  for (std::size_t tried = 0; tried < members_.size(); ++tried) {
+    Member& m = members_[next_++ % members_.size()];
+    if (!full(m) && usable(m.node)) return &m;
+  }
+  return nullptr;
+}
+
+// Smooth weighted round-robin: each usable member gains its weight, the richest is picked and
+// pays the sum. Over sum(weights) picks every member is picked exactly `weight` times.
+Member* Service::pick_weighted(const std::function<bool(NodeId)>& usable) {
+  Member* best = nullptr;
+  std::int64_t total = 0;
+  for (Member& m : members_) {
+    if (full(m) || !usable(m.node)) continue;
+    m.current_weight += m.weight;
+    total += m.weight;
+    if (best == nullptr || m.current_weight > best->current_weight) best = &m;
+  }
+  if (best != nullptr) best->current_weight -= total;
+  return best;
+}
+
+// Fewest connections for its weight; ties go round, so that idle members share new connections.
+Member* Service::pick_least_connections(const std::function<bool(NodeId)>& usable) {
+  Member* best = nullptr;
+  const std::size_t start = next_++;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    Member& m = members_[(start + i) % members_.size()];
+    if (full(m) || !usable(m.node)) continue;
+    if (best == nullptr || std::uint64_t{m.connections} * best->weight <
+                               std::uint64_t{best->connections} * m.weight) {
+      best = &m;
+    }
+  }
+  return best;
+}
+
+void Service::unbind(NodeId node) {
+  if (Member* m = find(node); m != nullptr && m->connections > 0) --m->connections;
+}
+
+ServiceTable::ServiceTable(std::vector<Policy> policies, std::uint32_t services_max)
+    : policies_(std::move(policies)), services_max_(services_max) {}
+
+const Policy* ServiceTable::policy_for(const SocketAddress& address) const {
+  for (const Policy& policy : policies_) {
+    if (policy.address == address) return &policy;
+  }
+  return nullptr;
+}
+
+Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
+  const Policy* policy = policy_for(request.address);
+  if (policy != nullptr && policy->restricted &&
+      std::none_of(policy->allow_uids.begin(), policy->allow_uids.end(),
+                   [&](std::uint32_t uid) { return std::int64_t{uid} == request.uid; })) {
+    return Status::error(Code::kPermission, "the service's allow list does not name this node");
+  }
+  Service* service = nullptr;
+  bool created = false;
+  if (const auto it = by_address_.find(request.address); it != by_address_.end()) {
+    service = services_.at(it->second).get();
+    if (service->find(request.node) != nullptr) {
+      return Status::error(Code::kExists, "this node has joined the service already");
+    }
+  } else {
+    if (services_.size() >= services_max_) {
+      return Status::error(Code::kExhausted, "services_max is reached");
+    }
+    Policy fresh;
+    if (policy != nullptr) fresh = *policy;
+    fresh.address = request.address;
+    auto owned = std::make_unique<Service>(next_id_++, fresh, request.immediate);
+    service = owned.get();
+    by_address_[request.address] = service->id();
+    services_[service->id()] = std::move(owned);
+    created = true;
+  }
+  Member member;
+  member.node = request.node;
+  member.weight = std::max<std::uint32_t>(request.weight, 1);
+  member.connections_max = request.connections_max;
+  service->members_.push_back(member);
+  return Joined{service, created};
+}
+
+Result<bool> ServiceTable::leave(ServiceId id, NodeId node) {
+  Service* service = find(id);
+  if (service == nullptr) return Status::error(Code::kNotFound, "no such service");
+  const auto before = service->members_.size();
+  std::erase_if(service->members_, [node](const Member& m) { return m.node == node; });
+  if (service->members_.size() == before) {
+    return Status::error(Code::kNotFound, "this node is no member of the service");
+  }
+  return service->members_.empty();
+}
+
+void ServiceTable::erase(ServiceId id) {
+  const auto it = services_.find(id);
+  if (it == services_.end()) return;
+  by_address_.erase(it->second->address());
+  services_.erase(it);
+}
+
+Service* ServiceTable::find(ServiceId id) {
+  const auto it = services_.find(id);
+  return it == services_.end() ? nullptr : it->second.get();
+}
+
+std::vector<ServiceId> ServiceTable::services_of(NodeId node) const {
+  std::vector<ServiceId> out;
+  for (const auto& [id, service] : services_) {
+    if (service->find(node) != nullptr) out.push_back(id);
+  }
+  return out;
+}
+
+void ServiceTable::for_each(const std::function<void(Service&)>& fn) {
+  for (auto& [id, service] : services_) fn(*service);
+}
+
+}  // namespace sanproxy::service

@@ -1,0 +1,125 @@
+// ServiceTable: which services exist, which application nodes serve them, and who gets the next
+// connection.
+//
+// Document: docs/architecture.md "Services".
+// Role: pure bookkeeping: no I/O, no TCP, no channels. The translator acts on its answers.
+// Owner: the translator; thread: the worker's.
+// Invariants:
+//   1. A service exists exactly while it has a member. Its id is not reused while the process
+//      lives.
+//   2. A member's `connections` is the number of connections bound to it and not yet unbound.
+//   3. pick() never yields a member at its connections_max or one that is not eligible.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+
+namespace sanproxy::service {
+
+using ServiceId = std::uint32_t;  // 0 is none
+using NodeId = std::uint32_t;
+
+enum class Balance : std::uint8_t { kRoundRobin, kWeighted, kLeastConnections };
+enum class Binding : std::uint8_t { kAsJoined, kImmediate, kDelayed };
+const char* balance_name(Balance balance);
+
+// What the operator configured for an address; a service without a policy gets the default.
+struct Policy {
+  SocketAddress address;
+  Balance balance = Balance::kRoundRobin;
+  Binding binding = Binding::kAsJoined;
+  std::vector<std::uint32_t> allow_uids;  // empty: everyone who can reach the fabric
+  bool restricted = false;                // an allow list was given
+};
+
+struct Member {
+  NodeId node = 0;
+  std::uint32_t weight = 1;
+  std::uint32_t connections_max = 0;  // 0 is no limit
+  std::uint32_t connections = 0;
+  std::int64_t current_weight = 0;  // smooth weighted round-robin (as in nginx)
+  std::uint64_t picked = 0;         // in all
+};
+
+struct JoinRequest {
+  SocketAddress address;
+  NodeId node = 0;
+  std::int64_t uid = -1;
+  std::uint32_t weight = 1;
+  std::uint32_t connections_max = 0;
+  bool immediate = false;
+};
+
+class Service {
+ public:
+  Service(ServiceId id, const Policy& policy, bool immediate_if_as_joined);
+
+  ServiceId id() const { return id_; }
+  const SocketAddress& address() const { return policy_.address; }
+  const Policy& policy() const { return policy_; }
+  bool immediate() const;
+  const std::vector<Member>& members() const { return members_; }
+  Member* find(NodeId node);
+
+  // The member for the next connection by the balancing rule, among those that `eligible`
+  // accepts; nullptr if none can take one. Counts the connection to it.
+  Member* pick(const std::function<bool(NodeId)>& eligible);
+  void unbind(NodeId node);  // a connection of that member has ended
+
+  std::uint32_t listener = 0;  // the translator's: the stack's listener
+  std::uint64_t accepted = 0, unserved = 0;
+
+ private:
+  friend class ServiceTable;
+  Member* pick_round_robin(const std::function<bool(NodeId)>& usable);
+  Member* pick_weighted(const std::function<bool(NodeId)>& usable);
+  Member* pick_least_connections(const std::function<bool(NodeId)>& usable);
+
+  ServiceId id_;
+  Policy policy_;
+  bool immediate_if_as_joined_;
+  std::size_t next_ = 0;
+  std::vector<Member> members_;
+};
+
+class ServiceTable {
+ public:
+  ServiceTable(std::vector<Policy> policies, std::uint32_t services_max);
+
+  struct Joined {
+    Service* service;
+    bool created;  // the caller must create the LISTEN endpoint (and undo with leave())
+  };
+  // kPermission: the policy does not allow this peer. kExists: it is a member already.
+  // kExhausted: services_max.
+  Result<Joined> join(const JoinRequest& request);
+  // True when that was the last member: the caller must have closed the LISTEN endpoint, then
+  // calls erase().
+  Result<bool> leave(ServiceId service, NodeId node);
+  void erase(ServiceId service);
+
+  Service* find(ServiceId service);
+  // The services that `node` is a member of.
+  std::vector<ServiceId> services_of(NodeId node) const;
+  std::size_t size() const { return services_.size(); }
+  void for_each(const std::function<void(Service&)>& fn);
+
+ private:
+  const Policy* policy_for(const SocketAddress& address) const;
+
+  std::vector<Policy> policies_;
+  std::uint32_t services_max_;
+  ServiceId next_id_ = 1;
+  std::unordered_map<ServiceId, std::unique_ptr<Service>> services_;
+  std::map<SocketAddress, ServiceId> by_address_;
+};
+
+}  // namespace sanproxy::service

@@ -1,0 +1,218 @@
+// Application nodes: how their channels come, are polled and flushed, and die.
+#include <spdlog/spdlog.h>
+
+#include "lwproto/base/check.h"
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::translate {
+namespace {
+
+// Channels are not polled while less than this share of the memory that a write may need is left.
+constexpr std::size_t kHeapReserveShare = 16;
+constexpr std::size_t kEgressReserveSlots = 64;
+
+bool printable(const wire::HelloBody& hello) {
+  for (const std::uint8_t c : hello.node_name) {
+    if (c != 0 && (c < 0x20 || c == 0x7f)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingress,
+                       const buffer::MemoryRegion& ingress_region, buffer::SlotPool& egress,
+                       std::vector<service::Policy> policies, std::uint32_t services_max,
+                       Host& host)
+    : options_(options),
+      ingress_(ingress),
+      ingress_region_(ingress_region),
+      egress_(egress),
+      host_(host),
+      services_(std::move(policies), services_max),
+      streams_(options.connections_max),
+      records_(options.tx_records_max) {
+  nodes_.resize(options.nodes_max);
+  dirty_.reserve(options.connections_max);
+  starved_.reserve(options.connections_max);
+}
+
+Translator::~Translator() = default;
+
+std::size_t Translator::poll_listeners() {
+  std::size_t admitted = 0;
+  for (FabricListener& from : listeners_) {
+    while (true) {
+      auto request = from.listener->poll();
+      if (!request.ok()) break;
+      admit(from, *request);
+      ++admitted;
+    }
+  }
+  return admitted;
+}
+
+void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
+  const auto refuse = [&](wire::CloseCode code, const char* why) {
+    ++counters_.channels_refused;
+    spdlog::warn("channel from {} refused: {} ({})", request.peer.address, why,
+                 wire::close_code_name(code));
+    wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
+                               static_cast<std::uint16_t>(code), sizeof(wire::MessageHeader)};
+    from.listener->reject(request, std::as_bytes(std::span(&reason, 1)));
+  };
+  const auto hello = wire::decode_hello(request.private_data);
+  if (!hello.ok()) return refuse(wire::CloseCode::kProtocolError, hello.status().text());
+  if (hello->version != wire::kVersion) {
+    return refuse(wire::CloseCode::kVersionMismatch, "no common version");
+  }
+  if (!printable(*hello)) return refuse(wire::CloseCode::kProtocolError, "node name");
+  if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
+  if (live_nodes_ >= options_.nodes_max) {
+    return refuse(wire::CloseCode::kLimitReached, "nodes_max is reached");
+  }
+  // Indexes go round, so that a number in a log names one node for a long time.
+  while (nodes_[node_search_ % options_.nodes_max] != nullptr) ++node_search_;
+  const NodeIndex index = node_search_++ % options_.nodes_max;
+
+  auto region = buffer::MemoryRegion::create("sanproxy-channel", options_.channel_region_bytes);
+  if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
+  const wire::HelloBody ours =
+      channel::make_hello(options_.epoch, from.options, options_.send_window_bytes,
+                          options_.connections_max, options_.name);
+  std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+  wire::encode_hello(ours, bytes);
+  auto endpoint = from.listener->accept(request, bytes);
+  if (!endpoint.ok()) {
+    ++counters_.channels_refused;
+    spdlog::warn("channel from {} failed: {}", request.peer.address,
+                 endpoint.status().to_string());
+    return;
+  }
+  auto node = std::make_unique<AppNode>();
+  node->index = index;
+  node->peer = request.peer;
+  node->lend_ingress = from.lend_ingress;
+  node->chunks = std::make_unique<ChunkRegion>(std::move(*region));
+  node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
+  node->channel->user = node.get();
+  node->name = node->channel->peer_name();
+  auto chunk_key = node->channel->endpoint().attach(node->chunks->region());
+  Status attached = chunk_key.status();
+  if (chunk_key.ok()) node->chunk_key = *chunk_key;
+  if (attached.ok() && from.lend_ingress) {
+    auto ingress_key = node->channel->endpoint().attach(ingress_region_);
+    attached = ingress_key.status();
+    if (ingress_key.ok()) node->ingress_key = *ingress_key;
+  }
+  if (!attached.ok()) {
+    ++counters_.channels_refused;
+    spdlog::warn("channel from {} failed: {}", request.peer.address, attached.to_string());
+    return;
+  }
+  ++live_nodes_;
+  ++counters_.channels_opened;
+  spdlog::info("application node {} \"{}\" connected from {}", index, node->name,
+               node->peer.address);
+  nodes_[index] = std::move(node);
+}
+
+void Translator::flush_channels() {
+  for (std::size_t i = 0; i < dirty_.size(); ++i) {
+    Stream& s = streams_[dirty_[i]];
+    if (!s.has(kDirty)) continue;
+    s.clear(kDirty);
+    emit_or_block(s, dirty_[i]);
+  }
+  dirty_.clear();
+  for (auto& node : nodes_) {
+    if (node != nullptr && !node->dead) node->channel->flush();
+  }
+}
+
+bool Translator::memory_is_low() const {
+  return stack_->heap_bytes_used() >
+             stack_->heap_bytes_max() - stack_->heap_bytes_max() / kHeapReserveShare ||
+         egress_.free_count() < std::min(kEgressReserveSlots, egress_.slot_count() / 2);
+}
+
+std::size_t Translator::poll_channels() {
+  if (!starved_.empty()) feed_starved();
+  if (memory_is_low()) {
+    // Back-pressure onto the application nodes: their messages wait in their own channels.
+    ++counters_.throttled_rounds;
+    return 0;
+  }
+  std::size_t handled = 0;
+  for (auto& node : nodes_) {
+    if (node != nullptr && !node->dead) handled += node->channel->poll();
+  }
+  if (any_dead_) reap_dead_nodes();
+  return handled;
+}
+
+void Translator::on_closed(channel::Channel& channel, wire::CloseCode code,
+                           const Status& status) {
+  AppNode& node = node_of_channel(channel);
+  SANPROXY_CHECK(!node.dead);
+  node.dead = true;
+  any_dead_ = true;
+  ++counters_.channels_closed;
+  if (status.code() == Code::kProtocol) ++counters_.channels_breached;
+  spdlog::log(status.code() == Code::kProtocol ? spdlog::level::warn : spdlog::level::info,
+              "application node {} \"{}\" is gone: {} ({}), {} connections", node.index, node.name,
+              wire::close_code_name(code), status.text(), node.open_streams);
+  for (const service::ServiceId id : services_.services_of(node.index)) leave_service(id, node);
+  // Its connections end now with RST; those that it had already finished run to their end.
+  for (StreamIndex i = node.streams_head; i != kNone;) {
+    const StreamIndex next = streams_[i].node_next;
+    if (streams_[i].state != StreamState::kOrphan) {
+      ++counters_.closed_node_died;
+      stack_->abort(i);
+    }
+    i = next;
+  }
+  node.farewells.clear();
+}
+
+void Translator::reap_dead_nodes() {
+  any_dead_ = false;
+  for (auto& node : nodes_) {
+    if (node == nullptr || !node->dead) continue;
+    if (node->stream_count == 0) {
+      node.reset();
+      --live_nodes_;
+    } else {
+      any_dead_ = true;
+    }
+  }
+}
+
+void Translator::start_drain() {
+  draining_ = true;
+  std::vector<service::ServiceId> ids;
+  services_.for_each([&](service::Service& service) { ids.push_back(service.id()); });
+  for (const service::ServiceId id : ids) {
+    close_service(*services_.find(id), wire::CloseCode::kProxyShutdown, kNone);
+  }
+}
+
+void Translator::close_all_channels(wire::CloseCode code, const char* text) {
+  for (auto& node : nodes_) {
+    if (node != nullptr && !node->dead) node->channel->close(code, text);
+  }
+}
+
+void Translator::for_each_node(const std::function<void(const AppNode&)>& fn) const {
+  for (const auto& node : nodes_) {
+    if (node != nullptr) fn(*node);
+  }
+}
+
+const AppNode* Translator::node_of(stack::ConnIndex conn) const {
+  const Stream& s = streams_[conn];
+  const bool bound = s.state == StreamState::kRequested || s.state == StreamState::kOpen;
+  return bound && s.node != kNone ? nodes_[s.node].get() : nullptr;
+}
+
+}  // namespace sanproxy::translate

@@ -1,0 +1,195 @@
+// Application bytes on their way to the client.
+#include <array>
+#include <cstring>
+
+#include "lwproto/base/check.h"
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::translate {
+
+Stream* Translator::stream_for(AppNode& node, std::uint64_t connection, StreamIndex& index) {
+  index = wire::connection_index(connection);
+  if (index >= streams_.capacity()) {
+    node.channel->close(wire::CloseCode::kNotFound, "unknown connection");
+    return nullptr;
+  }
+  Stream& s = streams_[index];
+  const bool known = s.state == StreamState::kRequested || s.state == StreamState::kOpen;
+  if (s.id == connection && known && s.node == node.index) return &s;
+  // An id that was issued before and has ended: the message crossed our CLOSE.
+  const std::uint64_t newest =
+      wire::make_connection_id(options_.epoch, s.generation, index);
+  const auto age = static_cast<std::uint32_t>((newest - connection) >> wire::kConnectionIndexBits) &
+                   0xff'ffffu;
+  const bool same_epoch = (connection >> 48) == (newest >> 48);
+  const bool ended = s.id != connection || s.state == StreamState::kOrphan ||
+                     s.state == StreamState::kFree;
+  if (same_epoch && s.generation != 0 && age < 0x80'0000u && ended &&
+      (s.id != connection || s.node == node.index || s.node == kNone)) {
+    ++counters_.late_messages;
+    return nullptr;
+  }
+  node.channel->close(wire::CloseCode::kNotFound, "unknown connection");
+  return nullptr;
+}
+
+void Translator::on_data(channel::Channel& channel, std::uint64_t connection,
+                         std::uint64_t offset, const channel::Payload& payload) {
+  AppNode& node = node_of_channel(channel);
+  StreamIndex index = kNone;
+  Stream* s = stream_for(node, connection, index);
+  if (s == nullptr) return;
+  if (s->state != StreamState::kOpen || s->has(kAppFin) ||
+      !s->from_app.on_data(offset, payload.length).ok()) {
+    return fail_stream(*s, index, wire::CloseCode::kProtocolError);
+  }
+  counters_.bytes_from_apps += payload.length;
+  const bool taken = payload.loan == fabric::kNoLoan
+                         ? write_small(*s, index, payload)
+                         : write_referenced(*s, index, channel, payload);
+  if (!taken) {
+    ++counters_.closed_no_memory;
+    fail_stream(*s, index, wire::CloseCode::kLimitReached);
+  }
+}
+
+// Bytes that are gone when we return: the stack copies them; if it has no memory, the EgressPool
+// holds them until it has.
+bool Translator::write_small(Stream& s, StreamIndex index, const channel::Payload& payload) {
+  std::uint64_t end = s.from_app.received() - payload.length;
+  for (const fabric::Segment& piece : payload.pieces) {
+    std::span<const std::byte> bytes{piece.data, piece.length};
+    end += bytes.size();
+    if (s.tx_unwritten == kNone) {
+      const Status status = stack_->write(index, bytes, stack::WriteMode::kCopy);
+      if (status.ok()) {
+        counters_.copied_inline += bytes.size();
+        continue;
+      }
+      if (!status.is_again()) return true;  // the sending side is shut: the end is on its way
+    }
+    if (bytes.size() > egress_.slot_bytes()) return false;
+    const buffer::SlotIndex slot = egress_.acquire();
+    if (slot == buffer::kNoSlot) return false;
+    egress_.mark_received(slot);
+    std::memcpy(egress_.data(slot), bytes.data(), bytes.size());
+    counters_.copied_pressure += bytes.size();
+    if (!add_record(s, {egress_.data(slot), bytes.size()}, end, fabric::kNoLoan, slot)) {
+      egress_.release(slot);
+      return false;
+    }
+    starve(s, index);
+  }
+  return true;
+}
+
+// Bytes on loan: the stack refers to them until the client has acknowledged them.
+bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
+                                  const channel::Payload& payload) {
+  std::uint64_t end = s.from_app.received() - payload.length;
+  for (std::size_t i = 0; i < payload.pieces.size(); ++i) {
+    const fabric::Segment& piece = payload.pieces[i];
+    end += piece.length;
+    const bool last = i + 1 == payload.pieces.size();
+    if (!add_record(s, {piece.data, piece.length}, end, last ? payload.loan : fabric::kNoLoan,
+                    buffer::kNoSlot)) {
+      return false;
+    }
+  }
+  channel.retain(payload.loan);
+  write_records(s, index);
+  return true;
+}
+
+bool Translator::add_record(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset,
+                            fabric::Loan loan, buffer::SlotIndex egress) {
+  RecordIndex r = records_free_;
+  if (r != kNone) {
+    records_free_ = records_[r].next;
+  } else if (records_touched_ < records_.capacity()) {
+    r = records_touched_++;
+  } else {
+    return false;
+  }
+  ++records_used_;
+  records_[r] = {end_offset, bytes.data(), static_cast<std::uint32_t>(bytes.size()),
+                 kNone,      loan,         egress};
+  if (s.tx_last == kNone) {
+    s.tx_first = r;
+  } else {
+    records_[s.tx_last].next = r;
+  }
+  s.tx_last = r;
+  if (s.tx_unwritten == kNone) s.tx_unwritten = r;
+  return true;
+}
+
+void Translator::write_records(Stream& s, StreamIndex index) {
+  while (s.tx_unwritten != kNone) {
+    const TxRecord& record = records_[s.tx_unwritten];
+    const Status status =
+        stack_->write(index, {record.data, record.length}, stack::WriteMode::kReference);
+    if (status.is_again()) return starve(s, index);
+    if (!status.ok()) return;  // shut: on_closed() will release the records
+    s.tx_unwritten = record.next;
+  }
+  finish_sending(s, index);
+}
+
+void Translator::release_records(Stream& s, AppNode& node, std::uint64_t up_to) {
+  while (s.tx_first != kNone && s.tx_first != s.tx_unwritten &&
+         records_[s.tx_first].end_offset <= up_to) {
+    const RecordIndex r = s.tx_first;
+    TxRecord& record = records_[r];
+    if (record.loan != fabric::kNoLoan) node.channel->release(record.loan);
+    if (record.egress != buffer::kNoSlot) egress_.release(record.egress);
+    s.tx_first = record.next;
+    record.next = records_free_;
+    records_free_ = r;
+    --records_used_;
+  }
+  if (s.tx_first == kNone) s.tx_last = kNone;
+}
+
+void Translator::on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) {
+  Stream& s = streams_[conn];
+  if (s.node == kNone || acked_offset <= s.from_app.freed()) return;
+  // Not beyond what was received: our own FIN has no place in the stream's offsets.
+  const std::uint64_t acked = std::min(acked_offset, s.from_app.received());
+  s.from_app.on_freed(static_cast<std::uint32_t>(acked - s.from_app.freed()));
+  if (s.tx_first != kNone) {
+    release_records(s, *nodes_[s.node], acked);
+    if (s.tx_unwritten != kNone) write_records(s, conn);
+  }
+  if (s.state == StreamState::kOpen && s.from_app.credit_due() && !s.has(kCreditPending)) {
+    s.set(kCreditPending);
+    mark_dirty(s, conn);
+  }
+}
+
+Status Translator::send_credit(Stream& s, AppNode& node) {
+  // What the client has acknowledged is what we have freed: until then it may be sent again.
+  const wire::CreditBody body{s.id, s.from_app.freed(), s.from_app.freed()};
+  const Status status = node.channel->send_stream_control(wire::MessageType::kCredit, 0,
+                                                          wire::CloseCode::kNone, body);
+  if (status.ok()) {
+    (void)s.from_app.announce();
+    s.clear(kCreditPending);
+  }
+  return status;
+}
+
+void Translator::on_credit(AppNode& node, const wire::Message& message) {
+  StreamIndex index = kNone;
+  Stream* s = stream_for(node, message.credit.connection, index);
+  if (s == nullptr) return;
+  const std::uint64_t before = s->to_app.freed();
+  if (message.credit.acked_offset != 0 ||
+      !s->to_app.on_credit(message.credit.freed_offset, 0).ok()) {
+    return fail_stream(*s, index, wire::CloseCode::kProtocolError);
+  }
+  stack_->consume(index, static_cast<std::uint32_t>(s->to_app.freed() - before));
+  if (s->pending_bytes != 0) mark_dirty(*s, index);
+}
+
+}  // namespace sanproxy::translate

@@ -1,0 +1,222 @@
+// Client bytes on their way to the application node.
+#include <algorithm>
+#include <cstring>
+
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::translate {
+namespace {
+
+// Cookies of referenced payload: a chunk index (odd), or the handle of a lent ingress buffer.
+constexpr std::uint64_t chunk_cookie(ChunkIndex chunk) { return (std::uint64_t{chunk} << 1) | 1; }
+
+// Lending stops when this share of the ingress pool is left: a copy frees a whole slot at once.
+constexpr std::size_t kLendReserveShare = 4;
+
+}  // namespace
+
+bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
+  Stream& s = streams_[conn];
+  if (s.state == StreamState::kUnbound && !bind(conn)) {
+    stack_->abort(conn);
+    return true;
+  }
+  if (s.state != StreamState::kRequested && s.state != StreamState::kOpen) return true;
+  AppNode& node = *nodes_[s.node];
+  const std::uint32_t bytes = payload.length();
+  if (take_inline(s, node, payload) || lend(s, node, payload) || stash(s, node, payload)) {
+    counters_.bytes_to_apps += bytes;
+    if (s.pending_bytes != 0) mark_dirty(s, conn);
+    return true;
+  }
+  ++counters_.refused_payloads;
+  return false;
+}
+
+// A small payload goes straight into the channel's open transfer.
+bool Translator::take_inline(Stream& s, AppNode& node, stack::RxPayload& payload) {
+  const std::span<const std::byte> bytes = payload.front();
+  if (bytes.size() > wire::kInlinePayloadBytesMax || bytes.size() != payload.length()) return false;
+  if (s.pending_bytes != 0 || s.has(kBlocked) || s.to_app.available() < bytes.size()) return false;
+  if (s.has(kRequestPending)) {
+    const auto index = wire::connection_index(s.id);
+    if (!send_request(s, index, node).ok()) return false;
+    s.clear(kRequestPending);
+  }
+  if (s.has(kAcceptPending)) return false;
+  if (!node.channel->send_data_inline(s.id, s.to_app.sent(), bytes).ok()) return false;
+  s.to_app.on_sent(static_cast<std::uint32_t>(bytes.size()));
+  counters_.copied_inline += bytes.size();
+  return true;
+}
+
+// Shared trust (or a fabric that needs no copy): the receive buffers themselves travel.
+bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
+  if (!node.lend_ingress || s.pending_bytes != 0 || s.has(kBlocked) || s.has(kRequestPending) ||
+      s.has(kAcceptPending)) {
+    return false;
+  }
+  if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;
+  if (s.to_app.available() < payload.length()) return false;
+  // If credits end half-way, stash() must be able to take the rest.
+  if (node.chunks->free_count() < payload.piece_count()) return false;
+  while (!payload.empty()) {
+    const std::span<const std::byte> bytes = payload.front();
+    if (bytes.size() <= wire::kInlinePayloadBytesMax) {
+      if (!node.channel->send_data_inline(s.id, s.to_app.sent(), bytes).ok()) break;
+      s.to_app.on_sent(static_cast<std::uint32_t>(bytes.size()));
+      counters_.copied_inline += bytes.size();
+      stack::RxPayload::release(payload.pop_front().handle);
+      continue;
+    }
+    stack::RxPayload::Piece piece = payload.pop_front();
+    const fabric::GatherRef ref{
+        node.ingress_key, static_cast<std::uint32_t>(piece.bytes.size()),
+        static_cast<std::uint64_t>(piece.bytes.data() - ingress_region_.data())};
+    const Status sent = node.channel->send_data_reference(
+        s.id, s.to_app.sent(), {&ref, 1}, reinterpret_cast<std::uintptr_t>(piece.handle));
+    if (!sent.ok()) {
+      payload.push_front(piece);
+      break;
+    }
+    s.to_app.on_sent(static_cast<std::uint32_t>(piece.bytes.size()));
+  }
+  // What found no credit is stashed: part of the payload may have left already.
+  return payload.empty();
+}
+
+// Copies the payload into the channel's own region, packed behind what waits there already.
+bool Translator::stash(Stream& s, AppNode& node, stack::RxPayload& payload) {
+  ChunkRegion& chunks = *node.chunks;
+  // All or nothing: every piece needs at most one new chunk.
+  if (chunks.free_count() < payload.piece_count()) return false;
+  while (!payload.empty()) {
+    const std::span<const std::byte> bytes = payload.front();
+    ChunkIndex tail = s.chunk_tail;
+    if (tail == kNoChunk || ChunkRegion::kChunkBytes - chunks[tail].written < bytes.size()) {
+      const ChunkIndex fresh = chunks.acquire();
+      if (tail == kNoChunk) {
+        s.chunk_first = fresh;
+      } else {
+        chunks[tail].next = fresh;
+      }
+      s.chunk_tail = fresh;
+      tail = fresh;
+      if (s.chunk_first != fresh) advance_chunk(s, node);
+    }
+    ChunkRegion::Chunk& chunk = chunks[tail];
+    std::memcpy(chunks.data(tail) + chunk.written, bytes.data(), bytes.size());
+    chunk.written += static_cast<std::uint32_t>(bytes.size());
+    s.pending_bytes += static_cast<std::uint32_t>(bytes.size());
+    (node.lend_ingress ? counters_.copied_pressure : counters_.copied_isolation) += bytes.size();
+    stack::RxPayload::release(payload.pop_front().handle);
+  }
+  return true;
+}
+
+// Leaves a first chunk from which everything has been sent, if another one follows.
+void Translator::advance_chunk(Stream& s, AppNode& node) {
+  ChunkRegion& chunks = *node.chunks;
+  while (s.chunk_first != s.chunk_tail &&
+         chunks[s.chunk_first].sent == chunks[s.chunk_first].written) {
+    const ChunkIndex done = s.chunk_first;
+    s.chunk_first = chunks[done].next;
+    chunks.disown(done);
+  }
+}
+
+Status Translator::send_pending_data(Stream& s, AppNode& node) {
+  ChunkRegion& chunks = *node.chunks;
+  while (s.pending_bytes != 0) {
+    const std::uint32_t window = s.to_app.available();
+    if (window == 0) return {};  // the application's CREDIT will bring us back
+    const ChunkIndex first = s.chunk_first;
+    ChunkRegion::Chunk& chunk = chunks[first];
+    const std::uint32_t bytes =
+        std::min({chunk.written - chunk.sent, window,
+                  static_cast<std::uint32_t>(wire::kDataPayloadBytesMax)});
+    Status status;
+    if (bytes <= wire::kInlinePayloadBytesMax) {
+      status = node.channel->send_data_inline(s.id, s.to_app.sent(),
+                                              {chunks.data(first) + chunk.sent, bytes});
+    } else {
+      const fabric::GatherRef ref{node.chunk_key, bytes, chunks.offset(first) + chunk.sent};
+      status = node.channel->send_data_reference(s.id, s.to_app.sent(), {&ref, 1},
+                                                 chunk_cookie(first));
+      if (status.ok()) chunks.on_referenced(first);
+    }
+    if (!status.ok()) return status;
+    chunk.sent += bytes;
+    s.pending_bytes -= bytes;
+    s.to_app.on_sent(bytes);
+    if (s.pending_bytes == 0) {
+      // Nothing waits: the tail goes too, so that an idle stream holds no memory here.
+      release_chunks(s, node);
+    } else {
+      advance_chunk(s, node);
+    }
+  }
+  return {};
+}
+
+void Translator::release_chunks(Stream& s, AppNode& node) {
+  for (ChunkIndex c = s.chunk_first; c != kNoChunk;) {
+    const ChunkIndex next = (*node.chunks)[c].next;
+    node.chunks->disown(c);
+    c = next;
+  }
+  s.chunk_first = s.chunk_tail = kNoChunk;
+  s.pending_bytes = 0;
+}
+
+void Translator::on_sent(channel::Channel& channel, std::uint64_t cookie, bool) {
+  if ((cookie & 1) != 0) {
+    node_of_channel(channel).chunks->on_returned(static_cast<ChunkIndex>(cookie >> 1));
+  } else {
+    stack::RxPayload::release(reinterpret_cast<pbuf*>(static_cast<std::uintptr_t>(cookie)));
+  }
+}
+
+void Translator::on_fin(stack::ConnIndex conn) {
+  Stream& s = streams_[conn];
+  if (s.state == StreamState::kUnbound) {
+    // It came and went without a word: no application node needs to know.
+    orphan(s, conn);
+    stack_->close(conn);
+    return;
+  }
+  if (s.state != StreamState::kRequested && s.state != StreamState::kOpen) return;
+  s.set(kClientFin);
+  mark_dirty(s, conn);
+}
+
+// Sends everything that the stream has to say to its application node, in order.
+Status Translator::emit(StreamIndex index) {
+  Stream& s = streams_[index];
+  AppNode& node = *nodes_[s.node];
+  if (s.has(kRequestPending)) {
+    if (const Status status = send_request(s, index, node); !status.ok()) return status;
+    s.clear(kRequestPending);
+  }
+  if (s.has(kAcceptPending)) {
+    if (const Status status = send_accept(s, index, node); !status.ok()) return status;
+    s.clear(kAcceptPending);
+  }
+  if (s.pending_bytes != 0) {
+    if (const Status status = send_pending_data(s, node); !status.ok()) return status;
+  }
+  if (s.has(kCreditPending)) {
+    if (const Status status = send_credit(s, node); !status.ok()) return status;
+  }
+  if (s.has(kClientFin) && !s.has(kClientFinSent) && s.pending_bytes == 0) {
+    const wire::CloseConnectionBody body{s.id, s.to_app.sent()};
+    const Status status = node.channel->send_stream_control(
+        wire::MessageType::kCloseConnection, 0, wire::CloseCode::kFin, body);
+    if (!status.ok()) return status;
+    s.set(kClientFinSent);
+    if (s.has(kAppFin)) orphan(s, index);
+  }
+  return {};
+}
+
+}  // namespace sanproxy::translate

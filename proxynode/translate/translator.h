@@ -1,0 +1,241 @@
+// Translator: joins the TCP stack and the channels. The hot path of the proxy node.
+//
+// Documents: docs/life_of_a_connection.md, docs/flow_control.md, docs/buffer_ownership.md.
+// Role: turns what the stack reports into lightweight messages and back; owns the application
+//   nodes, the streams and the decision who serves a connection.
+//     nodes.cc         channels come, are polled and flushed, die
+//     joins.cc         JOIN, LEAVE, SHUTDOWN
+//     requests.cc      a connection is bound, requested, accepted, rejected; outgoing ones
+//     tcp_to_san.cc    client bytes to the application node
+//     san_to_tcp.cc    application bytes to the client
+//     close.cc         every way a stream ends
+//     backpressure.cc  who waits for what, and who is let on when
+// Owner: the worker; thread: the worker's.
+// Invariants:
+//   1. Nothing is queued without bound: messages are made from stream state when a credit is
+//      there; terminal CLOSE messages wait in a table with one place for each stream that a node
+//      knows of.
+//   2. What an application node sends can end its own streams or its own channel, nothing else.
+//   3. A node's memory (channel, loans, chunk region) lives until the last stream that refers to
+//      it is free, also after the node has died.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/clock.h"
+#include "lwproto/base/reserved_array.h"
+#include "lwproto/buffer/slot_pool.h"
+#include "lwproto/channel/channel.h"
+#include "lwproto/fabric/fabric.h"
+#include "proxynode/service/service_table.h"
+#include "proxynode/stack/stack.h"
+#include "proxynode/translate/chunk_region.h"
+#include "proxynode/translate/stream.h"
+
+namespace sanproxy::translate {
+
+struct TranslatorOptions {
+  std::string name = "proxy";
+  std::uint16_t epoch = 0;
+  std::uint32_t connections_max = 100'000;
+  std::uint32_t nodes_max = 1024;
+  std::uint32_t send_window_bytes = 1024 * 1024;  // of one stream, application to client
+  std::uint32_t tx_records_max = 1 << 20;         // pieces of application memory in use at a time
+  std::size_t channel_region_bytes = std::size_t{256} << 20;
+  bool outgoing = true;  // application nodes may open connections
+};
+
+struct TranslatorCounters {
+  std::uint64_t bytes_to_apps = 0, bytes_from_apps = 0;
+  std::uint64_t copied_inline = 0;     // payload bytes copied because they are small
+  std::uint64_t copied_isolation = 0;  // copied into a channel's own region
+  std::uint64_t copied_pressure = 0;   // copied because a pool ran low
+  std::uint64_t requests = 0, accepts = 0, rejects = 0, active_requests = 0;
+  std::uint64_t unserved = 0;          // no application node could take the connection
+  std::uint64_t closed_node_died = 0, closed_protocol = 0, closed_no_memory = 0;
+  std::uint64_t late_messages = 0;     // for a connection that had just ended
+  std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
+                channels_refused = 0;
+  std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
+  std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
+  std::uint64_t throttled_rounds = 0;  // rounds in which channels were not polled: memory low
+};
+
+// Where application nodes connect: a listener and what is promised to those who come through it.
+struct FabricListener {
+  std::unique_ptr<fabric::Listener> listener;
+  fabric::EndpointOptions options;
+  bool lend_ingress = false;  // shared trust, or a fabric that sends from the pool without showing it
+};
+
+// What the translator asks of the process around it.
+class Host {
+ public:
+  virtual ~Host() = default;
+  virtual void on_service_opened(const SocketAddress& address) = 0;
+  virtual void on_service_closed(const SocketAddress& address) = 0;
+};
+
+// An application node: its channel and what belongs to it.
+struct AppNode {
+  NodeIndex index = kNone;
+  std::string name;
+  fabric::PeerIdentity peer;
+  std::unique_ptr<channel::Channel> channel;
+  std::unique_ptr<ChunkRegion> chunks;
+  fabric::RegionKey chunk_key = 0;
+  fabric::RegionKey ingress_key = 0;
+  bool lend_ingress = false;
+  bool dead = false;
+  StreamIndex streams_head = kNone;
+  std::uint32_t stream_count = 0;   // bound, orphans included
+  std::uint32_t open_streams = 0;   // known to the application
+  StreamIndex blocked_head = kNone, blocked_tail = kNone;
+  // Terminal messages that found no credit.
+  struct Farewell {
+    std::uint64_t connection;
+    std::uint32_t request;  // != 0: REJECT of an active request, else CLOSE
+    wire::CloseCode code;
+  };
+  std::deque<Farewell> farewells;
+};
+
+class Translator final : public stack::Delegate, public channel::Delegate {
+ public:
+  Translator(const TranslatorOptions& options, buffer::SlotPool& ingress,
+             const buffer::MemoryRegion& ingress_region, buffer::SlotPool& egress,
+             std::vector<service::Policy> policies, std::uint32_t services_max, Host& host);
+  ~Translator() override;
+  void set_stack(stack::Stack& stack) { stack_ = &stack; }
+  void add_listener(FabricListener listener) { listeners_.push_back(std::move(listener)); }
+
+  // --- one loop round, in this order (design §5)
+  void flush_channels();        // after a burst of packets: what was received is handed over
+  std::size_t poll_channels();  // what the application nodes sent; number of completions
+  std::size_t poll_listeners(); // application nodes that want in
+
+  // --- winding down
+  void start_drain();           // no new connections or joins; members are told
+  void close_all_channels(wire::CloseCode code, const char* text);
+  bool idle() const { return bound_streams_ == 0; }
+
+  // --- stack::Delegate
+  bool on_accepted(stack::ConnIndex conn, const stack::ConnectionInfo& info) override;
+  void on_connected(stack::ConnIndex conn, const stack::ConnectionInfo& info) override;
+  bool on_received(stack::ConnIndex conn, stack::RxPayload& payload) override;
+  void on_fin(stack::ConnIndex conn) override;
+  void on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) override;
+  void on_closed(stack::ConnIndex conn, stack::EndReason reason) override;
+
+  // --- channel::Delegate
+  void on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
+               const channel::Payload& payload) override;
+  void on_message(channel::Channel& channel, const wire::Message& message) override;
+  void on_sent(channel::Channel& channel, std::uint64_t cookie, bool ok) override;
+  void on_writable(channel::Channel& channel) override;
+  void on_closed(channel::Channel& channel, wire::CloseCode code, const Status& status) override;
+
+  const TranslatorCounters& counters() const { return counters_; }
+  service::ServiceTable& services() { return services_; }
+  std::uint32_t bound_streams() const { return bound_streams_; }
+  std::uint32_t records_used() const { return records_used_; }
+  void for_each_node(const std::function<void(const AppNode&)>& fn) const;
+  // The node that serves a connection, or nullptr; for /status.
+  const AppNode* node_of(stack::ConnIndex conn) const;
+  std::uint64_t id_of(stack::ConnIndex conn) const { return streams_[conn].id; }
+
+ private:
+  // nodes.cc
+  void admit(FabricListener& from, const fabric::ConnectRequest& request);
+  void reap_dead_nodes();
+  AppNode& node_of_channel(channel::Channel& channel) {
+    return *static_cast<AppNode*>(channel.user);
+  }
+  bool memory_is_low() const;
+
+  // joins.cc
+  void on_join(AppNode& node, const wire::Message& message);
+  void on_leave(AppNode& node, const wire::Message& message);
+  void on_shutdown_service(AppNode& node, const wire::Message& message);
+  void close_service(service::Service& service, wire::CloseCode announce, NodeIndex except);
+  void leave_service(service::ServiceId id, AppNode& node);
+
+  // requests.cc
+  Stream& open_stream(StreamIndex index);
+  bool bind(StreamIndex index);
+  void attach_to_node(StreamIndex index, AppNode& node);
+  Status send_request(Stream& s, StreamIndex index, AppNode& node);
+  Status send_accept(Stream& s, StreamIndex index, AppNode& node);
+  void on_accept(AppNode& node, const wire::Message& message);
+  void on_reject(AppNode& node, const wire::Message& message);
+  void on_active_request(AppNode& node, const wire::Message& message);
+  SocketAddress source_for(AppNode& node, const SocketAddress& remote);
+
+  // tcp_to_san.cc
+  bool take_inline(Stream& s, AppNode& node, stack::RxPayload& payload);
+  bool lend(Stream& s, AppNode& node, stack::RxPayload& payload);
+  bool stash(Stream& s, AppNode& node, stack::RxPayload& payload);
+  Status send_pending_data(Stream& s, AppNode& node);
+  void advance_chunk(Stream& s, AppNode& node);
+  void release_chunks(Stream& s, AppNode& node);
+  Status emit(StreamIndex index);  // sends all that is pending, in order
+
+  // san_to_tcp.cc
+  // The stream that `node` may talk about under this id; nullptr after having dealt with it.
+  Stream* stream_for(AppNode& node, std::uint64_t connection, StreamIndex& index);
+  bool add_record(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset,
+                  fabric::Loan loan, buffer::SlotIndex egress);
+  bool write_small(Stream& s, StreamIndex index, const channel::Payload& payload);
+  bool write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
+                        const channel::Payload& payload);
+  void write_records(Stream& s, StreamIndex index);
+  void release_records(Stream& s, AppNode& node, std::uint64_t up_to);
+  void on_credit(AppNode& node, const wire::Message& message);
+  Status send_credit(Stream& s, AppNode& node);
+
+  // close.cc
+  void on_close_message(AppNode& node, const wire::Message& message);
+  void finish_sending(Stream& s, StreamIndex index);
+  void orphan(Stream& s, StreamIndex index);
+  void fail_stream(Stream& s, StreamIndex index, wire::CloseCode code);
+  void say_farewell(AppNode& node, std::uint64_t connection, std::uint32_t request,
+                    wire::CloseCode code);
+  void free_stream(Stream& s, StreamIndex index);
+
+  // backpressure.cc
+  void mark_dirty(Stream& s, StreamIndex index);
+  void emit_or_block(Stream& s, StreamIndex index);
+  void block(Stream& s, StreamIndex index, AppNode& node);
+  void unblock(Stream& s, AppNode& node);
+  void starve(Stream& s, StreamIndex index);
+  void feed_starved();
+
+  TranslatorOptions options_;
+  stack::Stack* stack_ = nullptr;
+  buffer::SlotPool& ingress_;
+  const buffer::MemoryRegion& ingress_region_;
+  buffer::SlotPool& egress_;
+  Host& host_;
+  service::ServiceTable services_;
+  std::vector<FabricListener> listeners_;
+  std::vector<std::unique_ptr<AppNode>> nodes_;  // by NodeIndex; null where free
+  ReservedArray<Stream> streams_;
+  ReservedArray<TxRecord> records_;
+  RecordIndex records_free_ = kNone;
+  std::uint32_t records_touched_ = 0;
+  std::uint32_t records_used_ = 0;
+  std::vector<StreamIndex> dirty_;    // reserved to connections_max
+  std::vector<StreamIndex> starved_;  // likewise
+  std::uint32_t bound_streams_ = 0;
+  std::uint32_t live_nodes_ = 0;
+  std::uint32_t node_search_ = 0;
+  bool any_dead_ = false;
+  bool draining_ = false;
+  TranslatorCounters counters_;
+};
+
+}  // namespace sanproxy::translate
