@@ -1,0 +1,297 @@
+#include "lwproto/fabric/shm/endpoint.h"
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+
+#include "lwproto/base/check.h"
+
+namespace sanproxy::fabric::shm {
+namespace {
+
+// begin_send() does not know how many references will follow.
+constexpr std::uint64_t kRefsRoom = kGatherRefsMax * sizeof(EntryRef);
+
+}  // namespace
+
+void ShmEndpoint::prepare(const OwnMemory& own, const EndpointOptions& options) {
+  own.control().room.posted.store(options.receive_depth, std::memory_order_release);
+}
+
+Result<std::unique_ptr<Endpoint>> ShmEndpoint::create(EndpointParts parts) {
+  std::unique_ptr<ShmEndpoint> endpoint(new ShmEndpoint(std::move(parts)));
+  Core& core = *endpoint->core_;
+  // Edge-triggered and never read: one wake-up per ring without a system call to reset it.
+  Status watched = core.watch(endpoint->wait_fd_.get(), EPOLLIN | EPOLLET, nullptr);
+  if (watched.ok()) {
+    watched = core.watch(endpoint->socket_.get(), EPOLLIN | EPOLLRDHUP, endpoint.get());
+  }
+  if (!watched.ok()) return watched;
+  return std::unique_ptr<Endpoint>(std::move(endpoint));
+}
+
+ShmEndpoint::ShmEndpoint(EndpointParts parts)
+    : core_(std::move(parts.core)),
+      socket_(std::move(parts.socket)),
+      ring_fd_(std::move(parts.ring_fd)),
+      wait_fd_(std::move(parts.wait_fd)),
+      own_(std::move(parts.own)),
+      peer_(std::move(parts.peer)),
+      identity_(std::move(parts.identity)) {
+  const Sizes& ours = own_.sizes();
+  const Sizes& theirs = peer_.sizes();
+  own_.close_fd();
+  inline_bytes_max_ = std::min(ours.inline_bytes_max, theirs.inline_bytes_max);
+  transfer_bytes_max_ = std::min(ours.transfer_bytes_max, theirs.transfer_bytes_max);
+  receive_depth_ = parts.options.receive_depth;
+  posted_ = receive_depth_;
+  ring_ = own_.ring();
+  ring_bytes_ = ours.ring_bytes;
+  peer_ring_ = peer_.ring();
+  peer_ring_bytes_ = theirs.ring_bytes;
+  regions_max_ = ours.regions_max;
+  peer_region_bytes_max_ = ours.region_bytes_max;
+
+  // The peer's return ring must hold a token for each outstanding transfer.
+  const std::uint32_t depth =
+      std::min({parts.options.send_depth, theirs.return_entries, kSendDepthMax});
+  sends_.resize(depth);
+  free_sends_.reserve(depth);
+  for (std::uint32_t i = depth; i > 0; --i) free_sends_.push_back(i - 1);
+  loans_.resize(ours.return_entries);
+  free_loans_.reserve(ours.return_entries);
+  for (std::uint32_t i = ours.return_entries; i > 0; --i) free_loans_.push_back(i - 1);
+  core_->add(this);
+}
+
+ShmEndpoint::~ShmEndpoint() {
+  disconnect(Status::error(Code::kDisconnected, "the endpoint was destroyed"));
+  close_socket();
+  core_->unwatch(wait_fd_.get());
+  core_->remove(this);
+}
+
+Status ShmEndpoint::closed_status() const {
+  if (state_ != State::kOpen && !reason_.ok()) {
+    return Status::error(Code::kDisconnected, reason_.text(), reason_.sys_errno());
+  }
+  return Status::error(Code::kDisconnected, "the channel has ended");
+}
+
+Result<RegionKey> ShmEndpoint::attach(const buffer::MemoryRegion& region) {
+  if (state_ != State::kOpen) return closed_status();
+  if (!region.valid()) return Status::error(Code::kInvalidArgument, "attach an empty region");
+  const Sizes& theirs = peer_.sizes();
+  if (own_region_bytes_.size() >= theirs.regions_max ||
+      region.size() > theirs.region_bytes_max - own_region_total_) {
+    return Status::error(Code::kExhausted, "the peer takes no more regions");
+  }
+  RegionMessage message;
+  message.key = static_cast<std::uint32_t>(own_region_bytes_.size() + 1);
+  message.bytes = region.size();
+  const int fd = region.fd();
+  Status sent =
+      send_message(socket_.get(), std::as_bytes(std::span(&message, 1)), {}, std::span(&fd, 1));
+  if (!sent.ok()) return sent;
+  own_region_bytes_.push_back(region.size());
+  own_region_total_ += region.size();
+  return message.key;
+}
+
+// Reads how far the peer has got with our ring.
+bool ShmEndpoint::refresh_room() {
+  const std::uint64_t tail = peer_.control().room.ring_tail.load(std::memory_order_acquire);
+  if (tail - peer_tail_ > head_published_ - peer_tail_) {
+    breach("the peer freed ring space that it never got");
+    return false;
+  }
+  peer_tail_ = tail;
+  return true;
+}
+
+Result<std::span<std::byte>> ShmEndpoint::begin_send(std::size_t inline_bytes) {
+  if (state_ != State::kOpen) [[unlikely]]
+    return closed_status();
+  if (inline_bytes > inline_bytes_max_) [[unlikely]] {
+    return Status::error(Code::kInvalidArgument, "inline part too large");
+  }
+  const std::uint64_t need = entry_bytes(inline_bytes, 0) + kRefsRoom;
+  if (head_ + need - peer_tail_ > ring_bytes_) [[unlikely]] {
+    if (!refresh_room()) return closed_status();
+    if (head_ + need - peer_tail_ > ring_bytes_) {
+      if (!waiting_) own_.control().room.waiting.store(1, std::memory_order_relaxed);
+      waiting_ = true;
+      return Status::again();
+    }
+  }
+  if (waiting_) [[unlikely]] {
+    waiting_ = false;
+    own_.control().room.waiting.store(0, std::memory_order_relaxed);
+  }
+  begun_ = true;
+  space_bytes_ = inline_bytes;
+  return std::span<std::byte>(ring_ + (head_ & (ring_bytes_ - 1)) + sizeof(EntryHeader),
+                              inline_bytes);
+}
+
+Status ShmEndpoint::check_refs(std::size_t inline_bytes, std::span<const GatherRef> refs) const {
+  if (refs.size() > kGatherRefsMax) {
+    return Status::error(Code::kInvalidArgument, "too many references");
+  }
+  std::uint64_t total = inline_bytes;
+  for (const GatherRef& ref : refs) {
+    if (ref.region == 0 || ref.region > own_region_bytes_.size()) {
+      return Status::error(Code::kInvalidArgument, "a reference to a region not attached");
+    }
+    const std::uint64_t region_bytes = own_region_bytes_[ref.region - 1];
+    if (ref.length == 0 || ref.offset > region_bytes || ref.length > region_bytes - ref.offset) {
+      return Status::error(Code::kInvalidArgument, "a reference outside its region");
+    }
+    total += ref.length;
+  }
+  if (total == 0 || total > transfer_bytes_max_) {
+    return Status::error(Code::kInvalidArgument, "transfer empty or too large");
+  }
+  return {};
+}
+
+Status ShmEndpoint::commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                                std::uint64_t cookie) {
+  if (state_ != State::kOpen) [[unlikely]]
+    return closed_status();
+  if (!begun_ || inline_bytes > space_bytes_) [[unlikely]] {
+    return Status::error(Code::kInvalidArgument, "commit without space");
+  }
+  begun_ = false;
+  if (Status checked = check_refs(inline_bytes, refs); !checked.ok()) [[unlikely]]
+    return checked;
+  if (sent_ == peer_posted_) [[unlikely]] {
+    peer_posted_ = peer_.control().room.posted.load(std::memory_order_acquire);
+    if (sent_ >= peer_posted_) {
+      breach("a transfer met no posted receive");
+      return reason_;
+    }
+  }
+  EntryHeader header;
+  header.entry_bytes = static_cast<std::uint32_t>(entry_bytes(inline_bytes, refs.size()));
+  header.inline_bytes = static_cast<std::uint32_t>(inline_bytes);
+  header.ref_count = static_cast<std::uint32_t>(refs.size());
+  std::byte* at = ring_ + (head_ & (ring_bytes_ - 1));
+  if (!refs.empty()) {
+    if (free_sends_.empty()) return Status::again();
+    const std::uint32_t index = free_sends_.back();
+    free_sends_.pop_back();
+    SendSlot& slot = sends_[index];
+    slot.cookie = cookie;
+    slot.used = true;
+    ++outstanding_;
+    header.token = make_token(index, slot.generation & 0xffffu);
+    std::byte* to = at + entry_bytes(inline_bytes, 0);
+    for (const GatherRef& ref : refs) {
+      const EntryRef entry{ref.region, ref.length, ref.offset};
+      std::memcpy(to, &entry, sizeof(entry));
+      to += sizeof(entry);
+    }
+  }
+  std::memcpy(at, &header, sizeof(header));
+  head_ += header.entry_bytes;
+  ++sent_;
+  return {};
+}
+
+void ShmEndpoint::flush() {
+  if (state_ != State::kOpen) return;
+  PublishedLine& published = own_.control().published;
+  bool news = false;
+  if (head_ != head_published_) {
+    published.ring_head.store(head_, std::memory_order_release);
+    head_published_ = head_;
+    news = true;
+  }
+  if (returns_ != returns_published_) {
+    published.returns_head.store(returns_, std::memory_order_release);
+    returns_published_ = returns_;
+    news = true;
+  }
+  if (!news && !tail_dirty_) return;
+  // Pairs with the fence in Core::arm().
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (tail_dirty_) {
+    tail_dirty_ = false;
+    news = news || peer_.control().room.waiting.load(std::memory_order_relaxed) != 0;
+  }
+  const std::uint64_t epoch = peer_.sleep().epoch.load(std::memory_order_relaxed);
+  if (news && (epoch & 1) != 0 && epoch != peer_kicked_) {
+    peer_kicked_ = epoch;
+    ring_peer();
+  }
+}
+
+void ShmEndpoint::ring_peer() {
+  const std::uint64_t one = 1;
+  // Cannot fail in a way that matters: the counter never fills, and a dead peer shows elsewhere.
+  [[maybe_unused]] const ssize_t n = ::write(ring_fd_.get(), &one, sizeof(one));
+}
+
+void ShmEndpoint::release(Loan loan) {
+  const std::uint64_t index = (loan & 0xffff'ffffu) - 1;
+  SANPROXY_CHECK(loan != kNoLoan && index < loans_.size());
+  LoanSlot& slot = loans_[index];
+  SANPROXY_CHECK(slot.used && slot.generation == loan >> 32);
+  slot.used = false;
+  ++slot.generation;
+  free_loans_.push_back(static_cast<std::uint32_t>(index));
+  if (state_ != State::kOpen) return;
+  own_.returns()[returns_ & (own_.sizes().return_entries - 1)] = slot.token;
+  ++returns_;
+}
+
+std::uint32_t ShmEndpoint::replenish() {
+  if (state_ != State::kOpen) return 0;
+  const std::uint64_t wanted = received_ + receive_depth_;
+  const auto added = static_cast<std::uint32_t>(wanted - posted_);
+  if (added != 0) {
+    posted_ = wanted;
+    own_.control().room.posted.store(posted_, std::memory_order_release);
+  }
+  return added;
+}
+
+bool ShmEndpoint::has_work() const {
+  if (state_ != State::kOpen) return state_ != State::kDone;
+  const ControlPage& theirs = peer_.control();
+  return theirs.published.ring_head.load(std::memory_order_relaxed) != cursor_ ||
+         theirs.published.returns_head.load(std::memory_order_relaxed) != returns_taken_ ||
+         cursor_ != tail_ ||
+         (waiting_ && theirs.room.ring_tail.load(std::memory_order_relaxed) != peer_tail_);
+}
+
+void ShmEndpoint::disconnect(Status reason) {
+  if (state_ == State::kFailing || state_ == State::kDone) return;
+  if (state_ == State::kOpen) {
+    // The peer still gets what was committed, then learns why, then sees the end of the socket.
+    flush();
+    const CloseMark mark =
+        reason.code() == Code::kProtocol ? CloseMark::kProtocol : CloseMark::kClosed;
+    own_.control().published.close_code.store(static_cast<std::uint32_t>(mark),
+                                              std::memory_order_release);
+  }
+  state_ = State::kFailing;
+  reason_ = reason;
+  close_socket();
+}
+
+void ShmEndpoint::close_socket() {
+  if (!socket_.valid()) return;
+  core_->unwatch(socket_.get());
+  // Not only close(): a forked child may hold the socket too.
+  ::shutdown(socket_.get(), SHUT_RDWR);
+  socket_.reset();
+}
+
+}  // namespace sanproxy::fabric::shm

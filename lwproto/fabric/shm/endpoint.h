@@ -1,0 +1,155 @@
+// ShmEndpoint: one side of a shm channel.
+//
+// Document: docs/shm_fabric.md.
+// Role: implements fabric::Endpoint over OwnMemory (ours, the peer reads it) and PeerMemory (the
+//   peer's, we only read it). Sending and closing are in endpoint.cc, everything that takes bytes
+//   from the peer is in endpoint_receive.cc.
+// Owner: the caller of accept() or poll(). Thread: the fabric's.
+// Invariants (all counters are totals):
+//   1. peer_tail_ <= head_published_ <= head_ <= peer_tail_ + ring size.
+//   2. tail_ <= cursor_ <= seen_head_ <= tail_ + the peer's ring size. Bytes in [tail_, cursor_)
+//      were delivered by the last poll() and are still readable.
+//   3. outstanding_ slots of sends_ are in use; a slot's token is on its way to or from the peer.
+//   4. open -> draining (the peer is gone, its last transfers are delivered) -> failing (cookies
+//      come back) -> done; a local disconnection goes from open or draining to failing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/shm/core.h"
+#include "lwproto/fabric/shm/memory.h"
+#include "lwproto/fabric/shm/unix_socket.h"
+
+namespace sanproxy::fabric::shm {
+
+// Everything that a finished handshake has gathered.
+struct EndpointParts {
+  std::shared_ptr<Core> core;
+  UniqueFd socket;
+  UniqueFd ring_fd;  // eventfd: wakes the peer
+  UniqueFd wait_fd;  // eventfd or epoll: wakes us
+  OwnMemory own;
+  PeerMemory peer;
+  PeerIdentity identity;
+  EndpointOptions options;
+};
+
+class ShmEndpoint final : public Endpoint, private PollTarget {
+ public:
+  static Result<std::unique_ptr<Endpoint>> create(EndpointParts parts);
+  // To be done before the peer may see `own`.
+  static void prepare(const OwnMemory& own, const EndpointOptions& options);
+  ~ShmEndpoint() override;
+  ShmEndpoint(const ShmEndpoint&) = delete;
+  ShmEndpoint& operator=(const ShmEndpoint&) = delete;
+
+  const PeerIdentity& peer() const override { return identity_; }
+  Result<RegionKey> attach(const buffer::MemoryRegion& region) override;
+  Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) override;
+  Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                     std::uint64_t cookie) override;
+  void flush() override;
+  std::size_t poll(std::span<Completion> out) override;
+  void release(Loan loan) override;
+  std::uint32_t replenish() override;
+  void disconnect(Status reason) override;
+  bool connected() const override { return state_ == State::kOpen; }
+
+  // For arm(): poll() would deliver something or make room.
+  bool has_work() const;
+
+ private:
+  enum class State : std::uint8_t { kOpen, kDraining, kFailing, kDone };
+  struct SendSlot {
+    std::uint64_t cookie = 0;
+    std::uint32_t generation = 0;  // 16 bits travel
+    bool used = false;
+  };
+  struct LoanSlot {
+    std::uint32_t token = 0;
+    std::uint32_t generation = 1;
+    bool used = false;
+  };
+
+  explicit ShmEndpoint(EndpointParts parts);
+
+  Status closed_status() const;
+  Status check_refs(std::size_t inline_bytes, std::span<const GatherRef> refs) const;
+  bool refresh_room();  // false after a breach
+  void ring_peer();
+  void close_socket();
+
+  void on_events(std::uint32_t events) override;
+  void drain_socket();
+  Status take_region(const ReceivedMessage& message, std::span<const std::byte> bytes);
+  void on_end();
+  void breach(const char* text) { disconnect(Status::error(Code::kProtocol, text)); }
+  bool see_head(std::uint64_t head);
+  std::size_t poll_slow(std::span<Completion> out);
+  std::size_t take_returns(std::span<Completion> out, std::uint64_t returns_head);
+  std::size_t take_transfers(std::span<Completion> out);
+  bool take_transfer(Completion& out);
+  bool take_refs(const std::byte* at, std::uint32_t count, std::uint64_t total, Completion& out);
+  bool take_loan(std::uint32_t token, Completion& out);
+  std::size_t poll_failing(std::span<Completion> out);
+
+  std::shared_ptr<Core> core_;
+  UniqueFd socket_;
+  UniqueFd ring_fd_;
+  UniqueFd wait_fd_;
+  OwnMemory own_;
+  PeerMemory peer_;
+  PeerIdentity identity_;
+  State state_ = State::kOpen;
+  bool waiting_ = false;     // begin_send() found no room
+  bool tail_dirty_ = false;  // room was given back since the last flush()
+  bool draining_socket_ = false;
+  Status reason_;
+
+  // Limits agreed on in the handshake.
+  std::uint32_t inline_bytes_max_ = 0;
+  std::uint32_t transfer_bytes_max_ = 0;
+  std::uint32_t receive_depth_ = 0;
+
+  // Sending.
+  std::byte* ring_ = nullptr;
+  std::uint64_t ring_bytes_ = 0;
+  std::uint64_t head_ = 0;
+  std::uint64_t head_published_ = 0;
+  std::uint64_t peer_tail_ = 0;
+  std::uint64_t sent_ = 0;         // transfers
+  std::uint64_t peer_posted_ = 0;  // the peer's receive buffers, as last seen
+  std::uint64_t peer_kicked_ = 0;  // the sleep epoch for which the peer was last woken
+  std::size_t space_bytes_ = 0;    // of the begin_send() under way
+  bool begun_ = false;
+  std::vector<SendSlot> sends_;
+  std::vector<std::uint32_t> free_sends_;
+  std::size_t outstanding_ = 0;
+  std::size_t failing_next_ = 0;
+  std::vector<std::uint64_t> own_region_bytes_;  // by key - 1
+  std::uint64_t own_region_total_ = 0;
+
+  // Receiving.
+  const std::byte* peer_ring_ = nullptr;
+  std::uint64_t peer_ring_bytes_ = 0;
+  std::uint64_t tail_ = 0;
+  std::uint64_t cursor_ = 0;
+  std::uint64_t seen_head_ = 0;
+  std::uint64_t returns_taken_ = 0;  // from the peer's return ring
+  std::uint64_t returns_end_ = 0;    // draining: where that ring ends
+  std::uint64_t returns_ = 0;        // written to ours
+  std::uint64_t returns_published_ = 0;
+  std::uint64_t received_ = 0;
+  std::uint64_t posted_ = 0;
+  std::vector<LoanSlot> loans_;
+  std::vector<std::uint32_t> free_loans_;
+  std::vector<Mapping> peer_regions_;  // by key - 1
+  std::uint64_t peer_region_total_ = 0;
+  std::uint32_t regions_max_ = 0;
+  std::uint64_t peer_region_bytes_max_ = 0;
+};
+
+}  // namespace sanproxy::fabric::shm

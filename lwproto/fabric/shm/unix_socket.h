@@ -1,0 +1,70 @@
+// Messages with descriptors over a non-blocking SOCK_SEQPACKET socket, and UniqueFd.
+//
+// Role: the only place that knows recvmsg() and SCM_RIGHTS. Owner: handshakes and endpoints of the
+//   shm fabric. Thread: the caller's.
+// Invariants:
+//   1. Nothing here blocks.
+//   2. Every descriptor that arrives is owned by the ReceivedMessage or was discarded by the
+//   kernel.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "lwproto/base/status.h"
+#include "lwproto/fabric/fabric.h"
+
+namespace sanproxy::fabric::shm {
+
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  ~UniqueFd() { reset(); }
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  int get() const { return fd_; }
+  bool valid() const { return fd_ >= 0; }
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+inline constexpr std::size_t kMessageFdsMax = 4;
+inline constexpr std::size_t kMessageBytesMax = 8192;
+
+struct ReceivedMessage {
+  enum class Kind { kMessage, kNothing, kEnd, kMalformed };
+  Kind kind = Kind::kNothing;  // kMalformed: truncated bytes or too many descriptors
+  std::size_t bytes = 0;
+  std::size_t fd_count = 0;
+  std::array<UniqueFd, kMessageFdsMax> fds;
+};
+
+// An empty message counts as the end: the fabric never sends one.
+ReceivedMessage receive_message(int socket, std::span<std::byte> out);
+
+// kAgain when the socket's queue is full, kDisconnected when the peer is gone.
+Status send_message(int socket, std::span<const std::byte> first, std::span<const std::byte> second,
+                    std::span<const int> fds);
+
+Result<UniqueFd> make_socket();
+// Binds and listens at `path`: creates a missing parent folder, replaces the socket of a server
+// that is gone, and never removes anything else.
+Result<UniqueFd> listen_at(const std::string& path, unsigned mode);
+// kAgain when the server's queue is full; kNotFound when nobody listens.
+Status connect_to(int socket, const std::string& path);
+
+PeerIdentity identify_peer(int socket);
+
+}  // namespace sanproxy::fabric::shm
