@@ -1,0 +1,283 @@
+#!/usr/bin/python3
+"""Measures sanproxy side by side with HAProxy and with no proxy at all.
+
+Every work runs on all sides in turn, round after round, so that what the machine does in between
+falls on all of them. Method and results: docs/benchmarks.md.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import idle
+import report
+import sides
+from lab import BenchError, Lab, run
+from works import WORKS, cpu_unit, run_once
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DRIVERS = ("tun", "packet")
+IDLE_COUNTS = (1_000, 10_000, 50_000)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
+    parser.add_argument("--bin", default=os.path.join(ROOT, "build/release/bin"),
+                        help=argparse.SUPPRESS)
+    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s, fewer rows")
+    parser.add_argument("--only", action="append", metavar="NAME",
+                        help="rows whose name starts with NAME or matches the pattern NAME: "
+                             "http-tun, download, '*-packet', idle, random, copied, micro; repeat")
+    parser.add_argument("--seconds", type=float, help="of one measurement (2)")
+    parser.add_argument("--warmup", type=float, default=0.4, help="seconds before each (0.4)")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (5)")
+    parser.add_argument("--peers-only", action="store_true",
+                        help="only HAProxy and no proxy: checks the harness itself")
+    parser.add_argument("--no-peers", action="store_true", help="only ours: for quick tuning")
+    parser.add_argument("--docs", action="store_true",
+                        help="write table and plot into docs/benchmarks.md and .svg")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows")
+    arguments = parser.parse_args()
+    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 2.0)
+    arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
+    return arguments
+
+
+class Bench:
+    def __init__(self, arguments, lab):
+        self.arguments = arguments
+        self.lab = lab
+        self.rows = []
+        self._sides = {}
+        self._start = time.monotonic()
+
+    def wanted(self, name):
+        only = self.arguments.only
+        return not only or any(name == o or name.startswith(o + "-") or fnmatch.fnmatch(name, o)
+                               for o in only)
+
+    def drivers(self, name):
+        if self.arguments.peers_only:
+            return []
+        return [d for d in DRIVERS if self.wanted(f"{name}-{d}")]
+
+    def progress(self, what, round_number, value, unit):
+        print(f"[{time.monotonic() - self._start:6.1f} s] round "
+              f"{round_number + 1}/{self.arguments.rounds}  {what:34} "
+              f"{report.number(value):>10} {unit}", flush=True)
+
+    def peers(self):
+        if "peers" not in self._sides:
+            self._sides["peers"] = sides.make_peers(self.lab)
+        return self._sides["peers"]
+
+    def ours(self, driver):
+        if driver not in self._sides:
+            self._sides[driver] = sides.make_ours(self.lab, driver)
+        return self._sides[driver]
+
+    # --- works that run on all sides
+    def run_work(self, work):
+        drivers = self.drivers(work.name)
+        if not drivers and not (self.arguments.peers_only and self.wanted(work.name)):
+            return
+        taking_part = [] if self.arguments.no_peers else [
+            side for side in self.peers() if side.name not in work.without]
+        taking_part += [self.ours(d)[1 if work.shared else 0] for d in drivers]
+        samples = {side.name: [] for side in taking_part}
+        for number in range(self.arguments.rounds):
+            for side in taking_part:
+                found = run_once(self.lab, work, side, self.arguments.seconds,
+                                 self.arguments.warmup)
+                samples[side.name].append(found)
+                self.progress(f"{work.name}  {side.name}", number, found["speed"], work.unit)
+        for driver in drivers:
+            self.add_rows(work, driver, samples)
+        if self.arguments.peers_only:
+            self.add_peer_rows(work, samples)
+
+    @staticmethod
+    def series(samples, name, figure):
+        return [one[figure] for one in samples[name]] if name in samples else None
+
+    def best_haproxy(self, samples, figure, lower_is_better):
+        """The variant of HAProxy that has the better median for this figure."""
+        found = [self.series(samples, name, figure) for name in sides.HAPROXY if name in samples]
+        if not found:
+            return None
+        return (min if lower_is_better else max)(found, key=statistics.median)
+
+    def add_rows(self, work, driver, samples):
+        name = f"{work.name}-{driver}"
+        ours = driver + (" shared" if work.shared else "")
+        bars = work.bars[driver]
+
+        def add(suffix, figure, unit, lower, **bar):
+            self.rows.append(report.make_row(
+                name + suffix, unit, self.series(samples, ours, figure), "haproxy",
+                self.best_haproxy(samples, figure, lower), **bar))
+
+        if work.lower_is_better:
+            add(" p50", "speed", work.unit, True, at_most=bars.speed)
+            add(" p99", "p99", work.unit, True, at_most=bars.speed)
+        else:
+            add("", "speed", work.unit, False, at_least=bars.speed)
+        self.rows.append(report.make_row(
+            name + " (no proxy)", work.unit, self.series(samples, ours, "speed"), "no proxy",
+            self.series(samples, "no proxy", "speed")))
+        if not work.without:  # what HAProxy's own heuristic gives, for information
+            self.rows.append(report.make_row(
+                name + " (splice-auto)", work.unit, self.series(samples, ours, "speed"),
+                "haproxy splice-auto", self.series(samples, "haproxy splice-auto", "speed")))
+        add(" application CPU", "app_cpu", cpu_unit(work), True, at_most=bars.app_cpu)
+        add(" proxy CPU", "proxy_cpu", cpu_unit(work), True, at_most=bars.proxy_cpu)
+
+    def add_peer_rows(self, work, samples):
+        for name in samples:
+            for figure in samples[name][0]:
+                self.rows.append(report.make_row(
+                    f"{work.name} {name} {figure}",
+                    cpu_unit(work) if figure.endswith("cpu") else work.unit,
+                    self.series(samples, name, figure)))
+
+    # --- many connections
+    def run_idle(self):
+        for driver in DRIVERS:
+            names = [f"{kind}-{driver}" for kind in ("idle", "random")]
+            if self.arguments.peers_only or not any(map(self.wanted, names)):
+                continue
+            if driver != "tun" and (self.arguments.quick or not self.arguments.only):
+                continue  # the same code behind another driver: on demand only
+            counts = IDLE_COUNTS[:2] if self.arguments.quick else IDLE_COUNTS
+            side = self.ours(driver)[0]
+            samples, idle_bytes = idle.measure(self.lab, side, counts,
+                                               min(self.arguments.rounds, 3),
+                                               self.arguments.seconds, self.arguments.warmup,
+                                               self.progress)
+            for kind, few in (("idle", idle.FEW), ("random", idle.FEW_RANDOM)):
+                self.add_idle_rows(f"{kind}-{driver}", kind, few, counts, samples)
+            self.rows.append(report.make_row(f"idle-{driver} memory", "bytes/connection",
+                                             [idle_bytes], at_most=idle.IDLE_BYTES_MAX))
+
+    def add_idle_rows(self, name, kind, few, counts, samples):
+        base = samples[(kind, few)]
+        for count in counts:
+            for figure, unit, bar in (("speed", "req/s", {"at_least": 1 / idle.FLAT}),
+                                      ("proxy_cpu", "CPU-us/request", {"at_most": idle.FLAT})):
+                self.rows.append(report.make_row(
+                    f"{name} {count:,}" + (" proxy CPU" if figure == "proxy_cpu" else ""), unit,
+                    [one[figure] for one in samples[(kind, count)]],
+                    f"{few} connections", [one[figure] for one in base], **bar))
+
+    # --- copies of payload bytes, as the proxy counts them
+    def run_copied(self):
+        for driver in DRIVERS:
+            if self.arguments.peers_only or not self.wanted(f"copied-{driver}"):
+                continue
+            isolated, shared = self.ours(driver)
+            for label, side, function, mode in (("download", isolated, "source", "download"),
+                                                ("upload", isolated, "sink", "upload"),
+                                                ("upload-shared", shared, "sink", "upload")):
+                before = self.copied_bytes(side)
+                result = self.lab.load(side.client_namespace, mode, side.addresses[function],
+                                       seconds=self.arguments.seconds, warmup=0,
+                                       watch=side.pids(function))
+                copied = self.copied_bytes(side) - before
+                limit = 1.02 if label == "upload" else 0.02
+                self.rows.append(report.make_row(
+                    f"copied-{driver} {label}", "bytes copied/byte",
+                    [copied / result["bytes"]], at_most=limit))
+                self.progress(f"copied {driver} {label}", 0, copied / result["bytes"],
+                              "copies of a byte")
+
+    def copied_bytes(self, side):
+        text = run(["ip", "netns", "exec", side.home, "curl", "-s", "--max-time", "5",
+                    "http://127.0.0.1:9477/metrics"])
+        found = [float(line.split()[-1]) for line in text.splitlines()
+                 if "bytes_copied" in line.split(" ")[0] and not line.startswith("#")]
+        if not found:
+            raise BenchError("the proxy's /metrics has no bytes_copied")
+        return sum(found)
+
+    # --- the cost of the parts alone
+    def run_micro(self):
+        if not self.wanted("micro") or self.arguments.peers_only:
+            return
+        programs = [p for p in sorted(os.listdir(self.lab.bin_dir)) if p.startswith("micro_")]
+        for program in programs:
+            argv = [self.lab.program(program), "--benchmark_format=json",
+                    "--benchmark_min_time=" + ("0.05" if self.arguments.quick else "0.3")]
+            print(f"[{time.monotonic() - self._start:6.1f} s] {program}", flush=True)
+            result = subprocess.run(argv, capture_output=True, text=True, timeout=300,
+                                    check=False)
+            if result.returncode != 0:
+                raise BenchError(f"{program}: {result.stderr.strip()[-400:]}")
+            for one in json.loads(result.stdout)["benchmarks"]:
+                if one.get("run_type") != "aggregate":
+                    self.rows.append(report.make_row(f"micro {one['name']}", one["time_unit"],
+                                                     [one["cpu_time"]]))
+
+    def run_all(self):
+        for work in WORKS:
+            self.run_work(work)
+        self.run_idle()
+        self.run_copied()
+        self.run_micro()
+
+
+def write_documents(rows):
+    document = os.path.join(ROOT, "docs/benchmarks.md")
+    report.update_document(document, {"table": report.markdown_table(rows),
+                                      "shortfalls": report.shortfalls(rows)})
+    with open(os.path.join(ROOT, "docs/benchmarks.svg"), "w") as file:
+        file.write(report.svg_plot(rows, "sanproxy relative to HAProxy 2.6 on the same machine"))
+    print(f"wrote {document} and its plot")
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.list:
+        print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
+        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS))
+        print("micro")
+        return 0
+    if os.geteuid() != 0:
+        print("bench: network namespaces need root: use ./run bench", file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))
+    lab = Lab(arguments.bin)
+    bench = Bench(arguments, lab)
+    failed = False
+    try:
+        bench.run_all()
+    except (BenchError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        failed = True
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; cleaning up", file=sys.stderr)
+        failed = True
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        lab.close()
+    if bench.rows:
+        print()
+        report.print_table(bench.rows)
+    if arguments.json:
+        report.write_json(arguments.json, bench.rows)
+    if arguments.docs and not failed:
+        write_documents(bench.rows)
+    short = [row for row in bench.rows if row["holds"] is False]
+    print(f"\n{len(bench.rows)} rows, {len(short)} below their bar")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

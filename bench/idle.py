@@ -1,0 +1,105 @@
+"""Many open connections: what they cost when nothing moves on them, and when anything may.
+
+The descriptors of one process are limited, so the connections are spread over several holders and
+several client addresses.
+"""
+
+import json
+import subprocess
+
+from lab import BenchError, rss_bytes
+
+HOLDERS = 3
+ACTIVE_PER_HOLDER = 21
+LOAD_CONNECTIONS = 64
+FEW = 10            # the baseline of "idle"
+FEW_RANDOM = 100    # the baseline of "random": it needs more connections than requests under way
+FLAT = 1.25
+IDLE_BYTES_MAX = 1024
+
+
+class Holders:
+    """Processes that hold `count` connections, each of which has had one request."""
+
+    def __init__(self, lab, side, count, mode, seconds, warmup):
+        self._lab = lab
+        self._processes = []
+        each = -(-count // HOLDERS)
+        for i in range(HOLDERS):
+            mine = min(each, count - i * each)
+            if mine <= 0:
+                break
+            flags = {"connections": mine, "path": "/bytes/13", "wait_go": True,
+                     "source": side.sources[i:] + side.sources[:i], "watch": side.pids("http")}
+            if mode == "random":
+                flags.update(active=ACTIVE_PER_HOLDER, seconds=seconds, warmup=warmup)
+            argv = lab.client_argv(mode, side.addresses["http"], **flags)
+            self._processes.append(lab.start(side.client_namespace, argv, f"holder-{i}",
+                                             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             text=True))
+        for process in self._processes:
+            if process.stdout.readline().strip() != "READY":
+                raise BenchError("a holder could not open its connections:\n"
+                                 + lab.log_tail(process.label))
+
+    def go(self):
+        """Runs the load of all holders at once; returns their results."""
+        for process in self._processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        results = []
+        for process in self._processes:
+            text = process.stdout.readline()
+            if not text:
+                raise BenchError("a holder failed:\n" + self._lab.log_tail(process.label))
+            results.append(json.loads(text))
+        return results
+
+    def close(self):
+        for process in self._processes:
+            self._lab.stop(process)
+
+
+def _figures(side, results, key="requests"):
+    """Request rate and CPU µs per request (proxy, application) of results taken at one time."""
+    requests = max(sum(r[key] for r in results), 1)
+    out = {"speed": sum(r["per_second"] for r in results)}
+    for name, index in (("proxy_cpu", 0), ("app_cpu", 1)):
+        seconds = sum(side.cpu(r, "http")[index] for r in results) / len(results)
+        out[name] = seconds / requests * 1e6
+    return out
+
+
+def measure(lab, side, counts, rounds, seconds, warmup, progress):
+    """Returns ({("idle"|"random", count): [figures per round]}, bytes per idle connection)."""
+    samples = {}
+    memory = []
+    for number in range(rounds):
+        few_rss = None
+        for count in [FEW, *counts]:
+            holders = Holders(lab, side, count, "idle" if count == FEW else "random",
+                              seconds, warmup)
+            rss = rss_bytes(side.proxy.pid)
+            if count == FEW:
+                few_rss = rss
+            elif count == counts[-1] and number == 0:
+                memory.append((rss - few_rss) / (count - FEW))
+            result = lab.load(side.client_namespace, "http", side.addresses["http"],
+                              connections=LOAD_CONNECTIONS, path="/bytes/13", seconds=seconds,
+                              warmup=warmup, watch=side.pids("http"))
+            found = _figures(side, [result])
+            samples.setdefault(("idle", count), []).append(found)
+            progress(f"{side.name} {count} idle", number, found["speed"], "req/s")
+            if count != FEW:
+                _random(side, holders, count, samples, number, progress)
+            holders.close()
+        holders = Holders(lab, side, FEW_RANDOM, "random", seconds, warmup)
+        _random(side, holders, FEW_RANDOM, samples, number, progress)
+        holders.close()
+    return samples, max(memory)
+
+
+def _random(side, holders, count, samples, number, progress):
+    found = _figures(side, holders.go())
+    samples.setdefault(("random", count), []).append(found)
+    progress(f"{side.name} random over {count}", number, found["speed"], "req/s")
