@@ -40,12 +40,12 @@ struct Offload {
   Segmentation segmentation = Segmentation::kNone;
   // Send: the TCP checksum field holds the pseudo-header sum; the driver or kernel completes it
   // over the bytes from checksum_start. Receive: the sum is trusted (partial or verified).
-  bool checksum_partial = false;   // send: complete it; receive: never needs a check
-  bool checksum_verified = false;  // receive only
-  std::uint16_t segment_bytes = 0;     // TCP payload bytes of each segment on the wire
-  std::uint16_t header_bytes = 0;      // IP + TCP header bytes (for segmentation)
-  std::uint16_t checksum_start = 0;    // from the start of the IP header
-  std::uint16_t checksum_offset = 0;   // from checksum_start
+  bool checksum_partial = false;      // send: complete it; receive: never needs a check
+  bool checksum_verified = false;     // receive only
+  std::uint16_t segment_bytes = 0;    // TCP payload bytes of each segment on the wire
+  std::uint16_t header_bytes = 0;     // IP + TCP header bytes (for segmentation)
+  std::uint16_t checksum_start = 0;   // from the start of the IP header
+  std::uint16_t checksum_offset = 0;  // from checksum_start
 };
 
 struct ReceiveBuffer {
@@ -72,6 +72,7 @@ struct Counters {
   std::uint64_t rx_calls = 0, tx_calls = 0;
   std::uint64_t rx_dropped_short = 0, rx_dropped_not_ip = 0, rx_dropped_not_for_us = 0,
                 rx_dropped_metadata = 0, rx_truncated = 0;
+  std::uint64_t rx_dropped_kernel = 0;  // packet: the socket's buffer was full
   std::uint64_t tx_dropped_unresolved = 0, tx_dropped_full = 0, tx_errors = 0;
   std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
 };
@@ -95,7 +96,8 @@ class PacketIo {
   virtual int fd() const = 0;
 
   // Receives up to out.size() packets, each into its own buffer out of `buffers` (same size as
-  // `out`; lowest first; those not named by a returned packet are untouched). 0 when none waits.
+  // `out`; in ascending order, with gaps where a frame was dropped; those not named by a returned
+  // packet stay free, whatever is in them). 0 when none waits.
   virtual std::size_t receive(std::span<const ReceiveBuffer> buffers,
                               std::span<ReceivedPacket> out) = 0;
   // Takes packets in order; returns how many were taken (fewer: the device is full, try again
@@ -103,7 +105,9 @@ class PacketIo {
   virtual std::size_t send(std::span<const SendPacket> packets) = 0;
   virtual void flush() = 0;
 
-  // Addresses that we answer ARP/ND for, besides options().addresses (service addresses).
+  // Addresses that we answer ARP/ND for (service addresses), besides options().addresses where
+  // those are ours. "packet" receives packets to them alone, so an address must stay for as long
+  // as connections to it do.
   virtual void add_local_address(const IpAddress& address) = 0;
   virtual void remove_local_address(const IpAddress& address) = 0;
 

@@ -1,0 +1,53 @@
+// Link configuration over rtnetlink: MTU, queue length, addresses, link state.
+//
+// Documents: rtnetlink(7); Linux include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
+// Role: sets up the host's side of a device that we made. Start-up only; allocates.
+// Owner: open_interface(). Thread: any, one call at a time.
+// Invariants:
+//   1. A refusal of the kernel comes back as a Status with a text that says what to do.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+#include "netnode/net/ethernet.h"
+#include "netnode/packet_io/unique_fd.h"
+
+namespace sanproxy::packet_io {
+
+struct LinkInfo {
+  int index = 0;
+  std::uint32_t mtu_bytes = 0;
+  net::MacAddress mac;
+  bool up = false;
+  bool ethernet = false;
+};
+
+class LinkConfig {
+ public:
+  static Result<LinkConfig> open();
+
+  Result<LinkInfo> query(const std::string& name);
+  // Before set_up(): keeps the kernel from giving the device a link-local address of its own (and
+  // from soliciting routers on it), which a TUN peer has no use for.
+  Status disable_ipv6_autoconf(int index);
+  Status set_mtu(int index, std::uint32_t mtu_bytes);
+  Status set_queue_length(int index, std::uint32_t packets);
+  // Packets go straight to the driver, whose own queue is the only one.
+  Status set_no_queue_discipline(int index);
+  Status add_address(int index, const IpPrefix& address);  // IPv6 without DAD
+  Status set_up(int index);
+
+ private:
+  explicit LinkConfig(UniqueFd netlink, UniqueFd control)
+      : netlink_(std::move(netlink)), control_(std::move(control)) {}
+  Status request(void* message, const char* what);
+
+  UniqueFd netlink_;
+  UniqueFd control_;  // for the ioctls that answer questions
+  std::uint32_t sequence_ = 0;
+};
+
+}  // namespace sanproxy::packet_io

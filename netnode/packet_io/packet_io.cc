@@ -1,0 +1,50 @@
+#include "netnode/packet_io/packet_io.h"
+
+#include <linux/if.h>
+
+#include "netnode/packet_io/drivers.h"
+
+namespace sanproxy::packet_io {
+namespace {
+
+constexpr std::uint32_t kMtuBytesMin = 1280;  // RFC 8200 5
+constexpr std::uint32_t kMtuBytesMax = 65'521;
+
+Status check(const InterfaceOptions& options) {
+  if (options.name.empty() || options.name.size() >= IFNAMSIZ ||
+      options.name.find_first_of("/% \t\n:") != std::string::npos) {
+    return Status::error(Code::kInvalidArgument,
+                         "an interface name has 1 to 15 characters and no space, '/', ':' or '%'");
+  }
+  if (options.mtu_bytes < kMtuBytesMin || options.mtu_bytes > kMtuBytesMax) {
+    return Status::error(Code::kInvalidArgument, "the MTU must be between 1280 and 65521 bytes");
+  }
+  for (const IpPrefix& address : options.addresses) {
+    if (address.ip.family == Family::kNone || address.length_bits > address.ip.size() * 8) {
+      return Status::error(Code::kInvalidArgument, "an interface address has a bad prefix length");
+    }
+  }
+  return Status();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options) {
+  Status status = check(options);
+  if (!status.ok()) {
+    return status;
+  }
+  if (options.driver == "tun") {
+    return open_tun(options);
+  }
+  if (options.driver == "tap") {
+    return open_tap(options);
+  }
+  if (options.driver == "packet") {
+    return open_packet_socket(options);
+  }
+  return Status::error(Code::kInvalidArgument,
+                       "unknown interface driver (known: tun, tap, packet)");
+}
+
+}  // namespace sanproxy::packet_io

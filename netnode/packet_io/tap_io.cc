@@ -1,0 +1,153 @@
+// TapIo: IP packets in Ethernet frames across a TAP device.
+//
+// Document: docs/packet_io.md.
+// Role: as TunIo, with a frame header and neighbours: the host's kernel is the other station on
+//   the segment, and the router to everything else.
+// Owner and thread: a worker's.
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/ethernet_port.h"
+#include "netnode/packet_io/tun_device.h"
+
+namespace sanproxy::packet_io {
+namespace {
+
+constexpr std::uint32_t kReadOffset = kPacketOffset - sizeof(LinkHeader);
+
+// The kernel's end has its own address; ours differs from it in one bit of the last byte.
+net::MacAddress our_mac(const net::MacAddress& kernels) {
+  net::MacAddress mac = kernels;
+  mac.bytes[5] ^= 1;
+  return mac;
+}
+
+NeighborConfig neighbor_config(const InterfaceOptions& options, const LinkInfo& link) {
+  NeighborConfig config{our_mac(link.mac), options.addresses, options.gateways};
+  for (const IpPrefix& address : options.addresses) {
+    config.gateways.push_back(address.ip);  // behind those that were asked for
+  }
+  return config;
+}
+
+class TapIo final : public PacketIo, private FrameSink {
+ public:
+  TapIo(InterfaceOptions options, TunDevice device)
+      : options_(std::move(options)),
+        device_(std::move(device)),
+        port_(neighbor_config(options_, device_.link), false, *this, counters_) {}
+
+  const InterfaceOptions& options() const override { return options_; }
+  std::uint32_t mtu_bytes() const override { return device_.link.mtu_bytes; }
+  int fd() const override { return device_.fd.get(); }
+  std::size_t receive(std::span<const ReceiveBuffer> buffers,
+                      std::span<ReceivedPacket> out) override;
+  std::size_t send(std::span<const SendPacket> packets) override;
+  void flush() override { port_.neighbor().on_time(); }
+  void add_local_address(const IpAddress& ip) override { (void)port_.neighbor().add_local(ip); }
+  void remove_local_address(const IpAddress& ip) override { port_.remove_local(ip); }
+  const Counters& counters() const override { return counters_; }
+
+ private:
+  void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
+  ssize_t write_pieces(const iovec* pieces, std::size_t count);
+
+  InterfaceOptions options_;
+  TunDevice device_;
+  Counters counters_;
+  EthernetPort port_;
+};
+
+std::size_t TapIo::receive(std::span<const ReceiveBuffer> buffers, std::span<ReceivedPacket> out) {
+  const std::size_t room = std::min(buffers.size(), out.size());
+  std::size_t count = 0;
+  std::size_t dropped = 0;
+  port_.neighbor().on_time();
+  while (count < room && dropped < kDropsPerBurstMax) {
+    std::byte* at = buffers[count].data + kReadOffset;
+    const std::size_t capacity = buffers[count].capacity - kReadOffset;
+    const ssize_t got = ::read(device_.fd.get(), at, capacity);
+    ++counters_.rx_calls;
+    if (got < 0) {
+      if (errno == EINTR) {
+        continue;
+      }
+      break;  // EAGAIN; or EIO, when the device is going away
+    }
+    const auto bytes = static_cast<std::size_t>(got);
+    if (bytes == capacity || bytes < sizeof(VnetHeader)) {
+      ++(bytes == capacity ? counters_.rx_truncated : counters_.rx_dropped_short);
+      ++dropped;
+      continue;
+    }
+    VnetHeader vnet;
+    std::memcpy(&vnet, at, sizeof(vnet));
+    const std::span<const std::byte> frame(at + sizeof(vnet), bytes - sizeof(vnet));
+    if (!port_.inbound(vnet, frame, out[count])) {
+      ++dropped;
+      continue;
+    }
+    out[count].buffer = static_cast<std::uint32_t>(count);
+    out[count].offset = kPacketOffset;
+    counters_.rx_bytes += out[count].length;
+    ++count;
+  }
+  counters_.rx_packets += count;
+  return count;
+}
+
+ssize_t TapIo::write_pieces(const iovec* pieces, std::size_t count) {
+  ssize_t sent;
+  do {
+    sent = ::writev(device_.fd.get(), pieces, static_cast<int>(count));
+    ++counters_.tx_calls;
+  } while (sent < 0 && errno == EINTR);
+  return sent;
+}
+
+std::size_t TapIo::send(std::span<const SendPacket> packets) {
+  std::array<iovec, kSendPiecesMax + 1> pieces;
+  LinkHeader header;
+  pieces[0] = {&header, sizeof(header)};
+  for (std::size_t i = 0; i < packets.size(); ++i) {
+    const SendPacket& packet = packets[i];
+    if (!port_.outbound(packet, header)) {
+      continue;
+    }
+    std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
+    if (write_pieces(pieces.data(), packet.piece_count + 1) >= 0) {
+      ++counters_.tx_packets;
+      counters_.tx_bytes += packet.length;
+    } else if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+      return i;
+    } else {
+      ++counters_.tx_errors;
+    }
+  }
+  return packets.size();
+}
+
+void TapIo::send_frame(std::span<const std::byte> frame, const Offload& offload) {
+  VnetHeader vnet = vnet_from_offload(offload, net::kEthernetHeaderBytes);
+  const std::array<iovec, 2> pieces = {iovec{&vnet, sizeof(vnet)},
+                                       iovec{const_cast<std::byte*>(frame.data()), frame.size()}};
+  if (write_pieces(pieces.data(), pieces.size()) < 0) {
+    ++counters_.tx_errors;
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PacketIo>> open_tap(const InterfaceOptions& options) {
+  Result<TunDevice> device = open_tun_device(options, TunKind::kTap);
+  if (!device.ok()) {
+    return device.status();
+  }
+  return std::unique_ptr<PacketIo>(std::make_unique<TapIo>(options, std::move(device).value()));
+}
+
+}  // namespace sanproxy::packet_io

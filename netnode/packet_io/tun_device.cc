@@ -1,0 +1,110 @@
+#include "netnode/packet_io/tun_device.h"
+
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <sys/ioctl.h>
+
+#include <cerrno>
+
+namespace sanproxy::packet_io {
+namespace {
+
+// The device's ring from the kernel to us, in packets. It is the only queue on that way; a full
+// one drops, so it must cover what arrives while the worker is busy with one round.
+constexpr std::uint32_t kQueueLengthPackets = 10'000;
+
+Status open_error(int error) {
+  switch (error) {
+    case ENOENT:
+    case ENODEV:
+    case ENXIO:
+      return Status::error(Code::kNotFound,
+                           "/dev/net/tun is missing: load the driver (modprobe tun)", error);
+    case EPERM:
+    case EACCES:
+      return Status::error(Code::kPermission,
+                           "opening /dev/net/tun needs CAP_NET_ADMIN (run as root)", error);
+    default:
+      return Status::error(Code::kSystem, "open /dev/net/tun", error);
+  }
+}
+
+Status attach_error(int error) {
+  switch (error) {
+    case EBUSY:
+      return Status::error(Code::kExists,
+                           "a device of this name exists and another process has it open", error);
+    case EPERM:
+    case EACCES:
+      return Status::error(Code::kPermission,
+                           "creating a TUN/TAP device needs CAP_NET_ADMIN (run as root)", error);
+    case EINVAL:
+      return Status::error(Code::kExists, "an interface of this name exists and is of another kind",
+                           error);
+    default:
+      return Status::error(Code::kSystem, "create the TUN/TAP device", error);
+  }
+}
+
+Status configure(const InterfaceOptions& options, TunKind kind, LinkInfo& link) {
+  Result<LinkConfig> config = LinkConfig::open();
+  if (!config.ok()) {
+    return config.status();
+  }
+  Result<LinkInfo> found = config->query(options.name);
+  if (!found.ok()) {
+    return found.status();
+  }
+  link = *found;
+  if (kind == TunKind::kTun) {
+    // Fails where IPv6 is switched off, and then nothing needs to be kept quiet.
+    (void)config->disable_ipv6_autoconf(link.index);
+  }
+  Status status = config->set_mtu(link.index, options.mtu_bytes);
+  if (status.ok()) {
+    status = config->set_queue_length(link.index, kQueueLengthPackets);
+  }
+  if (status.ok()) {
+    // An optimisation; kernels without it work as well.
+    (void)config->set_no_queue_discipline(link.index);
+    status = config->set_up(link.index);
+  }
+  for (const IpPrefix& address : options.addresses) {
+    if (status.ok()) {
+      status = config->add_address(link.index, address);
+    }
+  }
+  link.mtu_bytes = options.mtu_bytes;
+  return status;
+}
+
+}  // namespace
+
+Result<TunDevice> open_tun_device(const InterfaceOptions& options, TunKind kind) {
+  TunDevice device;
+  device.fd = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  if (!device.fd.valid()) {
+    return open_error(errno);
+  }
+  ifreq request{};
+  options.name.copy(request.ifr_name, IFNAMSIZ - 1);
+  request.ifr_flags =
+      static_cast<short>((kind == TunKind::kTun ? IFF_TUN : IFF_TAP) | IFF_NO_PI | IFF_VNET_HDR);
+  if (::ioctl(device.fd.get(), TUNSETIFF, &request) != 0) {
+    return attach_error(errno);
+  }
+  const unsigned long offloads = options.segmentation_offload
+                                     ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
+                                     : TUN_F_CSUM;
+  if (::ioctl(device.fd.get(), TUNSETOFFLOAD, offloads) != 0) {
+    return Status::error(Code::kSystem, "set the device's offloads (TUNSETOFFLOAD)", errno);
+  }
+  Status status = configure(options, kind, device.link);
+  if (!status.ok()) {
+    return status;
+  }
+  return device;
+}
+
+}  // namespace sanproxy::packet_io

@@ -1,0 +1,38 @@
+// UniqueFd: owns a file descriptor.
+//
+// Thread: a value; move-only.
+#pragma once
+
+#include <unistd.h>
+
+#include <utility>
+
+namespace sanproxy::packet_io {
+
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  ~UniqueFd() { reset(); }
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    if (this != &other) {
+      reset();
+      fd_ = std::exchange(other.fd_, -1);
+    }
+    return *this;
+  }
+  int get() const { return fd_; }
+  bool valid() const { return fd_ >= 0; }
+
+ private:
+  void reset() {
+    if (fd_ >= 0) {
+      ::close(fd_);
+    }
+    fd_ = -1;
+  }
+  int fd_ = -1;
+};
+
+}  // namespace sanproxy::packet_io
