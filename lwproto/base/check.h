@@ -6,11 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define SANPROXY_CHECK(condition)                                                      \
-  do {                                                                                 \
-    if (__builtin_expect(!(condition), 0)) {                                           \
-      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__,        \
-                   #condition);                                                        \
-      std::abort();                                                                    \
-    }                                                                                  \
+#define SANPROXY_CHECK(condition)                                                            \
+  do {                                                                                       \
+    if (__builtin_expect(!(condition), 0)) {                                                 \
+      std::fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                          \
+    }                                                                                        \
   } while (0)

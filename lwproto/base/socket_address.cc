@@ -76,8 +76,7 @@ Result<IpPrefix> IpPrefix::parse(std::string_view text) {
   auto ip = IpAddress::parse(text.substr(0, slash));
   if (!ip.ok()) return ip.status();
   IpPrefix out{*ip, 0};
-  if (!parse_number(text.substr(slash + 1), out.length_bits) ||
-      out.length_bits > ip->size() * 8) {
+  if (!parse_number(text.substr(slash + 1), out.length_bits) || out.length_bits > ip->size() * 8) {
     return Status::error(Code::kInvalidArgument, "the prefix length is out of range");
   }
   return out;

@@ -6,19 +6,32 @@ namespace sanproxy {
 
 const char* code_name(Code code) {
   switch (code) {
-    case Code::kOk: return "ok";
-    case Code::kAgain: return "again";
-    case Code::kExhausted: return "exhausted";
-    case Code::kInvalidArgument: return "invalid_argument";
-    case Code::kProtocol: return "protocol";
-    case Code::kNotFound: return "not_found";
-    case Code::kExists: return "exists";
-    case Code::kRefused: return "refused";
-    case Code::kPermission: return "permission";
-    case Code::kDisconnected: return "disconnected";
-    case Code::kTimeout: return "timeout";
-    case Code::kUnsupported: return "unsupported";
-    case Code::kSystem: return "system";
+    case Code::kOk:
+      return "ok";
+    case Code::kAgain:
+      return "again";
+    case Code::kExhausted:
+      return "exhausted";
+    case Code::kInvalidArgument:
+      return "invalid_argument";
+    case Code::kProtocol:
+      return "protocol";
+    case Code::kNotFound:
+      return "not_found";
+    case Code::kExists:
+      return "exists";
+    case Code::kRefused:
+      return "refused";
+    case Code::kPermission:
+      return "permission";
+    case Code::kDisconnected:
+      return "disconnected";
+    case Code::kTimeout:
+      return "timeout";
+    case Code::kUnsupported:
+      return "unsupported";
+    case Code::kSystem:
+      return "system";
   }
   return "unknown";
 }

@@ -95,8 +95,7 @@ Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
 }
 
 Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offset,
-                                    std::span<const fabric::GatherRef> refs,
-                                    std::uint64_t cookie) {
+                                    std::span<const fabric::GatherRef> refs, std::uint64_t cookie) {
   std::size_t bytes = 0;
   for (const auto& ref : refs) bytes += ref.length;
   if (const Status status = open_transfer(wire::kDataHeaderBytes, false); !status.ok()) {

@@ -41,7 +41,7 @@ namespace sanproxy::fabric {
 using RegionKey = std::uint32_t;  // an attached region, as named by one endpoint
 using Loan = std::uint64_t;
 inline constexpr Loan kNoLoan = 0;
-inline constexpr std::size_t kSegmentsMax = 8;       // of a received transfer
+inline constexpr std::size_t kSegmentsMax = 8;  // of a received transfer
 inline constexpr std::size_t kGatherRefsMax = kSegmentsMax - 1;
 
 struct GatherRef {
@@ -59,28 +59,28 @@ struct Segment {
 struct Completion {
   enum class Kind : std::uint8_t { kSend, kReceive, kDisconnected };
   Kind kind = Kind::kSend;
-  std::uint8_t segment_count = 0;  // kReceive
-  Status status;                   // kSend: ok or why not; kDisconnected: why
-  std::uint64_t cookie = 0;        // kSend
-  Loan loan = kNoLoan;             // kReceive: kNoLoan if nothing stays borrowed
+  std::uint8_t segment_count = 0;              // kReceive
+  Status status;                               // kSend: ok or why not; kDisconnected: why
+  std::uint64_t cookie = 0;                    // kSend
+  Loan loan = kNoLoan;                         // kReceive: kNoLoan if nothing stays borrowed
   std::array<Segment, kSegmentsMax> segments;  // kReceive
 };
 
 // Who is at the other end, as far as the fabric can prove it.
 struct PeerIdentity {
-  std::string address;      // for people: "shm:pid 812", "verbs:10.9.0.2", ...
-  std::int64_t uid = -1;    // shm: SO_PEERCRED; -1 where unknown
+  std::string address;    // for people: "shm:pid 812", "verbs:10.9.0.2", ...
+  std::int64_t uid = -1;  // shm: SO_PEERCRED; -1 where unknown
   std::int64_t gid = -1;
   std::int64_t pid = -1;
   std::string certificate_name;  // TLS; empty elsewhere
 };
 
 struct EndpointOptions {
-  std::uint32_t receive_depth = 512;       // receive buffers that we post
-  std::uint32_t send_depth = 1024;         // transfers with references outstanding at most
-  std::uint32_t inline_bytes_max = 8192;   // largest inline part of a transfer
+  std::uint32_t receive_depth = 512;      // receive buffers that we post
+  std::uint32_t send_depth = 1024;        // transfers with references outstanding at most
+  std::uint32_t inline_bytes_max = 8192;  // largest inline part of a transfer
   std::uint32_t transfer_bytes_max = 8192 + 65536;
-  std::uint32_t regions_max = 64;          // that a peer may attach
+  std::uint32_t regions_max = 64;                                // that a peer may attach
   std::uint64_t peer_region_bytes_max = std::uint64_t{4} << 30;  // all its regions together
 };
 
@@ -99,8 +99,9 @@ class Endpoint {
 
   // Starts a transfer: returns space of at least `inline_bytes` for its inline part, or kAgain
   // (send queue full, or no room for a full gather list or one more outstanding send; a later
-  // poll() makes room), or kDisconnected. After ok, commit_send() never fails for lack of room. Calling it again before
-  // commit_send() abandons the first. The space is valid until commit_send().
+  // poll() makes room), or kDisconnected. After ok, commit_send() never fails for lack of room.
+  // Calling it again before commit_send() abandons the first. The space is valid until
+  // commit_send().
   virtual Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) = 0;
   // Sends the first `inline_bytes` of that space followed by `refs`. With refs, `cookie` comes
   // back in a kSend completion. An error means misuse or disconnection.

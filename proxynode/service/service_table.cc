@@ -6,9 +6,12 @@ namespace sanproxy::service {
 
 const char* balance_name(Balance balance) {
   switch (balance) {
-    case Balance::kRoundRobin: return "round-robin";
-    case Balance::kWeighted: return "weighted";
-    case Balance::kLeastConnections: return "least-connections";
+    case Balance::kRoundRobin:
+      return "round-robin";
+    case Balance::kWeighted:
+      return "weighted";
+    case Balance::kLeastConnections:
+      return "least-connections";
   }
   return "unknown";
 }
@@ -31,9 +34,15 @@ Member* Service::pick(const std::function<bool(NodeId)>& eligible) {
   const auto usable = [&](NodeId node) { return eligible(node); };
   Member* member = nullptr;
   switch (policy_.balance) {
-    case Balance::kRoundRobin: member = pick_round_robin(usable); break;
-    case Balance::kWeighted: member = pick_weighted(usable); break;
-    case Balance::kLeastConnections: member = pick_least_connections(usable); break;
+    case Balance::kRoundRobin:
+      member = pick_round_robin(usable);
+      break;
+    case Balance::kWeighted:
+      member = pick_weighted(usable);
+      break;
+    case Balance::kLeastConnections:
+      member = pick_least_connections(usable);
+      break;
   }
   if (member == nullptr) return nullptr;
   ++member->connections;
@@ -77,8 +86,8 @@ Member* Service::pick_least_connections(const std::function<bool(NodeId)>& usabl
   for (std::size_t i = 0; i < members_.size(); ++i) {
     Member& m = members_[(start + i) % members_.size()];
     if (full(m) || !usable(m.node)) continue;
-    if (best == nullptr || std::uint64_t{m.connections} * best->weight <
-                               std::uint64_t{best->connections} * m.weight) {
+    if (best == nullptr ||
+        std::uint64_t{m.connections} * best->weight < std::uint64_t{best->connections} * m.weight) {
       best = &m;
     }
   }

@@ -9,12 +9,18 @@ namespace {
 
 wire::CloseCode code_of(stack::EndReason reason) {
   switch (reason) {
-    case stack::EndReason::kFinished: return wire::CloseCode::kFinBoth;
-    case stack::EndReason::kResetByPeer: return wire::CloseCode::kReset;
-    case stack::EndReason::kAborted: return wire::CloseCode::kReset;
-    case stack::EndReason::kTimedOut: return wire::CloseCode::kTimedOut;
-    case stack::EndReason::kRefused: return wire::CloseCode::kRefused;
-    case stack::EndReason::kNoMemory: return wire::CloseCode::kLimitReached;
+    case stack::EndReason::kFinished:
+      return wire::CloseCode::kFinBoth;
+    case stack::EndReason::kResetByPeer:
+      return wire::CloseCode::kReset;
+    case stack::EndReason::kAborted:
+      return wire::CloseCode::kReset;
+    case stack::EndReason::kTimedOut:
+      return wire::CloseCode::kTimedOut;
+    case stack::EndReason::kRefused:
+      return wire::CloseCode::kRefused;
+    case stack::EndReason::kNoMemory:
+      return wire::CloseCode::kLimitReached;
   }
   return wire::CloseCode::kReset;
 }
@@ -32,16 +38,23 @@ void Translator::on_message(channel::Channel& channel, const wire::Message& mess
       if (answer) break;
       return on_leave(node, message);
     case wire::MessageType::kShutdownService:
-      if (answer) break;
+      if (answer || message.code != wire::CloseCode::kNone) break;
       return on_shutdown_service(node, message);
     case wire::MessageType::kConnectionRequest:
       if ((message.flags & wire::kFlagActive) == 0) break;
       return on_active_request(node, message);
-    case wire::MessageType::kAcceptConnection: return on_accept(node, message);
-    case wire::MessageType::kRejectConnection: return on_reject(node, message);
-    case wire::MessageType::kCloseConnection: return on_close_message(node, message);
-    case wire::MessageType::kCredit: return on_credit(node, message);
-    default: break;
+    case wire::MessageType::kAcceptConnection:
+      if (message.accept.request != 0) break;
+      return on_accept(node, message);
+    case wire::MessageType::kRejectConnection:
+      if (message.reject.request != 0) break;
+      return on_reject(node, message);
+    case wire::MessageType::kCloseConnection:
+      return on_close_message(node, message);
+    case wire::MessageType::kCredit:
+      return on_credit(node, message);
+    default:
+      break;
   }
   channel.close(wire::CloseCode::kProtocolError, "a message that only a proxy may send");
 }

@@ -8,10 +8,14 @@ namespace {
 
 wire::CloseCode code_of(const Status& status) {
   switch (status.code()) {
-    case Code::kPermission: return wire::CloseCode::kNotPermitted;
-    case Code::kExhausted: return wire::CloseCode::kLimitReached;
-    case Code::kExists: return wire::CloseCode::kAddressInUse;
-    default: return wire::CloseCode::kRefused;
+    case Code::kPermission:
+      return wire::CloseCode::kNotPermitted;
+    case Code::kExhausted:
+      return wire::CloseCode::kLimitReached;
+    case Code::kExists:
+      return wire::CloseCode::kAddressInUse;
+    default:
+      return wire::CloseCode::kRefused;
   }
 }
 
@@ -74,9 +78,9 @@ void Translator::on_leave(AppNode& node, const wire::Message& message) {
   service::Service* service = services_.find(message.service.service);
   const bool member = service != nullptr && service->find(node.index) != nullptr;
   if (member) leave_service(message.service.service, node);
-  (void)node.channel->send_control(
-      wire::MessageType::kLeaveService, wire::kFlagAnswer,
-      member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service);
+  (void)node.channel->send_control(wire::MessageType::kLeaveService, wire::kFlagAnswer,
+                                   member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
+                                   message.service);
 }
 
 void Translator::on_shutdown_service(AppNode& node, const wire::Message& message) {
@@ -87,9 +91,9 @@ void Translator::on_shutdown_service(AppNode& node, const wire::Message& message
                  service->address().to_string());
     close_service(*service, wire::CloseCode::kServiceShutdown, node.index);
   }
-  (void)node.channel->send_control(
-      wire::MessageType::kShutdownService, wire::kFlagAnswer,
-      member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service);
+  (void)node.channel->send_control(wire::MessageType::kShutdownService, wire::kFlagAnswer,
+                                   member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
+                                   message.service);
 }
 
 // The LISTEN endpoint goes; established connections stay. With a code, members are told.

@@ -11,13 +11,6 @@ namespace {
 constexpr std::size_t kHeapReserveShare = 16;
 constexpr std::size_t kEgressReserveSlots = 64;
 
-bool printable(const wire::HelloBody& hello) {
-  for (const std::uint8_t c : hello.node_name) {
-    if (c != 0 && (c < 0x20 || c == 0x7f)) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingress,
@@ -62,11 +55,11 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     from.listener->reject(request, std::as_bytes(std::span(&reason, 1)));
   };
   const auto hello = wire::decode_hello(request.private_data);
-  if (!hello.ok()) return refuse(wire::CloseCode::kProtocolError, hello.status().text());
-  if (hello->version != wire::kVersion) {
-    return refuse(wire::CloseCode::kVersionMismatch, "no common version");
+  if (!hello.ok()) {
+    return refuse(hello.status().code() == Code::kUnsupported ? wire::CloseCode::kVersionMismatch
+                                                              : wire::CloseCode::kProtocolError,
+                  hello.status().text());
   }
-  if (!printable(*hello)) return refuse(wire::CloseCode::kProtocolError, "node name");
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   if (live_nodes_ >= options_.nodes_max) {
     return refuse(wire::CloseCode::kLimitReached, "nodes_max is reached");
@@ -85,8 +78,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   auto endpoint = from.listener->accept(request, bytes);
   if (!endpoint.ok()) {
     ++counters_.channels_refused;
-    spdlog::warn("channel from {} failed: {}", request.peer.address,
-                 endpoint.status().to_string());
+    spdlog::warn("channel from {} failed: {}", request.peer.address, endpoint.status().to_string());
     return;
   }
   auto node = std::make_unique<AppNode>();
@@ -151,8 +143,7 @@ std::size_t Translator::poll_channels() {
   return handled;
 }
 
-void Translator::on_closed(channel::Channel& channel, wire::CloseCode code,
-                           const Status& status) {
+void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, const Status& status) {
   AppNode& node = node_of_channel(channel);
   SANPROXY_CHECK(!node.dead);
   node.dead = true;

@@ -11,6 +11,16 @@ std::uint32_t tcp_options(const stack::ConnectionInfo& info) {
   return (info.timestamps ? 1u : 0u) | (info.window_scaling ? 4u : 0u);
 }
 
+bool takes_more(const AppNode* node) {
+  return node != nullptr && !node->dead &&
+         node->open_streams < node->channel->peer_hello().streams_max;
+}
+
+// An application node opens every stream with the one window of its HELLO (rules S5, S17).
+bool window_is_its_own(const AppNode& node, std::uint32_t window_bytes) {
+  return window_bytes == node.channel->peer_hello().stream_window_bytes;
+}
+
 }  // namespace
 
 Stream& Translator::open_stream(StreamIndex index) {
@@ -29,8 +39,7 @@ Stream& Translator::open_stream(StreamIndex index) {
 }
 
 bool Translator::on_accepted(stack::ConnIndex conn, const stack::ConnectionInfo& info) {
-  service::Service* service =
-      services_.find(static_cast<service::ServiceId>(info.listener_cookie));
+  service::Service* service = services_.find(static_cast<service::ServiceId>(info.listener_cookie));
   if (service == nullptr) return false;
   ++service->accepted;
   Stream& s = open_stream(conn);
@@ -50,15 +59,11 @@ bool Translator::bind(StreamIndex index) {
   service::Member* member = nullptr;
   if (service != nullptr) {
     member = service->pick([this](service::NodeId id) {
-      const AppNode* node = nodes_[id].get();
-      return node != nullptr && !node->dead && node->channel->data_writable();
+      return takes_more(nodes_[id].get()) && nodes_[id]->channel->data_writable();
     });
     // A node that is short of credits now is better than none.
     if (member == nullptr) {
-      member = service->pick([this](service::NodeId id) {
-        const AppNode* node = nodes_[id].get();
-        return node != nullptr && !node->dead;
-      });
+      member = service->pick([this](service::NodeId id) { return takes_more(nodes_[id].get()); });
     }
     if (member == nullptr) ++service->unserved;
   }
@@ -109,7 +114,8 @@ void Translator::on_accept(AppNode& node, const wire::Message& message) {
   StreamIndex index = kNone;
   Stream* s = stream_for(node, message.accept.connection, index);
   if (s == nullptr) return;
-  if (s->state != StreamState::kRequested || s->has(kRequestPending)) {
+  if (s->state != StreamState::kRequested || s->has(kRequestPending) ||
+      !window_is_its_own(node, message.accept.send_window_bytes)) {
     return fail_stream(*s, index, wire::CloseCode::kProtocolError);
   }
   ++counters_.accepts;
@@ -143,10 +149,18 @@ void Translator::on_active_request(AppNode& node, const wire::Message& message) 
   const auto refuse = [&](wire::CloseCode code) { say_farewell(node, 0, body.request, code); };
   ++counters_.active_requests;
   const auto remote = wire::from_wire(body.client);
-  if (!remote.ok() || remote->ip.is_any() || remote->port == 0) {
+  if (!remote.ok() || remote->ip.is_any() || remote->port == 0 ||
+      !window_is_its_own(node, body.send_window_bytes)) {
     return refuse(wire::CloseCode::kProtocolError);
   }
   if (!options_.outgoing) return refuse(wire::CloseCode::kNotPermitted);
+  if (body.service != 0) {
+    service::Service* service = services_.find(body.service);
+    if (service == nullptr || service->find(node.index) == nullptr) {
+      return refuse(wire::CloseCode::kNotPermitted);
+    }
+  }
+  if (!takes_more(&node)) return refuse(wire::CloseCode::kLimitReached);
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown);
   // The source is an address that the node serves anyway: its own, or the first of that family.
   SocketAddress source = source_for(node, *remote);

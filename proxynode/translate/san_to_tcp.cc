@@ -16,16 +16,14 @@ Stream* Translator::stream_for(AppNode& node, std::uint64_t connection, StreamIn
   Stream& s = streams_[index];
   const bool known = s.state == StreamState::kRequested || s.state == StreamState::kOpen;
   if (s.id == connection && known && s.node == node.index) return &s;
-  // An id that was issued before and has ended: the message crossed our CLOSE.
-  const std::uint64_t newest =
-      wire::make_connection_id(options_.epoch, s.generation, index);
-  const auto age = static_cast<std::uint32_t>((newest - connection) >> wire::kConnectionIndexBits) &
-                   0xff'ffffu;
-  const bool same_epoch = (connection >> 48) == (newest >> 48);
-  const bool ended = s.id != connection || s.state == StreamState::kOrphan ||
-                     s.state == StreamState::kFree;
-  if (same_epoch && s.generation != 0 && age < 0x80'0000u && ended &&
-      (s.id != connection || s.node == node.index || s.node == kNone)) {
+  // An id that was issued before and has ended: the message crossed our CLOSE (rule S2).
+  const auto generation =
+      static_cast<std::uint32_t>(connection >> wire::kConnectionIndexBits) & 0xff'ffffu;
+  const std::uint32_t behind = (s.generation - generation) & 0xff'ffffu;
+  const bool issued = (connection >> 48) == options_.epoch && generation != 0 &&
+                      s.generation != 0 && behind < 0x80'0000u;
+  const bool alive = s.id == connection && s.state != StreamState::kOrphan;
+  if (issued && !alive) {
     ++counters_.late_messages;
     return nullptr;
   }
@@ -33,8 +31,8 @@ Stream* Translator::stream_for(AppNode& node, std::uint64_t connection, StreamIn
   return nullptr;
 }
 
-void Translator::on_data(channel::Channel& channel, std::uint64_t connection,
-                         std::uint64_t offset, const channel::Payload& payload) {
+void Translator::on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
+                         const channel::Payload& payload) {
   AppNode& node = node_of_channel(channel);
   StreamIndex index = kNone;
   Stream* s = stream_for(node, connection, index);

@@ -58,7 +58,7 @@ struct Stream {
   NodeIndex node;
   StreamIndex node_prev, node_next;
   StreamIndex blocked_prev, blocked_next;
-  ChunkIndex chunk_first, chunk_tail;    // payload not yet sent starts in chunk_first
+  ChunkIndex chunk_first, chunk_tail;  // payload not yet sent starts in chunk_first
   RecordIndex tx_first, tx_last, tx_unwritten;
   std::uint32_t pending_bytes;  // in chunks, not yet sent to the application node
   std::uint16_t flags;
@@ -75,8 +75,8 @@ struct TxRecord {
   const std::byte* data;
   std::uint32_t length;
   RecordIndex next;
-  fabric::Loan loan;           // given back with this piece; kNoLoan on all but the last of a loan
-  buffer::SlotIndex egress;    // a copy in the EgressPool instead; kNoSlot otherwise
+  fabric::Loan loan;         // given back with this piece; kNoLoan on all but the last of a loan
+  buffer::SlotIndex egress;  // a copy in the EgressPool instead; kNoSlot otherwise
 };
 
 }  // namespace sanproxy::translate

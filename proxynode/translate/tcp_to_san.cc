@@ -132,17 +132,16 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
     if (window == 0) return {};  // the application's CREDIT will bring us back
     const ChunkIndex first = s.chunk_first;
     ChunkRegion::Chunk& chunk = chunks[first];
-    const std::uint32_t bytes =
-        std::min({chunk.written - chunk.sent, window,
-                  static_cast<std::uint32_t>(wire::kDataPayloadBytesMax)});
+    const std::uint32_t bytes = std::min({chunk.written - chunk.sent, window,
+                                          static_cast<std::uint32_t>(wire::kDataPayloadBytesMax)});
     Status status;
     if (bytes <= wire::kInlinePayloadBytesMax) {
       status = node.channel->send_data_inline(s.id, s.to_app.sent(),
                                               {chunks.data(first) + chunk.sent, bytes});
     } else {
       const fabric::GatherRef ref{node.chunk_key, bytes, chunks.offset(first) + chunk.sent};
-      status = node.channel->send_data_reference(s.id, s.to_app.sent(), {&ref, 1},
-                                                 chunk_cookie(first));
+      status =
+          node.channel->send_data_reference(s.id, s.to_app.sent(), {&ref, 1}, chunk_cookie(first));
       if (status.ok()) chunks.on_referenced(first);
     }
     if (!status.ok()) return status;
@@ -210,8 +209,8 @@ Status Translator::emit(StreamIndex index) {
   }
   if (s.has(kClientFin) && !s.has(kClientFinSent) && s.pending_bytes == 0) {
     const wire::CloseConnectionBody body{s.id, s.to_app.sent()};
-    const Status status = node.channel->send_stream_control(
-        wire::MessageType::kCloseConnection, 0, wire::CloseCode::kFin, body);
+    const Status status = node.channel->send_stream_control(wire::MessageType::kCloseConnection, 0,
+                                                            wire::CloseCode::kFin, body);
     if (!status.ok()) return status;
     s.set(kClientFinSent);
     if (s.has(kAppFin)) orphan(s, index);

@@ -55,9 +55,9 @@ struct TranslatorCounters {
   std::uint64_t copied_isolation = 0;  // copied into a channel's own region
   std::uint64_t copied_pressure = 0;   // copied because a pool ran low
   std::uint64_t requests = 0, accepts = 0, rejects = 0, active_requests = 0;
-  std::uint64_t unserved = 0;          // no application node could take the connection
+  std::uint64_t unserved = 0;  // no application node could take the connection
   std::uint64_t closed_node_died = 0, closed_protocol = 0, closed_no_memory = 0;
-  std::uint64_t late_messages = 0;     // for a connection that had just ended
+  std::uint64_t late_messages = 0;  // for a connection that had just ended
   std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
                 channels_refused = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
@@ -69,7 +69,8 @@ struct TranslatorCounters {
 struct FabricListener {
   std::unique_ptr<fabric::Listener> listener;
   fabric::EndpointOptions options;
-  bool lend_ingress = false;  // shared trust, or a fabric that sends from the pool without showing it
+  bool lend_ingress =
+      false;  // shared trust, or a fabric that sends from the pool without showing it
 };
 
 // What the translator asks of the process around it.
@@ -92,8 +93,8 @@ struct AppNode {
   bool lend_ingress = false;
   bool dead = false;
   StreamIndex streams_head = kNone;
-  std::uint32_t stream_count = 0;   // bound, orphans included
-  std::uint32_t open_streams = 0;   // known to the application
+  std::uint32_t stream_count = 0;  // bound, orphans included
+  std::uint32_t open_streams = 0;  // known to the application
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
   // Terminal messages that found no credit.
   struct Farewell {
@@ -114,12 +115,12 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void add_listener(FabricListener listener) { listeners_.push_back(std::move(listener)); }
 
   // --- one loop round, in this order (design §5)
-  void flush_channels();        // after a burst of packets: what was received is handed over
-  std::size_t poll_channels();  // what the application nodes sent; number of completions
-  std::size_t poll_listeners(); // application nodes that want in
+  void flush_channels();         // after a burst of packets: what was received is handed over
+  std::size_t poll_channels();   // what the application nodes sent; number of completions
+  std::size_t poll_listeners();  // application nodes that want in
 
   // --- winding down
-  void start_drain();           // no new connections or joins; members are told
+  void start_drain();  // no new connections or joins; members are told
   void close_all_channels(wire::CloseCode code, const char* text);
   bool idle() const { return bound_streams_ == 0; }
 

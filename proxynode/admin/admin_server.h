@@ -1,0 +1,62 @@
+// AdminServer: the HTTP endpoint for operators (GET /metrics, /status, /connections, /healthz).
+//
+// Document: docs/administration.md.
+// Role: HTTP on a kernel socket in a thread of its own (cpp-httplib); pages are rendered by the
+//   worker between two loop rounds, so they need no lock around the data path's state.
+// Owner: the process. Thread: construct, serve() and destroy on the worker's thread.
+// Invariants:
+//   1. One request is rendered at a time; others wait in the HTTP library's bounded pool.
+//   2. A worker that does not answer within kAnswerTimeout gives 503, never a hanging client.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+
+namespace sanproxy::admin {
+
+struct Page {
+  int http_status = 200;
+  std::string content_type = "text/plain; charset=utf-8";
+  std::string body;
+};
+
+struct PageRequest {
+  std::string path;
+  std::uint32_t limit = 100;
+};
+
+class AdminServer {
+ public:
+  using Render = std::function<Page(const PageRequest&)>;
+
+  static Result<std::unique_ptr<AdminServer>> start(const SocketAddress& address);
+  ~AdminServer();
+
+  int fd() const { return wake_fd_; }  // readable when serve() has something to do
+  void serve(const Render& render);
+
+ private:
+  struct Http;
+  AdminServer();
+  std::optional<Page> ask(const PageRequest& request);
+
+  std::unique_ptr<Http> http_;
+  std::thread thread_;
+  int wake_fd_ = -1;
+  std::mutex turn_;  // one asker at a time
+  std::mutex mutex_;
+  std::condition_variable answered_;
+  std::optional<PageRequest> question_;
+  std::optional<Page> answer_;
+  std::uint64_t asked_ = 0;
+};
+
+}  // namespace sanproxy::admin

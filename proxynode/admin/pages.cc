@@ -1,0 +1,312 @@
+#include "proxynode/admin/pages.h"
+
+#include <nlohmann/json.hpp>
+
+#include "lwproto/wire/codec.h"
+
+namespace sanproxy::admin {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::uint32_t kTimeWaitIndex = 0xffff'ffffu;
+
+// Prometheus text exposition format 0.0.4.
+class Metrics {
+ public:
+  void value(const char* name, const char* type, const char* help, std::uint64_t v,
+             const std::string& labels = "") {
+    if (name != last_) {
+      out_ += std::string("# HELP sanproxy_") + name + " " + help + "\n# TYPE sanproxy_" + name +
+              " " + type + "\n";
+      last_ = name;
+    }
+    out_ += std::string("sanproxy_") + name + (labels.empty() ? "" : "{" + labels + "}") + " " +
+            std::to_string(v) + "\n";
+  }
+  void counter(const char* name, const char* help, std::uint64_t v,
+               const std::string& labels = "") {
+    value(name, "counter", help, v, labels);
+  }
+  void gauge(const char* name, const char* help, std::uint64_t v, const std::string& labels = "") {
+    value(name, "gauge", help, v, labels);
+  }
+  std::string take() { return std::move(out_); }
+
+ private:
+  std::string out_;
+  std::string last_;
+};
+
+std::string label(const char* key, const std::string& value) {
+  std::string out = std::string(key) + "=\"";
+  for (const char c : value) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c == '\n' ? ' ' : c;
+  }
+  return out + "\"";
+}
+
+void stack_metrics(const Sources& in, Metrics& m) {
+  const auto& counts = in.stack->state_counts();
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    m.gauge("tcp_connections", "TCP endpoints by state", counts[i],
+            label("state", stack::tcp_state_name(static_cast<stack::TcpState>(i))));
+  }
+  const stack::StackCounters& c = in.stack->counters();
+  m.counter("tcp_accepted_total", "Handshakes completed by clients", c.accepted);
+  m.counter("tcp_connected_total", "Outgoing connections established", c.connected);
+  m.counter("tcp_closed_total", "Connections ended", c.closed);
+  const char* refused = "Connection attempts refused by reason";
+  m.counter("tcp_refused_total", refused, c.refused_connections_max, "reason=\"max_connections\"");
+  m.counter("tcp_refused_total", refused, c.refused_half_open_max, "reason=\"max_half_open\"");
+  m.counter("tcp_refused_total", refused, c.refused_no_memory, "reason=\"no_memory\"");
+  m.counter("tcp_refused_total", refused, c.refused_no_listener, "reason=\"no_service\"");
+  m.counter("tcp_time_wait_reused_total", "SYNs that took over a TIME_WAIT tuple",
+            c.time_wait_reused);
+  m.counter("tcp_time_wait_evicted_total", "TIME_WAIT ended early: max_time_wait",
+            c.time_wait_evicted);
+  m.counter("tcp_resets_total", "RST segments", c.resets_in, "direction=\"in\"");
+  m.counter("tcp_resets_total", "RST segments", c.resets_out, "direction=\"out\"");
+  m.counter("tcp_retransmits_total", "Segments sent again", c.retransmits);
+  const char* dropped = "Packets dropped by the TCP stack by reason";
+  m.counter("packets_dropped_total", dropped, c.dropped_malformed, "reason=\"malformed\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_checksum, "reason=\"checksum\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_fragment, "reason=\"fragment\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_not_tcp, "reason=\"not_tcp\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_no_slot, "reason=\"no_slot\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_send_queue, "reason=\"send_queue\"");
+  m.gauge("tcp_memory_bytes", "Memory of TCP endpoints and segments", in.stack->heap_bytes_used());
+  m.gauge("tcp_memory_bytes_max", "Its bound (tcp_memory_bytes)", in.stack->heap_bytes_max());
+}
+
+void pool_metrics(const Sources& in, Metrics& m) {
+  const std::pair<const char*, const buffer::SlotPool*> pools[] = {{"ingress", in.ingress},
+                                                                   {"egress", in.egress}};
+  for (const auto& [name, pool] : pools) {
+    const std::string pool_label = label("pool", name);
+    m.gauge("pool_slots", "Buffers by state", pool->free_count(), pool_label + ",state=\"free\"");
+    m.gauge("pool_slots", "Buffers by state", pool->posted_count(),
+            pool_label + ",state=\"posted\"");
+    m.gauge("pool_slots", "Buffers by state", pool->received_count(),
+            pool_label + ",state=\"received\"");
+  }
+  for (const auto& [name, pool] : pools) {
+    m.gauge("pool_slots_free_min", "Fewest free buffers ever seen", pool->free_count_min(),
+            label("pool", name));
+  }
+}
+
+void translate_metrics(const Sources& in, Metrics& m) {
+  const translate::TranslatorCounters& c = in.translator->counters();
+  m.counter("payload_bytes_total", "Payload bytes translated", c.bytes_to_apps,
+            "direction=\"to_application\"");
+  m.counter("payload_bytes_total", "Payload bytes translated", c.bytes_from_apps,
+            "direction=\"to_client\"");
+  const char* copied = "Payload bytes copied by the CPU, by reason";
+  m.counter("bytes_copied_total", copied, c.copied_inline, "reason=\"inline\"");
+  m.counter("bytes_copied_total", copied, c.copied_isolation, "reason=\"isolation\"");
+  m.counter("bytes_copied_total", copied, c.copied_pressure, "reason=\"pressure\"");
+  m.counter("bytes_copied_total", copied, in.stack->counters().bytes_copied, "reason=\"stack\"");
+  m.gauge("connections_bound", "Connections known to the translator",
+          in.translator->bound_streams());
+  m.gauge("tx_records", "Pieces of application memory waiting for the client's ACK",
+          in.translator->records_used());
+  const char* messages = "Connection messages by kind";
+  m.counter("connection_messages_total", messages, c.requests, "kind=\"request\"");
+  m.counter("connection_messages_total", messages, c.accepts, "kind=\"accept\"");
+  m.counter("connection_messages_total", messages, c.rejects, "kind=\"reject\"");
+  m.counter("connection_messages_total", messages, c.active_requests, "kind=\"active_request\"");
+  m.counter("connection_messages_total", messages, c.late_messages, "kind=\"late\"");
+  const char* closed = "Connections that the proxy ended by itself, by reason";
+  m.counter("connections_failed_total", closed, c.unserved, "reason=\"unserved\"");
+  m.counter("connections_failed_total", closed, c.closed_node_died, "reason=\"node_died\"");
+  m.counter("connections_failed_total", closed, c.closed_protocol, "reason=\"protocol\"");
+  m.counter("connections_failed_total", closed, c.closed_no_memory, "reason=\"no_memory\"");
+  const char* channels = "Channels of application nodes";
+  m.counter("channels_total", channels, c.channels_opened, "event=\"opened\"");
+  m.counter("channels_total", channels, c.channels_closed, "event=\"closed\"");
+  m.counter("channels_total", channels, c.channels_breached, "event=\"breached\"");
+  m.counter("channels_total", channels, c.channels_refused, "event=\"refused\"");
+  m.counter("joins_total", "JOIN_SERVICE requests", c.joins, "result=\"accepted\"");
+  m.counter("joins_total", "JOIN_SERVICE requests", c.joins_refused, "result=\"refused\"");
+  m.counter("leaves_total", "Memberships ended", c.leaves);
+  m.counter("backpressure_total", "Times that a sender was held back", c.refused_payloads,
+            "kind=\"client_payload\"");
+  m.counter("backpressure_total", "Times that a sender was held back", c.throttled_rounds,
+            "kind=\"channels_not_polled\"");
+}
+
+void interface_metrics(const Sources& in, Metrics& m) {
+  using Field = std::uint64_t packet_io::Counters::*;
+  struct Row {
+    const char* name;
+    const char* help;
+    const char* extra;
+    Field field;
+  };
+  static const Row kRows[] = {
+      {"interface_packets_total", "Packets", "direction=\"in\"", &packet_io::Counters::rx_packets},
+      {"interface_packets_total", "Packets", "direction=\"out\"", &packet_io::Counters::tx_packets},
+      {"interface_bytes_total", "Bytes", "direction=\"in\"", &packet_io::Counters::rx_bytes},
+      {"interface_bytes_total", "Bytes", "direction=\"out\"", &packet_io::Counters::tx_bytes},
+      {"interface_dropped_total", "Dropped", "reason=\"short\"",
+       &packet_io::Counters::rx_dropped_short},
+      {"interface_dropped_total", "Dropped", "reason=\"not_ip\"",
+       &packet_io::Counters::rx_dropped_not_ip},
+      {"interface_dropped_total", "Dropped", "reason=\"not_for_us\"",
+       &packet_io::Counters::rx_dropped_not_for_us},
+      {"interface_dropped_total", "Dropped", "reason=\"metadata\"",
+       &packet_io::Counters::rx_dropped_metadata},
+      {"interface_dropped_total", "Dropped", "reason=\"truncated\"",
+       &packet_io::Counters::rx_truncated},
+      {"interface_dropped_total", "Dropped", "reason=\"kernel\"",
+       &packet_io::Counters::rx_dropped_kernel},
+      {"interface_dropped_total", "Dropped", "reason=\"unresolved\"",
+       &packet_io::Counters::tx_dropped_unresolved},
+      {"interface_dropped_total", "Dropped", "reason=\"device_full\"",
+       &packet_io::Counters::tx_dropped_full},
+      {"interface_dropped_total", "Dropped", "reason=\"error\"", &packet_io::Counters::tx_errors},
+  };
+  for (const Row& row : kRows) {
+    for (const packet_io::PacketIo* io : in.interfaces) {
+      m.counter(row.name, row.help, io->counters().*row.field,
+                label("interface", io->options().name) + "," + row.extra);
+    }
+  }
+}
+
+Page metrics_page(const Sources& in) {
+  Metrics m;
+  m.gauge("up", "1 while the worker runs", 1, label("version", in.version));
+  m.gauge("draining", "1 while the proxy winds down", in.draining ? 1 : 0);
+  stack_metrics(in, m);
+  pool_metrics(in, m);
+  translate_metrics(in, m);
+  interface_metrics(in, m);
+  m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
+  m.counter("loop_sleeps_total", "Times that the data loop slept", in.loop->sleeps);
+  return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
+}
+
+json node_json(const translate::AppNode& node) {
+  const channel::ChannelCounters& c = node.channel->counters();
+  return {{"node", node.index},
+          {"name", node.name},
+          {"peer", node.peer.address},
+          {"uid", node.peer.uid},
+          {"pid", node.peer.pid},
+          {"fabric", "shm"},
+          {"trust", node.lend_ingress ? "shared" : "isolated"},
+          {"dead", node.dead},
+          {"connections", node.open_streams},
+          {"credits_available", node.channel->ledger().available()},
+          {"region_chunks_free", node.chunks->free_count()},
+          {"region_chunks", node.chunks->count()},
+          {"messages_in", c.messages_in},
+          {"messages_out", c.messages_out},
+          {"transfers_in", c.transfers_in},
+          {"transfers_out", c.transfers_out},
+          {"data_bytes_in", c.data_bytes_in},
+          {"data_bytes_out", c.data_bytes_out},
+          {"blocked_no_credit", c.blocked_no_credit}};
+}
+
+json service_json(const service::Service& service) {
+  json members = json::array();
+  for (const service::Member& member : service.members()) {
+    members.push_back({{"node", member.node},
+                       {"weight", member.weight},
+                       {"connections", member.connections},
+                       {"connections_max", member.connections_max},
+                       {"picked", member.picked}});
+  }
+  return {{"address", service.address().to_string()},
+          {"balance", service::balance_name(service.policy().balance)},
+          {"binding", service.immediate() ? "immediate" : "delayed"},
+          {"accepted", service.accepted},
+          {"unserved", service.unserved},
+          {"members", members}};
+}
+
+json pool_json(const buffer::SlotPool& pool) {
+  return {{"slots", pool.slot_count()},        {"slot_bytes", pool.slot_bytes()},
+          {"free", pool.free_count()},         {"posted", pool.posted_count()},
+          {"received", pool.received_count()}, {"free_min", pool.free_count_min()}};
+}
+
+Page status_page(const Sources& in) {
+  json states = json::object();
+  const auto& counts = in.stack->state_counts();
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    states[stack::tcp_state_name(static_cast<stack::TcpState>(i))] = counts[i];
+  }
+  json nodes = json::array();
+  in.translator->for_each_node(
+      [&](const translate::AppNode& node) { nodes.push_back(node_json(node)); });
+  json services = json::array();
+  in.translator->services().for_each(
+      [&](service::Service& service) { services.push_back(service_json(service)); });
+  json interfaces = json::array();
+  for (const packet_io::PacketIo* io : in.interfaces) {
+    interfaces.push_back({{"name", io->options().name},
+                          {"driver", io->options().driver},
+                          {"mtu", io->mtu_bytes()},
+                          {"packets_in", io->counters().rx_packets},
+                          {"packets_out", io->counters().tx_packets}});
+  }
+  const json page = {
+      {"name", in.name},
+      {"version", in.version},
+      {"uptime_s", in.uptime_s},
+      {"state", in.draining ? "draining" : "running"},
+      {"connections",
+       {{"open", in.stack->open_connections()},
+        {"bound", in.translator->bound_streams()},
+        {"states", states}}},
+      {"tcp_memory",
+       {{"used_bytes", in.stack->heap_bytes_used()}, {"max_bytes", in.stack->heap_bytes_max()}}},
+      {"pools", {{"ingress", pool_json(*in.ingress)}, {"egress", pool_json(*in.egress)}}},
+      {"tx_records", in.translator->records_used()},
+      {"services", services},
+      {"nodes", nodes},
+      {"interfaces", interfaces}};
+  return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
+}
+
+Page connections_page(const Sources& in, std::uint32_t limit) {
+  json rows = json::array();
+  std::uint64_t total = 0;
+  in.stack->for_each(
+      [&](stack::ConnIndex conn, stack::TcpState state, const stack::ConnectionInfo& info) {
+        if (++total > limit) return;
+        json row = {{"client", info.remote.to_string()},
+                    {"local", info.local.to_string()},
+                    {"state", stack::tcp_state_name(state)}};
+        if (conn != kTimeWaitIndex) {
+          row["id"] = in.translator->id_of(conn);
+          const translate::AppNode* node = in.translator->node_of(conn);
+          row["node"] = node == nullptr ? json(nullptr) : json(node->name);
+        }
+        rows.push_back(std::move(row));
+      });
+  const json page = {{"total", total}, {"shown", rows.size()}, {"connections", rows}};
+  return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
+}
+
+}  // namespace
+
+Page render(const Sources& in, const PageRequest& request) {
+  if (request.path == "/metrics") return metrics_page(in);
+  if (request.path == "/status") return status_page(in);
+  if (request.path == "/connections") return connections_page(in, request.limit);
+  if (request.path == "/healthz") {
+    return in.draining ? Page{503, "text/plain", "draining\n"} : Page{200, "text/plain", "ok\n"};
+  }
+  if (request.path == "/") {
+    return {200, "text/plain", "sanproxy: /metrics /status /connections?limit=N /healthz\n"};
+  }
+  return {404, "text/plain", "not here; see /\n"};
+}
+
+}  // namespace sanproxy::admin

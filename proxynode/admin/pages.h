@@ -1,0 +1,37 @@
+// The admin endpoint's pages, rendered from the worker's state (docs/administration.md).
+//
+// Thread: the worker's. Control plane: allocates freely.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "lwproto/buffer/slot_pool.h"
+#include "netnode/packet_io/packet_io.h"
+#include "proxynode/admin/admin_server.h"
+#include "proxynode/stack/stack.h"
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::admin {
+
+struct LoopCounters {
+  std::uint64_t rounds = 0, sleeps = 0;
+};
+
+// What there is to show; everything outlives the call.
+struct Sources {
+  std::string name;
+  std::string version;
+  double uptime_s = 0;
+  bool draining = false;
+  const stack::Stack* stack = nullptr;
+  translate::Translator* translator = nullptr;
+  const buffer::SlotPool* ingress = nullptr;
+  const buffer::SlotPool* egress = nullptr;
+  std::vector<const packet_io::PacketIo*> interfaces;
+  const LoopCounters* loop = nullptr;
+};
+
+Page render(const Sources& sources, const PageRequest& request);
+
+}  // namespace sanproxy::admin

@@ -1,0 +1,301 @@
+#include "proxynode/main/config.h"
+
+#include <toml++/toml.h>
+
+#include <functional>
+#include <limits>
+#include <map>
+#include <sstream>
+
+namespace sanproxy::proxy {
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const toml::source_region& where,
+                       const std::string& what) {
+  std::ostringstream out;
+  out << path;
+  if (where.begin.line != 0) out << ":" << where.begin.line;
+  out << ": " << what;
+  throw ConfigError(out.str());
+}
+
+// One TOML table whose keys are all declared: reads the known ones, rejects the rest.
+class TableReader {
+ public:
+  TableReader(const std::string& path, const std::string& name, const toml::table& table)
+      : path_(path), name_(name), table_(table) {}
+
+  void text(const char* key, const std::function<void(const std::string&)>& set) {
+    declare(key, "a string", [this, set, key](const toml::node& node) {
+      const auto* value = node.as_string();
+      if (value == nullptr) wrong(key, node, "a string");
+      apply(key, node, [&] { set(value->get()); });
+    });
+  }
+  template <typename T>
+  void number(const char* key, T& out, std::uint64_t min, std::uint64_t max) {
+    declare(key, "a number", [this, &out, min, max, key](const toml::node& node) {
+      const auto* value = node.as_integer();
+      const std::string range =
+          "an integer from " + std::to_string(min) + " to " + std::to_string(max);
+      if (value == nullptr) wrong(key, node, range);
+      const std::int64_t v = value->get();
+      if (v < 0 || static_cast<std::uint64_t>(v) < min || static_cast<std::uint64_t>(v) > max) {
+        wrong(key, node, range);
+      }
+      out = static_cast<T>(v);
+    });
+  }
+  void flag(const char* key, bool& out) {
+    declare(key, "true or false", [this, &out, key](const toml::node& node) {
+      const auto* value = node.as_boolean();
+      if (value == nullptr) wrong(key, node, "true or false");
+      out = value->get();
+    });
+  }
+  void texts(const char* key, const std::function<void(const std::string&)>& add) {
+    declare(key, "a list of strings", [this, add, key](const toml::node& node) {
+      const auto* list = node.as_array();
+      if (list == nullptr) wrong(key, node, "a list of strings");
+      for (const toml::node& item : *list) {
+        const auto* value = item.as_string();
+        if (value == nullptr) wrong(key, item, "a list of strings");
+        apply(key, item, [&] { add(value->get()); });
+      }
+    });
+  }
+  void read() {
+    for (const auto& [key, node] : table_) {
+      const auto it = readers_.find(std::string(key.str()));
+      if (it == readers_.end()) {
+        std::string known;
+        for (const auto& [k, r] : readers_) known += (known.empty() ? "" : ", ") + k;
+        fail(path_, key.source(),
+             "unknown key \"" + std::string(key.str()) + "\" in " + name_ + "; known: " + known);
+      }
+      it->second(node);
+    }
+  }
+  [[noreturn]] void missing(const char* key) const {
+    fail(path_, table_.source(), name_ + " needs \"" + key + "\"");
+  }
+
+ private:
+  using Reader = std::function<void(const toml::node&)>;
+  void declare(const char* key, const char*, Reader reader) { readers_[key] = std::move(reader); }
+  [[noreturn]] void wrong(const std::string& key, const toml::node& node,
+                          const std::string& expected) const {
+    fail(path_, node.source(), name_ + "." + key + ": expected " + expected);
+  }
+  void apply(const char* key, const toml::node& node, const std::function<void()>& fn) const {
+    try {
+      fn();
+    } catch (const std::invalid_argument& e) {
+      fail(path_, node.source(), name_ + "." + key + ": " + e.what());
+    }
+  }
+
+  const std::string& path_;
+  std::string name_;
+  const toml::table& table_;
+  std::map<std::string, Reader> readers_;
+};
+
+template <typename T>
+T value_or_throw(Result<T> result, const std::string& text, const char* expected) {
+  if (!result.ok()) {
+    throw std::invalid_argument(std::string("expected ") + expected + ", not \"" + text + "\"");
+  }
+  return *result;
+}
+
+template <typename T>
+T choose(const std::string& text, std::initializer_list<std::pair<const char*, T>> choices) {
+  std::string names;
+  for (const auto& [name, value] : choices) {
+    if (text == name) return value;
+    names += (names.empty() ? "\"" : ", \"") + std::string(name) + "\"";
+  }
+  throw std::invalid_argument("expected one of " + names + ", not \"" + text + "\"");
+}
+
+constexpr std::uint64_t kU32 = std::numeric_limits<std::uint32_t>::max();
+constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
+
+void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  TableReader r(path, "[proxy]", table);
+  auto& s = config.stack;
+  r.text("name", [&](const std::string& v) {
+    if (v.empty() || v.size() > 64) throw std::invalid_argument("expected 1 to 64 characters");
+    config.name = v;
+  });
+  r.text("log_level", [&](const std::string& v) {
+    config.log_level = choose<const char*>(
+        v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
+  });
+  r.number("max_connections", s.connections_max, 1, 1u << 24);
+  r.text("at_max_connections", [&](const std::string& v) {
+    s.refuse_with_reset = choose<bool>(v, {{"reset", true}, {"drop", false}});
+  });
+  r.number("max_half_open", s.half_open_max, 1, 1u << 24);
+  r.number("max_time_wait", s.time_wait_max, 0, 1u << 24);
+  r.number("max_nodes", config.nodes_max, 1, 65'536);
+  r.number("max_services", config.services_max, 1, 1'000'000);
+  r.number("max_tx_records", config.tx_records_max, 1024, 1u << 28);
+  r.number("receive_window_bytes", s.receive_window_bytes, 65'536, 4u << 20);
+  r.number("send_window_bytes", s.send_buffer_bytes, 65'536, 4u << 20);
+  r.number("tcp_memory_bytes", s.heap_bytes_max, 1u << 20, 1024 * kGiB);
+  r.number("ingress_pool_bytes", config.ingress_pool_bytes, 8u << 20, 1024 * kGiB);
+  r.number("egress_pool_bytes", config.egress_pool_bytes, 65'536, 1024 * kGiB);
+  r.number("channel_region_bytes", config.channel_region_bytes, 1u << 20, 1024 * kGiB);
+  r.number("time_wait_ms", s.time_wait_ms, 0, 600'000);
+  r.number("keepalive_idle_ms", s.keepalive_idle_ms, 0, kU32);
+  r.number("keepalive_interval_ms", s.keepalive_interval_ms, 1000, kU32);
+  r.number("keepalive_probes", s.keepalive_probes, 1, 100);
+  r.number("fin_wait_2_ms", s.fin_wait_2_ms, 1000, kU32);
+  r.number("initial_rto_ms", s.initial_rto_ms, 100, 60'000);
+  r.number("min_rto_ms", s.min_rto_ms, 40, 10'000);
+  r.number("drain_ms", config.drain_ms, 0, 86'400'000);
+  r.flag("outgoing", config.outgoing);
+  r.flag("spin", config.spin);
+  r.read();
+}
+
+void read_interface(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  packet_io::InterfaceOptions out;
+  TableReader r(path, "[[interface]]", table);
+  r.text("driver", [&](const std::string& v) {
+    out.driver = choose<const char*>(v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}});
+  });
+  r.text("name", [&](const std::string& v) {
+    if (v.empty() || v.size() > 15) throw std::invalid_argument("expected 1 to 15 characters");
+    out.name = v;
+  });
+  r.number("mtu", out.mtu_bytes, 1280, 65'521);
+  r.texts("addresses", [&](const std::string& v) {
+    out.addresses.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
+  r.texts("gateways", [&](const std::string& v) {
+    out.gateways.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.flag("segmentation_offload", out.segmentation_offload);
+  r.read();
+  if (out.driver.empty()) r.missing("driver");
+  if (out.name.empty()) r.missing("name");
+  config.interfaces.push_back(std::move(out));
+}
+
+void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  FabricConfig out;
+  TableReader r(path, "[[fabric]]", table);
+  r.text("listen", [&](const std::string& v) {
+    if (v.rfind("verbs://", 0) == 0 || v.rfind("tcp://", 0) == 0) {
+      throw std::invalid_argument("this build has the shm fabric only, not \"" + v + "\"");
+    }
+    if (v.rfind("shm:/", 0) != 0) {
+      throw std::invalid_argument("expected shm:/PATH, not \"" + v + "\"");
+    }
+    out.listen = v;
+  });
+  r.text("trust", [&](const std::string& v) {
+    out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
+  });
+  r.number("credits", out.credits, 32, 65'536);
+  r.read();
+  if (out.listen.empty()) r.missing("listen");
+  config.fabrics.push_back(std::move(out));
+}
+
+void read_service(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  service::Policy out;
+  TableReader r(path, "[[service]]", table);
+  r.text("address", [&](const std::string& v) {
+    out.address = value_or_throw(SocketAddress::parse(v), v, "IP:PORT");
+    for (const auto& other : config.services) {
+      if (other.address == out.address) throw std::invalid_argument("\"" + v + "\" is there twice");
+    }
+  });
+  r.text("balance", [&](const std::string& v) {
+    out.balance =
+        choose<service::Balance>(v, {{"round-robin", service::Balance::kRoundRobin},
+                                     {"weighted", service::Balance::kWeighted},
+                                     {"least-connections", service::Balance::kLeastConnections}});
+  });
+  r.text("binding", [&](const std::string& v) {
+    out.binding = choose<service::Binding>(
+        v, {{"immediate", service::Binding::kImmediate}, {"delayed", service::Binding::kDelayed}});
+  });
+  r.texts("allow", [&](const std::string& v) {
+    out.restricted = true;
+    std::size_t used = 0;
+    unsigned long uid = 0;
+    try {
+      if (v.rfind("uid:", 0) == 0) uid = std::stoul(v.substr(4), &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used + 4 != v.size() || uid > kU32) {
+      throw std::invalid_argument("expected \"uid:NUMBER\", not \"" + v + "\"");
+    }
+    out.allow_uids.push_back(static_cast<std::uint32_t>(uid));
+  });
+  r.read();
+  if (out.address.port == 0) r.missing("address");
+  config.services.push_back(std::move(out));
+}
+
+using Section = void (*)(const std::string&, const toml::table&, ProxyConfig&);
+
+void read_sections(const std::string& path, const std::string& key, const toml::node& node,
+                   Section section, ProxyConfig& config) {
+  const auto* list = node.as_array();
+  if (list == nullptr) fail(path, node.source(), "expected [[" + key + "]], a list of tables");
+  for (const toml::node& item : *list) {
+    const auto* table = item.as_table();
+    if (table == nullptr) fail(path, item.source(), "expected [[" + key + "]], a list of tables");
+    section(path, *table, config);
+  }
+}
+
+void read_admin(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  TableReader r(path, "[admin]", table);
+  r.text("listen", [&](const std::string& v) {
+    if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
+    config.admin_listen = v;
+  });
+  r.read();
+}
+
+}  // namespace
+
+ProxyConfig load_config(const std::string& path) {
+  ProxyConfig config;
+  toml::table root;
+  try {
+    root = toml::parse_file(path);
+  } catch (const toml::parse_error& e) {
+    fail(path, e.source(), std::string(e.description()));
+  }
+  for (const auto& [key, node] : root) {
+    const std::string name(key.str());
+    if (name == "proxy" || name == "admin") {
+      const auto* table = node.as_table();
+      if (table == nullptr) fail(path, node.source(), "expected a table [" + name + "]");
+      (name == "proxy" ? read_proxy : read_admin)(path, *table, config);
+    } else if (name == "interface") {
+      read_sections(path, name, node, read_interface, config);
+    } else if (name == "fabric") {
+      read_sections(path, name, node, read_fabric, config);
+    } else if (name == "service") {
+      read_sections(path, name, node, read_service, config);
+    } else {
+      fail(path, key.source(),
+           "unknown section \"" + name + "\"; known: admin, fabric, interface, proxy, service");
+    }
+  }
+  if (config.interfaces.empty()) fail(path, {}, "needs at least one [[interface]]");
+  if (config.fabrics.empty()) fail(path, {}, "needs at least one [[fabric]]");
+  return config;
+}
+
+}  // namespace sanproxy::proxy

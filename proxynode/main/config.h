@@ -1,0 +1,50 @@
+// The proxy node's configuration file (TOML; docs/configuration.md lists every key).
+//
+// Role: turns a file into a checked ProxyConfig. Unknown keys, wrong types and impossible values
+//   are errors that name file, line and what was expected. Start-up only: throws ConfigError.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "netnode/packet_io/packet_io.h"
+#include "proxynode/service/service_table.h"
+#include "proxynode/stack/stack.h"
+
+namespace sanproxy::proxy {
+
+class ConfigError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct FabricConfig {
+  std::string listen;           // "shm:/run/sanproxy/proxy.sock"
+  bool shared_trust = false;    // trust = "isolated" | "shared"
+  std::uint32_t credits = 512;  // receive buffers posted a channel
+};
+
+struct ProxyConfig {
+  std::string name = "proxy";
+  std::uint32_t nodes_max = 1024;
+  std::uint32_t services_max = 1024;
+  std::uint32_t tx_records_max = 1 << 20;
+  std::uint32_t drain_ms = 10'000;
+  bool outgoing = true;
+  bool spin = false;
+  std::size_t ingress_pool_bytes = std::size_t{256} << 20;
+  std::size_t egress_pool_bytes = std::size_t{16} << 20;
+  std::size_t channel_region_bytes = std::size_t{256} << 20;
+  stack::StackOptions stack;
+  std::vector<packet_io::InterfaceOptions> interfaces;
+  std::vector<FabricConfig> fabrics;
+  std::vector<service::Policy> services;
+  std::string admin_listen = "127.0.0.1:9477";  // empty: no admin endpoint
+  std::string log_level = "info";
+};
+
+ProxyConfig load_config(const std::string& path);
+
+}  // namespace sanproxy::proxy

@@ -1,0 +1,284 @@
+#include "proxynode/main/worker.h"
+
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+
+#include "lwproto/buffer/pool_sizes.h"
+
+namespace sanproxy::proxy {
+namespace {
+
+// Packets received from an interface in one round. Large enough to pay for the round, small
+// enough that a burst of super-packets stays in the processor's caches.
+constexpr std::size_t kBurst = 64;
+// Rounds with work between two looks at listeners, signals and the admin endpoint.
+constexpr std::uint64_t kRoundsBetweenChores = 256;
+constexpr int kSleepMsMax = 1000;
+
+[[noreturn]] void fail(const std::string& what, const Status& status) {
+  throw std::runtime_error(what + ": " + status.to_string());
+}
+
+template <typename T>
+T take(Result<T> result, const std::string& what) {
+  if (!result.ok()) fail(what, result.status());
+  return std::move(result).value();
+}
+
+std::uint16_t new_epoch() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+  return static_cast<std::uint16_t>(ms / 50);
+}
+
+}  // namespace
+
+struct Worker::Interface {
+  std::unique_ptr<packet_io::PacketIo> io;
+  stack::InterfaceIndex index = 0;
+  // Slots lent to the driver: the first `posted` entries of both arrays.
+  std::size_t posted = 0;
+  std::array<buffer::SlotIndex, kBurst> slots{};
+  std::array<packet_io::ReceiveBuffer, kBurst> buffers{};
+  std::array<packet_io::ReceivedPacket, kBurst> packets{};
+};
+
+Worker::Worker(const ProxyConfig& config, std::string version)
+    : config_(config), version_(std::move(version)), start_ns_(clock_.now_ns()) {
+  buffer::PoolInputs inputs;
+  inputs.connections_max = config.stack.connections_max;
+  inputs.receive_window_bytes = config.stack.receive_window_bytes;
+  inputs.send_window_bytes = config.stack.send_buffer_bytes;
+  // On shm a receive buffer is a place in the peer's own ring: it takes nothing from the pool.
+  inputs.channels_max = 0;
+  inputs.channel_credits = 0;
+  inputs.rx_burst = kBurst;
+  inputs.interfaces = static_cast<std::uint32_t>(config.interfaces.size());
+  inputs.ingress_bytes_max = config.ingress_pool_bytes;
+  inputs.egress_bytes_max = config.egress_pool_bytes;
+  const buffer::PoolSizes sizes = buffer::derive_pool_sizes(inputs);
+  ingress_region_ = take(buffer::MemoryRegion::create(
+                             "sanproxy-ingress", sizes.ingress_slot_bytes * sizes.ingress_slots),
+                         "IngressPool");
+  egress_region_ = take(
+      buffer::MemoryRegion::create("sanproxy-egress", sizes.egress_slot_bytes * sizes.egress_slots),
+      "EgressPool");
+  ingress_ = std::make_unique<buffer::SlotPool>(ingress_region_.bytes(), sizes.ingress_slot_bytes);
+  egress_ = std::make_unique<buffer::SlotPool>(egress_region_.bytes(), sizes.egress_slot_bytes);
+
+  translate::TranslatorOptions options;
+  options.name = config.name;
+  options.epoch = new_epoch();
+  options.connections_max = config.stack.connections_max;
+  options.nodes_max = config.nodes_max;
+  options.send_window_bytes = config.stack.send_buffer_bytes;
+  options.tx_records_max = config.tx_records_max;
+  options.channel_region_bytes = config.channel_region_bytes;
+  options.outgoing = config.outgoing;
+  translator_ = std::make_unique<translate::Translator>(
+      options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
+  stack_ = take(stack::Stack::create(config.stack, clock_, *ingress_, *translator_), "TCP stack");
+  translator_->set_stack(*stack_);
+
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  signal_fd_ = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+  if (epoll_fd_ < 0 || signal_fd_ < 0) {
+    fail("event loop", Status::error(Code::kSystem, "epoll or signalfd", errno));
+  }
+  watch(signal_fd_);
+}
+
+Worker::~Worker() {
+  admin_.reset();
+  stack_.reset();
+  translator_.reset();
+  interfaces_.clear();
+  fabrics_.clear();
+  if (signal_fd_ >= 0) close(signal_fd_);
+  if (epoll_fd_ >= 0) close(epoll_fd_);
+}
+
+void Worker::watch(int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) {
+    fail("event loop", Status::error(Code::kSystem, "epoll_ctl", errno));
+  }
+}
+
+void Worker::add_interface(std::unique_ptr<packet_io::PacketIo> io) {
+  auto interface = std::make_unique<Interface>();
+  interface->io = std::move(io);
+  interface->index = take(stack_->add_interface(*interface->io), interface->io->options().name);
+  watch(interface->io->fd());
+  interfaces_.push_back(std::move(interface));
+}
+
+void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConfig& config) {
+  translate::FabricListener entry;
+  entry.options.receive_depth = config.credits;
+  entry.lend_ingress = config.shared_trust;
+  entry.listener = take(fabric->listen(config.listen, entry.options), config.listen);
+  translator_->add_listener(std::move(entry));
+  watch(fabric->event_fd());
+  fabrics_.push_back(std::move(fabric));
+}
+
+void Worker::start_admin(const SocketAddress& address) {
+  admin_ = take(admin::AdminServer::start(address), "admin endpoint " + address.to_string());
+  watch(admin_->fd());
+}
+
+void Worker::on_service_opened(const SocketAddress& address) {
+  if (address.ip.is_any()) return;
+  for (auto& interface : interfaces_) interface->io->add_local_address(address.ip);
+}
+
+void Worker::on_service_closed(const SocketAddress& address) {
+  if (address.ip.is_any()) return;
+  bool used = false;
+  translator_->services().for_each([&](service::Service& service) {
+    used = used || (service.address().ip == address.ip && service.address() != address);
+  });
+  if (used) return;
+  for (auto& interface : interfaces_) interface->io->remove_local_address(address.ip);
+}
+
+std::size_t Worker::receive(Interface& in) {
+  while (in.posted < kBurst) {
+    const buffer::SlotIndex slot = ingress_->acquire();
+    if (slot == buffer::kNoSlot) break;  // fewer are posted: packets wait in the device's queue
+    in.slots[in.posted] = slot;
+    in.buffers[in.posted] = {ingress_->data(slot),
+                             static_cast<std::uint32_t>(ingress_->slot_bytes())};
+    ++in.posted;
+  }
+  const std::size_t count =
+      in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
+  for (std::size_t i = 0; i < count; ++i) {
+    stack_->input(in.index, in.slots[in.packets[i].buffer], in.packets[i]);
+  }
+  // The driver fills the lowest buffers first: those left over move down.
+  if (count != 0) {
+    const auto used = static_cast<std::size_t>(in.packets[count - 1].buffer) + 1;
+    std::copy(in.slots.begin() + static_cast<std::ptrdiff_t>(used),
+              in.slots.begin() + static_cast<std::ptrdiff_t>(in.posted), in.slots.begin());
+    std::copy(in.buffers.begin() + static_cast<std::ptrdiff_t>(used),
+              in.buffers.begin() + static_cast<std::ptrdiff_t>(in.posted), in.buffers.begin());
+    in.posted -= used;
+  }
+  return count;
+}
+
+std::size_t Worker::round() {
+  ++loop_.rounds;
+  std::size_t work = 0;
+  for (auto& interface : interfaces_) work += receive(*interface);
+  translator_->flush_channels();
+  work += translator_->poll_channels();
+  if (stack_->next_timer_ns() <= clock_.now_ns()) stack_->on_time();
+  stack_->flush();
+  return work;
+}
+
+int Worker::sleep_ms() const {
+  const std::uint64_t now = clock_.now_ns();
+  std::uint64_t next = stack_->next_timer_ns();
+  if (draining_) next = std::min(next, drain_deadline_ns_);
+  if (next <= now) return 0;
+  const std::uint64_t ms = (next - now + 999'999) / 1'000'000;
+  return static_cast<int>(std::min<std::uint64_t>(ms, kSleepMsMax));
+}
+
+void Worker::idle() {
+  translator_->flush_channels();  // what the last poll produced
+  bool may_sleep = true;
+  for (auto& fabric : fabrics_) may_sleep = fabric->arm() && may_sleep;
+  wait(may_sleep && !config_.spin ? sleep_ms() : 0);
+  for (auto& fabric : fabrics_) fabric->disarm();
+  (void)translator_->poll_listeners();
+}
+
+void Worker::wait(int timeout_ms) {
+  std::array<epoll_event, 16> events;
+  if (timeout_ms != 0) ++loop_.sleeps;
+  const int count = epoll_wait(epoll_fd_, events.data(), events.size(), timeout_ms);
+  for (int i = 0; i < count; ++i) {
+    const int fd = events[static_cast<std::size_t>(i)].data.fd;
+    if (fd == signal_fd_) {
+      on_signal();
+    } else if (admin_ && fd == admin_->fd()) {
+      admin_->serve(
+          [this](const admin::PageRequest& request) { return admin::render(sources(), request); });
+    }
+  }
+}
+
+void Worker::run() {
+  while (!stop_now_) {
+    const std::size_t work = round();
+    if (work == 0) {
+      idle();
+    } else if (loop_.rounds % kRoundsBetweenChores == 0) {
+      wait(0);
+      for (auto& fabric : fabrics_) fabric->disarm();
+      (void)translator_->poll_listeners();
+    }
+    if (draining_ && (translator_->idle() || clock_.now_ns() >= drain_deadline_ns_)) break;
+  }
+  shut_down();
+}
+
+void Worker::on_signal() {
+  signalfd_siginfo info{};
+  while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
+    if (draining_) {
+      stop_now_ = true;
+      continue;
+    }
+    spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
+                 info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
+    draining_ = true;
+    drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
+    translator_->start_drain();
+  }
+}
+
+void Worker::shut_down() {
+  spdlog::info("shutting down; {} connections are cut", translator_->bound_streams());
+  translator_->close_all_channels(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
+  // The channels report their end, their connections are reset, the packets leave.
+  constexpr int kLastRounds = 4;
+  for (int i = 0; i < kLastRounds; ++i) (void)round();
+}
+
+admin::Sources Worker::sources() const {
+  admin::Sources out;
+  out.name = config_.name;
+  out.version = version_;
+  out.uptime_s = static_cast<double>(clock_.now_ns() - start_ns_) / 1e9;
+  out.draining = draining_;
+  out.stack = stack_.get();
+  out.translator = translator_.get();
+  out.ingress = ingress_.get();
+  out.egress = egress_.get();
+  for (const auto& interface : interfaces_) out.interfaces.push_back(interface->io.get());
+  out.loop = &loop_;
+  return out;
+}
+
+}  // namespace sanproxy::proxy

@@ -1,0 +1,80 @@
+// Worker: one data-path process: one thread, one stack, its interfaces and fabrics.
+//
+// Document: docs/architecture.md "One loop round".
+// Role: assembles the parts (given as interfaces) and runs the loop: receive a burst, endpoints,
+//   translate, flush channels, poll channels, due timers, flush packets, sleep if idle.
+// Owner: main(). Thread: the one that calls run().
+// Invariants:
+//   1. Channels are flushed before packets in every round: what a client's ACK promises is with
+//      the application node already.
+//   2. The loop sleeps only after arming every source and looking once more.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "lwproto/base/clock.h"
+#include "lwproto/buffer/memory_region.h"
+#include "lwproto/buffer/slot_pool.h"
+#include "lwproto/fabric/fabric.h"
+#include "netnode/packet_io/packet_io.h"
+#include "proxynode/admin/admin_server.h"
+#include "proxynode/admin/pages.h"
+#include "proxynode/main/config.h"
+#include "proxynode/stack/stack.h"
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::proxy {
+
+class Worker final : public translate::Host {
+ public:
+  // Start-up only: throws std::runtime_error with a text for the operator.
+  Worker(const ProxyConfig& config, std::string version);
+  ~Worker() override;
+
+  void add_interface(std::unique_ptr<packet_io::PacketIo> io);
+  // Listens on `config`'s address with a fabric made by the caller.
+  void add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConfig& config);
+  void start_admin(const SocketAddress& address);
+
+  // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
+  // for drain_ms (a second signal cuts that short), the rest is reset.
+  void run();
+
+  void on_service_opened(const SocketAddress& address) override;
+  void on_service_closed(const SocketAddress& address) override;
+
+ private:
+  struct Interface;
+  std::size_t receive(Interface& interface);
+  std::size_t round();
+  void idle();
+  void wait(int timeout_ms);
+  int sleep_ms() const;
+  void on_signal();
+  void shut_down();
+  void watch(int fd);
+  admin::Sources sources() const;
+
+  ProxyConfig config_;
+  std::string version_;
+  SteadyClock clock_;
+  std::uint64_t start_ns_ = 0;
+  buffer::MemoryRegion ingress_region_;
+  buffer::MemoryRegion egress_region_;
+  std::unique_ptr<buffer::SlotPool> ingress_;
+  std::unique_ptr<buffer::SlotPool> egress_;
+  std::vector<std::unique_ptr<fabric::Fabric>> fabrics_;
+  std::vector<std::unique_ptr<Interface>> interfaces_;
+  std::unique_ptr<translate::Translator> translator_;
+  std::unique_ptr<stack::Stack> stack_;
+  std::unique_ptr<admin::AdminServer> admin_;
+  admin::LoopCounters loop_;
+  int epoll_fd_ = -1;
+  int signal_fd_ = -1;
+  bool draining_ = false;
+  bool stop_now_ = false;
+  std::uint64_t drain_deadline_ns_ = 0;
+};
+
+}  // namespace sanproxy::proxy
