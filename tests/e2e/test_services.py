@@ -25,7 +25,7 @@ class Services:
         return lab.service_address(self.family, port)
 
     def shares(self, one, port=7):
-        """{node name: open connections}."""
+        """{node name: open connections of this service}."""
         return {n["name"]: n["connections"] for n in admin.nodes(one.status(), self.address(port))}
 
     def open(self, one, count, port=7):

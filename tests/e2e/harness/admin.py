@@ -50,12 +50,15 @@ def metrics(namespace):
 
 
 def service(state, address):
-    return next((s for s in state.get("services", []) if s.get("address") == address), None)
+    return next((s for s in state["services"] if s["address"] == address), None)
 
 
 def nodes(state, address):
+    """The members of a service, each with the name of its node."""
     found = service(state, address)
-    return found.get("nodes", []) if found else []
+    names = {node["node"]: node["name"] for node in state["nodes"]}
+    return [{**member, "name": names.get(member["node"])} for member in
+            (found["members"] if found else [])]
 
 
 def node_count(state, address):
@@ -69,9 +72,15 @@ def open_connections(state):
 def not_given_back(state):
     """What is still held although nobody is connected; empty when everything came back."""
     held = {}
-    if open_connections(state) != 0:
-        held["open_connections"] = open_connections(state)
-    for name, pool in state.get("pools", {}).items():
-        if pool.get("free") != pool.get("total"):
+    for name in ("open", "bound"):
+        if state["connections"][name] != 0:
+            held[name + "_connections"] = state["connections"]
+    for name, pool in state["pools"].items():
+        if pool["received"] != 0 or pool["free"] + pool["posted"] != pool["slots"]:
             held[name] = pool
+    if state["tx_records"] != 0:
+        held["tx_records"] = state["tx_records"]
+    for node in state["nodes"]:
+        if node["dead"] or node["connections"] or node["region_chunks_free"] != node["region_chunks"]:
+            held["node " + node["name"]] = node
     return held

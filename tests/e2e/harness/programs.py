@@ -66,17 +66,20 @@ def outgoing_argv(proxy, target):
 # Configuration that single tests need.
 
 def tiny_pools():
-    return {"limits": {"ingress_bytes_max": 8 << 20, "egress_bytes_max": 8 << 20}}
+    """The smallest that the configuration takes."""
+    return {"proxy": {"ingress_pool_bytes": 8 << 20, "egress_pool_bytes": 65536,
+                      "channel_region_bytes": 1 << 20, "max_tx_records": 1024,
+                      "receive_window_bytes": 65536, "send_window_bytes": 65536}}
 
 
 def connection_limit(count, action):
-    return {"proxy": {"max_connections": count, "at_limit": action}}
+    return {"proxy": {"max_connections": count, "at_max_connections": action}}
 
 
 def drain(seconds):
-    return {"proxy": {"drain_seconds": seconds}}
+    return {"proxy": {"drain_ms": int(seconds * 1000)}}
 
 
 def refused_count(metrics):
     """SYNs refused or dropped because of the connection limit."""
-    return sum(v for k, v in metrics.items() if "refused_connections_max" in k)
+    return metrics['sanproxy_tcp_refused_total{reason="max_connections"}']

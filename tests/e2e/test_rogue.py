@@ -1,0 +1,97 @@
+"""A rogue application node breaks every rule while a well-behaved one serves a verified load."""
+
+import os
+import re
+import subprocess
+import unittest
+
+from harness import case, lab, load, settings, wait
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# Rules that an application node has no way to break: they bind the proxy, or the fabric's form
+# does not let it happen.
+NOT_OURS = {"M13", "M14", "M21", "T10", "D5", "D6", "D7", "D8"}
+
+
+def rogue_path():
+    if settings.rogue:
+        return settings.rogue
+    for path in (os.path.join(settings.bin_dir, "rogue_node"),
+                 os.path.join(settings.bin_dir, "..", "tests", "rogue_node")):
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def all_cases():
+    """[(name, rule)], as the program lists them."""
+    path = rogue_path()
+    if path is None:
+        raise unittest.SkipTest("rogue_node is not built")
+    listed = subprocess.run([path, "--list"], capture_output=True, text=True, check=True)
+    return [tuple(line.split("\t")) for line in listed.stdout.splitlines()]
+
+
+class Rogue(case.LabTest):
+    def run_cases(self, names):
+        one = self.lab()
+        victim = one.start_echo(name="victim")
+        busy = load.EchoLoad(one, port=7, connections=16)
+        self.addCleanup(busy.close)
+        busy.start()
+        wrong = []
+        for name in names:
+            got = one.run(rogue_path(), "--proxy", one.proxy_address, "--service",
+                          lab.service_address(4, 6666), "--foreign", lab.service_address(4, 7),
+                          "--case", name, timeout_s=120)
+            if got.returncode != 0:
+                wrong.append(f"{name} ({got.returncode}): "
+                             f"{(got.stdout + got.stderr).decode().strip()}")
+            if not one.proxy.alive():
+                self.fail(f"the proxy died of {name}: {one.tail()}")
+            if busy.lost or busy.wrong:
+                self.fail(f"{name} disturbed the other node: "
+                          f"{busy.wrong or [c.lost for c in busy.lost]}")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 65536), "the other node's load goes on")
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+        self.assertTrue(victim.alive())
+        self.assertEqual(wrong, [], "\n" + "\n".join(wrong))
+
+    def of(self, *sources):
+        names = [name for name, _ in all_cases()]
+        return [name for name in names if name.startswith(sources)]
+
+    def test_bad_hellos_are_refused(self):
+        self.run_cases(self.of("hello_"))
+
+    def test_bad_transfers_end_only_their_channel(self):
+        self.run_cases([name for name in self.of("transfer_", "message_", "data_reference_",
+                                                 "data_too")])
+
+    def test_bad_messages_end_only_their_channel(self):
+        self.run_cases(self.by_rule("M", "D"))
+
+    def test_breaches_of_a_stream_end_only_that_stream(self):
+        self.run_cases(self.by_rule("S"))
+
+    def test_shared_memory_cannot_be_used_against_the_proxy(self):
+        self.run_cases(self.of("shm_"))
+
+    def test_greedy_and_vanishing_nodes_harm_nobody(self):
+        covered = set(self.of("hello_", "transfer_", "message_", "data_reference_", "data_too",
+                              "shm_")) | set(self.by_rule("M", "D", "S"))
+        self.run_cases([name for name, _ in all_cases() if name not in covered])
+
+    def by_rule(self, *letters):
+        return [name for name, rule in all_cases() if rule[0] in letters and rule[1].isdigit()]
+
+    def test_every_rule_of_the_wire_format_has_a_case(self):
+        with open(os.path.join(ROOT, "docs", "wire_format.md")) as file:
+            rules = set(re.findall(r"^\| ([HTMDS]\d+) \|", file.read(), re.MULTILINE))
+        covered = set()
+        for _, rule in all_cases():
+            covered |= set(re.findall(r"\b[HTMDS]\d+\b", rule.split(":")[0]))
+        self.assertEqual(sorted(rules - covered - NOT_OURS), [])
