@@ -1,0 +1,133 @@
+#include "appnode-lib/client/link.h"
+
+#include <algorithm>
+
+#include "appnode-lib/client/convert.h"
+#include "appnode-lib/client/node_impl.h"
+#include "lwproto/wire/codec.h"
+
+namespace sanproxy::app::internal {
+
+Link::Link(NodeImpl& node, fabric::Fabric& fabric, std::string address)
+    : node_(node), fabric_(fabric), address_(std::move(address)) {
+  rejects_.reserve(64);
+}
+
+Link::~Link() = default;
+
+std::uint64_t Link::deadline_ns() const {
+  if (up()) return 0;
+  return retry_at_ns_;
+}
+
+std::size_t Link::poll(std::uint64_t now_ns) {
+  if (hold_ != nullptr) {
+    const std::size_t handled = hold_->channel->poll(kPollBudget);
+    if (lost_) take_down();
+    return handled;
+  }
+  if (connecting_ != nullptr) return poll_connecting(now_ns);
+  if (now_ns < retry_at_ns_) return 0;
+  start_connecting(now_ns);
+  return 1;
+}
+
+void Link::flush() {
+  if (up()) hold_->channel->flush();
+}
+
+void Link::start_connecting(std::uint64_t now_ns) {
+  std::array<std::byte, sizeof(wire::HelloBody)> hello;
+  wire::encode_hello(node_.hello(), hello);
+  auto attempt = fabric_.connect(address_, hello, node_.endpoint_options());
+  if (!attempt.ok()) return retry_later(attempt.status().text());
+  connecting_ = std::move(*attempt);
+  retry_at_ns_ = now_ns + kConnectMaxNs;  // a proxy that hangs is given up
+}
+
+std::size_t Link::poll_connecting(std::uint64_t now_ns) {
+  auto endpoint = connecting_->poll();
+  if (!endpoint.ok()) {
+    if (endpoint.status().is_again()) {
+      if (now_ns < retry_at_ns_) return 0;
+      connecting_.reset();
+      retry_later("the proxy does not answer");
+      return 1;
+    }
+    const BaseStatus status = endpoint.status();
+    connecting_.reset();
+    retry_later(status.text());
+    return 1;
+  }
+  const BaseStatus status = come_up(std::move(*endpoint), connecting_->private_data());
+  connecting_.reset();
+  if (!status.ok()) {
+    hold_.reset();
+    retry_later(status.text());
+  }
+  return 1;
+}
+
+BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
+                         std::span<const std::byte> hello) {
+  auto peer = wire::decode_hello(hello);
+  if (!peer.ok()) return peer.status();
+  auto key = endpoint->attach(node_.send_region());
+  if (!key.ok()) return key.status();
+  send_memory_key_ = *key;
+  hold_ = std::make_unique<ChannelHold>();
+  hold_->channel =
+      std::make_unique<channel::Channel>(std::move(endpoint), node_.hello(), *peer, *this);
+  lost_ = false;
+  retry_pause_ns_ = kRetryFirstNs;
+  last_reason_.clear();
+  region_keys_.clear();
+  for (const auto& region : node_.regions()) attach(*region);
+  services_.assign(node_.services().size(), {});
+  node_.link_up(*this);
+  sync_services();
+  return {};
+}
+
+void Link::retry_later(std::string_view reason) {
+  retry_at_ns_ = node_.now_ns() + retry_pause_ns_;
+  retry_pause_ns_ = std::min(retry_pause_ns_ * 2, kRetryMaxNs);
+  if (last_reason_ == reason) return;
+  last_reason_ = reason;
+  node_.link_down(*this, reason);
+}
+
+void Link::attach(Region& region) {
+  if (!up()) return;
+  if (region_keys_.size() <= region.index) region_keys_.resize(region.index + 1);
+  auto key = hold_->channel->endpoint().attach(region.memory);
+  if (key.ok()) region_keys_[region.index] = {*key, true};
+}
+
+void Link::on_closed(channel::Channel&, wire::CloseCode code, const BaseStatus& status) {
+  lost_ = true;
+  last_reason_ = code == wire::CloseCode::kNodeDied ? status.text() : wire::close_code_name(code);
+}
+
+// Not inside on_closed(): the channel is still on the stack there.
+void Link::take_down() {
+  node_.end_connections(*this, CloseCode::kProxyLost);
+  rejects_.clear();
+  services_.assign(node_.services().size(), {});
+  services_blocked_ = false;
+  region_keys_.clear();
+  while (blocked_.pop_front() != nullptr) {
+  }
+  node_.bury(std::move(hold_));
+  lost_ = false;
+  node_.link_lost();
+  retry_at_ns_ = node_.now_ns() + retry_pause_ns_;
+  retry_pause_ns_ = std::min(retry_pause_ns_ * 2, kRetryMaxNs);
+  node_.link_down(*this, last_reason_);
+}
+
+void Link::breach(const char* text) {
+  hold_->channel->close(wire::CloseCode::kProtocolError, text);
+}
+
+}  // namespace sanproxy::app::internal

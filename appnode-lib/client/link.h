@@ -1,0 +1,142 @@
+// Link: the Node's side of one proxy: its channel while there is one, and the way back to one.
+//
+// Documents: docs/application_library.md "When a proxy goes away", docs/wire_format.md.
+// Role: connects (again and again, with a growing pause), says HELLO, joins, and hands the
+//   channel's messages to connections and services.
+// Owner: the Node. Thread: its.
+// Invariants:
+//   1. At most one of connecting_ and hold_ exists.
+//   2. When the channel ends, each of its connections is ended with kProxyLost, once.
+//   3. Loans that applications keep hold the ended channel's memory (ChannelHold), not the Link.
+//   4. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "appnode-lib/client/connection_impl.h"
+#include "appnode-lib/client/connection_table.h"
+#include "appnode-lib/client/send_memory.h"
+#include "lwproto/channel/channel.h"
+#include "lwproto/fabric/fabric.h"
+
+namespace sanproxy::app::internal {
+
+class NodeImpl;
+
+// A channel, and how many kept loans need its memory.
+struct ChannelHold {
+  std::unique_ptr<channel::Channel> channel;
+  std::size_t loans = 0;
+};
+
+class Link final : public channel::Delegate {
+ public:
+  static constexpr std::uint64_t kRetryFirstNs = 10'000'000;
+  static constexpr std::uint64_t kRetryMaxNs = 200'000'000;
+  static constexpr std::uint64_t kConnectMaxNs = 2'000'000'000;
+  static constexpr std::size_t kUnsentRejectsMax = 4096;
+  static constexpr std::size_t kPollBudget = 256;
+
+  Link(NodeImpl& node, fabric::Fabric& fabric, std::string address);
+  ~Link() override;
+
+  // --- life
+  std::size_t poll(std::uint64_t now_ns);
+  void flush();
+  bool up() const { return hold_ != nullptr && !lost_; }
+  // When poll() must be called though nothing happened; 0 if never.
+  std::uint64_t deadline_ns() const;
+  const std::string& address() const { return address_; }
+  NodeImpl& node() { return node_; }
+  channel::Channel& channel() { return *hold_->channel; }
+  ChannelHold* hold() { return hold_.get(); }
+
+  // --- services (by their index in the Node)
+  void sync_services();  // sends the JOINs, LEAVEs and SHUTDOWNs that are due
+  bool service_joined(std::size_t index) const;
+  bool service_settled(std::size_t index) const;  // neither joined nor under way
+
+  // --- memory
+  void attach(Region& region);
+  bool region_attached(std::uint32_t index) const {
+    return index < region_keys_.size() && region_keys_[index].attached;
+  }
+  fabric::RegionKey region_key(std::uint32_t index) const { return region_keys_[index].key; }
+  fabric::RegionKey send_memory_key() const { return send_memory_key_; }
+
+  // --- connections
+  void adopt(ConnectionImpl& connection);  // its id is known now
+  void forget(ConnectionImpl& connection) { table_.erase(connection); }
+  void block(ConnectionImpl& connection) { blocked_.push_back(connection); }
+  void unblock(ConnectionImpl& connection) { blocked_.remove(connection); }
+
+  void breach(const char* text);  // the proxy broke a rule: end the channel
+
+  // --- channel::Delegate
+  void on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
+               const channel::Payload& payload) override;
+  void on_message(channel::Channel& channel, const wire::Message& message) override;
+  void on_sent(channel::Channel& channel, std::uint64_t cookie, bool ok) override;
+  void on_writable(channel::Channel& channel) override;
+  void on_closed(channel::Channel& channel, wire::CloseCode code,
+                 const ::sanproxy::Status& status) override;
+
+ private:
+  enum class Phase : std::uint8_t { kNone, kJoining, kJoined, kLeaving, kGone, kRefused };
+  struct ServiceState {
+    Phase phase = Phase::kNone;
+    std::uint32_t id = 0;  // the proxy's name for it, from kJoined to kGone
+  };
+  struct Reject {
+    wire::RejectConnectionBody body;
+    wire::CloseCode code;
+  };
+  struct RegionKey {
+    fabric::RegionKey key = 0;
+    bool attached = false;
+  };
+
+  void start_connecting(std::uint64_t now_ns);
+  std::size_t poll_connecting(std::uint64_t now_ns);
+  ::sanproxy::Status come_up(std::unique_ptr<fabric::Endpoint> endpoint,
+                             std::span<const std::byte> hello);
+  void retry_later(std::string_view reason);
+  void take_down();
+
+  void on_request(const wire::ConnectionRequestBody& body);
+  void on_accept(const wire::AcceptConnectionBody& body);
+  void on_reject(const wire::RejectConnectionBody& body, wire::CloseCode code);
+  ConnectionImpl* awaiting(std::uint32_t request);
+  void reject(std::uint64_t connection, wire::CloseCode code);
+  ::sanproxy::Status send_reject(const Reject& reject);
+  bool flush_rejects();
+
+  ::sanproxy::Status sync_service(std::size_t index);
+  void on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code);
+  void on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code);
+  std::size_t service_index(std::uint32_t id) const;
+
+  NodeImpl& node_;
+  fabric::Fabric& fabric_;
+  std::string address_;
+  std::unique_ptr<fabric::Connecting> connecting_;
+  std::unique_ptr<ChannelHold> hold_;
+  bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
+  bool services_blocked_ = false;
+  std::uint64_t retry_at_ns_ = 0;
+  std::uint64_t retry_pause_ns_ = kRetryFirstNs;
+  std::string last_reason_;  // so that a proxy that stays away is reported once
+
+  ConnectionTable table_;
+  IntrusiveList<ConnectionImpl, &ConnectionImpl::blocked_hook> blocked_;
+  std::vector<Reject> rejects_;
+  std::vector<ServiceState> services_;
+  std::vector<RegionKey> region_keys_;
+  fabric::RegionKey send_memory_key_ = 0;
+};
+
+}  // namespace sanproxy::app::internal

@@ -1,0 +1,99 @@
+// Link: services joined and left at one proxy (docs/wire_format.md).
+//
+// What the application wants stands in the Node's ServiceImpl; what the proxy knows stands in
+// ServiceState. sync_services() sends what leads from one to the other, so that nothing has to be
+// remembered across a lost channel or a full queue.
+#include "appnode-lib/client/convert.h"
+#include "appnode-lib/client/link.h"
+#include "appnode-lib/client/node_impl.h"
+#include "lwproto/wire/codec.h"
+
+namespace sanproxy::app::internal {
+
+void Link::sync_services() {
+  if (!up()) return;
+  services_.resize(node_.services().size());
+  services_blocked_ = false;
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    if (sync_service(i).is_again()) {
+      services_blocked_ = true;  // on_writable() comes back here
+      return;
+    }
+  }
+}
+
+BaseStatus Link::sync_service(std::size_t index) {
+  const ServiceImpl& wanted = *node_.services()[index];
+  ServiceState& state = services_[index];
+  channel::Channel& channel = *hold_->channel;
+  const auto request = static_cast<std::uint32_t>(index + 1);
+  if (state.phase == Phase::kNone && !wanted.leaving) {
+    wire::JoinServiceBody body{};
+    body.address = wire::to_wire(to_base(wanted.address));
+    body.request = request;
+    body.weight = wanted.options.weight;
+    body.connections_max = wanted.options.connections_max;
+    const std::uint8_t flags = wanted.options.immediate ? wire::kFlagImmediate : 0;
+    const BaseStatus status =
+        channel.send_control(wire::MessageType::kJoinService, flags, wire::CloseCode::kNone, body);
+    if (status.ok()) state.phase = Phase::kJoining;
+    return status;
+  }
+  if (state.phase != Phase::kJoined || !wanted.leaving) return {};
+  const wire::ServiceBody body{state.id, request};
+  const auto type =
+      wanted.shutting_down ? wire::MessageType::kShutdownService : wire::MessageType::kLeaveService;
+  const BaseStatus status = channel.send_control(type, 0, wire::CloseCode::kNone, body);
+  if (status.ok()) state.phase = Phase::kLeaving;
+  return status;
+}
+
+bool Link::service_joined(std::size_t index) const {
+  return up() && index < services_.size() && services_[index].phase == Phase::kJoined;
+}
+
+bool Link::service_settled(std::size_t index) const {
+  if (!up() || index >= services_.size()) return true;
+  const Phase phase = services_[index].phase;
+  return phase == Phase::kNone || phase == Phase::kGone || phase == Phase::kRefused;
+}
+
+// services_.size() if no service has this id. There are few, and a node that serves many has the
+// requests spread over all of them.
+std::size_t Link::service_index(std::uint32_t id) const {
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    const ServiceState& state = services_[i];
+    if (state.id == id && (state.phase == Phase::kJoined || state.phase == Phase::kLeaving)) {
+      return i;
+    }
+  }
+  return services_.size();
+}
+
+void Link::on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code) {
+  const std::size_t index = body.request - 1;  // 0 becomes out of range
+  if (index >= services_.size() || services_[index].phase != Phase::kJoining) {
+    return breach("join answer to no request");
+  }
+  ServiceState& state = services_[index];
+  if (code != wire::CloseCode::kNone) {
+    state.phase = Phase::kRefused;
+    node_.join_refused(index, *this, to_public(code));
+    return;
+  }
+  state.phase = Phase::kJoined;
+  state.id = body.service;
+  node_.joined(index, *this);
+  sync_services();  // it may have been left meanwhile
+}
+
+// The answer to our LEAVE or SHUTDOWN, or the news that the service has ended for all.
+void Link::on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code) {
+  const std::size_t index = service_index(body.service);
+  if (index == services_.size()) return;  // it crossed our LEAVE
+  if (answer && services_[index].phase != Phase::kLeaving) return breach("answer to no request");
+  services_[index].phase = Phase::kGone;
+  if (!answer) node_.join_refused(index, *this, to_public(code));
+}
+
+}  // namespace sanproxy::app::internal

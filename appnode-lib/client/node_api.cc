@@ -1,0 +1,55 @@
+// The public calls of Node and Service: thin over NodeImpl; and what a real process is made of.
+#include "appnode-lib/client/node_impl.h"
+#include "lwproto/fabric/shm/shm_fabric.h"
+
+namespace sanproxy::app {
+
+using internal::impl;
+using internal::NodeImpl;
+
+internal::Assembly internal::default_assembly() {
+  Assembly assembly;
+  assembly.fabrics.emplace("shm", [] { return fabric::make_shm_fabric(); });
+  return assembly;
+}
+
+Result<std::unique_ptr<Node>> Node::create(NodeOptions options) {
+  auto node = NodeImpl::create(std::move(options), internal::default_assembly());
+  if (!node.ok()) return node.status();
+  return std::unique_ptr<Node>(std::move(*node));
+}
+
+Result<Service> Node::join(std::string_view address, RequestHandler on_request,
+                           JoinOptions options) {
+  return impl(*this).join(address, std::move(on_request), options);
+}
+
+Result<Connection*> Node::connect(std::string_view remote, ConnectionHandler& handler, void* user) {
+  return impl(*this).connect(remote, handler, user);
+}
+
+Result<RegisteredMemory> Node::register_memory(std::size_t bytes) {
+  return impl(*this).register_memory(bytes);
+}
+
+void Node::run() {
+  while (!stopped()) wait(-1);
+}
+
+void Node::stop() { impl(*this).stop(); }
+bool Node::stopped() const { return impl(*this).stopped(); }
+std::size_t Node::wait(int timeout_ms) { return impl(*this).wait(timeout_ms); }
+int Node::fd() const { return impl(*this).fd(); }
+bool Node::arm() { return impl(*this).arm(); }
+std::size_t Node::poll() { return impl(*this).poll(); }
+std::size_t Node::connection_count() const { return impl(*this).pool().live(); }
+std::size_t Node::proxies_up() const { return impl(*this).proxies_up(); }
+bool Node::drained() const { return impl(*this).drained(); }
+
+const Address& Service::address() const { return node_->services()[index_]->address; }
+std::size_t Service::joined_count() const { return node_->joined_count(index_); }
+void Service::leave() { node_->leave(index_, false); }
+void Service::shutdown() { node_->leave(index_, true); }
+bool Service::left() const { return node_->left(index_); }
+
+}  // namespace sanproxy::app

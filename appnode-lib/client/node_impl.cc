@@ -1,0 +1,254 @@
+#include "appnode-lib/client/node_impl.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <random>
+
+#include "appnode-lib/client/convert.h"
+#include "lwproto/base/check.h"
+
+namespace sanproxy::app::internal {
+namespace {
+
+constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
+constexpr std::uint32_t kReceiveWindowBytesMin = 4096;
+constexpr std::uint32_t kReceiveWindowBytesMax = 1u << 30;
+
+std::vector<std::string> proxies_from_environment() {
+  std::vector<std::string> out;
+  const char* text = std::getenv("SANPROXY_PROXY");
+  std::string_view rest = text == nullptr ? "" : text;
+  while (!rest.empty()) {
+    const std::size_t comma = std::min(rest.find(','), rest.size());
+    if (comma != 0) out.emplace_back(rest.substr(0, comma));
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+  }
+  return out;
+}
+
+std::string default_name() {
+  return std::string(program_invocation_short_name) + ":" + std::to_string(getpid());
+}
+
+}  // namespace
+
+// --- life
+
+NodeImpl::NodeImpl(NodeOptions options, Assembly assembly)
+    : options_(std::move(options)),
+      assembly_(std::move(assembly)),
+      clock_(assembly_.clock != nullptr ? assembly_.clock : &steady_clock_),
+      kept_(options_.kept_bytes_max),
+      pool_(options_.connections_max) {}
+
+Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly assembly) {
+  if (options.proxies.empty()) options.proxies = proxies_from_environment();
+  if (options.name.empty()) options.name = default_name();
+  if (options.proxies.empty() || options.proxies.size() > kProxiesMax) {
+    return Status(Code::kInvalidArgument, "1 to 64 proxies are needed (or SANPROXY_PROXY)");
+  }
+  if (options.receive_window_bytes < kReceiveWindowBytesMin ||
+      options.receive_window_bytes > kReceiveWindowBytesMax) {
+    return Status(Code::kInvalidArgument, "receive_window_bytes must be 4 KB to 1 GB");
+  }
+  if (options.connections_max == 0 || options.connections_max > std::size_t{1}
+                                                                    << wire::kConnectionIndexBits) {
+    return Status(Code::kInvalidArgument, "connections_max must be 1 to 2^24");
+  }
+  std::unique_ptr<NodeImpl> node(new NodeImpl(std::move(options), std::move(assembly)));
+  if (const Status status = node->set_up(); !status.ok()) return status;
+  return node;
+}
+
+Status NodeImpl::set_up() {
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  stop_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  timer_fd_ = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+  if (epoll_fd_ < 0 || stop_fd_ < 0 || timer_fd_ < 0) {
+    return {Code::kSystem, "event descriptors", errno};
+  }
+  for (const int own : {stop_fd_, timer_fd_}) {
+    if (const Status status = watch(own); !status.ok()) return status;
+  }
+  std::random_device random;
+  const std::uint64_t epoch = (std::uint64_t{random()} << 32) | random();
+  hello_ = channel::make_hello(epoch, assembly_.endpoint, options_.receive_window_bytes,
+                               static_cast<std::uint32_t>(options_.connections_max), options_.name);
+  if (const Status status = set_up_memory(); !status.ok()) return status;
+  return set_up_links();
+}
+
+Status NodeImpl::set_up_memory() {
+  auto region = buffer::MemoryRegion::create(
+      "appnode-send", std::max(options_.send_memory_bytes, kSendMemoryBytesMin));
+  if (!region.ok()) return to_public(region.status());
+  send_region_ = std::move(*region);
+  send_memory_ = std::make_unique<SendMemory>(send_region_);
+  send_slots_ = send_memory_->free_count();
+  const std::size_t outstanding = options_.proxies.size() * assembly_.endpoint.send_depth;
+  send_records_ = std::make_unique<SendRecords>(static_cast<std::uint32_t>(outstanding) + 1);
+  return {};
+}
+
+Status NodeImpl::set_up_links() {
+  for (const std::string& address : options_.proxies) {
+    auto fabric = fabric_for(address);
+    if (!fabric.ok()) return fabric.status();
+    links_.push_back(std::make_unique<Link>(*this, **fabric, address));
+  }
+  return {};
+}
+
+Result<fabric::Fabric*> NodeImpl::fabric_for(std::string_view address) {
+  const std::size_t colon = address.find(':');
+  if (colon == std::string_view::npos) {
+    return Status(Code::kInvalidArgument, "a proxy's address is SCHEME:..., such as shm:/path");
+  }
+  const std::string_view scheme = address.substr(0, colon);
+  if (const auto known = fabrics_.find(scheme); known != fabrics_.end()) {
+    return known->second.get();
+  }
+  const auto factory = assembly_.fabrics.find(scheme);
+  if (factory == assembly_.fabrics.end()) {
+    return Status(Code::kUnsupported, "this library has no fabric for that address");
+  }
+  auto fabric = factory->second();
+  if (!fabric.ok()) return to_public(fabric.status());
+  if (const Status status = watch((*fabric)->event_fd()); !status.ok()) return status;
+  return fabrics_.emplace(scheme, std::move(*fabric)).first->second.get();
+}
+
+Status NodeImpl::watch(int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) == 0) return {};
+  return {Code::kSystem, "epoll_ctl", errno};
+}
+
+NodeImpl::~NodeImpl() {
+  for (const auto& link : links_) end_connections(*link, CloseCode::kNodeClosed);
+  run_ended();
+  // A Borrowed would point into memory that goes away with us.
+  SANPROXY_CHECK(kept_.in_use() == 0);
+  links_.clear();
+  buried_.clear();
+  fabrics_.clear();
+  for (const int fd : {epoll_fd_, stop_fd_, timer_fd_}) {
+    if (fd >= 0) ::close(fd);
+  }
+}
+
+// --- a poll round
+
+std::size_t NodeImpl::poll() {
+  if (armed_) disarm();
+  const std::uint64_t now = links_up_ == links_.size() ? 0 : now_ns();
+  std::size_t handled = 0;
+  for (const auto& link : links_) handled += link->poll(now);
+  if (!starved_.empty() && send_memory_->take_released()) run_starved();
+  if (!ended_.empty()) handled += run_ended();
+  flush_all();
+  if (!buried_.empty()) {
+    std::erase_if(buried_, [](const auto& hold) { return hold->loans == 0; });
+  }
+  return handled;
+}
+
+void NodeImpl::run_starved() {
+  for (std::size_t left = starved_.size(); left > 0 && send_memory_->free_count() > 0; --left) {
+    ConnectionImpl* connection = starved_.pop_front();
+    if (connection == nullptr) return;
+    connection->retry();
+  }
+}
+
+std::size_t NodeImpl::run_ended() {
+  const std::size_t count = ended_.size();  // those that the handlers add wait for the next round
+  for (std::size_t left = count; left > 0; --left) ended_.pop_front()->report_closed();
+  return count;
+}
+
+void NodeImpl::flush_all() {
+  for (const auto& link : links_) link->flush();
+}
+
+// --- sleeping
+
+std::uint64_t NodeImpl::next_deadline_ns() const {
+  if (links_up_ == links_.size()) return 0;
+  std::uint64_t next = 0;
+  for (const auto& link : links_) {
+    const std::uint64_t deadline = link->deadline_ns();
+    if (!link->up() && (next == 0 || deadline < next)) next = std::max<std::uint64_t>(deadline, 1);
+  }
+  return next;
+}
+
+bool NodeImpl::arm() {
+  if (armed_) return true;
+  if (!ended_.empty()) return false;
+  flush_all();
+  const std::uint64_t deadline = next_deadline_ns();
+  if (deadline != 0 && deadline <= now_ns()) return false;
+  armed_ = true;
+  for (const auto& [scheme, fabric] : fabrics_) {
+    if (!fabric->arm()) {
+      disarm();
+      return false;
+    }
+  }
+  set_timer(deadline);
+  return true;
+}
+
+void NodeImpl::disarm() {
+  armed_ = false;
+  for (const auto& [scheme, fabric] : fabrics_) fabric->disarm();
+}
+
+// The timer's clock need not be ours (tests): what counts is the distance.
+void NodeImpl::set_timer(std::uint64_t deadline_ns) {
+  if (deadline_ns == 0 && !timer_set_) return;
+  itimerspec spec{};
+  if (deadline_ns != 0) {
+    const std::uint64_t now = now_ns();
+    const std::uint64_t distance = deadline_ns > now ? deadline_ns - now : 1;
+    spec.it_value.tv_sec = static_cast<time_t>(distance / kNsPerSecond);
+    spec.it_value.tv_nsec = static_cast<long>(distance % kNsPerSecond);
+  }
+  timerfd_settime(timer_fd_, 0, &spec, nullptr);  // setting it also clears its readability
+  timer_set_ = deadline_ns != 0;
+}
+
+std::size_t NodeImpl::wait(int timeout_ms) {
+  const std::size_t handled = poll();
+  if (handled != 0 || timeout_ms == 0) return handled;
+  if (!arm()) return poll();
+  std::array<epoll_event, 8> events;
+  const int count =
+      epoll_wait(epoll_fd_, events.data(), static_cast<int>(events.size()), timeout_ms);
+  for (int i = 0; i < count; ++i) {
+    if (events[static_cast<std::size_t>(i)].data.fd == stop_fd_) drain_own_events();
+  }
+  return poll();
+}
+
+void NodeImpl::drain_own_events() {
+  std::uint64_t value = 0;
+  [[maybe_unused]] const ssize_t n = read(stop_fd_, &value, sizeof(value));
+}
+
+void NodeImpl::stop() {
+  stopped_.store(true, std::memory_order_relaxed);
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = write(stop_fd_, &one, sizeof(one));
+}
+
+}  // namespace sanproxy::app::internal

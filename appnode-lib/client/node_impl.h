@@ -1,0 +1,152 @@
+// NodeImpl: what is behind a Node.
+//
+// Document: docs/application_library.md.
+// Role: owns the fabrics, one Link a proxy, the connections, the registered memory and the lists
+//   of those that wait; makes a poll round out of them and sleeps on one descriptor.
+// Owner: the application. Thread: one (stop() excepted).
+// Invariants:
+//   1. A poll round: Links (messages, handlers) -> those that waited for memory -> on_closed()
+//      calls -> flush of every channel. So all that a round caused leaves in one batch.
+//   2. Handlers are called from poll() and from the destructor, never from another call.
+//   3. Fabrics outlive the channels, also those that kept loans still hold (buried_).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "appnode-lib/client/connection_table.h"
+#include "appnode-lib/client/kept.h"
+#include "appnode-lib/client/link.h"
+#include "appnode-lib/client/send_memory.h"
+#include "lwproto/base/clock.h"
+#include "lwproto/fabric/fabric.h"
+#include "sanproxy/node.h"
+
+namespace sanproxy::app::internal {
+
+// What the application wants of one service. Links compare it with what their proxy knows.
+struct ServiceImpl {
+  Address address;
+  std::string name;  // the address as text
+  JoinOptions options;
+  RequestHandler on_request;
+  bool leaving = false;
+  bool shutting_down = false;
+};
+
+// What a process is assembled from; tests put their own in.
+struct Assembly {
+  using FabricFactory = std::function<::sanproxy::Result<std::unique_ptr<fabric::Fabric>>()>;
+  std::map<std::string, FabricFactory, std::less<>> fabrics;  // by the address's scheme
+  const Clock* clock = nullptr;                               // nullptr: the system's
+  fabric::EndpointOptions endpoint;
+};
+Assembly default_assembly();
+
+class NodeImpl final : public Node {
+ public:
+  static constexpr std::size_t kServicesMax = 1024;
+  static constexpr std::size_t kProxiesMax = 64;
+
+  static Result<std::unique_ptr<NodeImpl>> create(NodeOptions options, Assembly assembly);
+  ~NodeImpl() override;
+
+  // --- behind the public calls
+  Result<Service> join(std::string_view address, RequestHandler on_request, JoinOptions options);
+  Result<Connection*> connect(std::string_view remote, ConnectionHandler& handler, void* user);
+  Result<RegisteredMemory> register_memory(std::size_t bytes);
+  void stop();
+  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
+  std::size_t wait(int timeout_ms);
+  int fd() const { return epoll_fd_; }
+  bool arm();
+  std::size_t poll();
+  bool drained() const;
+  std::size_t proxies_up() const { return links_up_; }
+  void leave(std::uint32_t service, bool shutdown);
+  std::size_t joined_count(std::uint32_t service) const;
+  bool left(std::uint32_t service) const;
+
+  // --- for Links
+  std::uint64_t now_ns() const { return clock_->now_ns(); }
+  const wire::HelloBody& hello() const { return hello_; }
+  const fabric::EndpointOptions& endpoint_options() const { return assembly_.endpoint; }
+  std::uint32_t receive_window_bytes() const { return options_.receive_window_bytes; }
+  const std::vector<std::unique_ptr<ServiceImpl>>& services() const { return services_; }
+  const std::vector<std::unique_ptr<Region>>& regions() const { return regions_; }
+  const buffer::MemoryRegion& send_region() const { return send_region_; }
+  void link_up(Link& link);
+  void link_lost();  // was up
+  void link_down(Link& link, std::string_view reason);
+  void joined(std::size_t service, Link& link);
+  void join_refused(std::size_t service, Link& link, CloseCode code);
+  void end_connections(Link& link, CloseCode reason);
+  void bury(std::unique_ptr<ChannelHold> hold);
+
+  // --- for Links and connections
+  using StarvedList = IntrusiveList<ConnectionImpl, &ConnectionImpl::starved_hook>;
+  using EndedList = IntrusiveList<ConnectionImpl, &ConnectionImpl::ended_hook>;
+  ConnectionPool& pool() { return pool_; }
+  const ConnectionPool& pool() const { return pool_; }
+  SendMemory& send_memory() { return *send_memory_; }
+  SendRecords& send_records() { return *send_records_; }
+  KeptPool& kept() { return kept_; }
+  StarvedList& starved() { return starved_; }
+  EndedList& ended() { return ended_; }
+
+ private:
+  NodeImpl(NodeOptions options, Assembly assembly);
+  Status set_up();
+  Status set_up_memory();
+  Status set_up_links();
+  Result<fabric::Fabric*> fabric_for(std::string_view address);
+  Status watch(int fd);
+  void disarm();
+  void drain_own_events();
+  void set_timer(std::uint64_t deadline_ns);
+  std::uint64_t next_deadline_ns() const;
+  void run_starved();
+  std::size_t run_ended();
+  void flush_all();
+
+  NodeOptions options_;
+  Assembly assembly_;
+  SteadyClock steady_clock_;
+  const Clock* clock_;
+  wire::HelloBody hello_{};
+
+  buffer::MemoryRegion send_region_;
+  std::unique_ptr<SendMemory> send_memory_;
+  std::unique_ptr<SendRecords> send_records_;
+  std::size_t send_slots_ = 0;
+  std::vector<std::unique_ptr<Region>> regions_;
+  KeptPool kept_;
+
+  std::map<std::string, std::unique_ptr<fabric::Fabric>, std::less<>> fabrics_;
+  std::vector<std::unique_ptr<ChannelHold>> buried_;
+  std::vector<std::unique_ptr<ServiceImpl>> services_;
+  ConnectionPool pool_;
+  std::vector<std::unique_ptr<Link>> links_;
+  std::size_t links_up_ = 0;
+  std::size_t next_link_ = 0;  // for outgoing connections
+  StarvedList starved_;
+  EndedList ended_;
+
+  int epoll_fd_ = -1;
+  int stop_fd_ = -1;   // eventfd
+  int timer_fd_ = -1;  // wakes us to connect again
+  bool armed_ = false;
+  bool timer_set_ = false;
+  std::atomic<bool> stopped_{false};
+};
+
+inline NodeImpl& impl(Node& node) { return static_cast<NodeImpl&>(node); }
+inline const NodeImpl& impl(const Node& node) { return static_cast<const NodeImpl&>(node); }
+
+}  // namespace sanproxy::app::internal

@@ -1,0 +1,69 @@
+#include "appnode-lib/client/send_memory.h"
+
+#include <algorithm>
+
+namespace sanproxy::app::internal {
+namespace {
+
+// A quarter for small slots: most answers are small, most bytes are large.
+std::size_t small_part_bytes(std::size_t bytes) {
+  return bytes / 4 / kSmallSlotBytes * kSmallSlotBytes;
+}
+
+}  // namespace
+
+SendMemory::SendMemory(const buffer::MemoryRegion& region)
+    : large_base_(small_part_bytes(region.size())),
+      small_(region.bytes().first(large_base_), kSmallSlotBytes),
+      large_(region.bytes().subspan(large_base_), kLargeSlotBytes) {}
+
+SendMemory::Slot SendMemory::from(buffer::SlotPool& pool, std::uint32_t flag,
+                                  std::size_t capacity) {
+  const buffer::SlotIndex index = pool.acquire();
+  if (index == buffer::kNoSlot) return {};
+  const std::size_t base = flag == kLargeFlag ? large_base_ : 0;
+  return {pool.data(index), base + pool.offset(index), capacity, (index << 1) | flag};
+}
+
+SendMemory::Slot SendMemory::acquire(std::size_t bytes) {
+  if (bytes <= kSmallSlotBytes) {
+    if (const Slot slot = from(small_, 0, kSmallSlotBytes); slot.capacity != 0) return slot;
+    return from(large_, kLargeFlag, kChunkBytesMax);
+  }
+  if (const Slot slot = from(large_, kLargeFlag, kChunkBytesMax); slot.capacity != 0) return slot;
+  return from(small_, 0, kSmallSlotBytes);
+}
+
+void SendMemory::release(std::uint32_t handle) {
+  buffer::SlotPool& pool = (handle & kLargeFlag) != 0 ? large_ : small_;
+  pool.release(handle >> 1);
+  released_ = true;
+}
+
+std::size_t SendMemory::offset(std::uint32_t handle) const {
+  if ((handle & kLargeFlag) != 0) return large_base_ + large_.offset(handle >> 1);
+  return small_.offset(handle >> 1);
+}
+
+SendRecords::SendRecords(std::uint32_t count) : records_(count) {
+  for (std::uint32_t i = count; i-- > 0;) {
+    records_[i].next_free = free_;
+    free_ = i;
+  }
+}
+
+std::uint32_t SendRecords::acquire(Region& region, SendDone done) {
+  const std::uint32_t index = free_;
+  if (index == kNone) return kNone;
+  free_ = records_[index].next_free;
+  records_[index] = {&region, 0, kNone, true, done};
+  return index;
+}
+
+void SendRecords::release(std::uint32_t index) {
+  records_[index].region = nullptr;
+  records_[index].next_free = free_;
+  free_ = index;
+}
+
+}  // namespace sanproxy::app::internal
