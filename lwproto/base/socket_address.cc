@@ -19,7 +19,8 @@ bool parse_number(std::string_view text, T& out) {
 
 Result<IpAddress> IpAddress::parse(std::string_view text) {
   char buffer[INET6_ADDRSTRLEN + 1] = {};
-  if (text.size() >= sizeof(buffer)) {
+  // inet_pton would stop at a NUL and not see what stands behind it.
+  if (text.size() >= sizeof(buffer) || text.find('\0') != std::string_view::npos) {
     return Status::error(Code::kInvalidArgument, "not an IP address");
   }
   std::memcpy(buffer, text.data(), text.size());

@@ -2,14 +2,6 @@
 
 namespace sanproxy::flow {
 
-Status SendWindow::on_window(std::uint32_t window_bytes) {
-  if (window_bytes < window_bytes_) {
-    return Status::error(Code::kProtocol, "an accepted window is smaller than the early one");
-  }
-  window_bytes_ = window_bytes;
-  return {};
-}
-
 // Off the hot path: finds the words for what on_credit() refused.
 Status SendWindow::credit_refused(std::uint64_t freed_offset, std::uint64_t acked_offset) const {
   if (freed_offset < freed_ || acked_offset < acked_) {

@@ -3,7 +3,7 @@
 // Role: pure arithmetic over 64-bit stream offsets that start at 0 and never wrap.
 // Owner: one stream. Thread: that stream's.
 // Invariants:
-//   SendWindow:    acked <= freed <= sent <= freed + window; the window never shrinks.
+//   SendWindow:    acked <= freed <= sent <= freed + window.
 //   ReceiveWindow: announced <= freed <= received <= announced + window.
 #pragma once
 
@@ -31,9 +31,6 @@ class SendWindow {
     SANPROXY_CHECK(bytes <= available());
     sent_ += bytes;
   }
-  // ACCEPT_CONNECTION names the window that holds from now on; kProtocol if it is smaller than
-  // the one that early data was sent under.
-  Status on_window(std::uint32_t window_bytes);
   // The peer's ledger return; kProtocol if an offset goes back or beyond what was sent, or if
   // acked > freed.
   Status on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset) {

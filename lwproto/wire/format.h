@@ -35,9 +35,6 @@ inline constexpr std::uint32_t kCreditsMin = 4;
 inline constexpr std::uint32_t kCreditsMax = 65536;
 inline constexpr std::uint32_t kStreamWindowBytesMax = 1u << 30;
 inline constexpr std::uint32_t kStreamsMax = 1u << 24;
-// DATA that the proxy sends before ACCEPT_CONNECTION has come back counts against the smaller of
-// this and the application's HELLO.stream_window_bytes; ACCEPT may only widen that window.
-inline constexpr std::uint32_t kEarlyDataBytesMax = 65536;
 inline constexpr std::uint8_t kWindowScaleMax = 14;         // RFC 7323, 2.3
 inline constexpr std::uint32_t kTcpOptionTimestamps = 0x1;  // bits of tcp_options
 inline constexpr std::uint32_t kTcpOptionSack = 0x2;

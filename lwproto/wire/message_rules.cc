@@ -30,11 +30,11 @@ constexpr std::uint32_t set_of(std::initializer_list<CloseCode> codes) {
 using enum CloseCode;
 constexpr std::uint32_t kServiceRefusals =
     set_of({kRefused, kProxyShutdown, kServiceShutdown, kLimitReached, kNotPermitted, kNotFound,
-            kAddressInUse});
+            kProtocolError, kAddressInUse});
 constexpr std::uint32_t kAnnouncements = set_of({kServiceShutdown, kProxyShutdown});
 constexpr std::uint32_t kConnectionRefusals =
     set_of({kReset, kRefused, kTimedOut, kProxyShutdown, kServiceShutdown, kLimitReached,
-            kNotPermitted, kNotFound, kUnreachable, kAddressInUse});
+            kNotPermitted, kNotFound, kProtocolError, kUnreachable, kAddressInUse});
 constexpr std::uint32_t kStreamEnds = set_of(
     {kFin, kFinBoth, kReset, kRefused, kTimedOut, kNodeDied, kProxyShutdown, kServiceShutdown,
      kLimitReached, kNotPermitted, kNotFound, kProtocolError, kUnreachable});
@@ -215,10 +215,8 @@ Status check_direction(const Message& m, Receiver receiver) {
   switch (m.type) {
     case MessageType::kData:
     case MessageType::kCloseConnection:
-    case MessageType::kError:
-      break;
     case MessageType::kCredit:
-      legal = !to_proxy || m.credit.acked_offset == 0;
+    case MessageType::kError:
       break;
     case MessageType::kJoinService:
     case MessageType::kLeaveService:
