@@ -22,7 +22,7 @@ class Clang(unittest.TestCase):
                                 capture_output=True, text=True, check=False)
         files = sorted({line.split(":")[0] for line in result.stderr.splitlines()
                         if ": error:" in line})
-        self.assertEqual(files, [], "run ./run fmt")
+        self.assertEqual(files, [], "run ./run fmt with these files")
 
     def test_clang_tidy_finds_nothing(self):
         """A file is checked again when it, a header of the tree or the checks have changed."""
