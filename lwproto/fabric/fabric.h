@@ -98,10 +98,10 @@ class Endpoint {
   virtual Result<RegionKey> attach(const buffer::MemoryRegion& region) = 0;
 
   // Starts a transfer: returns space of at least `inline_bytes` for its inline part, or kAgain
-  // (send queue full, or no room for a full gather list or one more outstanding send; a later
-  // poll() makes room), or kDisconnected. After ok, commit_send() never fails for lack of room.
-  // Calling it again before commit_send() abandons the first. The space is valid until
-  // commit_send().
+  // (send queue full, or no room for a full gather list or one more outstanding send), or
+  // kDisconnected. After kAgain any later poll() may have made room, also one that returned 0, and
+  // a sleeper is woken for it. After ok, commit_send() never fails for lack of room. Calling it
+  // again before commit_send() abandons the first. The space is valid until commit_send().
   virtual Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) = 0;
   // Sends the first `inline_bytes` of that space followed by `refs`. With refs, `cookie` comes
   // back in a kSend completion. An error means misuse or disconnection.

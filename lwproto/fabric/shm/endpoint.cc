@@ -129,6 +129,9 @@ Result<std::span<std::byte>> ShmEndpoint::begin_send(std::size_t inline_bytes) {
       return Status::again();
     }
   }
+  // Their returns wake us, so this kind of shortage needs no flag.
+  if (free_sends_.empty()) [[unlikely]]
+    return Status::again();
   if (waiting_) [[unlikely]] {
     waiting_ = false;
     own_.control().room.waiting.store(0, std::memory_order_relaxed);
@@ -183,7 +186,6 @@ Status ShmEndpoint::commit_send(std::size_t inline_bytes, std::span<const Gather
   header.ref_count = static_cast<std::uint32_t>(refs.size());
   std::byte* at = ring_ + (head_ & (ring_bytes_ - 1));
   if (!refs.empty()) {
-    if (free_sends_.empty()) return Status::again();
     const std::uint32_t index = free_sends_.back();
     free_sends_.pop_back();
     SendSlot& slot = sends_[index];
