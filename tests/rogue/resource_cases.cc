@@ -43,17 +43,6 @@ Verdict active_request_flood(const Context& context) {
   return "";
 }
 
-Verdict credit_overrun(const Context& context) {
-  RogueChannel channel(context.proxy);
-  // Without a look at the grants; the proxy keeps up or finds the breach.
-  for (int i = 0; i < 200'000 && !channel.ended(); ++i) {
-    RawTransfer transfer;  // pure credit returns cost a credit as well
-    if (!channel.send_without_credit(transfer)) break;
-  }
-  if (!channel.ended()) return "the proxy took more transfers than it granted";
-  return channel_closed(channel, CloseCode::kProtocolError);
-}
-
 // Several clients send as much as they can to a node with a bad habit.
 Verdict with_clients(const Context& context, const std::function<void(RogueChannel&)>& habit) {
   RogueChannel channel(context.proxy);
@@ -130,7 +119,6 @@ std::vector<Case> resource_cases() {
       {"join_flood", "S15: joins beyond the operator's limits are refused", join_flood},
       {"active_request_flood", "S18: outgoing connections beyond a limit are refused",
        active_request_flood},
-      {"credit_overrun", "T8: no transfer without a credit", credit_overrun},
       {"never_grants", "a node that never posts a receive buffer again",
        [](const Context& context) {
          return with_clients(context, [](RogueChannel& c) { c.grants = false; });

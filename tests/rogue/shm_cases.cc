@@ -173,6 +173,15 @@ std::vector<Case> ring_cases() {
       bad_entry("shm_entry_behind_head", "an entry is published whole", {1040, 1024, 0, 0}, 32),
       bad_entry("shm_entry_inline_huge", "the inline part is bounded",
                 {0xffff'fff0, 0xffff'ffe0, 0, 0}),
+      breach("shm_transfer_inline_too_long", "T4: the inline part is bounded",
+             [](RawShmPeer& p) {
+               RawTransfer transfer;
+               for (int i = 0; i < 9; ++i) {
+                 transfer.add(wire::MessageType::kData, wire::DataBody{1, 0}, 0,
+                              wire::CloseCode::kNone, 1000);
+               }
+               p.publish_inline(transfer.finish(0, 64));
+             }),
       bad_entry("shm_entry_refs_many", "references are bounded", {16 + 8 * 16, 0, 8, 1}, 256),
       bad_entry("shm_entry_refs_huge", "references are bounded", {16, 0, 0xffff'ffff, 1}),
       breach("shm_tail_jumps", "what was not published is not freed",
@@ -335,6 +344,29 @@ Outcome bell_storm(const Context& context) {
   return peer.ended(std::chrono::milliseconds(0)) ? "the channel was closed" : "";
 }
 
+// More transfers at once than the proxy has posted receive buffers for. If it posts them again
+// while it reads, it has nothing to object to.
+Outcome credit_overrun(const Context& context) {
+  RawShmPeer peer(context.proxy);
+  if (!peer.handshake()) return "the handshake was not accepted";
+  constexpr std::uint32_t kTransfers = 1024;
+  std::vector<std::byte> entries;
+  for (std::uint32_t i = 0; i < kTransfers; ++i) {
+    RawTransfer transfer;
+    const auto bytes = transfer.finish(i, 64);
+    EntryHeader header;
+    header.inline_bytes = static_cast<std::uint32_t>(bytes.size());
+    header.entry_bytes = static_cast<std::uint32_t>(shm::entry_bytes(bytes.size(), 0));
+    const auto head = std::as_bytes(std::span(&header, 1));
+    entries.insert(entries.end(), head.begin(), head.end());
+    entries.insert(entries.end(), bytes.begin(), bytes.end());
+  }
+  std::memcpy(peer.own().ring(), entries.data(), entries.size());
+  peer.move_head(entries.size());
+  if (!peer.ended(std::chrono::milliseconds(300))) return "";
+  return peer.mark() == CloseMark::kProtocol ? "" : "the channel was closed otherwise";
+}
+
 Outcome strange_end(const Context& context) {
   for (std::uint32_t mark = 0; mark < 6; ++mark) {
     RawShmPeer peer(context.proxy);
@@ -360,6 +392,7 @@ std::vector<Case> shm_cases() {
                  [](const Context& c) { return scribble(c, false); }});
   out.push_back({"shm_scribble_everything", "ring and counters change while they are read",
                  [](const Context& c) { return scribble(c, true); }});
+  out.push_back({"shm_credit_overrun", "T8: no transfer without a credit", credit_overrun});
   out.push_back({"shm_bell_storm", "200,000 wake-ups for nothing", bell_storm});
   out.push_back({"shm_strange_end", "unknown close marks and unread entries", strange_end});
   return out;

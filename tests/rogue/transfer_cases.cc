@@ -101,12 +101,6 @@ std::vector<Case> framing_cases() {
              [](RawTransfer& t, RogueChannel&) { t.cut(RawTransfer::kFirst + 24); }),
       broken("transfer_bytes_behind", "T5: nothing follows the last message",
              [](RawTransfer& t, RogueChannel&) { t.add_bytes(8, std::byte{0}); }),
-      broken("transfer_inline_too_long", "T4: the inline part is bounded",
-             [](RawTransfer& t, RogueChannel&) {
-               for (int i = 0; i < 9; ++i) {
-                 t.add(MessageType::kData, wire::DataBody{1, 0}, 0, CloseCode::kNone, 1000);
-               }
-             }),
       broken_byte("message_length_zero", "M4: length fits the type", 4, 0),
       broken_byte("message_length_short", "M4: length fits the type", 4, 47),
       broken_byte("message_length_long", "M4: length fits the type", 4, 56),
