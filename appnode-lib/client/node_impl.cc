@@ -148,7 +148,7 @@ NodeImpl::~NodeImpl() {
 // --- a poll round
 
 std::size_t NodeImpl::poll() {
-  if (armed_) disarm();
+  disarm();  // each time: this is also how fabrics notice dead peers
   const std::uint64_t now = links_up_ == links_.size() ? 0 : now_ns();
   std::size_t handled = 0;
   for (const auto& link : links_) handled += link->poll(now);

@@ -1,0 +1,94 @@
+#include <atomic>
+#include <thread>
+
+#include "tests/appnode-lib/client/fake_proxy.h"
+
+namespace sanproxy::app::test {
+namespace {
+
+// The proxy on a thread of its own, driven by a script; the blocking side is the test's thread.
+class BlockingTest : public Harness {
+ protected:
+  ~BlockingTest() override { join(); }
+  void run_proxy(std::function<void()> each_round) {
+    proxy_.start();
+    thread_ = std::thread([this, each_round = std::move(each_round)] {
+      while (!stop_) {
+        proxy_.pump();
+        each_round();
+        std::this_thread::yield();
+      }
+    });
+  }
+  void join() {
+    stop_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+  NodeOptions options() const {
+    NodeOptions out;
+    out.proxies = {address_};
+    return out;
+  }
+
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+TEST_F(BlockingTest, AnEchoServerIsAFewLines) {
+  std::uint64_t id = 0;
+  std::atomic<bool> ended{false};
+  run_proxy([&] {
+    if (proxy_.last_service != 0 && id == 0) {
+      id = proxy_.request(proxy_.last_service);
+      proxy_.send(id, "hello ");
+      proxy_.send(id, "ghijklmnopqrstuvwxyzabcdef");
+    }
+    if (id == 0) return;
+    if (proxy_.stream(id).data.size() == 32 && !ended) {
+      proxy_.send_close(id, wire::CloseCode::kFin);
+      ended = true;
+    }
+  });
+  auto listener = BlockingListener::open("10.77.0.10:7", options());
+  ASSERT_TRUE(listener.ok()) << listener.status().to_string();
+  {
+    auto stream = listener->accept(20'000);
+    ASSERT_TRUE(stream.ok()) << stream.status().to_string();
+    EXPECT_EQ(stream->remote().to_string(), "192.0.2.7:4711");
+    std::array<std::byte, 10> buffer;
+    for (;;) {
+      auto n = stream->read(buffer, 20'000);
+      ASSERT_TRUE(n.ok()) << n.status().to_string();
+      if (*n == 0) break;
+      ASSERT_TRUE(stream->write({buffer.data(), *n}).ok());
+    }
+  }
+  EXPECT_EQ(listener->accept(1).status().code(), Code::kTimeout);
+  join();
+  EXPECT_EQ(proxy_.stream(id).data, "hello ghijklmnopqrstuvwxyzabcdef");
+  ASSERT_EQ(proxy_.stream(id).closes.size(), 1u);
+  EXPECT_EQ(proxy_.stream(id).closes[0].first, wire::CloseCode::kFinBoth);
+}
+
+TEST_F(BlockingTest, AWriterWaitsForTheWindowAndAReaderLearnsOfAReset) {
+  std::uint64_t id = 0;
+  bool reset = false;
+  run_proxy([&] {
+    if (proxy_.last_service != 0 && id == 0) id = proxy_.request(proxy_.last_service, 32 * 1024);
+    if (id != 0 && proxy_.stream(id).data.size() == 1'000'000 && !reset) {
+      reset = true;
+      proxy_.send_close(id, wire::CloseCode::kReset);
+    }
+  });
+  auto listener = BlockingListener::open("10.77.0.10:7", options());
+  ASSERT_TRUE(listener.ok());
+  auto stream = listener->accept(20'000);
+  ASSERT_TRUE(stream.ok());
+  ASSERT_TRUE(stream->write(std::string(1'000'000, 'w')).ok());
+  std::array<std::byte, 10> buffer;
+  EXPECT_EQ(stream->read(buffer, 20'000).status().code(), Code::kDisconnected);
+  EXPECT_EQ(stream->write("more").code(), Code::kDisconnected);
+}
+
+}  // namespace
+}  // namespace sanproxy::app::test

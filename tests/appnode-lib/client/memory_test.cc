@@ -1,0 +1,243 @@
+#include <cstring>
+
+#include "tests/appnode-lib/client/fake_proxy.h"
+
+namespace sanproxy::app::test {
+namespace {
+
+using AppCode = ::sanproxy::app::CloseCode;
+
+class MemoryTest : public Harness {
+ protected:
+  // A connection whose handler has seen it.
+  std::uint64_t opened(Recorder& handler, std::uint32_t window_bytes = 256 * 1024) {
+    const auto id = open(window_bytes);
+    proxy_.send(id, "x");
+    EXPECT_TRUE(pump_until([&] { return handler.connection != nullptr; }));
+    return id;
+  }
+};
+
+TEST_F(MemoryTest, LargeBytesAreKeptInPlaceAndSmallOnesAreCopied) {
+  Recorder handler;
+  std::vector<Borrowed> kept;
+  const std::byte* seen = nullptr;
+  handler.data_hook = [&](Connection&, Received& data) {
+    seen = data.pieces()[0].data();
+    kept.push_back(data.keep());
+    EXPECT_TRUE(kept.back().valid());
+    EXPECT_FALSE(data.keep().valid());  // once only
+  };
+  serve(handler);
+  const auto id = open();
+  proxy_.send(id, "small");
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 1; }));
+  EXPECT_NE(kept[0].pieces()[0].data(), seen);
+  EXPECT_EQ(as_text(kept[0].pieces()[0]), "small");
+  proxy_.send_large(id, 40'000);
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 2; }));
+  EXPECT_EQ(kept[1].pieces()[0].data(), seen);
+  EXPECT_EQ(kept[1].size(), 40'000u);
+  pump_some();
+  EXPECT_EQ(proxy_.sent_back, 0u);
+  kept.clear();
+  ASSERT_TRUE(pump_until([&] { return proxy_.sent_back == 1; }));
+}
+
+TEST_F(MemoryTest, TheWindowStaysClosedWhileBytesAreKept) {
+  Recorder handler;
+  std::vector<Borrowed> kept;
+  handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
+  NodeOptions options;
+  options.receive_window_bytes = 64 * 1024;
+  serve(handler, options);
+  const auto id = open();
+  proxy_.send_large(id, 32 * 1024);
+  proxy_.send_large(id, 32 * 1024);
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 2; }));
+  pump_some();
+  EXPECT_EQ(proxy_.stream(id).freed, 0u);
+  kept.pop_back();
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 32 * 1024; }));
+  kept.clear();
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 64 * 1024; }));
+}
+
+TEST_F(MemoryTest, WithheldBytesOpenTheWindowWhenTheApplicationSaysSo) {
+  Recorder handler;
+  handler.data_hook = [](Connection&, Received& data) { data.withhold(); };
+  NodeOptions options;
+  options.receive_window_bytes = 64 * 1024;
+  serve(handler, options);
+  const auto id = open();
+  proxy_.send_large(id, 48 * 1024);
+  ASSERT_TRUE(pump_until([&] { return handler.data.size() == 48 * 1024; }));
+  ASSERT_TRUE(pump_until([&] { return proxy_.sent_back == 1; }));  // the memory is back
+  EXPECT_EQ(proxy_.stream(id).freed, 0u);
+  handler.connection->open_window(48 * 1024);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 48 * 1024; }));
+}
+
+TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
+  Recorder handler;
+  std::vector<Borrowed> kept;
+  handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
+  NodeOptions options;
+  options.kept_bytes_max = 2048;
+  serve(handler, options);
+  const auto id = open();
+  for (int i = 0; i < 3; ++i) proxy_.send(id, "small");
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 3; }));
+  EXPECT_TRUE(kept[1].valid());
+  EXPECT_FALSE(kept[2].valid());
+  kept.clear();
+  proxy_.send(id, "small");
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 1; }));
+  EXPECT_TRUE(kept[0].valid());
+  kept.clear();
+}
+
+TEST_F(MemoryTest, KeptBytesSurviveTheProxyAndTheirConnection) {
+  Recorder handler;
+  std::vector<Borrowed> kept;
+  handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
+  serve(handler);
+  const auto id = open();
+  proxy_.send_large(id, 30'000);
+  proxy_.send(id, "small");
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 2; }));
+  proxy_.stop();
+  ASSERT_TRUE(pump_until([&] { return handler.closes == 1; }));
+  EXPECT_EQ(as_text(kept[0].pieces()[0]).substr(0, 26), "abcdefghijklmnopqrstuvwxyz");
+  EXPECT_EQ(as_text(kept[1].pieces()[0]), "small");
+  proxy_.start();
+  clock_.advance_ns(internal::Link::kRetryMaxNs);
+  ASSERT_TRUE(pump_until([&] { return service_.joined_count() == 1; }));
+  open();  // takes the same object; the old bytes must not open its window
+  kept.clear();
+  pump_some();
+  EXPECT_TRUE(proxy_.connected());
+}
+
+TEST_F(MemoryTest, ChunksAreSentInPlaceAndComeBack) {
+  Recorder handler;
+  serve(handler);
+  proxy_.options.hold_loans = true;
+  const auto id = opened(handler);
+  const std::size_t free_before = impl_->send_memory().free_count();
+  SendChunk chunk = handler.connection->acquire(1'000'000);
+  ASSERT_TRUE(chunk.valid());
+  EXPECT_EQ(chunk.bytes().size(), 64'240u);
+  std::memset(chunk.bytes().data(), 'c', chunk.bytes().size());
+  ASSERT_TRUE(handler.connection->send(chunk, 50'000));
+  EXPECT_FALSE(chunk.valid());
+  SendChunk small = handler.connection->acquire(100);
+  std::memset(small.bytes().data(), 's', 100);
+  ASSERT_TRUE(handler.connection->send(small, 100));
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data.size() == 50'100; }));
+  EXPECT_EQ(proxy_.stream(id).data, std::string(50'000, 'c') + std::string(100, 's'));
+  EXPECT_EQ(impl_->send_memory().free_count(), free_before - 1);
+  proxy_.release_loans();
+  ASSERT_TRUE(pump_until([&] { return impl_->send_memory().free_count() == free_before; }));
+}
+
+TEST_F(MemoryTest, AChunkThatIsNotSentGoesBackAndOneBeyondTheWindowStaysOurs) {
+  Recorder handler;
+  serve(handler);
+  proxy_.options.free_at_once = false;
+  opened(handler, 70'000);
+  const std::size_t free_before = impl_->send_memory().free_count();
+  { const SendChunk dropped = handler.connection->acquire(5000); }
+  EXPECT_EQ(impl_->send_memory().free_count(), free_before);
+  SendChunk chunk = handler.connection->acquire(64'000);
+  ASSERT_TRUE(chunk.valid());
+  EXPECT_EQ(handler.connection->send(std::string(30'000, 'x')), 30'000u);
+  EXPECT_FALSE(handler.connection->send(chunk, 64'000));
+  EXPECT_TRUE(chunk.valid());
+  EXPECT_TRUE(handler.connection->send(chunk, 40'000));
+  EXPECT_FALSE(handler.connection->acquire(1).valid());
+}
+
+TEST_F(MemoryTest, SendersThatFindNoMemoryAreToldWhenSomeIsBack) {
+  Recorder handler;
+  NodeOptions options;
+  options.send_memory_bytes = 1;  // the least that there can be
+  serve(handler, options);
+  proxy_.options.hold_loans = true;
+  const auto id = opened(handler, 8 << 20);
+  const std::string text(4 << 20, 'm');
+  std::size_t sent = handler.connection->send(text);
+  EXPECT_LT(sent, text.size());
+  handler.writable_hook = [&](Connection& c) {
+    sent += c.send(std::string_view(text).substr(sent));
+  };
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data.size() == sent; }));
+  EXPECT_EQ(handler.writables, 0);
+  ASSERT_TRUE(pump_until([&] {
+    proxy_.release_loans();
+    return proxy_.stream(id).data.size() == text.size();
+  }));
+  EXPECT_EQ(proxy_.stream(id).data, text);
+}
+
+TEST_F(MemoryTest, RegisteredMemoryIsSentByReferenceAndReportsWhenItIsDone) {
+  Recorder handler;
+  serve(handler);
+  proxy_.options.hold_loans = true;
+  const auto id = opened(handler);
+  auto memory = node_->register_memory(200'000);
+  ASSERT_TRUE(memory.ok());
+  std::memset(memory->bytes().data(), 'r', memory->bytes().size());
+  int done = 0;
+  const SendDone report{[](void* context, bool ok) { *static_cast<int*>(context) += ok; }, &done};
+  EXPECT_EQ(handler.connection->send(*memory, 100, 150'000, report), 150'000u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data.size() == 150'000; }));
+  EXPECT_EQ(proxy_.stream(id).data, std::string(150'000, 'r'));
+  EXPECT_EQ(proxy_.loans_held(), 3u);  // 64,240 + 64,240 + the rest, nothing copied
+  EXPECT_EQ(done, 0);
+  EXPECT_EQ(memory->in_use(), 3u);
+  proxy_.release_loans();
+  ASSERT_TRUE(pump_until([&] { return done == 1; }));
+  EXPECT_EQ(memory->in_use(), 0u);
+  EXPECT_EQ(handler.connection->send(*memory, 0, 10, report), 10u);
+  EXPECT_EQ(done, 2);  // so small that it was copied
+}
+
+TEST_F(MemoryTest, RegisteredMemoryIsAttachedToAProxyThatComesBack) {
+  Recorder handler;
+  serve(handler);
+  auto memory = node_->register_memory(100'000);
+  ASSERT_TRUE(memory.ok());
+  std::memset(memory->bytes().data(), 'q', memory->bytes().size());
+  opened(handler);
+  int reports = 0;
+  const SendDone report{[](void* context, bool) { ++*static_cast<int*>(context); }, &reports};
+  handler.connection->send(*memory, 0, 100'000, report);
+  proxy_.stop();
+  ASSERT_TRUE(pump_until([&] { return handler.closes == 1; }));
+  EXPECT_EQ(reports, 1);
+  EXPECT_EQ(memory->in_use(), 0u);
+  proxy_.start();
+  clock_.advance_ns(internal::Link::kRetryMaxNs);
+  ASSERT_TRUE(pump_until([&] { return service_.joined_count() == 1; }));
+  const auto id = opened(handler);
+  EXPECT_EQ(handler.connection->send(*memory, 0, 100'000), 100'000u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data == std::string(100'000, 'q'); }));
+}
+
+TEST_F(MemoryTest, ReleasedMemoryServesTheNextRegistration) {
+  make_node();
+  auto first = node_->register_memory(100'000);
+  ASSERT_TRUE(first.ok());
+  first->bytes()[0] = std::byte{1};
+  const std::byte* at = first->bytes().data();
+  first->release();
+  auto second = node_->register_memory(50'000);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(second->bytes().data(), at);
+  EXPECT_EQ(second->bytes()[0], std::byte{0});
+  EXPECT_EQ(second->bytes().size(), 50'000u);
+}
+
+}  // namespace
+}  // namespace sanproxy::app::test

@@ -1,0 +1,177 @@
+#include <poll.h>
+
+#include <thread>
+
+#include "tests/appnode-lib/client/fake_proxy.h"
+
+namespace sanproxy::app::test {
+namespace {
+
+using AppCode = ::sanproxy::app::CloseCode;
+
+class ServicesTest : public Harness {};
+
+TEST_F(ServicesTest, JoinCarriesItsOptions) {
+  proxy_.start();
+  make_node();
+  JoinOptions options;
+  options.weight = 7;
+  options.connections_max = 99;
+  options.immediate = true;
+  ASSERT_TRUE(node_
+                  ->join(
+                      "[fd77::10]:443", [](Request&) {}, options)
+                  .ok());
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 1; }));
+  const wire::Message& join = proxy_.messages.back();
+  EXPECT_EQ(join.flags, wire::kFlagImmediate);
+  EXPECT_EQ(join.join.weight, 7u);
+  EXPECT_EQ(join.join.connections_max, 99u);
+  EXPECT_EQ(join.join.address.family, 6);
+  EXPECT_EQ(join.join.address.port, 443);
+}
+
+TEST_F(ServicesTest, ImpossibleJoinsAndNodesAreRefusedWithAReason) {
+  make_node();
+  EXPECT_EQ(node_->join("10.0.0.1", [](Request&) {}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(node_->join("10.0.0.1:0", [](Request&) {}).status().code(), Code::kInvalidArgument);
+  ASSERT_TRUE(node_->join("10.0.0.1:1", [](Request&) {}).ok());
+  EXPECT_EQ(node_->join("10.0.0.1:1", [](Request&) {}).status().code(), Code::kExists);
+  NodeOptions options;
+  options.proxies = {"verbs://10.9.0.1:7471"};
+  EXPECT_EQ(Node::create(options).status().code(), Code::kUnsupported);
+  options.proxies = {"nonsense"};
+  EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument);
+}
+
+TEST_F(ServicesTest, ARefusedJoinIsReported) {
+  proxy_.start();
+  proxy_.options.join_code = wire::CloseCode::kNotPermitted;
+  AppCode code = AppCode::kNone;
+  NodeOptions options;
+  options.on_join_refused = [&](auto, auto, AppCode why) { code = why; };
+  make_node(options);
+  auto service = node_->join("10.0.0.1:80", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return code == AppCode::kNotPermitted; }));
+  EXPECT_EQ(service->joined_count(), 0u);
+}
+
+TEST_F(ServicesTest, LeaveLetsOpenConnectionsGoOnAndDrainedComesAfterTheLast) {
+  Recorder handler;
+  serve(handler);
+  const auto id = open();
+  service_.leave();
+  ASSERT_TRUE(pump_until([&] { return service_.left(); }));
+  EXPECT_FALSE(node_->drained());
+  proxy_.send(id, "still here");
+  ASSERT_TRUE(pump_until([&] { return handler.data == "still here"; }));
+  proxy_.send_close(id, wire::CloseCode::kReset);
+  ASSERT_TRUE(pump_until([&] { return node_->drained(); }));
+}
+
+TEST_F(ServicesTest, ARequestThatCrossesOurLeaveIsStillServed) {
+  Recorder handler;
+  serve(handler);
+  service_.leave();  // is on its way
+  const auto id = proxy_.request(proxy_.last_service);
+  proxy_.send(id, "crossing");
+  ASSERT_TRUE(pump_until([&] { return handler.data == "crossing"; }));
+  EXPECT_TRUE(proxy_.stream(id).accepted);
+}
+
+TEST_F(ServicesTest, LeavingBeforeTheJoinIsAnsweredLeavesAfterwards) {
+  proxy_.start();
+  make_node();
+  auto service = node_->join("10.0.0.1:80", [](Request&) {});
+  service->leave();
+  ASSERT_TRUE(pump_until([&] { return node_->proxies_up() == 1; }));
+  pump_some();
+  EXPECT_TRUE(service->left());
+  EXPECT_EQ(proxy_.joins, 0u);
+}
+
+TEST_F(ServicesTest, ShutdownTellsTheProxyAndAnAnnouncedShutdownEndsTheService) {
+  Recorder handler;
+  AppCode code = AppCode::kNone;
+  NodeOptions options;
+  options.on_join_refused = [&](auto, auto, AppCode why) { code = why; };
+  serve(handler, options);
+  auto other = node_->join("10.77.0.11:80", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return other->joined_count() == 1; }));
+  const wire::ServiceBody body{proxy_.last_service, 0};
+  ASSERT_TRUE(proxy_.channel()
+                  .send_control(wire::MessageType::kShutdownService, 0,
+                                wire::CloseCode::kServiceShutdown, body)
+                  .ok());
+  ASSERT_TRUE(pump_until([&] { return code == AppCode::kServiceShutdown; }));
+  EXPECT_EQ(other->joined_count(), 0u);
+  service_.shutdown();
+  ASSERT_TRUE(pump_until([&] { return service_.left(); }));
+  EXPECT_EQ(proxy_.messages.back().type, wire::MessageType::kShutdownService);
+}
+
+TEST_F(ServicesTest, AProxyThatComesBackIsJoinedAgainAndItsOldConnectionsEndOnce) {
+  Recorder handler;
+  int ups = 0;
+  int downs = 0;
+  NodeOptions options;
+  options.on_proxy_up = [&](auto) { ++ups; };
+  options.on_proxy_down = [&](auto, auto) { ++downs; };
+  serve(handler, options);
+  open();
+  open();
+  proxy_.stop();
+  ASSERT_TRUE(pump_until([&] { return handler.closes == 2; }));
+  EXPECT_EQ(handler.code, AppCode::kProxyLost);
+  EXPECT_EQ(node_->proxies_up(), 0u);
+  EXPECT_EQ(node_->connection_count(), 0u);
+  EXPECT_EQ(node_->connect("192.0.2.1:1", handler).status().code(), Code::kDisconnected);
+  for (int i = 0; i < 100; ++i) {  // ten seconds without a proxy: it keeps trying
+    clock_.advance_ns(100'000'000);
+    pump_some(2);
+  }
+  EXPECT_EQ(handler.closes, 2);
+  proxy_.start();
+  clock_.advance_ns(internal::Link::kRetryMaxNs);
+  ASSERT_TRUE(pump_until([&] { return service_.joined_count() == 1; }));
+  EXPECT_EQ(ups, 2);
+  EXPECT_GE(downs, 1);
+  const auto id = open();
+  proxy_.send(id, "again");
+  ASSERT_TRUE(pump_until([&] { return handler.data == "again"; }));
+}
+
+TEST_F(ServicesTest, AForeignLoopSleepsOnOneDescriptor) {
+  Recorder handler;
+  serve(handler);
+  const auto id = open();
+  pollfd descriptor{node_->fd(), POLLIN, 0};
+  const auto asleep = [&] { return node_->arm() && ::poll(&descriptor, 1, 0) == 0; };
+  ASSERT_TRUE(pump_until(asleep));
+  proxy_.send(id, "wake up");
+  proxy_.channel().flush();
+  EXPECT_EQ(::poll(&descriptor, 1, 10'000), 1);
+  while (handler.data.empty()) node_->poll();
+  EXPECT_EQ(handler.data, "wake up");
+}
+
+TEST_F(ServicesTest, StopWakesRunFromAnotherThread) {
+  make_node();
+  std::thread other([&] { node_->stop(); });
+  node_->run();
+  other.join();
+  EXPECT_TRUE(node_->stopped());
+}
+
+TEST_F(ServicesTest, DestroyingTheNodeClosesEveryConnectionOnce) {
+  Recorder handler;
+  serve(handler);
+  open();
+  open();
+  impl_.reset();
+  EXPECT_EQ(handler.closes, 2);
+  EXPECT_EQ(handler.code, AppCode::kNodeClosed);
+}
+
+}  // namespace
+}  // namespace sanproxy::app::test
