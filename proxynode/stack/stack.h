@@ -24,6 +24,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "lwproto/base/clock.h"
@@ -41,8 +42,17 @@ using InterfaceIndex = std::uint8_t;
 using ListenerId = std::uint32_t;
 
 enum class TcpState : std::uint8_t {
-  kClosed, kListen, kSynSent, kSynReceived, kEstablished, kFinWait1, kFinWait2, kCloseWait,
-  kClosing, kLastAck, kTimeWait
+  kClosed,
+  kListen,
+  kSynSent,
+  kSynReceived,
+  kEstablished,
+  kFinWait1,
+  kFinWait2,
+  kCloseWait,
+  kClosing,
+  kLastAck,
+  kTimeWait
 };
 inline constexpr std::size_t kTcpStates = 11;
 const char* tcp_state_name(TcpState state);
@@ -59,7 +69,7 @@ enum class EndReason : std::uint8_t {
 struct ConnectionInfo {
   SocketAddress remote;
   SocketAddress local;
-  ListenerId listener = 0;      // passive only
+  ListenerId listener = 0;  // passive only
   std::uint64_t listener_cookie = 0;
   std::uint32_t initial_seq_local = 0;
   std::uint32_t initial_seq_remote = 0;
@@ -94,6 +104,7 @@ class RxPayload {
   std::size_t piece_count() const;
   static void release(pbuf* handle);
   void reset();
+  pbuf* detach() { return std::exchange(chain_, nullptr); }  // whole, for the stack itself
 
  private:
   pbuf* chain_ = nullptr;
@@ -121,10 +132,10 @@ class Delegate {
 };
 
 struct StackOptions {
-  std::uint32_t connections_max = 100'000;   // all states but TIME_WAIT
-  std::uint32_t time_wait_max = 65'536;      // beyond, the oldest is dropped
-  std::uint32_t half_open_max = 8'192;       // SYN_RCVD at a time
-  bool refuse_with_reset = true;             // at connections_max: RST, else no answer
+  std::uint32_t connections_max = 100'000;          // all states but TIME_WAIT
+  std::uint32_t time_wait_max = 65'536;             // beyond, the oldest is dropped
+  std::uint32_t half_open_max = 8'192;              // SYN_RCVD at a time
+  bool refuse_with_reset = true;                    // at connections_max: RST, else no answer
   std::uint32_t receive_window_bytes = 512 * 1024;  // 64 KB .. 4 MB
   std::uint32_t send_buffer_bytes = 1024 * 1024;    // 64 KB .. 4 MB
   std::size_t heap_bytes_max = std::size_t{1} << 30;
@@ -132,7 +143,7 @@ struct StackOptions {
   std::uint32_t keepalive_idle_ms = 7'200'000;  // 0 is off
   std::uint32_t keepalive_interval_ms = 75'000;
   std::uint32_t keepalive_probes = 9;
-  std::uint32_t fin_wait_2_ms = 60'000;      // after close()
+  std::uint32_t fin_wait_2_ms = 60'000;  // after close()
   std::uint32_t initial_rto_ms = 1'000;
   std::uint32_t min_rto_ms = 200;
   std::uint16_t ephemeral_port_first = 32'768;
@@ -150,7 +161,8 @@ struct StackCounters {
   std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_fragment = 0,
                 dropped_not_tcp = 0, dropped_no_slot = 0, dropped_send_queue = 0;
   std::uint64_t icmp_echo = 0;
-  std::uint64_t bytes_copied = 0;  // payload bytes that the stack itself copied
+  std::uint64_t bytes_copied = 0;                   // payload bytes that the stack itself copied
+  std::uint64_t flow_lookups = 0, flow_probes = 0;  // of the table of connections
 };
 
 enum class WriteMode : std::uint8_t {
@@ -207,8 +219,9 @@ class Stack {
   std::size_t heap_bytes_max() const;
   const StackCounters& counters() const;
 
+  struct Impl;  // stack_impl.h
+
  private:
-  struct Impl;
   explicit Stack(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,0 +1,75 @@
+// Connection and TimeWait: what the stack knows of a connection besides lwIP's control block.
+//
+// Role: records in tables that are reserved for the configured maximum and touched on use; they
+//   are named by index, linked by index, and zero when unused.
+// Owner: the Stack. Thread: the worker's.
+// Invariants:
+//   1. A Connection with pcb != nullptr is open; its control block points back at it
+//      (callback_arg). lwIP tells us of every control block it frees, and pcb becomes nullptr.
+//   2. A record is on at most one of the chains that use the same link.
+//   3. generation changes whenever the index changes hands.
+#pragma once
+
+#include <cstdint>
+
+#include "netnode/net/flow_key.h"
+#include "proxynode/stack/stack.h"
+
+struct tcp_pcb;
+
+namespace sanproxy::stack {
+
+inline constexpr std::uint32_t kNone = 0xffff'ffffu;
+
+// First member of everything the flow table finds. The key's source is the remote side.
+struct FlowNode {
+  net::FlowKey key;
+  std::uint32_t hash;
+  std::uint32_t next;  // in the bucket
+};
+
+struct Connection {
+  FlowNode flow;
+  tcp_pcb* pcb;
+  std::uint64_t acked_bytes;  // of our stream, whole segments
+  std::uint64_t listener_cookie;
+  std::uint32_t generation;
+  std::uint32_t rx_unconsumed_bytes;
+  std::uint32_t window_bytes;  // the receive window when all is consumed
+  std::uint32_t seq_local;     // initial sequence numbers
+  std::uint32_t seq_remote;
+  ListenerId listener;
+  std::uint32_t timer_prev, timer_next;  // connections with a TCP timer pending
+  std::uint32_t wheel_prev, wheel_next;  // keepalive and FIN-WAIT-2
+  std::uint32_t wheel_tick;
+  std::uint32_t ended_next;      // freed by lwIP, on_closed() still to be called
+  std::uint32_t timer_stamp;     // the tick at which its timers ran last
+  std::uint16_t mss_bytes;       // of the wire, with TCP options, as lwIP counts it
+  std::uint16_t queued_packets;  // in the packet queue
+  std::uint8_t rx_segments;      // received since the last acknowledgement left
+  TcpState state;
+  EndReason reason;
+  InterfaceIndex interface;
+  bool reported : 1;  // the delegate knows it
+  bool send_shut : 1;
+  bool receive_shut : 1;  // close() was called
+  bool in_timers : 1;
+  bool in_wheel : 1;
+  bool dirty : 1;          // has something for flush() to look at
+  bool active : 1;         // opened by connect()
+  bool acked_pending : 1;  // on_acked() is due
+  bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
+};
+
+struct TimeWait {
+  FlowNode flow;
+  std::uint64_t expires_ns;
+  std::uint32_t prev, next;  // oldest first
+  std::uint32_t rcv_nxt, snd_nxt;
+  std::uint32_t ts_recent;
+  std::uint16_t window;  // as it stands in the header
+  InterfaceIndex interface;
+  bool timestamps;
+};
+
+}  // namespace sanproxy::stack

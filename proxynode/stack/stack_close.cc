@@ -1,0 +1,57 @@
+// The ends of connections: FIN, RST and what follows close().
+#include "proxynode/stack/stack_impl.h"
+
+namespace sanproxy::stack {
+
+Status Stack::Impl::shutdown_send(ConnIndex index) {
+  if (!is_open(index)) return Status::error(Code::kDisconnected, "the connection is gone");
+  Connection& conn = connections[index];
+  if (conn.send_shut) return {};
+  if (conn.state == TcpState::kSynSent) {
+    return Status::error(Code::kDisconnected, "the connection is not established");
+  }
+  conn.send_shut = true;
+  {
+    // Without memory for a FIN lwIP marks the connection and tries again on its timer.
+    LwipLists lists(LwipLists::Active{conn.pcb});
+    tcp_shutdown(conn.pcb, 0, 1);
+  }
+  follow_state(conn);
+  mark_dirty(conn);
+  update_timers(conn);
+  return {};
+}
+
+void Stack::Impl::close(ConnIndex index) {
+  if (!is_open(index)) return;
+  Connection& conn = connections[index];
+  if (conn.receive_shut) return;
+  const bool unread = conn.rx_unconsumed_bytes > 0 || conn.pcb->refused_data != nullptr;
+  if (conn.state == TcpState::kSynSent || unread) {
+    abort(index, EndReason::kAborted, true);
+    return;
+  }
+  // tcp_close() would take our window, smaller than its own, for unread data and reset.
+  conn.receive_shut = true;
+  (void)shutdown_send(index);
+  if (conn.state == TcpState::kFinWait2 && !conn.fin_deadline) {
+    conn.fin_deadline = true;
+    wheel.arm(index, now_ns + std::uint64_t{options.fin_wait_2_ms} * 1'000'000);
+  }
+}
+
+void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {
+  if (!is_open(index)) return;
+  tcp_pcb* const pcb = connections[index].pcb;
+  const EndReason outer = end_reason;
+  end_reason = reason;
+  {
+    LwipLists lists(LwipLists::Active{pcb});
+    // A reset answers nothing in SYN-SENT: the peer knows of no connection.
+    tcp_abandon(pcb, with_reset && pcb->state != SYN_SENT ? 1 : 0);
+  }
+  end_reason = outer;
+  reap();
+}
+
+}  // namespace sanproxy::stack

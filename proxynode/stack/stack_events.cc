@@ -1,0 +1,211 @@
+// What lwIP tells us about a connection, and what is put right after each time it worked on one.
+#include "proxynode/stack/stack_impl.h"
+
+namespace sanproxy::stack {
+namespace {
+
+constexpr std::uint32_t kInitialWindowSegments = 10;  // RFC 6928
+
+}  // namespace
+
+err_t Stack::Impl::event(Connection* conn, tcp_pcb* pcb, lwip_event kind, pbuf* chain,
+                         std::uint32_t bytes, err_t error) {
+  if (conn == nullptr) return ERR_OK;  // a listener's, for want of memory
+  switch (kind) {
+    case LWIP_EVENT_ACCEPT:
+    case LWIP_EVENT_CONNECTED:
+      return pcb == nullptr ? err_t{ERR_OK} : on_established(*conn);
+    case LWIP_EVENT_RECV:
+      return chain != nullptr ? on_data(*conn, chain) : on_end_of_data(*conn);
+    case LWIP_EVENT_SENT:
+      conn->acked_bytes += bytes;
+      conn->acked_pending = true;
+      return ERR_OK;
+    case LWIP_EVENT_ERR:
+      // With ERR_ABRT the control block is freed already and its end known.
+      if (error == ERR_RST && conn->pcb != nullptr) {
+        ++counters.resets_in;
+        end_reason =
+            conn->state == TcpState::kSynSent ? EndReason::kRefused : EndReason::kResetByPeer;
+      }
+      return ERR_OK;
+    case LWIP_EVENT_POLL:
+      return ERR_OK;
+  }
+  return ERR_OK;
+}
+
+err_t Stack::Impl::on_established(Connection& conn) {
+  tcp_pcb* const pcb = conn.pcb;
+  const ConnIndex index = index_of(conn);
+  const std::uint32_t generation = conn.generation;
+  conn.mss_bytes = pcb->mss;
+  follow_state(conn);
+  arm_keepalive(conn);
+  if (conn.active) {
+    set_windows(conn);
+    ++counters.connected;
+    delegate.on_connected(index, info(conn));
+    return conn.generation == generation ? ERR_OK : ERR_ABRT;
+  }
+  ++counters.accepted;
+  conn.reported = true;
+  const bool wanted = delegate.on_accepted(index, info(conn));
+  if (conn.generation != generation) return ERR_ABRT;
+  if (wanted) return ERR_OK;
+  conn.reported = false;
+  end_reason = EndReason::kAborted;
+  return ERR_VAL;  // lwIP resets it
+}
+
+err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
+  const ConnIndex index = index_of(conn);
+  const std::uint32_t generation = conn.generation;
+  deliver_acked(index);
+  if (conn.generation != generation) {
+    pbuf_free(chain);
+    return ERR_ABRT;
+  }
+  if (conn.receive_shut) {
+    pbuf_free(chain);
+    abort(index, EndReason::kAborted, true);
+    return ERR_ABRT;
+  }
+  const std::uint32_t bytes = chain->tot_len;
+  const std::uint32_t segments = (bytes + conn.mss_bytes - 1) / conn.mss_bytes;
+  conn.rx_segments = static_cast<std::uint8_t>(std::min(conn.rx_segments + segments, 255u));
+  conn.rx_unconsumed_bytes += bytes;
+  RxPayload payload(chain);
+  const bool taken = delegate.on_received(index, payload);
+  if (conn.generation != generation) return ERR_ABRT;
+  if (taken) return ERR_OK;
+  // lwIP keeps it, offers it again each tick and takes no more meanwhile.
+  conn.rx_unconsumed_bytes -= bytes;
+  payload.detach();
+  return ERR_INPROGRESS;
+}
+
+err_t Stack::Impl::on_end_of_data(Connection& conn) {
+  const ConnIndex index = index_of(conn);
+  const std::uint32_t generation = conn.generation;
+  follow_state(conn);
+  if (conn.state != TcpState::kTimeWait) {
+    // flush() acknowledges, on the segment with our answer when there is one.
+    tcp_clear_flags(conn.pcb, TF_ACK_NOW | TF_ACK_DELAY);
+    conn.rx_segments = 255;
+    mark_dirty(conn);
+  }
+  if (!conn.receive_shut) delegate.on_fin(index);
+  return conn.generation == generation ? ERR_OK : ERR_ABRT;
+}
+
+void Stack::Impl::deliver_acked(ConnIndex index) {
+  Connection& conn = connections[index];
+  if (!conn.acked_pending) return;
+  conn.acked_pending = false;
+  interfaces[conn.interface]->queue.drop_acknowledged(index, conn.pcb->lastack);
+  if (conn.reported) delegate.on_acked(index, conn.acked_bytes);
+}
+
+// lwIP frees the control block; its segments are freed already.
+void Stack::Impl::destroyed(Connection& conn) {
+  const ConnIndex index = index_of(conn);
+  interfaces[conn.interface]->queue.forget(index);
+  flows.remove(index);
+  unlink_timer(conn);
+  wheel.disarm(index);
+  --states[static_cast<std::size_t>(conn.state)];
+  if (conn.state == TcpState::kSynReceived) --half_open;
+  conn.pcb = nullptr;
+  conn.state = TcpState::kClosed;
+  conn.reason = end_reason;
+  conn.ended_next = ended;
+  ended = index;
+}
+
+void Stack::Impl::reap() {
+  while (ended != kNone) {
+    const ConnIndex index = ended;
+    const Connection& conn = connections[index];
+    const bool reported = conn.reported;
+    const EndReason reason = conn.reason;
+    ended = conn.ended_next;
+    release(index);
+    if (!reported) continue;
+    ++counters.closed;
+    delegate.on_closed(index, reason);
+  }
+}
+
+void Stack::Impl::follow_state(Connection& conn) {
+  const TcpState now = to_state(conn.pcb->state);
+  if (now == conn.state) return;
+  --states[static_cast<std::size_t>(conn.state)];
+  ++states[static_cast<std::size_t>(now)];
+  if (conn.state == TcpState::kSynReceived) --half_open;
+  const bool began = conn.state == TcpState::kSynReceived || conn.state == TcpState::kSynSent;
+  if (began && now != TcpState::kSynReceived) {
+    conn.pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
+  }
+  conn.state = now;
+}
+
+void Stack::Impl::settle(ConnIndex index) {
+  Connection& conn = connections[index];
+  if (conn.pcb == nullptr) return;
+  follow_state(conn);
+  const std::uint32_t generation = conn.generation;
+  deliver_acked(index);
+  if (conn.generation != generation || conn.pcb == nullptr) return;
+  if (conn.state == TcpState::kTimeWait) {
+    enter_time_wait(conn);
+    return;
+  }
+  tune(conn);
+  if (conn.state == TcpState::kFinWait2 && conn.receive_shut && !conn.fin_deadline) {
+    conn.fin_deadline = true;
+    wheel.arm(index, now_ns + std::uint64_t{options.fin_wait_2_ms} * 1'000'000);
+  }
+  update_timers(conn);
+}
+
+// Corrections to lwIP's sender and receiver (docs/tcp_stack.md, "What lwIP needs help with").
+void Stack::Impl::tune(Connection& conn) {
+  tcp_pcb* const pcb = conn.pcb;
+  // lwIP sets the initial window only after it told us of the connection.
+  if (pcb->cwnd < kInitialWindowSegments * conn.mss_bytes && pcb->lastack - conn.seq_local <= 1 &&
+      pcb->nrtx == 0 && conn.state == TcpState::kEstablished) {
+    pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
+  }
+  // Its ticks measure round trips of nothing: without a floor each timer tick would retransmit.
+  const auto floor = static_cast<s16_t>((options.min_rto_ms + kSlowTickMs - 1) / kSlowTickMs);
+  if ((pcb->sa >> 3) + pcb->sv < floor) pcb->sv = static_cast<s16_t>(floor - (pcb->sa >> 3));
+  if (pcb->rto < floor) pcb->rto = floor;
+  if (pcb->unsent == nullptr) {
+    pcb->persist_backoff = 0;  // a probe's byte was the last one
+  } else if (pcb->state >= ESTABLISHED) {
+    // A super-segment due for retransmission may be longer than the reduced window, and then
+    // would wait for ever. What does not fit the peer's window is the persist timer's business,
+    // which starts only when the congestion window is not the smaller one.
+    const std::uint32_t seq = lwip_ntohl(pcb->unsent->tcphdr->seqno);
+    const std::uint32_t right = seq - pcb->lastack + pcb->unsent->len;
+    const bool first = !seq_after(seq, pcb->lastack) || pcb->unacked == nullptr;
+    if (first && right > std::min(pcb->cwnd, pcb->snd_wnd)) {
+      pcb->cwnd = std::max(pcb->cwnd, std::min(right, pcb->snd_wnd));
+      mark_dirty(conn);
+    }
+  }
+  // The acknowledgement waits for flush(): it may travel on data, and stands for a whole burst.
+  if ((pcb->flags & TF_ACK_DELAY) != 0) {
+    tcp_clear_flags(pcb, TF_ACK_DELAY);
+    if (conn.rx_segments == 0) conn.rx_segments = 1;
+    mark_dirty(conn);
+  }
+}
+
+void Stack::Impl::update_timers(Connection& conn) {
+  const bool pending = timer_pending(*conn.pcb);
+  if (pending && !conn.in_timers) link_timer(conn);
+}
+
+}  // namespace sanproxy::stack

@@ -1,0 +1,259 @@
+// Stack::Impl: the stack's state, shared by the files that implement it.
+//
+//   stack.cc          creation, queries                stack_output.cc   lwIP's packets, flush
+//   stack_connect.cc  listeners, passive and active    stack_write.cc    sending and consuming
+//   stack_input.cc    a packet arrives                 stack_close.cc    FIN, RST, end
+//   stack_events.cc   what lwIP tells us               stack_timers.cc   ticks and deadlines
+//   stack_time_wait.cc  TIME-WAIT records
+//
+// lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
+// the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "lwip/netif.h"
+#include "lwip/pbuf.h"
+#include "lwip/priv/tcp_priv.h"
+#include "lwip/tcp.h"
+#include "netnode/net/packet.h"
+#include "proxynode/stack/connection.h"
+#include "proxynode/stack/flow_table.h"
+#include "proxynode/stack/lwip_heap.h"
+#include "proxynode/stack/packet_queue.h"
+#include "proxynode/stack/segment_guard.h"
+#include "proxynode/stack/stack.h"
+#include "proxynode/stack/timer_wheel.h"
+
+namespace sanproxy::stack {
+
+inline constexpr std::uint64_t kFastTickNs = std::uint64_t{TCP_FAST_INTERVAL} * 1'000'000;
+inline constexpr std::uint32_t kSlowTickMs = TCP_SLOW_INTERVAL;
+
+// lwIP's lists name this one control block, or none, until the end of the scope; then they are
+// empty again. lwIP copes with finding its lists emptied by a nested scope.
+class LwipLists {
+ public:
+  struct Active {
+    tcp_pcb* pcb;
+  };
+  struct TimeWaiting {
+    tcp_pcb* pcb;
+  };
+  struct Listening {
+    tcp_pcb_listen* pcb;
+  };
+
+  LwipLists() { clear(); }
+  explicit LwipLists(Active active) : LwipLists() {
+    active.pcb->next = nullptr;
+    tcp_active_pcbs = active.pcb;
+  }
+  explicit LwipLists(TimeWaiting waiting) : LwipLists() {
+    waiting.pcb->next = nullptr;
+    tcp_tw_pcbs = waiting.pcb;
+  }
+  explicit LwipLists(Listening listening) : LwipLists() {
+    listening.pcb->next = nullptr;
+    tcp_listen_pcbs.listen_pcbs = listening.pcb;
+  }
+  ~LwipLists() { clear(); }
+  LwipLists(const LwipLists&) = delete;
+  LwipLists& operator=(const LwipLists&) = delete;
+
+ private:
+  static void clear() {
+    tcp_active_pcbs = nullptr;
+    tcp_tw_pcbs = nullptr;
+    tcp_bound_pcbs = nullptr;
+    tcp_listen_pcbs.listen_pcbs = nullptr;
+  }
+};
+
+struct Stack::Impl {
+  struct Interface {
+    explicit Interface(packet_io::PacketIo& device, ReservedArray<Connection>& connections)
+        : io(device), queue(connections) {}
+    packet_io::PacketIo& io;
+    PacketQueue queue;
+    netif lwip{};
+    bool segmentation = false;
+  };
+  struct Listener {
+    ListenerId id = 0;
+    SocketAddress address;
+    std::uint64_t cookie = 0;
+    tcp_pcb_listen* pcb = nullptr;
+  };
+  struct RxSlot {
+    pbuf_custom custom;
+  };
+
+  Impl(const StackOptions& stack_options, const Clock& stack_clock, buffer::SlotPool& ingress_pool,
+       Delegate& stack_delegate);
+  ~Impl();
+
+  // --- stack_connect.cc
+  Result<InterfaceIndex> add_interface(packet_io::PacketIo& io);
+  Result<ListenerId> listen(const SocketAddress& address, std::uint64_t cookie);
+  void unlisten(ListenerId id);
+  Listener* find_listener(const SocketAddress& local);
+  Result<ConnIndex> connect(const SocketAddress& remote, const SocketAddress& local_or_any);
+  Result<InterfaceIndex> route(const IpAddress& remote) const;
+  bool choose_local(InterfaceIndex interface, const IpAddress& remote, IpAddress& local) const;
+  bool choose_port(net::FlowKey& key);
+  ConnIndex acquire();
+  void release(ConnIndex index);
+  err_t passive_open(tcp_pcb* pcb);
+  void attach(Connection& conn, tcp_pcb* pcb);
+  void set_windows(Connection& conn);
+
+  // --- stack_input.cc
+  void input(InterfaceIndex interface, buffer::SlotIndex slot,
+             const packet_io::ReceivedPacket& packet);
+  struct Arrived {
+    net::ParsedPacket parsed;
+    net::TcpHeader tcp;
+    std::uint8_t* l4;
+    InterfaceIndex interface;
+    net::FlowKey key;
+    std::uint32_t hash;
+    pbuf* chain;
+  };
+  bool check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet, Arrived& arrived);
+  void answer_other(std::uint8_t* bytes, buffer::SlotIndex slot, bool trusted,
+                    const Arrived& arrived);
+  pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
+  void to_connection(ConnIndex index, Arrived& arrived);
+  void to_listener(Arrived& arrived);
+  void refuse(const Arrived& arrived);
+  void set_lwip_packet(const Arrived& arrived, netif& interface);
+  void make_bare(Arrived& arrived);
+  void reclaim_out_of_order();
+
+  // --- stack_events.cc
+  err_t event(Connection* conn, tcp_pcb* pcb, lwip_event kind, pbuf* chain, std::uint32_t bytes,
+              err_t error);
+  err_t on_established(Connection& conn);
+  err_t on_data(Connection& conn, pbuf* chain);
+  err_t on_end_of_data(Connection& conn);
+  void destroyed(Connection& conn);
+  void deliver_acked(ConnIndex index);
+  void reap();
+  // After anything that lwIP did with a connection.
+  void settle(ConnIndex index);
+  void follow_state(Connection& conn);
+  void tune(Connection& conn);
+  void update_timers(Connection& conn);
+  ConnIndex index_of(const Connection& conn) const {
+    return static_cast<ConnIndex>(&conn - &connections[0]);
+  }
+  bool is_open(ConnIndex index) const {
+    return index < connections.capacity() && connections[index].pcb != nullptr;
+  }
+  ConnectionInfo info(const Connection& conn) const;
+
+  // --- stack_output.cc
+  err_t output(pbuf* chain, const std::uint8_t* src, const std::uint8_t* dst, Family family,
+               std::uint8_t ttl, netif* interface);
+  void send_bare(InterfaceIndex interface, const net::FlowKey& key, std::uint32_t seq,
+                 std::uint32_t ack, std::uint8_t flags, std::uint16_t window, bool timestamps,
+                 std::uint32_t ts_echo);
+  bool make_room(Interface& interface);
+  void mark_dirty(Connection& conn);
+  void flush();
+  void output_connection(Connection& conn);
+
+  // --- stack_write.cc
+  std::uint32_t send_room(ConnIndex index) const;
+  Status write(ConnIndex index, std::span<const std::byte> bytes, WriteMode mode);
+  err_t write_segment(Connection& conn, const std::byte* data, std::uint16_t bytes,
+                      std::uint8_t flags, std::uint16_t segment_mss);
+  std::uint16_t segment_mss(const Connection& conn) const;
+  void consume(ConnIndex index, std::uint32_t bytes);
+
+  // --- stack_close.cc
+  Status shutdown_send(ConnIndex index);
+  void close(ConnIndex index);
+  void abort(ConnIndex index, EndReason reason, bool with_reset);
+
+  // --- stack_time_wait.cc
+  void enter_time_wait(Connection& conn);
+  void remove_time_wait(std::uint32_t record);
+  void link_time_wait(std::uint32_t record);
+  void unlink_time_wait(std::uint32_t record);
+  void expire_time_waits();
+  // False: the record is gone and the SYN is for the listener.
+  bool to_time_wait(std::uint32_t record, const Arrived& arrived, const TcpOptions& options);
+
+  // --- stack_timers.cc
+  void refresh_clock();
+  void on_time();
+  std::uint64_t next_timer_ns() const;
+  void run_tick(std::uint64_t tick);
+  void run_timers(ConnIndex index, bool slow);
+  void deadline(ConnIndex index);
+  void keepalive(ConnIndex index);
+  void arm_keepalive(Connection& conn);
+  void link_timer(Connection& conn);
+  void unlink_timer(Connection& conn);
+  static bool timer_pending(const tcp_pcb& pcb);
+
+  StackOptions options;
+  const Clock& clock;
+  buffer::SlotPool& ingress;
+  Delegate& delegate;
+  StackCounters counters;
+  LwipHeap heap;
+
+  ReservedArray<Connection> connections;
+  ReservedArray<TimeWait> time_waits;
+  ReservedArray<std::uint32_t> free_ring;  // released indices, oldest first
+  std::uint32_t free_head = 0, free_tail = 0, fresh = 0;
+  std::uint32_t open = 0;
+  std::uint32_t half_open = 0;
+  FlowTable flows;
+  std::array<std::uint32_t, kTcpStates> states{};
+  std::vector<std::unique_ptr<Interface>> interfaces;
+  std::map<SocketAddress, Listener> listeners;
+  ListenerId next_listener = 1;
+  ReservedArray<RxSlot> rx_slots;
+
+  std::vector<ConnIndex> dirty;          // capacity connections_max
+  std::vector<ConnIndex> dirty_working;  // likewise
+  std::uint32_t ended = kNone;           // freed by lwIP, to be reported
+  const Listener* opening = nullptr;     // while lwIP is handed a SYN, which is in
+  const Arrived* opening_packet = nullptr;
+  ConnIndex opened = kNone;                     // what became of it
+  EndReason end_reason = EndReason::kFinished;  // of what lwIP frees now
+
+  std::uint32_t timers_head = kNone, timers_tail = kNone;
+  std::uint64_t next_tick_ns = UINT64_MAX;
+  static inline std::uint8_t lwip_timer_counter = 0;  // mirrors tcp.c's
+  std::uint64_t now_ns = 0;
+  bool clock_fresh = false;
+  std::uint64_t reclaimed_tick = 0;
+  TimerWheel wheel;
+
+  std::uint32_t time_wait_head = kNone, time_wait_tail = kNone;
+  std::uint32_t time_wait_free = kNone, time_wait_fresh = 0;
+
+  std::uint64_t secret[2];  // of initial sequence numbers and ports
+  std::uint32_t timestamp_base;
+  std::uint16_t ip_id = 0;
+
+  static Impl* current;  // lwIP's callbacks have no context; one Stack a process
+};
+
+IpAddress to_address(const ip_addr_t& address);
+ip_addr_t to_lwip(const IpAddress& address);
+IpAddress key_address(const net::FlowKey& key, bool source);
+std::uint64_t random64();
+const tcp_ext_arg_callbacks& connection_callbacks();
+
+inline TcpState to_state(enum tcp_state state) { return static_cast<TcpState>(state); }
+
+}  // namespace sanproxy::stack

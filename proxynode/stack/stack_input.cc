@@ -1,0 +1,278 @@
+// A packet arrives: checked, matched to its connection, handed to lwIP's TCP.
+#include <cstring>
+
+#include "lwip/ip.h"
+#include "netnode/net/checksum.h"
+#include "netnode/net/icmp.h"
+#include "proxynode/stack/stack_impl.h"
+
+namespace sanproxy::stack {
+namespace {
+
+// With fewer free slots than one in this many, queues of out-of-order data are dropped; with
+// fewer than kReservedSlots, payload is not taken at all and only acknowledgements count.
+constexpr std::size_t kReclaimBelow = 16;
+constexpr std::size_t kReservedSlots = 2;
+// A connection costs about this much of lwIP's heap until it is established.
+constexpr std::size_t kConnectionBytes = 2048;
+
+constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
+
+extern "C" void release_slot(pbuf* chain) {
+  Stack::Impl& impl = *Stack::Impl::current;
+  const auto* slot = reinterpret_cast<Stack::Impl::RxSlot*>(chain);
+  impl.ingress.release(static_cast<buffer::SlotIndex>(slot - &impl.rx_slots[0]));
+}
+
+}  // namespace
+
+// The slot is released when the last reference to the pbuf goes.
+pbuf* Stack::Impl::wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes) {
+  pbuf_custom& custom = rx_slots[slot].custom;
+  custom.custom_free_function = release_slot;
+  pbuf& chain = custom.pbuf;
+  chain.next = nullptr;
+  chain.payload = start;
+  chain.tot_len = static_cast<u16_t>(bytes);
+  chain.len = chain.tot_len;
+  chain.type_internal = kPbufRefType;
+  chain.flags = PBUF_FLAG_IS_CUSTOM;
+  chain.ref = 1;
+  chain.if_idx = NETIF_NO_INDEX;
+  return &chain;
+}
+
+void Stack::Impl::input(InterfaceIndex interface, buffer::SlotIndex slot,
+                        const packet_io::ReceivedPacket& packet) {
+  if (!clock_fresh) refresh_clock();
+  ingress.mark_received(slot);
+  ++counters.packets_in;
+  counters.bytes_in += packet.length;
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(ingress.data(slot)) + packet.offset;
+  Arrived arrived;
+  arrived.interface = interface;
+  if (!check(bytes, packet, arrived)) {
+    ingress.release(slot);
+    return;
+  }
+  if (arrived.parsed.l4 != net::L4::kTcp) {
+    const bool trusted = packet.offload.checksum_partial || packet.offload.checksum_verified;
+    answer_other(bytes, slot, trusted, arrived);
+    return;
+  }
+  arrived.l4 = bytes + arrived.parsed.l3_header_bytes;
+  arrived.chain = wrap(slot, arrived.l4, arrived.parsed.l4_bytes());
+  arrived.key = net::flow_key(arrived.parsed, bytes);
+  arrived.hash = flows.hash(arrived.key);
+  const std::uint32_t entry = flows.find(arrived.key, arrived.hash);
+  if (entry == kNone) {
+    to_listener(arrived);
+  } else if ((entry & FlowTable::kTimeWaitFlag) == 0) {
+    to_connection(entry, arrived);
+  } else {
+    const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;
+    const TcpOptions found = clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
+    if (to_time_wait(entry & ~FlowTable::kTimeWaitFlag, arrived, found)) {
+      pbuf_free(arrived.chain);
+    } else {
+      to_listener(arrived);
+    }
+  }
+}
+
+bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet,
+                        Arrived& arrived) {
+  net::ParsedPacket& parsed = arrived.parsed;
+  const std::span<const std::byte> span(reinterpret_cast<std::byte*>(bytes), packet.length);
+  if (net::parse_packet(span, parsed) != net::DropReason::kNone) {
+    ++counters.dropped_malformed;
+    return false;
+  }
+  if (parsed.fragment) {
+    ++counters.dropped_fragment;
+    return false;
+  }
+  if (parsed.l4 != net::L4::kTcp) return true;
+  arrived.tcp = net::load_tcp_header(bytes + parsed.l3_header_bytes);
+  if (!packet.offload.checksum_partial && !packet.offload.checksum_verified) {
+    const std::uint64_t pseudo = net::pseudo_header_sum(parsed.family, parsed.src, parsed.dst,
+                                                        net::kProtocolTcp, parsed.l4_bytes());
+    if (net::finish(net::sum_bytes(bytes + parsed.l3_header_bytes, parsed.l4_bytes(), pseudo)) !=
+        0) {
+      ++counters.dropped_checksum;
+      return false;
+    }
+  }
+  if (!plausible_segment(parsed, arrived.tcp)) {
+    ++counters.dropped_malformed;
+    return false;
+  }
+  return true;
+}
+
+void Stack::Impl::answer_other(std::uint8_t* bytes, buffer::SlotIndex slot, bool trusted,
+                               const Arrived& arrived) {
+  const std::span<std::byte> packet(reinterpret_cast<std::byte*>(bytes),
+                                    arrived.parsed.total_bytes);
+  Interface& interface = *interfaces[arrived.interface];
+  if (arrived.parsed.total_bytes > 0xffff ||
+      !net::make_echo_reply(packet, arrived.parsed, trusted)) {
+    ++counters.dropped_not_tcp;
+    ingress.release(slot);
+    return;
+  }
+  ++counters.icmp_echo;
+  pbuf* const chain = wrap(slot, bytes, arrived.parsed.total_bytes);
+  if (make_room(interface)) {
+    interface.queue.push({.chain = chain});
+  } else {
+    ++counters.dropped_send_queue;
+  }
+  pbuf_free(chain);
+}
+
+// Where lwIP looks for the packet's addresses and interface.
+void Stack::Impl::set_lwip_packet(const Arrived& arrived, netif& interface) {
+  ip_data.current_netif = &interface;
+  ip_data.current_input_netif = &interface;
+  const std::uint8_t type =
+      arrived.parsed.family == Family::kIpv4 ? IPADDR_TYPE_V4 : IPADDR_TYPE_V6;
+  ip_data.current_iphdr_src.type = type;
+  ip_data.current_iphdr_dest.type = type;
+  std::memcpy(&ip_data.current_iphdr_src.u_addr, arrived.key.src.data(), 16);
+  std::memcpy(&ip_data.current_iphdr_dest.u_addr, arrived.key.dst.data(), 16);
+}
+
+void Stack::Impl::make_bare(Arrived& arrived) {
+  arrived.l4[12] = 5 << 4;
+  pbuf_realloc(arrived.chain, 20);
+  arrived.parsed.l4_header_bytes = 20;
+}
+
+void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
+  Connection& conn = connections[index];
+  tcp_pcb* const pcb = conn.pcb;
+  const ReceiveState receive{conn.state,   pcb->rcv_nxt, pcb->rcv_wnd,
+                             pcb->lastack, pcb->snd_nxt, pcb->snd_wnd_max};
+  const Verdict verdict = judge_segment(receive, arrived.tcp);
+  if (verdict >= Verdict::kChallenge) {
+    ++counters.dropped_malformed;
+    pbuf_free(arrived.chain);
+    if (verdict == Verdict::kChallenge) tcp_send_empty_ack(pcb);
+    return;
+  }
+  if (verdict == Verdict::kPassBare) {
+    make_bare(arrived);
+  } else {
+    const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;
+    clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
+    const bool payload = arrived.chain->len > arrived.parsed.l4_header_bytes;
+    if (payload && ingress.free_count() < ingress.slot_count() / kReclaimBelow) {
+      reclaim_out_of_order();
+      if (ingress.free_count() < kReservedSlots) {
+        ++counters.dropped_no_slot;
+        pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
+        arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
+      }
+    }
+  }
+  if (conn.active && conn.state == TcpState::kSynSent) conn.seq_remote = arrived.tcp.seq;
+  set_lwip_packet(arrived, interfaces[conn.interface]->lwip);
+  end_reason = EndReason::kFinished;
+  const std::uint32_t generation = conn.generation;
+  const std::uint32_t una = pcb->lastack;
+  const std::uint32_t cwnd = pcb->cwnd;
+  const bool slow_start =
+      cwnd < pcb->ssthresh && (pcb->flags & (TF_RTO | TF_INFR)) == 0 && cwnd > 1;
+  {
+    LwipLists lists(LwipLists::Active{pcb});
+    tcp_input(arrived.chain, &interfaces[conn.interface]->lwip);
+  }
+  if (conn.generation == generation && conn.pcb != nullptr && slow_start && pcb->cwnd > cwnd) {
+    // RFC 3465 with L unbounded: one acknowledgement of a super-segment stands for many.
+    pcb->cwnd = std::max(pcb->cwnd, cwnd + (pcb->lastack - una));
+    if (pcb->unsent != nullptr) mark_dirty(conn);
+  }
+  if (conn.generation == generation) settle(index);
+  reap();
+}
+
+void Stack::Impl::to_listener(Arrived& arrived) {
+  const std::uint8_t flags = arrived.tcp.flags;
+  if ((flags & net::kTcpRst) != 0) {
+    pbuf_free(arrived.chain);
+    return;
+  }
+  Listener* const listener =
+      (flags & (net::kTcpAck | net::kTcpSyn)) == net::kTcpSyn
+          ? find_listener({key_address(arrived.key, false), arrived.key.dst_port})
+          : nullptr;
+  if (listener == nullptr) {
+    ++counters.refused_no_listener;
+    refuse(arrived);
+    return;
+  }
+  if (open >= options.connections_max) {
+    ++counters.refused_connections_max;
+    if (options.refuse_with_reset) {
+      refuse(arrived);
+    } else {
+      pbuf_free(arrived.chain);
+    }
+    return;
+  }
+  if (half_open >= options.half_open_max ||
+      heap.used_bytes() + kConnectionBytes > heap.bytes_max()) {
+    ++(half_open >= options.half_open_max ? counters.refused_half_open_max
+                                          : counters.refused_no_memory);
+    pbuf_free(arrived.chain);
+    return;
+  }
+  clean_options(arrived.l4, arrived.parsed.l4_header_bytes, true);
+  pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
+  netif& interface = interfaces[arrived.interface]->lwip;
+  set_lwip_packet(arrived, interface);
+  opening = listener;
+  opening_packet = &arrived;
+  opened = kNone;
+  end_reason = EndReason::kNoMemory;
+  {
+    LwipLists lists(LwipLists::Listening{listener->pcb});
+    listener->pcb->netif_idx = NETIF_NO_INDEX;
+    tcp_input(arrived.chain, &interface);
+  }
+  opening = nullptr;
+  if (opened == kNone) {
+    ++counters.refused_no_memory;
+  } else if (is_open(opened)) {
+    settle(opened);
+  }
+  reap();
+}
+
+// RFC 9293 3.10.7.1: a reset in answer to a segment that belongs to no connection.
+void Stack::Impl::refuse(const Arrived& arrived) {
+  const net::TcpHeader& tcp = arrived.tcp;
+  const std::uint32_t length = arrived.parsed.l4_bytes() - arrived.parsed.l4_header_bytes +
+                               ((tcp.flags & net::kTcpSyn) != 0 ? 1 : 0) +
+                               ((tcp.flags & net::kTcpFin) != 0 ? 1 : 0);
+  if ((tcp.flags & net::kTcpAck) != 0) {
+    send_bare(arrived.interface, arrived.key, tcp.ack, 0, net::kTcpRst, 0, false, 0);
+  } else {
+    send_bare(arrived.interface, arrived.key, 0, tcp.seq + length, net::kTcpRst | net::kTcpAck, 0,
+              false, 0);
+  }
+  pbuf_free(arrived.chain);
+}
+
+// Once a tick at most: the chain of connections with timers holds all that have such data.
+void Stack::Impl::reclaim_out_of_order() {
+  const std::uint64_t tick = now_ns / kFastTickNs + 1;
+  if (reclaimed_tick == tick) return;
+  reclaimed_tick = tick;
+  for (ConnIndex index = timers_head; index != kNone; index = connections[index].timer_next) {
+    tcp_free_ooseq(connections[index].pcb);
+  }
+}
+
+}  // namespace sanproxy::stack

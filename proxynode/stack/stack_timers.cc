@@ -1,0 +1,152 @@
+// Time: lwIP's ticks for connections that have a TCP timer pending, deadlines for the others.
+#include "proxynode/stack/stack_impl.h"
+
+namespace sanproxy::stack {
+namespace {
+
+// After a stall this many ticks are made up for; the rest is lost time for retransmissions.
+constexpr std::uint64_t kCatchUpTicksMax = 4;
+
+}  // namespace
+
+void Stack::Impl::refresh_clock() {
+  now_ns = clock.now_ns();
+  clock_fresh = true;
+  // lwIP takes 0 for "nothing measured".
+  tcp_ticks = static_cast<u32_t>(now_ns / (std::uint64_t{kSlowTickMs} * 1'000'000)) + 0x4000'0000u;
+}
+
+bool Stack::Impl::timer_pending(const tcp_pcb& pcb) {
+  if (pcb.unacked != nullptr || pcb.unsent != nullptr || pcb.ooseq != nullptr) return true;
+  if ((pcb.flags & (TF_ACK_DELAY | TF_ACK_NOW | TF_CLOSEPEND | TF_NAGLEMEMERR)) != 0) return true;
+  if (pcb.persist_backoff != 0 || pcb.refused_data != nullptr) return true;
+  return pcb.state != ESTABLISHED && pcb.state != CLOSE_WAIT && pcb.state != FIN_WAIT_2;
+}
+
+void Stack::Impl::link_timer(Connection& conn) {
+  const ConnIndex index = index_of(conn);
+  if (timers_head == kNone) next_tick_ns = (now_ns / kFastTickNs + 1) * kFastTickNs;
+  conn.timer_prev = timers_tail;
+  conn.timer_next = kNone;
+  (timers_tail != kNone ? connections[timers_tail].timer_next : timers_head) = index;
+  timers_tail = index;
+  conn.timer_stamp = static_cast<std::uint32_t>(now_ns / kFastTickNs);
+  conn.in_timers = true;
+}
+
+void Stack::Impl::unlink_timer(Connection& conn) {
+  if (!conn.in_timers) return;
+  (conn.timer_prev != kNone ? connections[conn.timer_prev].timer_next : timers_head) =
+      conn.timer_next;
+  (conn.timer_next != kNone ? connections[conn.timer_next].timer_prev : timers_tail) =
+      conn.timer_prev;
+  conn.in_timers = false;
+  if (timers_head == kNone) next_tick_ns = UINT64_MAX;
+}
+
+std::uint64_t Stack::Impl::next_timer_ns() const {
+  std::uint64_t next = std::min(next_tick_ns, wheel.next_ns());
+  if (time_wait_head != kNone) next = std::min(next, time_waits[time_wait_head].expires_ns);
+  return next;
+}
+
+void Stack::Impl::on_time() {
+  refresh_clock();
+  expire_time_waits();
+  const std::uint64_t tick = now_ns / kFastTickNs;
+  if (timers_head != kNone && next_tick_ns <= now_ns) {
+    std::uint64_t due = next_tick_ns / kFastTickNs;
+    if (tick - due >= kCatchUpTicksMax) due = tick - kCatchUpTicksMax + 1;
+    for (; due <= tick && timers_head != kNone; ++due) run_tick(due);
+    next_tick_ns = timers_head == kNone ? UINT64_MAX : (tick + 1) * kFastTickNs;
+  }
+  for (ConnIndex index = wheel.pop_due(now_ns); index != kNone; index = wheel.pop_due(now_ns)) {
+    deadline(index);
+  }
+}
+
+// The chain is turned round once. Connections may leave and join it meanwhile; the stamp says
+// which have had this tick.
+void Stack::Impl::run_tick(std::uint64_t tick) {
+  const auto stamp = static_cast<std::uint32_t>(tick);
+  while (timers_head != kNone) {
+    const ConnIndex index = timers_head;
+    Connection& conn = connections[index];
+    if (static_cast<std::int32_t>(conn.timer_stamp - stamp) >= 0) break;
+    unlink_timer(conn);
+    if (!timer_pending(*conn.pcb)) continue;
+    link_timer(conn);
+    conn.timer_stamp = stamp;
+    run_timers(index, tick % 2 == 0);
+  }
+}
+
+void Stack::Impl::run_timers(ConnIndex index, bool slow) {
+  Connection& conn = connections[index];
+  tcp_pcb* const pcb = conn.pcb;
+  end_reason = EndReason::kTimedOut;
+  {
+    LwipLists lists(LwipLists::Active{pcb});
+    pcb->last_timer = lwip_timer_counter++;
+    tcp_fasttmr();
+  }
+  if (slow) {
+    // The persist timer splits the first segment, which lwIP expects to be no longer than the
+    // MSS; a retransmission needs the real one.
+    const u16_t mss = pcb->mss;
+    const std::uint32_t generation = conn.generation;
+    if (pcb->persist_backoff != 0 && pcb->unsent != nullptr) {
+      pcb->mss = std::max(mss, pcb->unsent->len);
+    }
+    LwipLists lists(LwipLists::Active{pcb});
+    pcb->last_timer = lwip_timer_counter++;
+    --tcp_ticks;
+    tcp_slowtmr();
+    if (conn.generation == generation && conn.pcb != nullptr) pcb->mss = mss;
+  }
+  end_reason = EndReason::kFinished;
+  settle(index);
+  reap();
+}
+
+void Stack::Impl::deadline(ConnIndex index) {
+  Connection& conn = connections[index];
+  if (conn.fin_deadline) {
+    if (conn.state == TcpState::kFinWait2) {
+      abort(index, EndReason::kTimedOut, false);
+    }
+    return;
+  }
+  keepalive(index);
+}
+
+void Stack::Impl::arm_keepalive(Connection& conn) {
+  if (options.keepalive_idle_ms == 0) return;
+  const std::uint64_t idle_ms = options.keepalive_idle_ms + std::uint64_t{conn.pcb->keep_cnt_sent} *
+                                                                options.keepalive_interval_ms;
+  const std::uint64_t quiet_ms = std::uint64_t{tcp_ticks - conn.pcb->tmr} * kSlowTickMs;
+  const std::uint64_t left_ms = idle_ms > quiet_ms ? idle_ms - quiet_ms : 0;
+  wheel.arm(index_of(conn), now_ns + left_ms * 1'000'000);
+}
+
+// RFC 9293 3.8.4. Armed lazily: the deadline is looked at again when it comes.
+void Stack::Impl::keepalive(ConnIndex index) {
+  Connection& conn = connections[index];
+  tcp_pcb* const pcb = conn.pcb;
+  const std::uint64_t quiet_ms = std::uint64_t{tcp_ticks - pcb->tmr} * kSlowTickMs + kSlowTickMs;
+  const std::uint64_t due_ms =
+      options.keepalive_idle_ms + std::uint64_t{pcb->keep_cnt_sent} * options.keepalive_interval_ms;
+  if (quiet_ms < due_ms || pcb->unacked != nullptr) {
+    arm_keepalive(conn);
+    return;
+  }
+  if (pcb->keep_cnt_sent >= options.keepalive_probes) {
+    abort(index, EndReason::kTimedOut, true);
+    return;
+  }
+  tcp_keepalive(pcb);
+  ++pcb->keep_cnt_sent;
+  arm_keepalive(conn);
+}
+
+}  // namespace sanproxy::stack

@@ -1,0 +1,131 @@
+// Sending and consuming: an application's bytes become segments, its freed bytes window.
+#include "proxynode/stack/stack_impl.h"
+
+namespace sanproxy::stack {
+namespace {
+
+constexpr std::uint32_t kPacketBytesMax = 65535;
+constexpr std::uint32_t kHeaderBytes = 40 + 20;  // IPv6, the longer one, and TCP
+// lwIP's heap for one segment: its record, header pbuf, payload pbuf.
+constexpr std::size_t kSegmentBytes = 48 + 128 + 32;
+// Headers take one of the pieces that a packet may have.
+constexpr std::uint32_t kPiecesMax = packet_io::kSendPiecesMax;
+
+std::uint32_t option_bytes(const tcp_pcb& pcb) {
+  return (pcb.flags & TF_TIMESTAMP) != 0 ? LWIP_TCP_OPT_LEN_TS_OUT : 0;
+}
+
+}  // namespace
+
+std::uint32_t Stack::Impl::send_room(ConnIndex index) const {
+  if (!is_open(index) || connections[index].send_shut) return 0;
+  const tcp_pcb& pcb = *connections[index].pcb;
+  return pcb.state == ESTABLISHED || pcb.state == CLOSE_WAIT ? pcb.snd_buf : 0;
+}
+
+// How long segments are made, as an MSS (with options): several of the wire's in one, to be cut
+// up by the device or kernel, as far as windows and offload allow.
+std::uint16_t Stack::Impl::segment_mss(const Connection& conn) const {
+  const tcp_pcb& pcb = *conn.pcb;
+  const std::uint32_t opts = option_bytes(pcb);
+  const std::uint32_t wire = conn.mss_bytes - opts;
+  const bool in_recovery = (pcb.flags & (TF_RTO | TF_INFR)) != 0 || pcb.nrtx > 0;
+  std::uint32_t count = 1;
+  if (interfaces[conn.interface]->segmentation && !in_recovery) {
+    // Half a window, so that one is under way while the other is acknowledged.
+    count = (kPacketBytesMax - kHeaderBytes - opts) / wire;
+    count = std::min(count, pcb.cwnd / 2 / wire);
+    count = std::min(count, pcb.snd_wnd_max / 2 / wire);
+    count = std::max(count, 1u);
+  }
+  return static_cast<std::uint16_t>(count * wire + opts);
+}
+
+Status Stack::Impl::write(ConnIndex index, std::span<const std::byte> bytes, WriteMode mode) {
+  if (!is_open(index) || connections[index].send_shut) {
+    return Status::error(Code::kDisconnected, "the sending side is shut");
+  }
+  Connection& conn = connections[index];
+  tcp_pcb* const pcb = conn.pcb;
+  if (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT) return Status::again();
+  if (bytes.empty()) return {};
+  if (bytes.size() > pcb->snd_buf) return Status::again();
+  // All or nothing: what the pieces need is looked at before the first is made.
+  const std::uint16_t mss = segment_mss(conn);
+  const std::uint32_t payload = mss - option_bytes(*pcb);
+  const std::size_t segments = bytes.size() / payload + 2 + bytes.size() / 0xffff;
+  const std::size_t copied = mode == WriteMode::kCopy ? bytes.size() + segments * payload / 4 : 0;
+  if (pcb->snd_queuelen + 2 * segments > TCP_SND_QUEUELEN ||
+      heap.used_bytes() + segments * kSegmentBytes + copied + LwipHeap::kSpanBytes >
+          heap.bytes_max()) {
+    return Status::again();
+  }
+  const std::uint8_t flags = mode == WriteMode::kCopy ? TCP_WRITE_FLAG_COPY : 0;
+  const std::size_t chunk_max = 0xffff / payload * payload;
+  for (std::size_t done = 0; done < bytes.size();) {
+    const std::size_t chunk = std::min(bytes.size() - done, chunk_max);
+    const bool last = done + chunk == bytes.size();
+    const auto chunk_flags = static_cast<std::uint8_t>(flags | (last ? 0 : TCP_WRITE_FLAG_MORE));
+    if (write_segment(conn, bytes.data() + done, static_cast<std::uint16_t>(chunk), chunk_flags,
+                      mss) != ERR_OK) {
+      if (done == 0) return Status::again();
+      abort(index, EndReason::kNoMemory, true);  // the heap is too fragmented to keep the promise
+      return Status::error(Code::kDisconnected, "no memory in the middle of a write");
+    }
+    done += chunk;
+  }
+  if (mode == WriteMode::kCopy) counters.bytes_copied += bytes.size();
+  mark_dirty(conn);
+  return {};
+}
+
+// tcp_write() with a raised MSS. lwIP appends to the last unsent segment when there is room in
+// it; when that one is longer than the MSS, or of too many pieces already, it must not see it.
+err_t Stack::Impl::write_segment(Connection& conn, const std::byte* data, std::uint16_t bytes,
+                                 std::uint8_t flags, std::uint16_t mss) {
+  tcp_pcb* const pcb = conn.pcb;
+  tcp_seg* last = pcb->unsent;
+  bool hide = false;
+  if (last != nullptr) {
+    while (last->next != nullptr) last = last->next;
+    hide = last->len + option_bytes(*pcb) >= mss || pbuf_clen(last->p) >= kPiecesMax;
+  }
+  tcp_seg* const hidden = hide ? pcb->unsent : nullptr;
+  const u16_t hidden_length = hide && pcb->unacked == nullptr ? pcb->snd_queuelen : u16_t{0};
+  if (hide) {
+    pcb->unsent = nullptr;
+    pcb->snd_queuelen = static_cast<u16_t>(pcb->snd_queuelen - hidden_length);
+  }
+  const u16_t wire_mss = pcb->mss;
+  const tcpwnd_size_t window_max = pcb->snd_wnd_max;
+  pcb->mss = mss;
+  // lwIP makes no segment longer than half of this, down to where it miscounts.
+  pcb->snd_wnd_max = std::max<tcpwnd_size_t>(window_max, 2u * mss);
+  const err_t result = tcp_write(pcb, data, bytes, flags);
+  pcb->mss = wire_mss;
+  pcb->snd_wnd_max = window_max;
+  if (hide) {
+    last->next = pcb->unsent;
+    pcb->unsent = hidden;
+    pcb->snd_queuelen = static_cast<u16_t>(pcb->snd_queuelen + hidden_length);
+  }
+  return result;
+}
+
+void Stack::Impl::consume(ConnIndex index, std::uint32_t bytes) {
+  if (!is_open(index)) return;
+  Connection& conn = connections[index];
+  tcp_pcb* const pcb = conn.pcb;
+  bytes = std::min(bytes, conn.rx_unconsumed_bytes);
+  conn.rx_unconsumed_bytes -= bytes;
+  pcb->rcv_wnd = std::min(pcb->rcv_wnd + bytes, conn.window_bytes);
+  const std::uint32_t opened_bytes = tcp_update_rcv_ann_wnd(pcb);
+  if (pcb->state != ESTABLISHED && pcb->state != FIN_WAIT_1 && pcb->state != FIN_WAIT_2) return;
+  // Worth a packet of its own; less than that waits for the next one.
+  if (opened_bytes >= std::min(conn.window_bytes / 4, 4u * conn.mss_bytes)) {
+    conn.rx_segments = 255;
+    mark_dirty(conn);
+  }
+}
+
+}  // namespace sanproxy::stack
