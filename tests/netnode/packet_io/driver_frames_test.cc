@@ -1,0 +1,242 @@
+// What drivers do with frames that no honest kernel sends.
+#include <arpa/inet.h>
+#include <linux/if_packet.h>
+#include <net/if.h>
+#include <sys/socket.h>
+
+#include <random>
+
+#include "netnode/net/ethernet.h"
+#include "tests/netnode/packet_io/kernel_side.h"
+
+namespace sanproxy::packet_io::testing {
+namespace {
+
+class DriverFramesTest : public DriverTest {
+ protected:
+  void SetUp() override {
+    DriverTest::SetUp();
+    if (IsSkipped()) {
+      return;
+    }
+    side->kernel().enter();
+    raw = UniqueFd(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
+    index = static_cast<int>(::if_nametoindex(side->kernel_device().c_str()));
+    side->kernel().leave();
+    ASSERT_TRUE(raw.valid());
+    udp = side->kernel_socket(SOCK_DGRAM);
+    side->bind(udp.get(), side->kernel_ip(), 5555);
+    // A first packet shows the MAC that the kernel knows us under.
+    side->send_udp(udp.get(), 7777, "first");
+    ASSERT_TRUE(arrives("first"));
+    good = udp_packet(*side, 5555, 7777, "good");
+    std::swap_ranges(good.begin() + (side->v4() ? 12 : 8), good.begin() + (side->v4() ? 16 : 24),
+                     good.begin() + (side->v4() ? 16 : 24));
+    find_our_mac();
+    start = side->io().counters();
+  }
+  bool arrives(const std::string& text) {
+    return side->receive_until(
+        [&](const Received& received) { return udp_text(received.packet, 7777) == text; });
+  }
+  void find_our_mac() {
+    if (!side->ethernet()) {
+      return;
+    }
+    side->kernel().enter();
+    FILE* pipe = ::popen(("ip neigh show " + side->our_ip().to_string()).c_str(), "r");
+    side->kernel().leave();
+    char line[256] = {};
+    ASSERT_NE(::fgets(line, sizeof(line), pipe), nullptr);
+    ::pclose(pipe);
+    unsigned m[6];
+    const char* at = std::strstr(line, "lladdr ");
+    ASSERT_NE(at, nullptr) << line;
+    ASSERT_EQ(std::sscanf(at, "lladdr %x:%x:%x:%x:%x:%x", m, m + 1, m + 2, m + 3, m + 4, m + 5), 6);
+    for (std::size_t i = 0; i < 6; ++i) {
+      our_mac.bytes[i] = static_cast<std::uint8_t>(m[i]);
+    }
+  }
+  std::uint16_t ether_type() const {
+    return side->v4() ? net::kEtherTypeIpv4 : net::kEtherTypeIpv6;
+  }
+  Bytes frame(const Bytes& packet, const net::MacAddress& dst, std::uint16_t type) const {
+    if (!side->ethernet()) {
+      return packet;
+    }
+    Bytes bytes(net::kEthernetHeaderBytes);
+    net::write_ethernet(bytes.data(), dst, {{2, 0, 0, 0, 0, 0x77}}, type);
+    net::testing::append(bytes, packet);
+    return bytes;
+  }
+  bool inject(const Bytes& bytes) const {
+    sockaddr_ll to{};
+    to.sll_family = AF_PACKET;
+    to.sll_ifindex = index;
+    to.sll_protocol = htons(ether_type());
+    return ::sendto(raw.get(), bytes.data(), bytes.size(), 0,
+                    reinterpret_cast<const sockaddr*>(&to),
+                    sizeof(to)) == static_cast<ssize_t>(bytes.size());
+  }
+  // Everything injected before has been looked at when this returns.
+  std::vector<Received> drain() {
+    std::vector<Received> seen;
+    const std::string text = "marker " + std::to_string(++markers);
+    side->send_udp(udp.get(), 7777, text);
+    EXPECT_TRUE(side->receive_until([&](const Received& received) {
+      if (udp_text(received.packet, 7777) == text) {
+        return true;
+      }
+      seen.push_back(received);
+      return false;
+    }));
+    return seen;
+  }
+  static std::uint64_t dropped(const Counters& c) {
+    return c.rx_dropped_short + c.rx_dropped_not_ip + c.rx_dropped_not_for_us +
+           c.rx_dropped_metadata + c.rx_truncated;
+  }
+  std::size_t copies_of_good(const std::vector<Received>& seen) const {
+    std::size_t count = 0;
+    for (const Received& received : seen) {
+      count += udp_text(received.packet, 7777) == "good" ? 1 : 0;
+    }
+    return count;
+  }
+
+  UniqueFd raw, udp;
+  int index = 0;
+  int markers = 0;
+  net::MacAddress our_mac;
+  Bytes good;
+  Counters start;
+};
+
+TEST_P(DriverFramesTest, AGoodFrameArrives) {
+  ASSERT_TRUE(inject(frame(good, our_mac, ether_type())));
+  EXPECT_EQ(copies_of_good(drain()), 1U);
+}
+
+TEST_P(DriverFramesTest, MalformedPacketsAreDroppedAndCounted) {
+  Bytes cut = good, version = good, longer = good;
+  cut.resize(19);
+  version[0] = 0x55;
+  longer[side->v4() ? 2 : 4] = 0x20;  // claims 8 KB
+  ASSERT_TRUE(inject(frame(cut, our_mac, ether_type())));
+  ASSERT_TRUE(inject(frame(version, our_mac, ether_type())));
+  ASSERT_TRUE(inject(frame(longer, our_mac, ether_type())));
+  EXPECT_EQ(copies_of_good(drain()), 0U);
+  const Counters& now = side->io().counters();
+  EXPECT_EQ(now.rx_dropped_short - start.rx_dropped_short, 2U);
+  EXPECT_EQ(now.rx_dropped_not_ip - start.rx_dropped_not_ip, 1U);
+}
+
+TEST_P(DriverFramesTest, PaddingBehindThePacketIsCutOff) {
+  Bytes padded = good;
+  padded.resize(good.size() + 30);
+  ASSERT_TRUE(inject(frame(padded, our_mac, ether_type())));
+  bool found = false;
+  for (const Received& received : drain()) {
+    if (udp_text(received.packet, 7777) == "good") {
+      EXPECT_EQ(received.packet.size(), good.size());
+      found = true;
+    }
+  }
+  EXPECT_TRUE(found);
+}
+
+TEST_P(DriverFramesTest, FramesThatAreNotOursNeverArrive) {
+  if (!side->ethernet()) {
+    return;
+  }
+  net::MacAddress other = our_mac;
+  other.bytes[5] ^= 0x40;
+  Bytes tagged = {0, 7, 0, 0};
+  net::store_be16(tagged.data() + 2, ether_type());
+  net::testing::append(tagged, good);
+  ASSERT_TRUE(inject(frame(good, other, ether_type())));  // another station's
+  ASSERT_TRUE(
+      inject(frame(good, net::MacAddress::broadcast(), ether_type())));  // IP in a broadcast
+  ASSERT_TRUE(inject(frame(tagged, our_mac, net::kEtherTypeVlan)));
+  ASSERT_TRUE(inject(frame(good, our_mac, 0x88b5)));
+  ASSERT_TRUE(inject(frame(good, our_mac, side->v4() ? net::kEtherTypeIpv6 : net::kEtherTypeIpv4)));
+  EXPECT_EQ(copies_of_good(drain()), 0U);
+  const Counters& now = side->io().counters();
+  if (std::string(GetParam().driver) == "tap") {
+    EXPECT_EQ(dropped(now) - dropped(start), 5U);
+  } else {
+    EXPECT_EQ(dropped(now) - dropped(start), 2U) << "the rest is kept out by the kernel's filter";
+  }
+}
+
+TEST_P(DriverFramesTest, OnASharedInterfacePacketsToOtherAddressesAreLeftToTheKernel) {
+  if (std::string(GetParam().driver) != "packet") {
+    return;
+  }
+  const IpAddress service = ip(side->v4() ? "192.0.2.1" : "2001:db8::1");
+  Bytes routed = udp_packet(*side, 5555, 7777, "routed");
+  const std::size_t src = side->v4() ? 12 : 8, dst = side->v4() ? 16 : 24;
+  const auto to_service = [&](const std::string& text) {
+    Bytes packet = udp_packet(*side, 5555, 7777, text);
+    std::copy_n(side->kernel_ip().bytes.begin(), service.size(),
+                packet.begin() + static_cast<long>(src));
+    std::copy_n(service.bytes.begin(), service.size(), packet.begin() + static_cast<long>(dst));
+    if (side->v4()) {
+      net::testing::fix_ipv4_checksum(packet);
+    }
+    return frame(packet, our_mac, ether_type());
+  };
+  const auto texts = [&] {
+    std::string all;
+    for (const Received& received : drain()) {
+      all += udp_text(received.packet, 7777);
+    }
+    return all;
+  };
+  ASSERT_TRUE(inject(to_service("before")));
+  EXPECT_EQ(texts(), "");
+  EXPECT_EQ(side->io().counters().rx_dropped_not_for_us - start.rx_dropped_not_for_us, 1U);
+  side->io().add_local_address(service);
+  ASSERT_TRUE(inject(to_service("during")));
+  EXPECT_EQ(texts(), "during");
+  side->io().remove_local_address(service);
+  ASSERT_TRUE(inject(to_service("after")));
+  EXPECT_EQ(texts(), "");
+}
+
+TEST_P(DriverFramesTest, RandomFramesNeverBreakTheContractOrTheDriver) {
+  std::mt19937 random(42);
+  const std::size_t rounds = 3'000;
+  for (std::size_t round = 0; round < rounds; ++round) {
+    Bytes packet = good;
+    if (random() % 4 == 0) {
+      packet.resize(random() % 1'400);
+    }
+    Bytes bytes = frame(packet, our_mac, ether_type());
+    for (auto flips = random() % 6; flips > 0 && !bytes.empty(); --flips) {
+      bytes[random() % bytes.size()] = static_cast<std::uint8_t>(random());
+    }
+    inject(bytes);  // the kernel refuses some itself
+    if (round % 100 == 99) {
+      for (const Received& received : drain()) {
+        ASSERT_GE(received.packet.size(), 20U);
+        const int version = received.packet[0] >> 4;
+        ASSERT_TRUE(version == 4 || version == 6);
+        ASSERT_EQ(received.offload.segmentation, Segmentation::kNone);
+      }
+    }
+  }
+  EXPECT_GT(dropped(side->io().counters()), dropped(start));
+  ASSERT_TRUE(inject(frame(good, our_mac, ether_type())));
+  EXPECT_EQ(copies_of_good(drain()), 1U) << "and it still works";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    EveryDriver, DriverFramesTest,
+    ::testing::Values(DriverCase{"tun", Family::kIpv4}, DriverCase{"tun", Family::kIpv6},
+                      DriverCase{"tap", Family::kIpv4}, DriverCase{"tap", Family::kIpv6},
+                      DriverCase{"packet", Family::kIpv4}, DriverCase{"packet", Family::kIpv6}),
+    case_name);
+
+}  // namespace
+}  // namespace sanproxy::packet_io::testing

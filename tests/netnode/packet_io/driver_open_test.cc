@@ -1,0 +1,131 @@
+// Opening an interface: what it sets up, and how it says no.
+#include <array>
+#include <cstdio>
+
+#include "tests/netnode/packet_io/kernel_side.h"
+
+namespace sanproxy::packet_io::testing {
+namespace {
+
+InterfaceOptions options(const char* driver, const char* name) {
+  InterfaceOptions result;
+  result.driver = driver;
+  result.name = name;
+  return result;
+}
+
+class OpenTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why_not;
+    if (!NetNamespace::available(why_not)) {
+      GTEST_SKIP() << "needs network namespaces and /dev/net/tun: " << why_not;
+    }
+    space = std::make_unique<NetNamespace>();
+  }
+  Result<std::unique_ptr<PacketIo>> open(const InterfaceOptions& what) {
+    space->enter();
+    auto result = open_interface(what);
+    space->leave();
+    return result;
+  }
+  std::string output(const std::string& command) {
+    space->enter();
+    FILE* pipe = ::popen(command.c_str(), "r");
+    space->leave();
+    std::string text;
+    std::array<char, 512> line;
+    while (::fgets(line.data(), line.size(), pipe) != nullptr) {
+      text += line.data();
+    }
+    ::pclose(pipe);
+    return text;
+  }
+  std::unique_ptr<NetNamespace> space;
+};
+
+TEST_F(OpenTest, ADeviceIsConfiguredAndGoesAwayWithItsOwner) {
+  for (const char* driver : {"tun", "tap"}) {
+    InterfaceOptions what = options(driver, "san7");
+    what.mtu_bytes = 4000;
+    what.addresses = {IpPrefix::parse("10.77.0.1/24").value(),
+                      IpPrefix::parse("fd77::1/64").value()};
+    {
+      auto io = open(what);
+      ASSERT_TRUE(io.ok()) << io.status().to_string();
+      EXPECT_EQ((*io)->mtu_bytes(), 4000U);
+      EXPECT_EQ((*io)->options().name, "san7");
+      const std::string link = output("ip -o link show san7");
+      EXPECT_NE(link.find("mtu 4000"), std::string::npos) << link;
+      EXPECT_NE(link.find("qlen 10000"), std::string::npos) << link;
+      EXPECT_NE(link.find("UP"), std::string::npos) << link;
+      const std::string addresses = output("ip -o addr show san7");
+      EXPECT_NE(addresses.find("10.77.0.1/24"), std::string::npos) << addresses;
+      EXPECT_NE(addresses.find("fd77::1/64"), std::string::npos) << addresses;
+      EXPECT_EQ(addresses.find("tentative"), std::string::npos) << addresses;
+    }
+    EXPECT_EQ(output("ip -o link show san7 2>/dev/null"), "");
+  }
+}
+
+TEST_F(OpenTest, WhatCannotBeOpenedSaysWhy) {
+  auto first = open(options("tun", "san7"));
+  ASSERT_TRUE(first.ok());
+  space->run("ip link add down0 type veth peer name down1");
+  InterfaceOptions small_mtu = options("tun", "san8"), big_mtu = options("packet", "down0");
+  small_mtu.mtu_bytes = 500;
+  space->run("ip link set down1 up");
+  big_mtu.name = "down1";
+  big_mtu.mtu_bytes = 9000;
+  struct Row {
+    const char* description;
+    InterfaceOptions what;
+    Code code;
+    const char* says;
+  };
+  const Row table[] = {
+      {"unknown driver", options("wire", "san8"), Code::kInvalidArgument, "known: tun"},
+      {"no name", options("tun", ""), Code::kInvalidArgument, "1 to 15"},
+      {"long name", options("tun", "sixteen-letters-"), Code::kInvalidArgument, "1 to 15"},
+      {"MTU too small for IPv6", small_mtu, Code::kInvalidArgument, "1280"},
+      {"device in use", options("tun", "san7"), Code::kExists, "another process"},
+      {"device of another kind", options("tap", "san7"), Code::kExists, "another kind"},
+      {"name of a veth", options("tun", "down0"), Code::kExists, "another kind"},
+      {"absent interface", options("packet", "gone0"), Code::kNotFound, "no such"},
+      {"interface that is down", options("packet", "down0"), Code::kInvalidArgument, "ip link set"},
+      {"interface without Ethernet", options("packet", "san7"), Code::kUnsupported, "Ethernet"},
+      {"MTU above the interface's", big_mtu, Code::kInvalidArgument, "smaller"},
+  };
+  for (const Row& row : table) {
+    auto io = open(row.what);
+    ASSERT_FALSE(io.ok()) << row.description;
+    EXPECT_EQ(io.status().code(), row.code) << row.description << ": " << io.status().to_string();
+    EXPECT_NE(io.status().to_string().find(row.says), std::string::npos)
+        << row.description << ": " << io.status().to_string();
+  }
+}
+
+TEST_F(OpenTest, ADeviceThatGoesDownLosesPacketsButNothingElse) {
+  InterfaceOptions what = options("tun", "san7");
+  what.addresses = {IpPrefix::parse("10.77.0.1/24").value()};
+  auto io = open(what);
+  ASSERT_TRUE(io.ok());
+  Bytes packet = net::testing::ipv4(17, Bytes(8));
+  SendPacket send;
+  send.pieces[0] = {packet.data(), packet.size()};
+  send.piece_count = 1;
+  send.length = static_cast<std::uint32_t>(packet.size());
+  space->run("ip link set san7 down");
+  EXPECT_EQ((*io)->send({&send, 1}), 1U);
+  EXPECT_EQ((*io)->counters().tx_errors, 1U);
+  std::vector<std::byte> buffer(kReceiveBufferBytesMin);
+  const ReceiveBuffer lent{buffer.data(), static_cast<std::uint32_t>(buffer.size())};
+  ReceivedPacket received;
+  EXPECT_EQ((*io)->receive({&lent, 1}, {&received, 1}), 0U);
+  space->run("ip link set san7 up");
+  EXPECT_EQ((*io)->send({&send, 1}), 1U);
+  EXPECT_EQ((*io)->counters().tx_packets, 1U);
+}
+
+}  // namespace
+}  // namespace sanproxy::packet_io::testing

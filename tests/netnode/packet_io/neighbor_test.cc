@@ -1,0 +1,215 @@
+#include "netnode/packet_io/neighbor.h"
+
+#include "tests/netnode/packet_io/neighbor_fixture.h"
+
+namespace sanproxy::packet_io::testing {
+namespace {
+
+TEST_F(NeighborTest, ArpRequestsForOurAddressesAloneAreAnswered) {
+  start();
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  ASSERT_EQ(sink.frames.size(), 1U);
+  const ArpMessage reply = last_arp();
+  EXPECT_EQ(reply.operation, kArpReply);
+  EXPECT_EQ(reply.sender_mac, kOurs);
+  EXPECT_EQ(reply.sender_ip, ip("10.0.0.10"));
+  EXPECT_EQ(reply.target_mac, mac(1));
+  EXPECT_EQ(frame_dst(0), mac(1));
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.11");
+  EXPECT_EQ(sink.frames.size(), 1U) << "not ours";
+  ASSERT_TRUE(neighbor->add_local(ip("10.0.0.11")));
+  EXPECT_EQ(sink.frames.size(), 2U) << "a new address is announced";
+  EXPECT_EQ(last_arp().sender_ip, last_arp().target_ip);
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.11");
+  EXPECT_EQ(sink.frames.size(), 3U);
+  neighbor->remove_local(ip("10.0.0.11"));
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.11");
+  EXPECT_EQ(sink.frames.size(), 3U) << "no longer ours";
+}
+
+TEST_F(NeighborTest, WhoAsksForUsIsKnownWithoutAsking) {
+  start();
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  sink.frames.clear();
+  net::MacAddress to;
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(1));
+  EXPECT_TRUE(sink.frames.empty());
+}
+
+TEST_F(NeighborTest, PacketsToAnUnknownNeighbourWaitForItsReplyAndLeaveInOrder) {
+  start();
+  net::MacAddress to;
+  Outgoing first(ip("10.0.0.10"), ip("10.0.0.1"), 4), second(ip("10.0.0.10"), ip("10.0.0.1"), 8);
+  first.packet.offload.checksum_partial = true;
+  first.packet.offload.checksum_start = 20;
+  EXPECT_FALSE(neighbor->resolve(first.packet, to));
+  EXPECT_FALSE(neighbor->resolve(second.packet, to));
+  ASSERT_EQ(sink.frames.size(), 1U) << "one request for both";
+  EXPECT_EQ(frame_dst(0), net::MacAddress::broadcast());
+  EXPECT_EQ(last_arp().target_ip, ip("10.0.0.1"));
+  EXPECT_EQ(last_arp().sender_ip, ip("10.0.0.10"));
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_EQ(sink.frames.size(), 3U);
+  EXPECT_EQ(frame_dst(1), mac(1));
+  EXPECT_EQ(sink.frames[1].size(), 14 + first.bytes.size());
+  EXPECT_TRUE(std::equal(first.bytes.begin(), first.bytes.end(), sink.frames[1].begin() + 14));
+  EXPECT_EQ(sink.frames[2].size(), 14 + second.bytes.size());
+  EXPECT_TRUE(sink.offloads[1].checksum_partial);
+  EXPECT_EQ(counters.tx_packets, 2U);
+  EXPECT_EQ(counters.tx_dropped_unresolved, 0U);
+}
+
+TEST_F(NeighborTest, WaitingPacketsAreBoundedAndDroppedWithACountWhenNobodyAnswers) {
+  start();
+  net::MacAddress to;
+  for (std::size_t i = 0; i < kHeldPerHopMax + 3; ++i) {
+    EXPECT_FALSE(resolve("10.0.0.1", to));
+  }
+  EXPECT_EQ(counters.tx_dropped_unresolved, 3U);
+  Outgoing large(ip("10.0.0.10"), ip("10.0.0.2"), kHeldPacketBytesMax);
+  EXPECT_FALSE(neighbor->resolve(large.packet, to));
+  EXPECT_EQ(counters.tx_dropped_unresolved, 4U) << "too large to wait";
+  for (int i = 0; i < 200; ++i) {
+    EXPECT_FALSE(resolve(("10.0.0." + std::to_string(20 + i)).c_str(), to));
+  }
+  EXPECT_EQ(counters.tx_dropped_unresolved, 4U + 200U - (kHeldPacketsMax - kHeldPerHopMax));
+  for (int i = 0; i < 4; ++i) {
+    later(1);
+  }
+  EXPECT_EQ(counters.tx_dropped_unresolved, 3U + 1U + kHeldPerHopMax + 200U)
+      << "all are gone after three questions";
+  const std::size_t asked = sink.frames.size();
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  EXPECT_EQ(sink.frames.size(), asked) << "a silent neighbour is left alone for a while";
+  later(4);
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  EXPECT_EQ(sink.frames.size(), asked + 1) << "and asked again later";
+}
+
+TEST_F(NeighborTest, RequestsPerSecondAreBounded) {
+  start();
+  net::MacAddress to;
+  for (unsigned i = 0; i < 2000; ++i) {
+    IpAddress dst = ip("fd00::1000");
+    dst.bytes[14] = static_cast<std::uint8_t>(i >> 8);
+    dst.bytes[15] = static_cast<std::uint8_t>(i);
+    Outgoing outgoing(ip("fd00::10"), dst);
+    EXPECT_FALSE(neighbor->resolve(outgoing.packet, to));
+  }
+  EXPECT_EQ(sink.frames.size(), kRequestsPerSecondMax);
+}
+
+TEST_F(NeighborTest, UnaskedAnnouncementsMakeNoEntriesAndChangeOnlyOldOnes) {
+  start();
+  net::MacAddress to;
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.1");
+  EXPECT_FALSE(resolve("10.0.0.1", to)) << "nobody had asked";
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  arp(kArpReply, mac(6), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(1)) << "fresh: not replaced";
+  later(2);
+  arp(kArpRequest, mac(2), "10.0.0.1", {}, "10.0.0.1");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(2)) << "gratuitous change of an existing entry";
+}
+
+TEST_F(NeighborTest, AnswersInOurNameAndGroupAddressesAreIgnored) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  sink.frames.clear();
+  arp(kArpReply, net::MacAddress::broadcast(), "10.0.0.1", kOurs, "10.0.0.10");
+  arp(kArpReply, {}, "10.0.0.1", kOurs, "10.0.0.10");
+  arp(kArpReply, mac(1), "10.0.0.1", mac(7), "10.0.0.10");
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  arp(kArpRequest, mac(1), "10.0.0.10", {}, "10.0.0.10");
+  EXPECT_TRUE(sink.frames.empty()) << "somebody else claims our address: no answer";
+}
+
+TEST_F(NeighborTest, OldEntriesAreUsedWhileAskedAgainAndForgottenWhenSilent) {
+  start();
+  net::MacAddress to;
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  sink.frames.clear();
+  later(29);
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_TRUE(sink.frames.empty());
+  later(2);
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  ASSERT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(frame_dst(0), mac(1)) << "asked by unicast";
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  later(5);
+  EXPECT_EQ(sink.frames.size(), 1U) << "it answered: quiet";
+  later(30);
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  for (int i = 0; i < 3; ++i) {
+    later(1);
+  }
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  EXPECT_EQ(frame_dst(sink.frames.size() - 1), net::MacAddress::broadcast());
+}
+
+TEST_F(NeighborTest, OffLinkPacketsGoToTheGatewayOfTheirFamily) {
+  start({ip("10.0.0.254")});
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_EQ(last_arp().target_ip, ip("10.0.0.254"));
+  arp(kArpReply, mac(9), "10.0.0.254", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("198.51.100.1", to));
+  EXPECT_EQ(to, mac(9));
+  neighbor->learn(ip("192.0.2.1"), mac(66));
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(9)) << "a gateway is not overridden by who sends";
+}
+
+TEST_F(NeighborTest, WithoutAGatewayPacketsGoBackWhereTheyCameFrom) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_TRUE(sink.frames.empty()) << "nobody to ask";
+  EXPECT_EQ(counters.tx_dropped_unresolved, 1U);
+  neighbor->learn(ip("192.0.2.1"), mac(5));
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(5));
+  neighbor->learn(ip("192.0.2.1"), mac(4));
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(4));
+  neighbor->learn(ip("10.0.0.77"), mac(5));
+  EXPECT_FALSE(resolve("10.0.0.77", to)) << "on link: only ARP decides";
+}
+
+TEST_F(NeighborTest, MalformedArpIsIgnored) {
+  start();
+  const ArpMessage message{kArpRequest, mac(1), ip("10.0.0.1"), {}, ip("10.0.0.10")};
+  const ArpFrame good = build_arp(message, kOurs, mac(1));
+  struct Row {
+    const char* description;
+    std::size_t at;
+    std::uint8_t value;
+  };
+  const Row table[] = {{"hardware type", 15, 2},
+                       {"protocol type", 16, 7},
+                       {"hardware length", 18, 8},
+                       {"protocol length", 19, 16},
+                       {"operation", 21, 3}};
+  for (const Row& row : table) {
+    ArpFrame bad = good;
+    bad[row.at] = static_cast<std::byte>(row.value);
+    neighbor->input_arp(bad);
+    EXPECT_TRUE(sink.frames.empty()) << row.description;
+  }
+  for (std::size_t length = 0; length < good.size(); ++length) {
+    neighbor->input_arp(std::span(good).first(length));
+  }
+  EXPECT_TRUE(sink.frames.empty()) << "cut";
+  EXPECT_EQ(counters.arp_in, std::size(table) + good.size());
+}
+
+}  // namespace
+}  // namespace sanproxy::packet_io::testing
