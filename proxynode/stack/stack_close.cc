@@ -45,6 +45,7 @@ void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {
   tcp_pcb* const pcb = connections[index].pcb;
   const EndReason outer = end_reason;
   end_reason = reason;
+  tcp_clear_flags(pcb, TF_ACK_DELAY);  // or lwIP would acknowledge first
   {
     LwipLists lists(LwipLists::Active{pcb});
     // A reset answers nothing in SYN-SENT: the peer knows of no connection.

@@ -43,8 +43,8 @@ struct Segment {
   std::uint32_t seq = 0;
   std::uint32_t ack = 0;
   std::uint16_t window = 0xffff;
-  Bytes options;
-  Bytes payload;
+  Bytes options = {};
+  Bytes payload = {};
 };
 
 // One that the stack sent.
