@@ -9,9 +9,6 @@ namespace {
 // A pure credit return is also due after this many received bytes, so that a peer whose send
 // queue is short of space rather than of credits is woken as well (docs/flow_control.md).
 constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
-// The last credit is never spent on anything but a credit return: two ends that have used up
-// everything else can still revive each other.
-constexpr std::uint32_t kCreditsForReturns = 1;
 constexpr std::size_t kPollBatch = 32;
 
 }  // namespace
@@ -42,7 +39,7 @@ Status Channel::open_transfer(std::size_t bytes, bool control) {
     if (!writer_.sealed() && writer_.room() >= bytes) return {};
     if (const Status status = finish_transfer({}, 0); !status.ok()) return status;
   }
-  const bool credit = control ? ledger_.available() > kCreditsForReturns : ledger_.may_send_data();
+  const bool credit = control ? ledger_.may_send_control() : ledger_.may_send_data();
   if (!credit) return blocked(counters_.blocked_no_credit);
   auto space = endpoint_->begin_send(wire::kTransferInlineBytesMax);
   if (!space.ok()) {
@@ -232,7 +229,7 @@ void Channel::release(fabric::Loan loan) {
 
 void Channel::return_credits() {
   if (!ledger_.grant_due() && received_since_grant_ < kReturnAfterBytes) return;
-  if (open_ || ledger_.available() == 0) return;  // the open transfer will carry it
+  if (open_ || !ledger_.may_send_control()) return;  // the open transfer will carry it
   auto space = endpoint_->begin_send(sizeof(wire::TransferHeader));
   if (!space.ok()) return;  // tried again at the next poll
   writer_ = wire::TransferWriter(*space);
@@ -279,7 +276,7 @@ wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& o
   hello.version = wire::kVersion;
   hello.epoch = epoch;
   hello.credits_initial = options.receive_depth;
-  hello.credits_reserved = std::max<std::uint32_t>(options.receive_depth / 16, 4);
+  hello.credits_reserved = std::max<std::uint32_t>(options.receive_depth / 16, 2);
   hello.stream_window_bytes = stream_window_bytes;
   hello.streams_max = streams_max;
   std::memcpy(hello.node_name, node_name.data(),

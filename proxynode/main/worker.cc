@@ -158,28 +158,30 @@ void Worker::on_service_closed(const SocketAddress& address) {
   for (auto& interface : interfaces_) interface->io->remove_local_address(address.ip);
 }
 
+// Lends a slot to the driver at place `i`; false when the pool is dry.
+bool Worker::post(Interface& in, std::size_t i) {
+  const buffer::SlotIndex slot = ingress_->acquire();
+  if (slot == buffer::kNoSlot) return false;
+  in.slots[i] = slot;
+  in.buffers[i] = {ingress_->data(slot), static_cast<std::uint32_t>(ingress_->slot_bytes())};
+  return true;
+}
+
 std::size_t Worker::receive(Interface& in) {
-  while (in.posted < kBurst) {
-    const buffer::SlotIndex slot = ingress_->acquire();
-    if (slot == buffer::kNoSlot) break;  // fewer are posted: packets wait in the device's queue
-    in.slots[in.posted] = slot;
-    in.buffers[in.posted] = {ingress_->data(slot),
-                             static_cast<std::uint32_t>(ingress_->slot_bytes())};
-    ++in.posted;
-  }
+  while (in.posted < kBurst && post(in, in.posted)) ++in.posted;
   const std::size_t count =
       in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
   for (std::size_t i = 0; i < count; ++i) {
     stack_->input(in.index, in.slots[in.packets[i].buffer], in.packets[i]);
   }
-  // The driver fills the lowest buffers first: those left over move down.
-  if (count != 0) {
-    const auto used = static_cast<std::size_t>(in.packets[count - 1].buffer) + 1;
-    std::copy(in.slots.begin() + static_cast<std::ptrdiff_t>(used),
-              in.slots.begin() + static_cast<std::ptrdiff_t>(in.posted), in.slots.begin());
-    std::copy(in.buffers.begin() + static_cast<std::ptrdiff_t>(used),
-              in.buffers.begin() + static_cast<std::ptrdiff_t>(in.posted), in.buffers.begin());
-    in.posted -= used;
+  // The driver fills the lowest places first: they get the slots freed last, which are still in
+  // the cache. With a dry pool fewer are posted, and packets wait in the device's queue.
+  const std::size_t used = count == 0 ? 0 : in.packets[count - 1].buffer + std::size_t{1};
+  for (std::size_t i = used; i-- > 0;) {
+    if (post(in, i)) continue;
+    --in.posted;
+    in.slots[i] = in.slots[in.posted];
+    in.buffers[i] = in.buffers[in.posted];
   }
   return count;
 }

@@ -46,6 +46,7 @@ class Worker final : public translate::Host {
 
  private:
   struct Interface;
+  bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
   std::size_t round();
   void idle();

@@ -29,34 +29,21 @@ wire::CloseCode code_of(stack::EndReason reason) {
 
 void Translator::on_message(channel::Channel& channel, const wire::Message& message) {
   AppNode& node = node_of_channel(channel);
-  const bool answer = (message.flags & wire::kFlagAnswer) != 0;
-  switch (message.type) {
-    case wire::MessageType::kJoinService:
-      if (answer) break;
-      return on_join(node, message);
-    case wire::MessageType::kLeaveService:
-      if (answer) break;
-      return on_leave(node, message);
-    case wire::MessageType::kShutdownService:
-      if (answer || message.code != wire::CloseCode::kNone) break;
-      return on_shutdown_service(node, message);
-    case wire::MessageType::kConnectionRequest:
-      if ((message.flags & wire::kFlagActive) == 0) break;
-      return on_active_request(node, message);
-    case wire::MessageType::kAcceptConnection:
-      if (message.accept.request != 0) break;
-      return on_accept(node, message);
-    case wire::MessageType::kRejectConnection:
-      if (message.reject.request != 0) break;
-      return on_reject(node, message);
-    case wire::MessageType::kCloseConnection:
-      return on_close_message(node, message);
-    case wire::MessageType::kCredit:
-      return on_credit(node, message);
-    default:
-      break;
+  if (const Status status = wire::check_direction(message, wire::Receiver::kProxy); !status.ok()) {
+    channel.close(wire::CloseCode::kProtocolError, status.text());
+    return;
   }
-  channel.close(wire::CloseCode::kProtocolError, "a message that only a proxy may send");
+  switch (message.type) {
+    case wire::MessageType::kJoinService: return on_join(node, message);
+    case wire::MessageType::kLeaveService: return on_leave(node, message);
+    case wire::MessageType::kShutdownService: return on_shutdown_service(node, message);
+    case wire::MessageType::kConnectionRequest: return on_active_request(node, message);
+    case wire::MessageType::kAcceptConnection: return on_accept(node, message);
+    case wire::MessageType::kRejectConnection: return on_reject(node, message);
+    case wire::MessageType::kCloseConnection: return on_close_message(node, message);
+    case wire::MessageType::kCredit: return on_credit(node, message);
+    default: return;  // DATA has its own call; HELLO and ERROR never come here
+  }
 }
 
 void Translator::on_close_message(AppNode& node, const wire::Message& message) {
