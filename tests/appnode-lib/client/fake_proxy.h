@@ -28,7 +28,8 @@ class FakeProxy final : public channel::Delegate {
     bool accepted = false;
     bool rejected = false;
     std::uint32_t window_bytes = 0;  // what the application granted
-    std::string data;
+    std::string data;                // a test may clear it
+    std::uint64_t received = 0;      // all of it
     std::uint64_t sent = 0;
     std::uint64_t freed = 0;  // by the application
     std::vector<std::pair<wire::CloseCode, std::uint64_t>> closes;

@@ -1,0 +1,99 @@
+#include "appnode-lib/examples/example_program.h"
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <csignal>
+
+namespace examples {
+namespace {
+
+app::Node* g_node = nullptr;  // for the signal handler alone
+
+void on_signal(int) {
+  if (g_node->stopped()) std::_Exit(1);  // the second time: at once
+  g_node->stop();
+}
+
+}  // namespace
+
+void add_common_options(CLI::App& cli, CommonOptions& options) {
+  cli.set_version_flag("--version", SANPROXY_VERSION);
+  cli.add_option("--proxy", options.proxies, "A proxy node, such as shm:/run/sanproxy/proxy.sock")
+      ->envname("SANPROXY_PROXY")
+      ->delimiter(',');
+  cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
+      ->envname("SANPROXY_SERVICE")
+      ->delimiter(',');
+  cli.add_option("--weight", options.weight, "Our share, against other nodes of the service")
+      ->check(CLI::Range(1, 65535));
+  cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
+  cli.add_flag("--immediate", options.immediate, "Bind at the handshake, not at the first data");
+  cli.add_option("--drain-ms", options.drain_ms, "After SIGTERM, let connections finish so long")
+      ->check(CLI::NonNegativeNumber);
+  cli.add_option("--log", options.log_level, "debug, info, warning, error or off");
+}
+
+std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& options) {
+  spdlog::set_default_logger(spdlog::stderr_color_st("appnode"));
+  spdlog::set_level(spdlog::level::from_str(options.log_level));
+  app::NodeOptions node_options;
+  node_options.proxies = options.proxies;
+  node_options.on_proxy_up = [](auto proxy) { spdlog::info("{}: connected", proxy); };
+  node_options.on_proxy_down = [](auto proxy, auto why) { spdlog::warn("{}: {}", proxy, why); };
+  node_options.on_joined = [](auto service, auto proxy) {
+    spdlog::info("{}: joined {}", proxy, service);
+  };
+  node_options.on_join_refused = [](auto service, auto proxy, app::CloseCode code) {
+    spdlog::error("{}: {} is not ours: {}", proxy, service, app::to_string(code));
+  };
+  auto node = app::Node::create(std::move(node_options));
+  if (!node.ok()) {
+    spdlog::error("no node: {}", node.status().to_string());
+    return nullptr;
+  }
+  std::unique_ptr<ExampleProgram> program(new ExampleProgram(options));
+  program->node_ = std::move(*node);
+  return program;
+}
+
+int ExampleProgram::serve(const app::RequestHandler& on_request) {
+  if (options_.services.empty()) {
+    spdlog::error("--service (or SANPROXY_SERVICE) is needed");
+    return 2;
+  }
+  app::JoinOptions join;
+  join.weight = static_cast<std::uint16_t>(options_.weight);
+  join.connections_max = options_.connections_max;
+  join.immediate = options_.immediate;
+  for (const std::string& address : options_.services) {
+    auto service = node_->join(address, on_request, join);
+    if (!service.ok()) {
+      spdlog::error("{}: {}", address, service.status().to_string());
+      return 2;
+    }
+    services_.push_back(*service);
+  }
+  g_node = node_.get();
+  std::signal(SIGTERM, on_signal);
+  std::signal(SIGINT, on_signal);
+  node_->run();
+  drain();
+  return 0;
+}
+
+// No new connections; those that are open finish, as long as --drain-ms allows.
+void ExampleProgram::drain() {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::milliseconds(options_.drain_ms);
+  for (app::Service& service : services_) service.leave();
+  while (!node_->drained()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now());
+    if (left.count() <= 0) break;
+    node_->wait(static_cast<int>(left.count()));
+  }
+  spdlog::info("stopped, {} connections cut off", node_->connection_count());
+}
+
+}  // namespace examples

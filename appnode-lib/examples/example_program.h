@@ -1,0 +1,50 @@
+// What the example programs share: their flags, and how a service runs and stops gracefully.
+//
+// Role: add_common_options() -> the flags; ExampleProgram -> a Node that runs until SIGTERM, then
+//   leaves its services and lets open connections finish.
+// Thread: the main one.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sanproxy/appnode.h"
+
+namespace examples {
+
+namespace app = sanproxy::app;
+
+struct CommonOptions {
+  std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
+  std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
+  unsigned weight = 1;
+  unsigned connections_max = 0;
+  bool immediate = false;
+  int drain_ms = 5000;
+  std::string log_level = "info";
+};
+
+// Adds --proxy, --service, ..., --version to `cli`.
+void add_common_options(CLI::App& cli, CommonOptions& options);
+
+class ExampleProgram {
+ public:
+  // The Node, not yet joined to anything; nullptr (and a line on stderr) if it cannot be.
+  static std::unique_ptr<ExampleProgram> create(const CommonOptions& options);
+
+  app::Node& node() { return *node_; }
+  // Joins every service with `on_request`, serves until SIGTERM or SIGINT, drains. The exit code.
+  int serve(const app::RequestHandler& on_request);
+
+ private:
+  explicit ExampleProgram(const CommonOptions& options) : options_(options) {}
+  void drain();
+
+  CommonOptions options_;
+  std::unique_ptr<app::Node> node_;
+  std::vector<app::Service> services_;
+};
+
+}  // namespace examples
