@@ -31,8 +31,7 @@ Result<std::shared_ptr<Core>> Core::create(const ShmOptions& options) {
   auto sleep = OwnSleepPage::create();
   if (!sleep.ok()) return sleep.status();
   core->sleep_ = std::move(*sleep);
-  // Edge-triggered, so that the timer need not be read.
-  Status watched = core->watch(core->timer_.get(), EPOLLIN | EPOLLET, nullptr);
+  Status watched = core->watch(core->timer_.get(), EPOLLIN, nullptr);
   if (!watched.ok()) return watched;
   return core;
 }
@@ -72,10 +71,15 @@ void Core::tick() {
     handshaker->on_tick();
     waiting |= handshaker->waiting();
   }
-  if (waiting || !ticking_) return;
+  if (waiting) {
+    // A periodic timer goes on only when it has been read.
+    std::uint64_t expirations = 0;
+    [[maybe_unused]] const ssize_t n = ::read(timer_.get(), &expirations, sizeof(expirations));
+    return;
+  }
   ticking_ = false;
   const itimerspec never{};
-  ::timerfd_settime(timer_.get(), 0, &never, nullptr);
+  ::timerfd_settime(timer_.get(), 0, &never, nullptr);  // also forgets an expiry
 }
 
 bool Core::arm() {
