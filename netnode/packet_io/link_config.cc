@@ -7,6 +7,7 @@
 #include <linux/netlink.h>
 #include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -17,6 +18,8 @@
 
 namespace sanproxy::packet_io {
 namespace {
+
+constexpr int kLocalWaitMs = 5'000;
 
 // One rtnetlink request under construction: header, family body, attributes.
 template <typename Body>
@@ -176,8 +179,42 @@ Status LinkConfig::add_address(int index, const IpPrefix& address) {
   message.body().ifa_index = static_cast<std::uint32_t>(index);
   message.add(IFA_LOCAL, address.ip.bytes.data(), address.ip.size());
   message.add(IFA_ADDRESS, address.ip.bytes.data(), address.ip.size());
-  return request(message.data(), v6 ? "add an IPv6 address (is IPv6 enabled on this host?)"
-                                    : "add an IPv4 address");
+  Status status = request(message.data(), v6 ? "add an IPv6 address (is IPv6 enabled on this host?)"
+                                             : "add an IPv4 address");
+  // The kernel adds the route that makes an IPv6 address its own in a work queue, later.
+  return status.ok() && v6 ? wait_until_local(address.ip) : status;
+}
+
+bool LinkConfig::is_local(const IpAddress& address) {
+  Message<rtmsg> message(RTM_GETROUTE, 0);
+  message.body().rtm_family = AF_INET6;
+  message.body().rtm_dst_len = 128;
+  message.add(RTA_DST, address.bytes.data(), address.size());
+  auto& header = *static_cast<nlmsghdr*>(message.data());
+  header.nlmsg_flags = NLM_F_REQUEST;
+  header.nlmsg_seq = ++sequence_;
+  if (::send(netlink_.get(), message.data(), header.nlmsg_len, 0) < 0) {
+    return false;
+  }
+  alignas(nlmsghdr) std::array<std::byte, 8192> answer;
+  const ssize_t got = ::recv(netlink_.get(), answer.data(), answer.size(), 0);
+  if (got < static_cast<ssize_t>(NLMSG_LENGTH(sizeof(rtmsg)))) {
+    return false;
+  }
+  const auto& reply = *reinterpret_cast<const nlmsghdr*>(answer.data());
+  rtmsg route;
+  std::memcpy(&route, answer.data() + NLMSG_HDRLEN, sizeof(route));
+  return reply.nlmsg_type == RTM_NEWROUTE && route.rtm_type == RTN_LOCAL;
+}
+
+Status LinkConfig::wait_until_local(const IpAddress& address) {
+  for (int waited_ms = 0; waited_ms < kLocalWaitMs; ++waited_ms) {
+    if (is_local(address)) {
+      return Status();
+    }
+    ::poll(nullptr, 0, 1);
+  }
+  return Status::error(Code::kTimeout, "the kernel did not take an IPv6 address into use");
 }
 
 Status LinkConfig::set_up(int index) {

@@ -37,13 +37,17 @@ class LinkConfig {
   Status set_queue_length(int index, std::uint32_t packets);
   // Packets go straight to the driver, whose own queue is the only one.
   Status set_no_queue_discipline(int index);
-  Status add_address(int index, const IpPrefix& address);  // IPv6 without DAD
+  // IPv6 without duplicate address detection. The kernel takes packets to the address when this
+  // returns.
+  Status add_address(int index, const IpPrefix& address);
   Status set_up(int index);
 
  private:
   explicit LinkConfig(UniqueFd netlink, UniqueFd control)
       : netlink_(std::move(netlink)), control_(std::move(control)) {}
   Status request(void* message, const char* what);
+  bool is_local(const IpAddress& address);
+  Status wait_until_local(const IpAddress& address);
 
   UniqueFd netlink_;
   UniqueFd control_;  // for the ioctls that answer questions

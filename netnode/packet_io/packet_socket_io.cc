@@ -321,7 +321,7 @@ Status set_up_socket(int fd, int index) {
   if (!set_option(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, on)) {
     return socket_error("PACKET_IGNORE_OUTGOING (needs Linux 4.20)");
   }
-  (void)set_option(fd, SOL_PACKET, PACKET_QDISC_BYPASS, on);
+  // Not PACKET_QDISC_BYPASS: it drops what the device cannot segment or sum by itself.
   // FORCE passes over the system's limit; without the right to it, the limit has to do.
   if (!set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, kSocketBufferBytes)) {
     (void)set_option(fd, SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);

@@ -59,7 +59,7 @@ TEST_F(OpenTest, ADeviceIsConfiguredAndGoesAwayWithItsOwner) {
       EXPECT_NE(link.find("mtu 4000"), std::string::npos) << link;
       EXPECT_NE(link.find("qlen 10000"), std::string::npos) << link;
       EXPECT_NE(link.find("UP"), std::string::npos) << link;
-      const std::string addresses = output("ip -o addr show san7");
+      const std::string addresses = output("ip -o addr show san7 scope global");
       EXPECT_NE(addresses.find("10.77.0.1/24"), std::string::npos) << addresses;
       EXPECT_NE(addresses.find("fd77::1/64"), std::string::npos) << addresses;
       EXPECT_EQ(addresses.find("tentative"), std::string::npos) << addresses;

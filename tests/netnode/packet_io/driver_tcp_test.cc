@@ -85,7 +85,7 @@ class Wire {
  public:
   Wire(KernelSide& side, bool ethernet_driver_is_the_link) {
     if (ethernet_driver_is_the_link) {
-      side.driver_namespace().run(kOffloadsOff + std::string("san0 tx off tso off gso off"));
+      side.driver_namespace().run("ethtool -K san0 tx off tso off gso off >/dev/null");
       open(side, side.kernel(), "kern0");
       return;
     }
@@ -96,7 +96,7 @@ class Wire {
         "ip addr add 10.78.0.1/24 dev out0 && ip addr add fd78::1/64 dev out0 nodad && "
         "ip link set far0 address 02:00:00:00:00:02 netns " +
         far_.path());
-    side.kernel().run(kOffloadsOff + std::string("out0 tx off tso off gso off"));
+    side.kernel().run("ethtool -K out0 tx off tso off gso off >/dev/null");
     far_.run("ip link set far0 up");
     side.kernel().run(
         "ip link set out0 up && ip neigh add 10.78.0.2 lladdr 02:00:00:00:00:02 dev out0 && "
@@ -122,8 +122,6 @@ class Wire {
   }
 
  private:
-  static constexpr const char* kOffloadsOff = "ethtool -K ";
-
   void open(const KernelSide& side, const NetNamespace& where, const char* device) {
     const auto protocol = htons(side.v4() ? 0x0800 : 0x86dd);
     where.enter();
