@@ -19,10 +19,11 @@ import idle
 import report
 import sides
 from lab import BenchError, Lab, run
-from works import WORKS, cpu_unit, run_once
+from works import REQUEST_PATH, WORKS, cpu_unit, run_once
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DRIVERS = ("tun", "packet")
+MICRO_PROGRAMS = ("sanproxy_microbench",)
 IDLE_COUNTS = (1_000, 10_000, 50_000)
 
 
@@ -91,6 +92,7 @@ class Bench:
         taking_part = [] if self.arguments.no_peers else [
             side for side in self.peers() if side.name not in work.without]
         taking_part += [self.ours(d)[1 if work.shared else 0] for d in drivers]
+        self.check_same_replies(work, taking_part)
         samples = {side.name: [] for side in taking_part}
         for number in range(self.arguments.rounds):
             for side in taking_part:
@@ -102,6 +104,17 @@ class Bench:
             self.add_rows(work, driver, samples)
         if self.arguments.peers_only:
             self.add_peer_rows(work, samples)
+
+    def check_same_replies(self, work, taking_part):
+        """The sides must do the same work: as many bytes in every reply."""
+        if work.function != "http":
+            return
+        lengths = {side.name: self.lab.load(side.client_namespace, "http",
+                                            side.addresses["http"], path=REQUEST_PATH,
+                                            seconds=0.01, warmup=0)["reply_bytes"]
+                   for side in taking_part}
+        if len(set(lengths.values())) > 1:
+            raise BenchError(f"replies differ in length: {lengths}")
 
     @staticmethod
     def series(samples, name, figure):
@@ -210,8 +223,7 @@ class Bench:
     def run_micro(self):
         if not self.wanted("micro") or self.arguments.peers_only:
             return
-        programs = [p for p in sorted(os.listdir(self.lab.bin_dir)) if p.startswith("micro_")]
-        for program in programs:
+        for program in MICRO_PROGRAMS:
             argv = [self.lab.program(program), "--benchmark_format=json",
                     "--benchmark_min_time=" + ("0.05" if self.arguments.quick else "0.3")]
             print(f"[{time.monotonic() - self._start:6.1f} s] {program}", flush=True)
@@ -225,9 +237,9 @@ class Bench:
                                                      [one["cpu_time"]]))
 
     def run_all(self):
+        self.run_idle()  # first: memory for a connection shows on a proxy that has none to reuse
         for work in WORKS:
             self.run_work(work)
-        self.run_idle()
         self.run_copied()
         self.run_micro()
 
@@ -253,6 +265,9 @@ def main():
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
+    if os.getloadavg()[0] > 1:
+        print(f"bench: the machine is busy (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} "
+              "processors): figures will wander", file=sys.stderr)
     lab = Lab(arguments.bin)
     bench = Bench(arguments, lab)
     failed = False

@@ -8,6 +8,7 @@ import json
 import subprocess
 
 from lab import BenchError, rss_bytes
+from works import REQUEST_PATH
 
 HOLDERS = 3
 ACTIVE_PER_HOLDER = 21
@@ -29,7 +30,7 @@ class Holders:
             mine = min(each, count - i * each)
             if mine <= 0:
                 break
-            flags = {"connections": mine, "path": "/bytes/13", "wait_go": True,
+            flags = {"connections": mine, "path": REQUEST_PATH, "wait_go": True,
                      "source": side.sources[i:] + side.sources[:i], "watch": side.pids("http")}
             if mode == "random":
                 flags.update(active=ACTIVE_PER_HOLDER, seconds=seconds, warmup=warmup)
@@ -85,7 +86,7 @@ def measure(lab, side, counts, rounds, seconds, warmup, progress):
             elif count == counts[-1] and number == 0:
                 memory.append((rss - few_rss) / (count - FEW))
             result = lab.load(side.client_namespace, "http", side.addresses["http"],
-                              connections=LOAD_CONNECTIONS, path="/bytes/13", seconds=seconds,
+                              connections=LOAD_CONNECTIONS, path=REQUEST_PATH, seconds=seconds,
                               warmup=warmup, watch=side.pids("http"))
             found = _figures(side, [result])
             samples.setdefault(("idle", count), []).append(found)

@@ -21,10 +21,12 @@ def make_row(bench, unit, ours, peer=None, peer_values=None, at_least=None, at_m
     ratios = [a / b for a, b in zip(ours, peer_values) if b] if peer_values else []
     judged = statistics.median(ratios) if ratios else statistics.median(ours)
     bar = holds = None
+    # A bar on a ratio says nothing when the peer did not run.
+    can_judge = bool(ratios) or peer is None
     if at_least is not None:
-        bar, holds = f">= {number(at_least)}", judged >= at_least
+        bar, holds = f">= {number(at_least)}", judged >= at_least if can_judge else None
     elif at_most is not None:
-        bar, holds = f"<= {number(at_most)}", judged <= at_most
+        bar, holds = f"<= {number(at_most)}", judged <= at_most if can_judge else None
     spread = ratios or ours
     return dict(zip(KEYS, (bench, unit, statistics.median(ours), peer,
                            statistics.median(peer_values) if peer_values else None,

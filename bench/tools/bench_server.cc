@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <string>
 #include <string_view>
@@ -29,7 +30,14 @@ constexpr std::size_t kBulkBytes = 256 * 1024;
 constexpr std::size_t kEchoBytesMax = 64 * 1024;
 constexpr std::size_t kRequestBytesMax = 4096;
 constexpr std::size_t kBodyBytesMax = 1 << 20;
+constexpr std::size_t kPatternPeriodBytes = 65'536;
 constexpr int kSendsPerEvent = 4;  // then the other connections have their turn
+
+// The pattern of appnode-httpd's /bytes/N.
+char pattern_byte(std::uint64_t i) {
+  const std::uint64_t k = i % kPatternPeriodBytes;
+  return static_cast<char>((k * 131 + (k >> 8) * 7) & 0xff);
+}
 
 enum class Mode { kHttp, kEcho, kSink, kSource };
 
@@ -46,12 +54,13 @@ struct Connection {
 
 class Server {
  public:
-  Server(Mode mode, const std::string& reply_headers)
+  explicit Server(Mode mode)
       : mode_(mode),
-        reply_headers_(reply_headers),
         epoll_(epoll_create1(EPOLL_CLOEXEC)),
-        buffer_(kBulkBytes, 'x') {
+        buffer_(kBulkBytes, 'x'),
+        pattern_(mode == Mode::kHttp ? kBodyBytesMax : 0, '\0') {
     if (epoll_ < 0) fail("epoll_create1");
+    for (std::size_t i = 0; i < pattern_.size(); ++i) pattern_[i] = pattern_byte(i);
   }
 
   void listen_at(const SocketAddress& address);
@@ -59,6 +68,7 @@ class Server {
 
  private:
   void accept_all();
+  void refresh_headers();
   void end(int fd);
   void on_http(int fd);
   // False: the request is not ours to answer.
@@ -75,10 +85,12 @@ class Server {
   Connection& at(int fd) { return connections_[static_cast<std::size_t>(fd)]; }
 
   Mode mode_;
-  std::string reply_headers_;
   int epoll_;
   int listener_ = -1;
   std::vector<char> buffer_;
+  std::string pattern_;  // http: what bodies are made of
+  std::string headers_;  // http: those that change once a second
+  std::time_t headers_time_ = -1;
   std::vector<Connection> connections_;  // by descriptor; as many as the limit on descriptors
   std::string reply_;                    // http: replies to the requests of one read
 };
@@ -181,6 +193,18 @@ void Server::on_http(int fd) {
   if (connection.close_after && connection.pending.empty()) end(fd);
 }
 
+void Server::refresh_headers() {
+  const std::time_t now = std::time(nullptr);
+  if (now == headers_time_) return;
+  headers_time_ = now;
+  char date[64];
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  std::strftime(date, sizeof(date), "Date: %a, %d %b %Y %H:%M:%S GMT\r\n", &parts);
+  headers_ = "HTTP/1.1 200 OK\r\nServer: appnode-httpd\r\n";
+  headers_.append(date).append("Content-Type: application/octet-stream\r\n");
+}
+
 bool Server::answer(Connection& connection, std::string_view request) {
   constexpr std::string_view kGet = "GET /bytes/";
   if (!request.starts_with(kGet)) return false;
@@ -191,11 +215,12 @@ bool Server::answer(Connection& connection, std::string_view request) {
   connection.close_after = request.find("\r\nConnection: close\r\n") != request.npos;
   char number[24];
   const auto end = std::to_chars(number, number + sizeof(number), length).ptr;
-  reply_.append(reply_headers_)
+  refresh_headers();
+  reply_.append(headers_)
       .append("Content-Length: ")
       .append(number, end)
       .append(connection.close_after ? "\r\nConnection: close\r\n\r\n" : "\r\n\r\n");
-  reply_.append(length, 'x');
+  reply_.append(pattern_, 0, length);
   return true;
 }
 
@@ -243,7 +268,6 @@ int main(int argc, char** argv) {
                                           {"echo", Mode::kEcho},
                                           {"sink", Mode::kSink},
                                           {"source", Mode::kSource}};
-  std::string reply_headers = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n";
   CLI::App app{"A plain epoll server: what the peers of the benchmark serve with."};
   app.add_option("--mode", mode)->transform(CLI::CheckedTransformer(modes));
   app.add_option("--listen", listen, "IP:PORT")->required();
@@ -254,7 +278,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   sanproxy::bench::raise_descriptor_limit();
-  sanproxy::bench::Server server(mode, reply_headers);
+  sanproxy::bench::Server server(mode);
   server.listen_at(*address);
   server.run();
 }
