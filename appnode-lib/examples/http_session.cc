@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
+#include <cstdio>
+#include <utility>
 
 namespace examples {
 namespace {
@@ -18,7 +19,7 @@ class HeadWriter {
  public:
   HeadWriter& add(std::string_view text) {
     const std::size_t n = std::min(text.size(), sizeof(buffer_) - used_);
-    std::memcpy(buffer_ + used_, text.data(), n);
+    std::copy_n(text.data(), n, buffer_ + used_);
     used_ += n;
     return *this;
   }

@@ -9,7 +9,7 @@ using AppCode = ::sanproxy::app::CloseCode;
 class ConnectionTest : public Harness {};
 
 TEST_F(ConnectionTest, AReplyReachesTheClientAndTheFirstBytesMayRideWithTheRequest) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection& c, Received&) { EXPECT_EQ(c.send("pong"), 4u); };
   serve(handler);
   const auto id = proxy_.request(proxy_.last_service);
@@ -38,7 +38,7 @@ TEST_F(ConnectionTest, ARejectedRequestTellsTheCodeAndItsEarlyDataIsDropped) {
 }
 
 TEST_F(ConnectionTest, ARequestForAnUnknownServiceIsRejected) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   const auto id = proxy_.request(4242);
   ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).rejected; }));
@@ -46,7 +46,7 @@ TEST_F(ConnectionTest, ARequestForAnUnknownServiceIsRejected) {
 }
 
 TEST_F(ConnectionTest, MoreThanConnectionsMaxAreRejectedAndASlotIsUsedAgain) {
-  Recorder handler;
+  Recorder& handler = recorder();
   NodeOptions options;
   options.connections_max = 2;
   serve(handler, options);
@@ -62,7 +62,7 @@ TEST_F(ConnectionTest, MoreThanConnectionsMaxAreRejectedAndASlotIsUsedAgain) {
 }
 
 TEST_F(ConnectionTest, HalfCloseByTheClientLeavesOurDirectionOpen) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection&, Received&) {};
   serve(handler);
   const auto id = open();
@@ -79,7 +79,7 @@ TEST_F(ConnectionTest, HalfCloseByTheClientLeavesOurDirectionOpen) {
 }
 
 TEST_F(ConnectionTest, HalfCloseByUsLeavesReceivingOpen) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection& c, Received&) { c.finish(); };
   serve(handler);
   const auto id = open();
@@ -95,7 +95,7 @@ TEST_F(ConnectionTest, HalfCloseByUsLeavesReceivingOpen) {
 }
 
 TEST_F(ConnectionTest, CloseDeliversWhatWasSentAndEndsWhenTheProxySaysSo) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection& c, Received&) {
     EXPECT_EQ(c.send("bye"), 3u);
     c.close();
@@ -120,7 +120,7 @@ TEST_F(ConnectionTest, CloseDeliversWhatWasSentAndEndsWhenTheProxySaysSo) {
 }
 
 TEST_F(ConnectionTest, ResetAfterCloseIsStillPossible) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection& c, Received&) { c.close(); };
   serve(handler);
   proxy_.options.confirm_closes = false;
@@ -137,7 +137,7 @@ TEST_F(ConnectionTest, ResetAfterCloseIsStillPossible) {
 }
 
 TEST_F(ConnectionTest, MessagesForDeadConnectionsAreIgnored) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   const auto id = open();
   proxy_.send_close(id, CloseCode::kTimedOut);
@@ -152,7 +152,7 @@ TEST_F(ConnectionTest, MessagesForDeadConnectionsAreIgnored) {
 }
 
 TEST_F(ConnectionTest, SendingStopsAtTheWindowAndGoesOnWhenItOpens) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   proxy_.options.free_at_once = false;
   const auto id = open(100'000);
@@ -175,7 +175,7 @@ TEST_F(ConnectionTest, SendingStopsAtTheWindowAndGoesOnWhenItOpens) {
 }
 
 TEST_F(ConnectionTest, ATinyOpeningOfTheWindowDoesNotMakeTinyPieces) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   proxy_.options.free_at_once = false;
   const auto id = open(64'000);
@@ -192,7 +192,7 @@ TEST_F(ConnectionTest, ATinyOpeningOfTheWindowDoesNotMakeTinyPieces) {
 }
 
 TEST_F(ConnectionTest, TheClientsWindowOpensAsBytesAreReturned) {
-  Recorder handler;
+  Recorder& handler = recorder();
   NodeOptions options;
   options.receive_window_bytes = 64 * 1024;
   serve(handler, options);
@@ -210,7 +210,7 @@ TEST_F(ConnectionTest, TheClientsWindowOpensAsBytesAreReturned) {
 }
 
 TEST_F(ConnectionTest, AFloodOfConnectionsThatMeetsAFullChannelIsServedInTheEnd) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection& c, Received&) {
     c.send("r");
     c.finish();
@@ -236,7 +236,7 @@ TEST_F(ConnectionTest, AFloodOfConnectionsThatMeetsAFullChannelIsServedInTheEnd)
 }
 
 TEST_F(ConnectionTest, ABrokenRuleOfTheProxyEndsTheChannel) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   const auto id = open();
   proxy_.stream(id).sent = 10;  // a gap
@@ -247,7 +247,7 @@ TEST_F(ConnectionTest, ABrokenRuleOfTheProxyEndsTheChannel) {
 }
 
 TEST_F(ConnectionTest, AnOutgoingConnectionOpensCarriesBytesAndCloses) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   auto connection = node_->connect("192.0.2.1:443", handler);
   ASSERT_TRUE(connection.ok());
@@ -277,8 +277,8 @@ TEST_F(ConnectionTest, AnOutgoingConnectionOpensCarriesBytesAndCloses) {
 }
 
 TEST_F(ConnectionTest, AnOutgoingConnectionThatFailsTellsWhyAndOneGivenUpIsTakenBack) {
-  Recorder failed;
-  Recorder dropped;
+  Recorder& failed = recorder();
+  Recorder& dropped = recorder();
   serve(failed);
   ASSERT_TRUE(node_->connect("192.0.2.1:443", failed).ok());
   auto connection = node_->connect("192.0.2.2:443", dropped);

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -93,31 +94,6 @@ class FakeProxy final : public channel::Delegate {
   std::uint16_t epoch_ = 0;
 };
 
-class Harness : public ::testing::Test {
- protected:
-  Harness();
-  ~Harness() override;
-
-  // A node that knows of the proxy; `options.proxies` is filled in.
-  void make_node(NodeOptions options = {});
-  void pump();
-  // Until the condition holds; fails the test if it never does.
-  [[nodiscard]] bool pump_until(const std::function<bool()>& condition);
-  void pump_some(int rounds = 20);
-  // Node, proxy and one joined service that accepts with `handler`.
-  void serve(ConnectionHandler& handler, NodeOptions options = {});
-  // A client's connection that the application has accepted.
-  std::uint64_t open(std::uint32_t window_bytes = 256 * 1024);
-
-  std::string directory_;
-  std::string address_;
-  ManualClock clock_;
-  FakeProxy proxy_;
-  std::unique_ptr<internal::NodeImpl> impl_;
-  Node* node_ = nullptr;
-  Service service_;
-};
-
 // Records what a connection is told.
 struct Recorder : ConnectionHandler {
   Connection* connection = nullptr;
@@ -150,6 +126,34 @@ struct Recorder : ConnectionHandler {
     code = why;
     connection = nullptr;
   }
+};
+
+class Harness : public ::testing::Test {
+ protected:
+  Harness();
+  ~Harness() override;
+
+  // A node that knows of the proxy; `options.proxies` is filled in.
+  void make_node(NodeOptions options = {});
+  void pump();
+  // Until the condition holds; fails the test if it never does.
+  [[nodiscard]] bool pump_until(const std::function<bool()>& condition);
+  void pump_some(int rounds = 20);
+  // Node, proxy and one joined service that accepts with `handler`.
+  void serve(ConnectionHandler& handler, NodeOptions options = {});
+  // A handler that lives as long as the Node.
+  Recorder& recorder() { return recorders_.emplace_back(); }
+  // A client's connection that the application has accepted.
+  std::uint64_t open(std::uint32_t window_bytes = 256 * 1024);
+
+  std::deque<Recorder> recorders_;
+  std::string directory_;
+  std::string address_;
+  ManualClock clock_;
+  FakeProxy proxy_;
+  std::unique_ptr<internal::NodeImpl> impl_;
+  Node* node_ = nullptr;
+  Service service_;
 };
 
 }  // namespace sanproxy::app::test

@@ -19,7 +19,7 @@ class MemoryTest : public Harness {
 };
 
 TEST_F(MemoryTest, LargeBytesAreKeptInPlaceAndSmallOnesAreCopied) {
-  Recorder handler;
+  Recorder& handler = recorder();
   std::vector<Borrowed> kept;
   const std::byte* seen = nullptr;
   handler.data_hook = [&](Connection&, Received& data) {
@@ -45,7 +45,7 @@ TEST_F(MemoryTest, LargeBytesAreKeptInPlaceAndSmallOnesAreCopied) {
 }
 
 TEST_F(MemoryTest, TheWindowStaysClosedWhileBytesAreKept) {
-  Recorder handler;
+  Recorder& handler = recorder();
   std::vector<Borrowed> kept;
   handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
   NodeOptions options;
@@ -64,7 +64,7 @@ TEST_F(MemoryTest, TheWindowStaysClosedWhileBytesAreKept) {
 }
 
 TEST_F(MemoryTest, WithheldBytesOpenTheWindowWhenTheApplicationSaysSo) {
-  Recorder handler;
+  Recorder& handler = recorder();
   handler.data_hook = [](Connection&, Received& data) { data.withhold(); };
   NodeOptions options;
   options.receive_window_bytes = 64 * 1024;
@@ -79,7 +79,7 @@ TEST_F(MemoryTest, WithheldBytesOpenTheWindowWhenTheApplicationSaysSo) {
 }
 
 TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
-  Recorder handler;
+  Recorder& handler = recorder();
   std::vector<Borrowed> kept;
   handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
   NodeOptions options;
@@ -98,7 +98,7 @@ TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
 }
 
 TEST_F(MemoryTest, KeptBytesSurviveTheProxyAndTheirConnection) {
-  Recorder handler;
+  Recorder& handler = recorder();
   std::vector<Borrowed> kept;
   handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
   serve(handler);
@@ -120,7 +120,7 @@ TEST_F(MemoryTest, KeptBytesSurviveTheProxyAndTheirConnection) {
 }
 
 TEST_F(MemoryTest, ChunksAreSentInPlaceAndComeBack) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   proxy_.options.hold_loans = true;
   const auto id = opened(handler);
@@ -142,7 +142,7 @@ TEST_F(MemoryTest, ChunksAreSentInPlaceAndComeBack) {
 }
 
 TEST_F(MemoryTest, AChunkThatIsNotSentGoesBackAndOneBeyondTheWindowStaysOurs) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   proxy_.options.free_at_once = false;
   opened(handler, 70'000);
@@ -159,7 +159,7 @@ TEST_F(MemoryTest, AChunkThatIsNotSentGoesBackAndOneBeyondTheWindowStaysOurs) {
 }
 
 TEST_F(MemoryTest, SendersThatFindNoMemoryAreToldWhenSomeIsBack) {
-  Recorder handler;
+  Recorder& handler = recorder();
   NodeOptions options;
   options.send_memory_bytes = 1;  // the least that there can be
   serve(handler, options);
@@ -181,7 +181,7 @@ TEST_F(MemoryTest, SendersThatFindNoMemoryAreToldWhenSomeIsBack) {
 }
 
 TEST_F(MemoryTest, RegisteredMemoryIsSentByReferenceAndReportsWhenItIsDone) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   proxy_.options.hold_loans = true;
   const auto id = opened(handler);
@@ -204,7 +204,7 @@ TEST_F(MemoryTest, RegisteredMemoryIsSentByReferenceAndReportsWhenItIsDone) {
 }
 
 TEST_F(MemoryTest, RegisteredMemoryIsAttachedToAProxyThatComesBack) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   auto memory = node_->register_memory(100'000);
   ASSERT_TRUE(memory.ok());

@@ -57,7 +57,7 @@ TEST_F(ServicesTest, ARefusedJoinIsReported) {
 }
 
 TEST_F(ServicesTest, LeaveLetsOpenConnectionsGoOnAndDrainedComesAfterTheLast) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   const auto id = open();
   service_.leave();
@@ -70,7 +70,7 @@ TEST_F(ServicesTest, LeaveLetsOpenConnectionsGoOnAndDrainedComesAfterTheLast) {
 }
 
 TEST_F(ServicesTest, ARequestThatCrossesOurLeaveIsStillServed) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   service_.leave();  // is on its way
   const auto id = proxy_.request(proxy_.last_service);
@@ -91,7 +91,7 @@ TEST_F(ServicesTest, LeavingBeforeTheJoinIsAnsweredLeavesAfterwards) {
 }
 
 TEST_F(ServicesTest, ShutdownTellsTheProxyAndAnAnnouncedShutdownEndsTheService) {
-  Recorder handler;
+  Recorder& handler = recorder();
   AppCode code = AppCode::kNone;
   NodeOptions options;
   options.on_join_refused = [&](auto, auto, AppCode why) { code = why; };
@@ -111,7 +111,7 @@ TEST_F(ServicesTest, ShutdownTellsTheProxyAndAnAnnouncedShutdownEndsTheService) 
 }
 
 TEST_F(ServicesTest, AProxyThatComesBackIsJoinedAgainAndItsOldConnectionsEndOnce) {
-  Recorder handler;
+  Recorder& handler = recorder();
   int ups = 0;
   int downs = 0;
   NodeOptions options;
@@ -142,7 +142,7 @@ TEST_F(ServicesTest, AProxyThatComesBackIsJoinedAgainAndItsOldConnectionsEndOnce
 }
 
 TEST_F(ServicesTest, AForeignLoopSleepsOnOneDescriptor) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   const auto id = open();
   pollfd descriptor{node_->fd(), POLLIN, 0};
@@ -164,7 +164,7 @@ TEST_F(ServicesTest, StopWakesRunFromAnotherThread) {
 }
 
 TEST_F(ServicesTest, DestroyingTheNodeClosesEveryConnectionOnce) {
-  Recorder handler;
+  Recorder& handler = recorder();
   serve(handler);
   open();
   open();
