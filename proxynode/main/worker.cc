@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "lwproto/buffer/pool_sizes.h"
 
@@ -23,6 +24,8 @@ constexpr std::size_t kBurst = 64;
 // Rounds with work between two looks at listeners, signals and the admin endpoint.
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr int kSleepMsMax = 1000;
+// Addresses of closed services that we still answer for.
+constexpr std::size_t kRetiredAddressesMax = 256;
 
 [[noreturn]] void fail(const std::string& what, const Status& status) {
   throw std::runtime_error(what + ": " + status.to_string());
@@ -148,14 +151,19 @@ void Worker::on_service_opened(const SocketAddress& address) {
   for (auto& interface : interfaces_) interface->io->add_local_address(address.ip);
 }
 
+// The address stays ours for a while: open connections go on, and a SYN deserves its RST.
 void Worker::on_service_closed(const SocketAddress& address) {
   if (address.ip.is_any()) return;
+  std::erase(retired_, address.ip);
+  retired_.push_back(address.ip);
+  if (retired_.size() <= kRetiredAddressesMax) return;
+  const IpAddress oldest = retired_.front();
+  retired_.erase(retired_.begin());
   bool used = false;
-  translator_->services().for_each([&](service::Service& service) {
-    used = used || (service.address().ip == address.ip && service.address() != address);
-  });
+  translator_->services().for_each(
+      [&](service::Service& service) { used = used || service.address().ip == oldest; });
   if (used) return;
-  for (auto& interface : interfaces_) interface->io->remove_local_address(address.ip);
+  for (auto& interface : interfaces_) interface->io->remove_local_address(oldest);
 }
 
 // Lends a slot to the driver at place `i`; false when the pool is dry.

@@ -70,6 +70,7 @@ class Worker final : public translate::Host {
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<admin::AdminServer> admin_;
+  std::vector<IpAddress> retired_;  // of closed services, oldest first
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;
