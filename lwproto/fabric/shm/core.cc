@@ -91,7 +91,7 @@ bool Core::arm() {
   bool idle = true;
   for (ShmEndpoint* endpoint : endpoints_) {
     endpoint->flush();
-    idle = idle && !endpoint->has_work();
+    idle = !endpoint->take_work() && idle;
   }
   for (const Handshaker* handshaker : handshakers_) idle = idle && !handshaker->has_work();
   if (idle) return true;

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "lwproto/base/check.h"
 
@@ -133,7 +134,7 @@ Result<std::span<std::byte>> ShmEndpoint::begin_send(std::size_t inline_bytes) {
   if (free_sends_.empty()) [[unlikely]]
     return Status::again();
   if (waiting_) [[unlikely]] {
-    waiting_ = false;
+    waiting_ = room_news_ = false;
     own_.control().room.waiting.store(0, std::memory_order_relaxed);
   }
   begun_ = true;
@@ -264,8 +265,9 @@ std::uint32_t ShmEndpoint::replenish() {
   return added;
 }
 
-bool ShmEndpoint::has_work() const {
+bool ShmEndpoint::take_work() {
   if (state_ != State::kOpen) return state_ != State::kDone;
+  if (std::exchange(room_news_, false)) return true;
   const ControlPage& theirs = peer_.control();
   return theirs.published.ring_head.load(std::memory_order_relaxed) != cursor_ ||
          theirs.published.returns_head.load(std::memory_order_relaxed) != returns_taken_ ||

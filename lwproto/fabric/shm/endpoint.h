@@ -58,8 +58,9 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   void disconnect(Status reason) override;
   bool connected() const override { return state_ == State::kOpen; }
 
-  // For arm(): poll() would deliver something or make room.
-  bool has_work() const;
+  // For arm(): poll() would deliver something or make room, or has made room of which the owner
+  // may not know yet (said once: it may have lost interest).
+  bool take_work();
 
  private:
   enum class State : std::uint8_t { kOpen, kDraining, kFailing, kDone };
@@ -105,6 +106,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   PeerIdentity identity_;
   State state_ = State::kOpen;
   bool waiting_ = false;     // begin_send() found no room
+  bool room_news_ = false;   // poll() has found some since
   bool tail_dirty_ = false;  // room was given back since the last flush()
   bool draining_socket_ = false;
   Status reason_;

@@ -42,7 +42,10 @@ std::size_t ShmEndpoint::poll(std::span<Completion> out) {
 std::size_t ShmEndpoint::poll_slow(std::span<Completion> out) {
   std::size_t n = 0;
   if (state_ == State::kOpen) {
-    if (waiting_) refresh_room();
+    if (waiting_) {
+      const std::uint64_t before = peer_tail_;
+      room_news_ = (refresh_room() && peer_tail_ != before) || room_news_;
+    }
     const PublishedLine& theirs = peer_.control().published;
     // The head before the returns: a transfer may answer one whose loan it returns.
     if (see_head(theirs.ring_head.load(std::memory_order_acquire))) {

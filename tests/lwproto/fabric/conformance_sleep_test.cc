@@ -38,51 +38,81 @@ TEST_P(Conformance, AHundredThousandPingPongsLoseNoWakeUp) {
   EXPECT_EQ(count, kRounds);
 }
 
-// The sender runs out of queue, send depth or credit over and over, and sleeps each time.
-TEST_P(Conformance, ABlockedSenderIsWokenWhenThereIsRoom) {
-  EndpointOptions options;
-  options.receive_depth = 4096;
-  options.send_depth = 64;
-  options.inline_bytes_max = 65536;
-  options.transfer_bytes_max = 131072;
-  connect_pair(options);
-  regions_.push_back(make_region(65536));
-  const GatherRef ref{attach(client_, regions_[0]), 100, 0};
-  constexpr unsigned kTransfers = 20'000;
-  std::atomic<unsigned> posted{4096};
-  std::atomic<bool> received_all{false};
-  std::thread receiver([&] {
+// The sender runs out of queue or send depth over and over, and sleeps each time.
+class BlockedSender : public Conformance {
+ protected:
+  static constexpr unsigned kTransfers = 20'000;
+
+  void connect() {
+    EndpointOptions options;
+    options.receive_depth = kTransfers;
+    options.send_depth = 64;
+    options.inline_bytes_max = 65536;
+    options.transfer_bytes_max = 131072;
+    connect_pair(options);
+    regions_.push_back(make_region(65536));
+    key_ = attach(client_, regions_[0]);
+  }
+  void receive_all() {
     server_.release_at_once = true;
     unsigned count = 0;
-    received_all = test::eventually({server_fabric_.get()}, [&] {
+    received_all_ = test::eventually({server_fabric_.get()}, [&] {
       server_.poll();
-      posted += server_.endpoint->replenish();
       server_.endpoint->flush();
       count += static_cast<unsigned>(server_.received.size());
       server_.received.clear();
       return count == kTransfers || server_.disconnected;
     });
-  });
-  const Bytes large = pattern(60'000, 1);
-  unsigned sent = 0;
-  EXPECT_TRUE(test::eventually({client_fabric_.get()}, [&] {
-    client_.poll();
-    while (sent < kTransfers && sent < posted) {
-      const bool by_reference = sent % 8 < 4;
-      const std::size_t inline_bytes = by_reference ? 100 : large.size();
-      const Status status =
-          client_.queue(std::span(large).first(inline_bytes), {&ref, by_reference ? 1u : 0u}, sent);
+  }
+  // Sends until there is no room; true at the end.
+  bool send_some() {
+    const GatherRef ref{key_, 100, 0};
+    while (sent_ < kTransfers) {
+      const bool by_reference = sent_ % 8 < 4;
+      const std::size_t inline_bytes = by_reference ? 100 : large_.size();
+      const Status status = client_.queue(std::span(large_).first(inline_bytes),
+                                          {&ref, by_reference ? 1u : 0u}, sent_);
       if (status.is_again()) break;
       EXPECT_TRUE(status.ok()) << status.to_string();
       if (!status.ok()) return true;
-      ++sent;
+      ++sent_;
     }
     client_.endpoint->flush();
-    return sent == kTransfers || client_.disconnected.has_value();
+    return sent_ == kTransfers || client_.disconnected.has_value();
+  }
+
+  RegionKey key_ = 0;
+  const Bytes large_ = pattern(60'000, 1);
+  unsigned sent_ = 0;
+  std::atomic<bool> received_all_{false};
+};
+INSTANTIATE_TEST_SUITE_P(Fabrics, BlockedSender, testing::ValuesIn(fabrics_under_test()),
+                         [](const auto& fabric) { return fabric.param.name; });
+
+TEST_P(BlockedSender, IsWokenWhenThereIsRoom) {
+  connect();
+  std::thread receiver([&] { receive_all(); });
+  EXPECT_TRUE(test::eventually({client_fabric_.get()}, [&] {
+    client_.poll();
+    return send_some();
   }));
   receiver.join();
-  EXPECT_TRUE(received_all);
-  EXPECT_EQ(sent, kTransfers);
+  EXPECT_TRUE(received_all_);
+  EXPECT_EQ(sent_, kTransfers);
+}
+
+// Room that the last poll() before a sleep has found must not be slept over.
+TEST_P(BlockedSender, IsWokenAlsoWhenItPollsAfterItsLastAttempt) {
+  connect();
+  std::thread receiver([&] { receive_all(); });
+  EXPECT_TRUE(test::eventually({client_fabric_.get()}, [&] {
+    const bool done = send_some();
+    client_.poll();
+    return done;
+  }));
+  receiver.join();
+  EXPECT_TRUE(received_all_);
+  EXPECT_EQ(sent_, kTransfers);
 }
 
 TEST_P(Conformance, ArmingPublishesWhatWasNotFlushed) {
