@@ -65,7 +65,7 @@ class Faults:
     def test_leave_under_load_lets_open_connections_finish(self):
         one = self.lab()
         stays = one.start_echo(family=self.family, name="stays")
-        leaves = one.start_echo(family=self.family, name="leaves")
+        leaves = one.start_echo(family=self.family, name="leaves", extra=["--drain-ms", "60000"])
         busy = self.with_load(one)
         leaves.signal(signal.SIGTERM)
         wait.until(lambda: one.node_count(7, self.family) == 1, "the node has left")
@@ -75,6 +75,18 @@ class Faults:
         self.assertEqual(busy.lost, [])
         self.assertEqual(leaves.wait(), 0)
         self.assertTrue(stays.alive())
+
+    def test_the_last_node_may_leave_under_load_and_its_connections_finish(self):
+        one = self.lab()
+        leaves = one.start_echo(family=self.family, extra=["--drain-ms", "60000"])
+        busy = self.with_load(one, 16)
+        leaves.signal(signal.SIGTERM)
+        wait.until(lambda: one.node_count(7, self.family) == 0, "the node has left")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 65536), "every connection goes on")
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+        self.assertEqual(leaves.wait(), 0)
 
     def test_pools_of_the_smallest_size_slow_everybody_down_and_harm_nobody(self):
         one = self.lab(config=programs.tiny_pools())

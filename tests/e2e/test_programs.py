@@ -117,7 +117,7 @@ class Programs(case.LabTest):
             state = one.status()
             self.assertEqual(admin.open_connections(state), 1)
             self.assertEqual(admin.node_count(state, "10.77.0.10:7"), 1)
-            self.assertEqual(admin.nodes(state, "10.77.0.10:7")[0]["name"], "admin-node")
+            self.assertEqual(one.shares(7), {"admin-node": 1})
             values = one.metrics()
             self.assertTrue(values)
             self.assertTrue(all(name.startswith("sanproxy_") for name in values), list(values)[:5])
@@ -166,7 +166,7 @@ class Programs(case.LabTest):
     def test_an_application_node_waits_for_a_proxy_that_is_not_there_yet(self):
         with tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
             node = Program("early", programs.echo_argv("echo", f"shm:{folder}/proxy.sock",
-                                                       "10.77.0.10:7", None, []), folder)
+                                                       "10.77.0.10:7", []), folder)
             self.addCleanup(node.kill)
             wait.stays(node.alive, "the node waits", 0.5)
             self.assertEqual(node.stop(), 0)

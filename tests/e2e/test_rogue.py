@@ -5,7 +5,7 @@ import re
 import subprocess
 import unittest
 
-from harness import case, lab, load, settings, wait
+from harness import case, lab, load, programs, settings, wait
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -15,13 +15,8 @@ NOT_OURS = {"M13", "M14", "M21", "T10", "D5", "D6", "D7", "D8"}
 
 
 def rogue_path():
-    if settings.rogue:
-        return settings.rogue
-    for path in (os.path.join(settings.bin_dir, "rogue_node"),
-                 os.path.join(settings.bin_dir, "..", "tests", "rogue_node")):
-        if os.path.exists(path):
-            return path
-    return None
+    path = settings.rogue or programs.test_path("rogue_node")
+    return path if os.path.exists(path) else None
 
 
 def all_cases():

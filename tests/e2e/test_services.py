@@ -3,7 +3,7 @@
 import signal
 import socket
 
-from harness import admin, case, lab, load, programs, wait
+from harness import case, lab, wait
 from harness.pattern import Pattern
 
 BYTES = Pattern("services")
@@ -25,8 +25,7 @@ class Services:
         return lab.service_address(self.family, port)
 
     def shares(self, one, port=7):
-        """{node name: open connections of this service}."""
-        return {n["name"]: n["connections"] for n in admin.nodes(one.status(), self.address(port))}
+        return one.shares(port, self.family)
 
     def open(self, one, count, port=7):
         sockets = []
@@ -108,8 +107,7 @@ class Services:
     def test_shutdown_service_ends_the_service_for_everybody(self):
         one = self.lab()
         one.start_echo(family=self.family, name="one")
-        two = one.start_echo(family=self.family, name="two",
-                             extra=["--shutdown-on-exit"])
+        two = one.start_echo(mode="shutdown", family=self.family, name="two")
         two.signal(signal.SIGTERM)
         wait.until(lambda: one.node_count(7, self.family) == 0, "the service is gone")
         with self.assertRaises(ConnectionRefusedError):
@@ -126,7 +124,7 @@ class Services:
         listener.listen(8)
         listener.settimeout(20)
         target = f"{remote}:5555" if self.family == 4 else f"[{remote}]:5555"
-        one.start("outgoing", programs.outgoing_argv(one.proxy_address, target))
+        one.start_echo(mode="connect", family=self.family, extra=["--remote", target])
         server, _ = listener.accept()
         self.addCleanup(server.close)
         server.settimeout(20)

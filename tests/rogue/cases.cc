@@ -82,6 +82,11 @@ std::string Client::end(int timeout_ms) {
   }
 }
 
+bool Client::is_reset(int timeout_ms) {
+  pollfd waiting{fd_, 0, 0};  // errors and hang-ups are always reported
+  return ::poll(&waiting, 1, timeout_ms) > 0 && (waiting.revents & (POLLERR | POLLHUP)) != 0;
+}
+
 std::uint32_t join(RogueChannel& channel, const SocketAddress& address, std::uint32_t request) {
   const wire::JoinServiceBody body{wire::to_wire(address), request, 0, 1, 0};
   if (!channel.send_one(MessageType::kJoinService, body)) return 0;

@@ -49,6 +49,8 @@ class Client {
   void reset();
   // How the connection ends, reading whatever comes: "fin", "reset", "open" (after the time).
   std::string end(int timeout_ms = 10'000);
+  // Behind a FIN: whether a RST follows.
+  bool is_reset(int timeout_ms = 5'000);
 
  private:
   int fd_ = -1;

@@ -131,7 +131,8 @@ bool RawShmPeer::ended(std::chrono::milliseconds patience) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
         deadline - std::chrono::steady_clock::now());
     pollfd waiting{socket_.get(), POLLIN, 0};
-    if (left.count() <= 0 || ::poll(&waiting, 1, static_cast<int>(left.count())) <= 0) return false;
+    const int left_ms = static_cast<int>(std::max<long>(left.count(), 0));
+    if (::poll(&waiting, 1, left_ms) <= 0) return false;
     // Region descriptions of the proxy may stand in front of the end.
     const auto message = shm::receive_message(socket_.get(), bytes);
     if (message.kind == shm::ReceivedMessage::Kind::kEnd) return true;

@@ -45,7 +45,7 @@ Case never_issued(const char* name, std::function<std::uint64_t(std::uint64_t)> 
               Asked asked(context);
               if (!asked.ok() || !asked.accept()) return "no CONNECTION_REQUEST came";
               say(asked.channel, word, other_id(asked.connection));
-              Verdict verdict = channel_closed(asked.channel, CloseCode::kProtocolError);
+              Verdict verdict = channel_closed(asked.channel, CloseCode::kNotFound);
               if (!verdict.empty()) return verdict;
               if (const std::string end = asked.client->end(); end != "reset") {
                 return "the client's connection is " + end;

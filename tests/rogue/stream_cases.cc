@@ -18,7 +18,9 @@ Case breach(const char* name, const char* rule, std::function<void(Asked&)> act)
             Verdict verdict =
                 stream_closed(asked.channel, asked.connection, CloseCode::kProtocolError);
             if (!verdict.empty()) return verdict;
-            const std::string end = asked.client->end();
+            // A FIN that was sent before the breach comes first.
+            std::string end = asked.client->end();
+            if (end == "fin" && asked.client->is_reset()) end = "reset";
             if (end != "reset") return "the client's connection is " + end;
             return channel_lives(asked.channel, context);
           }};
@@ -52,7 +54,8 @@ void overrun(Asked& a) {
 std::vector<Case> data_cases() {
   return {
       breach("data_before_accept", "S3: no DATA before ACCEPT", [](Asked& a) { a.data(0, 100); }),
-      breach("credit_before_accept", "S3: no CREDIT before ACCEPT", [](Asked& a) { credit(a, 1); }),
+      breach("fin_both_before_accept", "S3: no CLOSE before ACCEPT",
+             [](Asked& a) { close(a, CloseCode::kFinBoth); }),
       breach("close_before_accept", "S3: no CLOSE before ACCEPT",
              [](Asked& a) { close(a, CloseCode::kFin); }),
       breach("data_offset_gap", "S6: offsets have no gap",

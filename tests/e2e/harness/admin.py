@@ -54,11 +54,11 @@ def service(state, address):
 
 
 def nodes(state, address):
-    """The members of a service, each with the name of its node."""
+    """The members of a service, each with name and process id of its node."""
     found = service(state, address)
-    names = {node["node"]: node["name"] for node in state["nodes"]}
-    return [{**member, "name": names.get(member["node"])} for member in
-            (found["members"] if found else [])]
+    known = {node["node"]: node for node in state["nodes"]}
+    return [{**member, "name": known[member["node"]]["name"], "pid": known[member["node"]]["pid"]}
+            for member in (found["members"] if found else [])]
 
 
 def node_count(state, address):

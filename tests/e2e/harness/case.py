@@ -15,11 +15,15 @@ class LabTest(unittest.TestCase):
         one = Lab(options.pop("topology", self.topology), label, **options)
         self.addCleanup(one.close)
         one.start_proxy()
-        self.addCleanup(self._check_at_end, one)
+        self.addCleanup(self._check_at_end, one, self._failures())
         return one
 
-    def _check_at_end(self, one):
-        if self._outcome.success:
+    def _failures(self):
+        result = self._outcome.result
+        return len(result.failures) + len(result.errors)
+
+    def _check_at_end(self, one, failures_before):
+        if self._failures() == failures_before:
             one.assert_healthy()
 
     def socket(self, lab, port, **options):

@@ -87,14 +87,12 @@ class Lab:
         return self.proxy
 
     def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True):
-        argv = programs.httpd_argv(self.proxy_address, service_address(family, port), root,
-                                   name, extra)
-        return self._start_node("httpd", argv, family, port, joined)
+        argv = programs.httpd_argv(self.proxy_address, service_address(family, port), root, extra)
+        return self._start_node(name or "httpd", argv, family, port, joined)
 
     def start_echo(self, mode="echo", port=7, family=4, name=None, extra=(), joined=True):
-        argv = programs.echo_argv(mode, self.proxy_address, service_address(family, port), name,
-                                  extra)
-        return self._start_node("echo-" + mode, argv, family, port, joined)
+        argv = programs.echo_argv(mode, self.proxy_address, service_address(family, port), extra)
+        return self._start_node(name or "echo-" + mode, argv, family, port, joined)
 
     def _start_node(self, base, argv, family, port, joined):
         before = self.node_count(port, family) if joined else 0
@@ -127,6 +125,12 @@ class Lab:
 
     def node_count(self, port, family=4):
         return admin.node_count(self.status(), service_address(family, port))
+
+    def shares(self, port, family=4):
+        """{label of a program: its connections of this service}."""
+        labels = {program.pid: program.label for program in self.programs}
+        return {labels.get(node["pid"]): node["connections"]
+                for node in admin.nodes(self.status(), service_address(family, port))}
 
     def open_connections(self):
         return admin.open_connections(self.status())

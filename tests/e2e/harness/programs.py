@@ -42,25 +42,27 @@ def proxy_config(topology, listen, config, services, fabric):
     return text
 
 
-def _node(program, proxy, service, name, extra):
-    argv = [path(program), "--proxy", proxy, "--service", service]
-    if name:
-        argv += ["--name", name]
-    return argv + list(extra)
+def test_path(name):
+    """A program that only tests need: below the build folder of --bin, or in --bin itself."""
+    beside = os.path.join(settings.bin_dir, "..", "tests", name)
+    return beside if os.path.exists(beside) else path(name)
 
 
-def httpd_argv(proxy, service, root, name, extra):
-    argv = _node("appnode-httpd", proxy, service, name, extra)
+def _node(program, proxy, service, extra):
+    return [program, "--proxy", proxy, "--service", service, *extra]
+
+
+def httpd_argv(proxy, service, root, extra):
+    argv = _node(path("appnode-httpd"), proxy, service, extra)
     return argv + (["--root", root] if root else [])
 
 
-def echo_argv(mode, proxy, service, name, extra):
-    return _node("appnode-echo", proxy, service, name, ["--mode", mode, *extra])
-
-
-def outgoing_argv(proxy, target):
-    """An application node that connects to `target` and echoes what it gets."""
-    return [path("appnode-echo"), "--proxy", proxy, "--connect", target]
+def echo_argv(mode, proxy, service, extra):
+    if mode == "stall":
+        return _node(path("appnode-echo"), proxy, service, ["--stall", *extra])
+    if mode in ("echo", "sink", "source"):
+        return _node(path("appnode-echo"), proxy, service, ["--mode", mode, *extra])
+    return _node(test_path("probe_node"), proxy, service, ["--mode", mode, *extra])
 
 
 # Configuration that single tests need.
