@@ -8,6 +8,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -35,7 +36,9 @@ struct FlowKey {
     return key;
   }
   bool operator==(const FlowKey& other) const {
-    return std::memcmp(this, &other, sizeof(FlowKey)) == 0;
+    const auto a = std::bit_cast<std::array<std::uint64_t, 5>>(*this);
+    const auto b = std::bit_cast<std::array<std::uint64_t, 5>>(other);
+    return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4])) == 0;
   }
   std::uint64_t hash(std::uint64_t seed) const;
 };
@@ -43,23 +46,25 @@ static_assert(sizeof(FlowKey) == 40);
 
 // For TCP and UDP packets that are not fragments; other packets get ports of zero.
 inline FlowKey flow_key(const ParsedPacket& packet, const void* packet_start) {
-  FlowKey key;
-  const std::size_t bytes = packet.family == Family::kIpv4 ? 4 : 16;
-  if (bytes == 4) {
-    std::memcpy(key.src.data(), packet.src, 4);
-    std::memcpy(key.dst.data(), packet.dst, 4);
+  // Whole words, so that hash() and == can read them back at once.
+  std::array<std::uint64_t, 5> words{};
+  if (packet.family == Family::kIpv4) {
+    words[0] = load_raw32(packet.src);
+    words[2] = load_raw32(packet.dst);
   } else {
-    std::memcpy(key.src.data(), packet.src, 16);
-    std::memcpy(key.dst.data(), packet.dst, 16);
+    words[0] = load_raw64(packet.src);
+    words[1] = load_raw64(packet.src + 8);
+    words[2] = load_raw64(packet.dst);
+    words[3] = load_raw64(packet.dst + 8);
   }
+  std::uint64_t ports = 0;
   if (packet.l4 == L4::kTcp || packet.l4 == L4::kUdp) {
     const auto* l4 = static_cast<const std::uint8_t*>(packet_start) + packet.l3_header_bytes;
-    key.src_port = load_be16(l4);
-    key.dst_port = load_be16(l4 + 2);
+    ports = load_be16(l4) | std::uint64_t{load_be16(l4 + 2)} << 16;
   }
-  key.protocol = packet.protocol;
-  key.family = packet.family;
-  return key;
+  words[4] = ports | std::uint64_t{packet.protocol} << 32 |
+             static_cast<std::uint64_t>(packet.family) << 40;
+  return std::bit_cast<FlowKey>(words);
 }
 
 // Both halves of the 128-bit product, folded: one multiplication spreads every input bit.

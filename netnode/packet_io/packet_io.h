@@ -73,6 +73,7 @@ struct Counters {
   std::uint64_t rx_dropped_short = 0, rx_dropped_not_ip = 0, rx_dropped_not_for_us = 0,
                 rx_dropped_metadata = 0, rx_truncated = 0;
   std::uint64_t rx_dropped_kernel = 0;  // packet: the socket's buffer was full
+  std::uint64_t tx_bytes_copied = 0;    // of small packets, which leave in one block
   std::uint64_t tx_dropped_unresolved = 0, tx_dropped_full = 0, tx_errors = 0;
   std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
 };

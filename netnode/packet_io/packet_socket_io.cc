@@ -15,6 +15,7 @@
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/link_config.h"
+#include "netnode/packet_io/small_packet.h"
 
 namespace sanproxy::packet_io {
 namespace {
@@ -101,6 +102,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
     std::array<mmsghdr, kBatchPacketsMax> messages{};
     std::array<LinkHeader, kBatchPacketsMax> headers;
     std::array<std::array<iovec, kSendPiecesMax + 1>, kBatchPacketsMax> pieces;
+    std::array<SmallBlock<sizeof(LinkHeader)>, kBatchPacketsMax> small;
     std::array<std::size_t, kBatchPacketsMax> packet;  // which of the caller's
     std::size_t size = 0;
   };
@@ -133,7 +135,6 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const 
     rx_messages_[i].msg_hdr.msg_iov = &rx_pieces_[i];
     rx_messages_[i].msg_hdr.msg_iovlen = 1;
     tx_.messages[i].msg_hdr.msg_iov = tx_.pieces[i].data();
-    tx_.pieces[i][0] = {&tx_.headers[i], sizeof(LinkHeader)};
   }
   groups_.join(socket_.get(), link_.index, port_.neighbor().link_local());
   for (const IpPrefix& address : options_.addresses) {
@@ -234,9 +235,17 @@ std::size_t PacketSocketIo::receive(std::span<const ReceiveBuffer> buffers,
 
 void PacketSocketIo::add_to_batch(const SendPacket& packet, std::size_t index) {
   const std::size_t at = tx_.size++;
-  std::copy_n(packet.pieces.begin(), packet.piece_count, tx_.pieces[at].begin() + 1);
-  tx_.messages[at].msg_hdr.msg_iovlen = packet.piece_count + 1;
+  auto& pieces = tx_.pieces[at];
   tx_.packet[at] = index;
+  if (is_small(packet)) {
+    pieces[0] = {tx_.small[at].data(), gather_small(tx_.headers[at], packet, tx_.small[at])};
+    tx_.messages[at].msg_hdr.msg_iovlen = 1;
+    counters_.tx_bytes_copied += packet.length;
+    return;
+  }
+  pieces[0] = {&tx_.headers[at], sizeof(LinkHeader)};
+  std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
+  tx_.messages[at].msg_hdr.msg_iovlen = packet.piece_count + 1;
 }
 
 bool PacketSocketIo::send_batch(std::span<const SendPacket> packets, std::size_t& stopped_at) {

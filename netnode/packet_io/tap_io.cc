@@ -12,6 +12,7 @@
 
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
+#include "netnode/packet_io/small_packet.h"
 #include "netnode/packet_io/tun_device.h"
 
 namespace sanproxy::packet_io {
@@ -54,12 +55,13 @@ class TapIo final : public PacketIo, private FrameSink {
 
  private:
   void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
-  ssize_t write_pieces(const iovec* pieces, std::size_t count);
+  ssize_t write_packet(const LinkHeader& header, const SendPacket& packet);
 
   InterfaceOptions options_;
   TunDevice device_;
   Counters counters_;
   EthernetPort port_;
+  alignas(64) SmallBlock<sizeof(LinkHeader)> small_;
 };
 
 std::size_t TapIo::receive(std::span<const ReceiveBuffer> buffers, std::span<ReceivedPacket> out) {
@@ -100,29 +102,30 @@ std::size_t TapIo::receive(std::span<const ReceiveBuffer> buffers, std::span<Rec
   return count;
 }
 
-ssize_t TapIo::write_pieces(const iovec* pieces, std::size_t count) {
-  ssize_t sent;
-  do {
-    sent = ::writev(device_.fd.get(), pieces, static_cast<int>(count));
-    ++counters_.tx_calls;
-  } while (sent < 0 && errno == EINTR);
-  return sent;
+ssize_t TapIo::write_packet(const LinkHeader& header, const SendPacket& packet) {
+  ++counters_.tx_calls;
+  if (is_small(packet)) {
+    const std::size_t bytes = gather_small(header, packet, small_);
+    counters_.tx_bytes_copied += packet.length;
+    return ::write(device_.fd.get(), small_.data(), bytes);
+  }
+  std::array<iovec, kSendPiecesMax + 1> pieces;
+  pieces[0] = {const_cast<LinkHeader*>(&header), sizeof(header)};
+  std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
+  return ::writev(device_.fd.get(), pieces.data(), static_cast<int>(packet.piece_count + 1));
 }
 
 std::size_t TapIo::send(std::span<const SendPacket> packets) {
-  std::array<iovec, kSendPiecesMax + 1> pieces;
   LinkHeader header;
-  pieces[0] = {&header, sizeof(header)};
   for (std::size_t i = 0; i < packets.size(); ++i) {
     const SendPacket& packet = packets[i];
     if (!port_.outbound(packet, header)) {
       continue;
     }
-    std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
-    if (write_pieces(pieces.data(), packet.piece_count + 1) >= 0) {
+    if (write_packet(header, packet) >= 0) {
       ++counters_.tx_packets;
       counters_.tx_bytes += packet.length;
-    } else if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+    } else if (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM) {
       return i;
     } else {
       ++counters_.tx_errors;
@@ -135,7 +138,8 @@ void TapIo::send_frame(std::span<const std::byte> frame, const Offload& offload)
   VnetHeader vnet = vnet_from_offload(offload, net::kEthernetHeaderBytes);
   const std::array<iovec, 2> pieces = {iovec{&vnet, sizeof(vnet)},
                                        iovec{const_cast<std::byte*>(frame.data()), frame.size()}};
-  if (write_pieces(pieces.data(), pieces.size()) < 0) {
+  ++counters_.tx_calls;
+  if (::writev(device_.fd.get(), pieces.data(), pieces.size()) < 0) {
     ++counters_.tx_errors;
   }
 }

@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/small_packet.h"
 #include "netnode/packet_io/tun_device.h"
 #include "netnode/packet_io/vnet_header.h"
 
@@ -39,6 +40,7 @@ class TunIo final : public PacketIo {
   InterfaceOptions options_;
   TunDevice device_;
   Counters counters_;
+  alignas(64) SmallBlock<sizeof(VnetHeader)> small_;
 };
 
 constexpr std::uint32_t kReadOffset = kPacketOffset - sizeof(VnetHeader);
@@ -110,16 +112,20 @@ std::size_t TunIo::send(std::span<const SendPacket> packets) {
   for (std::size_t i = 0; i < packets.size(); ++i) {
     const SendPacket& packet = packets[i];
     vnet = vnet_from_offload(packet.offload, 0);
-    std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
     ssize_t sent;
-    do {
+    if (is_small(packet)) {
+      const std::size_t bytes = gather_small(vnet, packet, small_);
+      sent = ::write(device_.fd.get(), small_.data(), bytes);
+      counters_.tx_bytes_copied += packet.length;
+    } else {
+      std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
       sent = ::writev(device_.fd.get(), pieces.data(), static_cast<int>(packet.piece_count + 1));
-      ++counters_.tx_calls;
-    } while (sent < 0 && errno == EINTR);
+    }
+    ++counters_.tx_calls;
     if (sent >= 0) {
       ++counters_.tx_packets;
       counters_.tx_bytes += packet.length;
-    } else if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+    } else if (errno == EAGAIN || errno == EINTR || errno == ENOBUFS || errno == ENOMEM) {
       return i;
     } else {
       ++counters_.tx_errors;  // a device that is down, or a packet that the kernel refuses
