@@ -4,9 +4,11 @@
 //   --mode reject    refuses every connection
 //   --mode shutdown  echoes; on SIGTERM shuts the service down for everybody
 //   --mode connect   opens an outgoing connection to --remote and echoes there
+//   --hash FILE      no node at all: prints the FNV-1a hash that appnode-httpd has for this file
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
@@ -89,6 +91,19 @@ class Digest final : public app::ConnectionHandler {
   std::uint32_t b_ = 0;
 };
 
+int print_hash(const std::string& path) {
+  std::FILE* file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr) return 2;
+  std::uint64_t hash = 0xcbf2'9ce4'8422'2325;
+  std::array<unsigned char, 65536> piece;
+  while (const std::size_t length = std::fread(piece.data(), 1, piece.size(), file)) {
+    for (std::size_t i = 0; i < length; ++i) hash = (hash ^ piece[i]) * 0x100'0000'01b3;
+  }
+  std::fclose(file);
+  std::printf("%016llx\n", static_cast<unsigned long long>(hash));
+  return 0;
+}
+
 void on_signal(int) { g_node->stop(); }
 
 int serve(app::Node& node, const std::string& mode, const std::string& service) {
@@ -123,12 +138,15 @@ int main(int argc, char** argv) {
   std::string mode = "digest";
   std::string service;
   std::string remote;
-  cli.add_option("--proxy", options.proxies, "a proxy node's address")->required();
-  cli.add_option("--service", service, "an address to serve")->required();
+  std::string hash_path;
+  cli.add_option("--proxy", options.proxies, "a proxy node's address");
+  cli.add_option("--service", service, "an address to serve");
+  cli.add_option("--hash", hash_path, "print the hash of this file");
   cli.add_option("--mode", mode, "digest, reject, shutdown or connect");
   cli.add_option("--remote", remote, "connect: to whom");
   cli.add_option("--name", options.name, "shown by the proxy");
   CLI11_PARSE(cli, argc, argv);
+  if (!hash_path.empty()) return print_hash(hash_path);
   Echo outgoing;
   bool asked = false;
   app::Node* self = nullptr;

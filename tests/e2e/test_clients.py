@@ -1,13 +1,14 @@
 """Real clients that know nothing of us, over TUN and AF_PACKET, IPv4 and IPv6."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import unittest
 
-from harness import case, settings
+from harness import case, programs, settings
 from harness.pattern import Pattern
 
 BIG_BYTES = 64 << 20 if settings.quick else 1 << 30
@@ -86,7 +87,7 @@ class Downloads:
         out = os.path.join(self.one.log_dir, "parallel")
         os.makedirs(out)
         self.addCleanup(shutil.rmtree, out, True)
-        # Separate hosts names keep curl from reusing connections: --parallel-immediate and
+        # --parallel-immediate and
         # Connection: close make each transfer a connection of its own.
         config = os.path.join(self.one.log_dir, "parallel.curl")
         with open(config, "w") as file:
@@ -143,6 +144,36 @@ class Downloads:
         self.run_ab("-k")
 
 
+class Uploads:
+    """curl to appnode-httpd's /upload, which counts and hashes."""
+
+    def upload(self, one, path, *words):
+        got = one.curl(*words, one.url("/upload", 80, self.family))
+        self.assertEqual(got.returncode, 0, got.stderr)
+        hashed = subprocess.run([programs.test_path("probe_node"), "--hash", path], check=True,
+                                capture_output=True, text=True).stdout.strip()
+        self.assertEqual(json.loads(got.stdout),
+                         {"received": os.path.getsize(path), "fnv1a64": hashed})
+
+    def test_curl_uploads_of_many_sizes_arrive_whole(self):
+        one = self.lab()
+        one.start_httpd(port=80, family=self.family)
+        for size in SIZES:
+            path = os.path.join(one.log_dir, "up.bin")
+            BYTES.write_file(path, size)
+            self.upload(one, path, "-T", path)
+            self.upload(one, path, "--data-binary", "@" + path)
+        os.remove(path)
+
+    def test_curl_chunked_upload_arrives_whole(self):
+        one = self.lab()
+        one.start_httpd(port=80, family=self.family)
+        path = os.path.join(one.log_dir, "up.bin")
+        BYTES.write_file(path, 3_000_001)
+        self.upload(one, path, "-H", "Transfer-Encoding: chunked", "-T", path)
+        os.remove(path)
+
+
 class Big:
     """Once per topology: the largest transfers."""
 
@@ -161,5 +192,15 @@ class Big:
         self.assertEqual(sha256_of(out), BYTES.sha256(BIG_BYTES))
 
 
+    def test_curl_puts_the_largest_file_with_equal_hash(self):
+        one = self.lab()
+        one.start_httpd(port=80, family=self.family)
+        path = os.path.join(one.log_dir, "up.bin")
+        self.addCleanup(os.remove, path)
+        BYTES.write_file(path, BIG_BYTES)
+        Uploads.upload(self, one, path, "-T", path)
+
+
 globals().update(case.over(Downloads))
+globals().update(case.over(Uploads, shared=True))
 globals().update(case.over(Big, families=(4,)))

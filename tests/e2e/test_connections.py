@@ -4,7 +4,7 @@ import hashlib
 import os
 import socket
 import struct
-import subprocess
+import zlib
 
 from harness import case, settings, wait
 from harness.pattern import Pattern
@@ -155,6 +155,42 @@ class Connections:
         self.assertEqual(done.returncode, 0, done.stderr.decode()[-2000:])
         print(f"     {done.stdout.decode().strip()}")
 
+    def test_a_source_sends_all_its_bytes_and_then_the_end(self):
+        one = self.lab()
+        size = (8 << 20) + 5
+        one.start_echo(mode="source", family=self.family, extra=["--bytes", size])
+        sock = self.socket(one, 7)
+        sock.sendall(b"x")  # delayed binding: without a byte nobody is asked
+        got = bytearray()
+        while piece := sock.recv(262144):
+            got += piece
+        self.assertEqual(len(got), size)
+        self.assertEqual(bytes(got), (b"0123456789abcdef" * (size // 16 + 1))[:size])
+
+    def test_uploads_are_digested_whole_and_answered_after_the_half_close(self):
+        one = self.lab()
+        one.start_echo(mode="digest", family=self.family)
+        for size in (1, 1000, 1025, 65537, 5_000_003):
+            sock = self.socket(one, 7)
+            checksum = 1
+            for chunk in BYTES.chunks(size):
+                sock.sendall(chunk)
+                checksum = zlib.adler32(chunk, checksum)
+            sock.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := sock.recv(1000):
+                answer += piece
+            self.assertEqual(answer, b"%d %d\n" % (size, checksum))
+
+    def test_a_sink_takes_everything_and_the_end(self):
+        one = self.lab()
+        one.start_echo(mode="sink", family=self.family)
+        sock = self.socket(one, 7)
+        for chunk in BYTES.chunks(20 << 20):
+            sock.sendall(chunk)
+        sock.shutdown(socket.SHUT_WR)
+        self.assertEqual(sock.recv(1), b"")
+
     def test_many_short_connections_one_after_the_other_are_all_served(self):
         one = self.lab()
         one.start_echo(family=self.family)
@@ -170,4 +206,4 @@ class Connections:
             one.connect(8, self.family)
 
 
-globals().update(case.over(Connections))
+globals().update(case.over(Connections, shared=True))

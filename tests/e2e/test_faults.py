@@ -177,4 +177,4 @@ class Faults:
         one.assert_healthy = lambda: None  # the proxy has ended, as it should
 
 
-globals().update(case.over(Faults, families=(4,)))
+globals().update(case.over(Faults, families=(4,), shared=True))

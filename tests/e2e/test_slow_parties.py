@@ -135,4 +135,4 @@ class SlowParties:
         return state["sent"]
 
 
-globals().update(case.over(SlowParties, families=(4,)))
+globals().update(case.over(SlowParties, families=(4,), shared=True))

@@ -8,10 +8,12 @@ from .lab import Lab
 class LabTest(unittest.TestCase):
     topology = "tun"
     family = 4
+    trust = "isolated"
 
     def lab(self, **options):
         """A lab with a running proxy; what must hold at the end is checked when the test ends."""
         label = ".".join(self.id().split(".")[-2:])
+        options.setdefault("fabric", {"trust": self.trust})
         one = Lab(options.pop("topology", self.topology), label, **options)
         self.addCleanup(one.close)
         one.start_proxy()
@@ -32,13 +34,15 @@ class LabTest(unittest.TestCase):
         return sock
 
 
-def over(test_base, topologies=("tun", "packet"), families=(4, 6)):
-    """{class name: class}: `test_base` over each topology and family."""
+def over(test_base, topologies=("tun", "packet"), families=(4, 6), shared=False):
+    """{class name: class}: `test_base` over each topology and family; `shared`: once more with
+    shared trust."""
+    variants = [(t, f, "isolated") for t in topologies for f in families]
+    variants += [(t, families[0], "shared") for t in topologies] if shared else []
     made = {}
-    for topology in topologies:
-        for family in families:
-            name = f"{test_base.__name__}_{topology}_ip{family}"
-            made[name] = type(name, (test_base, LabTest),
-                              {"topology": topology, "family": family,
-                               "__module__": test_base.__module__})
+    for topology, family, trust in variants:
+        name = f"{test_base.__name__}_{topology}_ip{family}" + ("_shared" if trust == "shared" else "")
+        made[name] = type(name, (test_base, LabTest),
+                          {"topology": topology, "family": family, "trust": trust,
+                           "__module__": test_base.__module__})
     return made
