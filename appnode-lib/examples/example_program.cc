@@ -19,7 +19,7 @@ void on_signal(int) {
 }  // namespace
 
 void add_common_options(CLI::App& cli, CommonOptions& options) {
-  cli.set_version_flag("--version", SANPROXY_VERSION);
+  cli.set_version_flag("--version", "sanproxy " SANPROXY_VERSION);
   cli.add_option("--proxy", options.proxies, "A proxy node, such as shm:/run/sanproxy/proxy.sock")
       ->envname("SANPROXY_PROXY")
       ->delimiter(',');

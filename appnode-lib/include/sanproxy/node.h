@@ -21,8 +21,8 @@ namespace sanproxy::app {
 
 struct NodeOptions {
   // "shm:/run/sanproxy/proxy.sock", ...; if empty, SANPROXY_PROXY (comma separated) is used.
-  std::vector<std::string> proxies;
-  std::string name;  // shown by the proxy; by default the program's name and pid
+  std::vector<std::string> proxies{};
+  std::string name{};  // shown by the proxy; by default the program's name and pid
 
   // --- bounds
   std::size_t connections_max = 65'536;
@@ -34,10 +34,11 @@ struct NodeOptions {
   std::size_t kept_bytes_max = std::size_t{64} << 20;
 
   // --- optional news, called from poll()
-  std::function<void(std::string_view proxy)> on_proxy_up;
-  std::function<void(std::string_view proxy, std::string_view reason)> on_proxy_down;
-  std::function<void(std::string_view service, std::string_view proxy)> on_joined;
-  std::function<void(std::string_view service, std::string_view proxy, CloseCode)> on_join_refused;
+  std::function<void(std::string_view proxy)> on_proxy_up{};
+  std::function<void(std::string_view proxy, std::string_view reason)> on_proxy_down{};
+  std::function<void(std::string_view service, std::string_view proxy)> on_joined{};
+  std::function<void(std::string_view service, std::string_view proxy, CloseCode)>
+      on_join_refused{};
 };
 
 struct JoinOptions {

@@ -1,0 +1,159 @@
+// ConnectionImpl: sending, from bytes, chunks and registered memory (docs/flow_control.md).
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "appnode-lib/client/connection_impl.h"
+#include "appnode-lib/client/convert.h"
+#include "appnode-lib/client/link.h"
+#include "appnode-lib/client/node_impl.h"
+#include "lwproto/base/check.h"
+
+namespace sanproxy::app::internal {
+
+// Below this a sender waits for more of the window, as TCP does (RFC 9293, 3.8.6.2.1): else a
+// stream in bulk would settle into ever smaller pieces. What is missing is in flight, more than a
+// quarter of the window, so a CREDIT is sure to come.
+std::size_t ConnectionImpl::writable_threshold() const {
+  return std::max<std::size_t>(1, std::min(piece_bytes / 2, send_window_bytes / 4));
+}
+
+std::size_t ConnectionImpl::admit(std::size_t bytes) const {
+  const std::size_t available = send_window.available();
+  if (available < bytes && available < writable_threshold()) return 0;
+  return std::min({bytes, available, std::size_t{piece_bytes}});
+}
+
+bool ConnectionImpl::send_failed(const BaseStatus& status) {
+  if (status.ok()) return false;
+  if (status.is_again()) link->block(*this);
+  return true;
+}
+
+std::size_t ConnectionImpl::send_copy(Bytes bytes) {
+  std::size_t sent = 0;
+  while (sendable() && sent < bytes.size()) {
+    std::size_t n = admit(bytes.size() - sent);
+    if (n == 0) break;
+    BaseStatus status;
+    if (n <= wire::kInlinePayloadBytesMax) {
+      status =
+          link->channel().send_data_inline(wire_id, send_window.sent(), bytes.subspan(sent, n));
+    } else {
+      SendMemory& memory = link->node().send_memory();
+      const SendMemory::Slot chunk = memory.acquire(n);
+      if (chunk.capacity == 0) {
+        link->node().starved().push_back(*this);
+        break;
+      }
+      n = std::min(n, chunk.capacity);
+      std::memcpy(chunk.data, bytes.data() + sent, n);
+      const std::array refs{
+          fabric::GatherRef{link->send_memory_key(), static_cast<std::uint32_t>(n), chunk.offset}};
+      status = link->channel().send_data_reference(wire_id, send_window.sent(), refs,
+                                                   chunk_cookie(chunk.handle));
+      if (!status.ok()) memory.release(chunk.handle);
+    }
+    if (send_failed(status)) break;
+    send_window.on_sent(static_cast<std::uint32_t>(n));
+    sent += n;
+  }
+  if (sent < bytes.size()) want_writable = true;
+  return sent;
+}
+
+BaseStatus ConnectionImpl::send_piece(Region& region, std::size_t offset, std::size_t bytes,
+                                      std::uint32_t record) {
+  if (bytes <= wire::kInlinePayloadBytesMax) {
+    return link->channel().send_data_inline(wire_id, send_window.sent(),
+                                            {region.memory.data() + offset, bytes});
+  }
+  const std::array refs{
+      fabric::GatherRef{link->region_key(region.index), static_cast<std::uint32_t>(bytes), offset}};
+  const BaseStatus status =
+      link->channel().send_data_reference(wire_id, send_window.sent(), refs, record_cookie(record));
+  if (status.ok()) {
+    ++link->node().send_records()[record].pieces;
+    ++region.in_use;
+  }
+  return status;
+}
+
+std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std::size_t length,
+                                        SendDone done) {
+  SANPROXY_CHECK(offset <= region.bytes && length <= region.bytes - offset);
+  if (!sendable()) {
+    want_writable = true;
+    return 0;
+  }
+  if (!link->region_attached(region.index)) {  // this proxy took no more regions: copy
+    const std::size_t copied = send_copy({region.memory.data() + offset, length});
+    if (copied != 0 && done.call != nullptr) done.call(done.context, true);
+    return copied;
+  }
+  SendRecords& records = link->node().send_records();
+  const std::uint32_t record = records.acquire(region, done);
+  std::size_t sent = 0;
+  while (record != SendRecords::kNone && sent < length) {
+    const std::size_t n = admit(length - sent);
+    if (n == 0 || send_failed(send_piece(region, offset + sent, n, record))) break;
+    send_window.on_sent(static_cast<std::uint32_t>(n));
+    sent += n;
+  }
+  if (sent < length) want_writable = true;
+  if (record != SendRecords::kNone && records[record].pieces == 0) {
+    records.release(record);  // all of it went inline, or nothing went
+    if (sent != 0 && done.call != nullptr) done.call(done.context, true);
+  }
+  return sent;
+}
+
+SendChunk ConnectionImpl::acquire_chunk(std::size_t bytes_wanted) {
+  SendChunk chunk;
+  if (bytes_wanted == 0) return chunk;
+  const std::size_t n = sendable() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
+  const SendMemory::Slot slot_taken =
+      n == 0 ? SendMemory::Slot{} : link->node().send_memory().acquire(n);
+  if (slot_taken.capacity == 0) {
+    want_writable = true;
+    if (n != 0) link->node().starved().push_back(*this);
+    return chunk;
+  }
+  chunk.node_ = &link->node();
+  chunk.data_ = slot_taken.data;
+  chunk.size_ = std::min(n, slot_taken.capacity);
+  chunk.handle_ = slot_taken.handle;
+  return chunk;
+}
+
+bool ConnectionImpl::send_chunk(SendChunk& chunk, std::size_t length) {
+  SANPROXY_CHECK(chunk.valid() && length <= chunk.size_);
+  if (length != 0 && (!sendable() || send_window.available() < length)) {
+    want_writable = true;
+    return false;
+  }
+  if (length > wire::kInlinePayloadBytesMax) {
+    const std::array refs{fabric::GatherRef{link->send_memory_key(),
+                                            static_cast<std::uint32_t>(length),
+                                            link->node().send_memory().offset(chunk.handle_)}};
+    const BaseStatus status = link->channel().send_data_reference(wire_id, send_window.sent(), refs,
+                                                                  chunk_cookie(chunk.handle_));
+    if (send_failed(status)) {
+      want_writable = true;
+      return false;
+    }
+    chunk.node_ = nullptr;  // the fabric's now, until its cookie comes back
+  } else if (length != 0) {
+    const BaseStatus status =
+        link->channel().send_data_inline(wire_id, send_window.sent(), {chunk.data_, length});
+    if (send_failed(status)) {
+      want_writable = true;
+      return false;
+    }
+  }
+  send_window.on_sent(static_cast<std::uint32_t>(length));
+  chunk.release();
+  return true;
+}
+
+}  // namespace sanproxy::app::internal
