@@ -15,6 +15,7 @@
 #include "netnode/net/flow_key.h"
 #include "proxynode/stack/stack.h"
 
+struct pbuf;
 struct tcp_pcb;
 
 namespace sanproxy::stack {
@@ -31,6 +32,7 @@ struct FlowNode {
 struct Connection {
   FlowNode flow;
   tcp_pcb* pcb;
+  pbuf* refused;              // payload that the delegate did not take, to be offered again
   std::uint64_t acked_bytes;  // of our stream, whole segments
   std::uint64_t listener_cookie;
   std::uint32_t generation;
@@ -58,6 +60,9 @@ struct Connection {
   bool dirty : 1;          // has something for flush() to look at
   bool active : 1;         // opened by connect()
   bool acked_pending : 1;  // on_acked() is due
+  bool in_refused : 1;     // listed among those with refused payload
+  bool fin_pending : 1;    // on_fin() is due once that is taken
+  bool lingering : 1;      // ended in order but for refused payload; pcb is gone
   bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
 };
 

@@ -27,6 +27,9 @@ LwipHeap::LwipHeap(std::size_t bytes_max)
       span_class_(round_up(bytes_max, kSpanBytes) / kSpanBytes + 1),
       bytes_max_(round_up(bytes_max, kSpanBytes)) {}
 
+// The addresses will be somebody else's.
+LwipHeap::~LwipHeap() { ASAN_UNPOISON_MEMORY_REGION(&memory_[0], carved_bytes_); }
+
 std::size_t LwipHeap::class_of(std::size_t bytes) {
   if (bytes <= kSmallBytesMax) return bytes == 0 ? 0 : (bytes - 1) / 16;
   if (bytes > kSpanBytes) return kClasses - 1;

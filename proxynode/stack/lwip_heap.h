@@ -24,6 +24,9 @@ class LwipHeap {
   static constexpr std::size_t kBlockBytesMax = 2 * kSpanBytes;
 
   explicit LwipHeap(std::size_t bytes_max);
+  ~LwipHeap();
+  LwipHeap(const LwipHeap&) = delete;
+  LwipHeap& operator=(const LwipHeap&) = delete;
 
   void* allocate(std::size_t bytes);
   void free(void* block);

@@ -100,6 +100,7 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
       timestamp_base(static_cast<std::uint32_t>(random64())) {
   dirty.reserve(options.connections_max);
   dirty_working.reserve(options.connections_max);
+  refused.reserve(options.connections_max);
   current = this;
   refresh_clock();
 }
@@ -107,7 +108,6 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
 Stack::Impl::~Impl() {
   // Nothing is reported and nothing is sent any more; memory goes back.
   for (ConnIndex index = 0; index < fresh; ++index) {
-    if (!is_open(index)) continue;
     connections[index].reported = false;
     abort(index, EndReason::kAborted, false);
   }
@@ -177,7 +177,9 @@ ConnectionInfo Stack::info(ConnIndex conn) const {
 TcpState Stack::state(ConnIndex conn) const {
   return impl_->is_open(conn) ? impl_->connections[conn].state : TcpState::kClosed;
 }
-bool Stack::is_open(ConnIndex conn) const { return impl_->is_open(conn); }
+bool Stack::is_open(ConnIndex conn) const {
+  return impl_->is_open(conn) || impl_->is_lingering(conn);
+}
 const std::array<std::uint32_t, kTcpStates>& Stack::state_counts() const { return impl_->states; }
 std::uint32_t Stack::open_connections() const { return impl_->open; }
 std::size_t Stack::heap_bytes_used() const { return impl_->heap.used_bytes(); }

@@ -119,9 +119,10 @@ class Delegate {
   virtual void on_connected(ConnIndex conn, const ConnectionInfo& info) = 0;
   // The next bytes in order. The window stays closed by them until consume(). True: the delegate
   // has taken the payload (moved from it, or is done with it: what is left in it is freed).
-  // False: back-pressure, nothing was taken. The stack keeps this one payload (lwIP's
-  // refused_data), offers it again within a tick, and drops further data of this connection
-  // meanwhile, so that its client slows down and nobody else does.
+  // False: back-pressure, nothing was taken. The stack keeps this one payload,
+  // offers it again within a tick, and drops further data of this connection meanwhile, so that
+  // its client slows down and nobody else does. on_fin() and an on_closed() after an orderly end
+  // wait for it; after a reset or time-out it is lost.
   virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes
   // `acked_offset`: bytes since the start that the client acknowledged and that no segment in
@@ -159,7 +160,8 @@ struct StackCounters {
   std::uint64_t resets_in = 0, resets_out = 0;
   std::uint64_t retransmits = 0;
   std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_fragment = 0,
-                dropped_not_tcp = 0, dropped_no_slot = 0, dropped_send_queue = 0;
+                dropped_not_tcp = 0, dropped_no_slot = 0, dropped_send_queue = 0,
+                dropped_refused = 0;  // payload behind one that the delegate did not take
   std::uint64_t icmp_echo = 0;
   std::uint64_t bytes_copied = 0;                   // payload bytes that the stack itself copied
   std::uint64_t flow_lookups = 0, flow_probes = 0;  // of the table of connections

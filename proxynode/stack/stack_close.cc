@@ -23,10 +23,11 @@ Status Stack::Impl::shutdown_send(ConnIndex index) {
 }
 
 void Stack::Impl::close(ConnIndex index) {
+  if (is_lingering(index)) finish(index, EndReason::kAborted);
   if (!is_open(index)) return;
   Connection& conn = connections[index];
   if (conn.receive_shut) return;
-  const bool unread = conn.rx_unconsumed_bytes > 0 || conn.pcb->refused_data != nullptr;
+  const bool unread = conn.rx_unconsumed_bytes > 0 || conn.refused != nullptr;
   if (conn.state == TcpState::kSynSent || unread) {
     abort(index, EndReason::kAborted, true);
     return;
@@ -41,6 +42,7 @@ void Stack::Impl::close(ConnIndex index) {
 }
 
 void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {
+  if (is_lingering(index)) finish(index, reason);
   if (!is_open(index)) return;
   tcp_pcb* const pcb = connections[index].pcb;
   const EndReason outer = end_reason;

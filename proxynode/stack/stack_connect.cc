@@ -99,9 +99,11 @@ ConnIndex Stack::Impl::acquire() {
   Connection& conn = connections[index];
   const std::uint32_t generation = conn.generation;
   const bool dirty_entry = conn.dirty;  // flush() will still come across it
+  const bool refused_entry = conn.in_refused;
   conn = Connection{};
   conn.generation = generation + 1;
   conn.dirty = dirty_entry;
+  conn.in_refused = refused_entry;
   ++open;
   return index;
 }

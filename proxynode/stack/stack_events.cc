@@ -2,11 +2,6 @@
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
-namespace {
-
-constexpr std::uint32_t kInitialWindowSegments = 10;  // RFC 6928
-
-}  // namespace
 
 err_t Stack::Impl::event(Connection* conn, tcp_pcb* pcb, lwip_event kind, pbuf* chain,
                          std::uint32_t bytes, err_t error) {
@@ -71,6 +66,12 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
     abort(index, EndReason::kAborted, true);
     return ERR_ABRT;
   }
+  if (conn.refused != nullptr) {  // more than 64 KB became in order at once
+    pbuf* last = conn.refused;
+    while (last->next != nullptr) last = last->next;
+    last->next = chain;
+    return ERR_OK;
+  }
   const std::uint32_t bytes = chain->tot_len;
   const std::uint32_t segments = (bytes + conn.mss_bytes - 1) / conn.mss_bytes;
   conn.rx_segments = static_cast<std::uint8_t>(std::min(conn.rx_segments + segments, 255u));
@@ -78,11 +79,56 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
   RxPayload payload(chain);
   const bool taken = delegate.on_received(index, payload);
   if (conn.generation != generation) return ERR_ABRT;
-  if (taken) return ERR_OK;
-  // lwIP keeps it, offers it again each tick and takes no more meanwhile.
-  conn.rx_unconsumed_bytes -= bytes;
-  payload.detach();
-  return ERR_INPROGRESS;
+  if (!taken) {
+    conn.rx_unconsumed_bytes -= bytes;
+    keep_refused(conn, payload.detach());
+  }
+  return ERR_OK;
+}
+
+// lwIP could keep refused payload too, but would lose it when the connection ends in order, and
+// not look at acknowledgements meanwhile. Here the segments that follow come without payload
+// (to_connection()), until it is taken.
+void Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
+  conn.refused = chain;
+  if (conn.in_refused) return;
+  conn.in_refused = true;
+  refused.push_back(index_of(conn));
+  arm_tick();
+}
+
+void Stack::Impl::offer_refused() {
+  for (std::size_t i = 0; i < refused.size();) {
+    const ConnIndex index = refused[i];
+    if (connections[index].refused != nullptr) offer(index);
+    if (connections[index].refused != nullptr) {
+      ++i;
+      continue;
+    }
+    connections[index].in_refused = false;
+    refused[i] = refused.back();
+    refused.pop_back();
+  }
+}
+
+void Stack::Impl::offer(ConnIndex index) {
+  Connection& conn = connections[index];
+  const std::uint32_t generation = conn.generation;
+  RxPayload payload(std::exchange(conn.refused, nullptr));
+  const std::uint32_t bytes = payload.length();
+  conn.rx_unconsumed_bytes += bytes;
+  const bool taken = delegate.on_received(index, payload);
+  if (conn.generation != generation) return;
+  if (!taken) {
+    conn.rx_unconsumed_bytes -= bytes;
+    conn.refused = payload.detach();
+    return;
+  }
+  if (conn.fin_pending) {
+    conn.fin_pending = false;
+    delegate.on_fin(index);
+  }
+  if (conn.generation == generation && conn.lingering) finish(index, EndReason::kFinished);
 }
 
 err_t Stack::Impl::on_end_of_data(Connection& conn) {
@@ -95,7 +141,11 @@ err_t Stack::Impl::on_end_of_data(Connection& conn) {
     conn.rx_segments = 255;
     mark_dirty(conn);
   }
-  if (!conn.receive_shut) delegate.on_fin(index);
+  if (conn.refused != nullptr) {
+    conn.fin_pending = true;
+  } else if (!conn.receive_shut) {
+    delegate.on_fin(index);
+  }
   return conn.generation == generation ? ERR_OK : ERR_ABRT;
 }
 
@@ -119,6 +169,10 @@ void Stack::Impl::destroyed(Connection& conn) {
   conn.pcb = nullptr;
   conn.state = TcpState::kClosed;
   conn.reason = end_reason;
+  if (conn.refused != nullptr && conn.reported && end_reason == EndReason::kFinished) {
+    conn.lingering = true;
+    return;
+  }
   conn.ended_next = ended;
   ended = index;
 }
@@ -126,15 +180,20 @@ void Stack::Impl::destroyed(Connection& conn) {
 void Stack::Impl::reap() {
   while (ended != kNone) {
     const ConnIndex index = ended;
-    const Connection& conn = connections[index];
-    const bool reported = conn.reported;
-    const EndReason reason = conn.reason;
-    ended = conn.ended_next;
-    release(index);
-    if (!reported) continue;
-    ++counters.closed;
-    delegate.on_closed(index, reason);
+    ended = connections[index].ended_next;
+    finish(index, connections[index].reason);
   }
+}
+
+void Stack::Impl::finish(ConnIndex index, EndReason reason) {
+  Connection& conn = connections[index];
+  const bool reported = conn.reported;
+  if (conn.refused != nullptr) pbuf_free(std::exchange(conn.refused, nullptr));
+  conn.lingering = false;
+  release(index);
+  if (!reported) return;
+  ++counters.closed;
+  delegate.on_closed(index, reason);
 }
 
 void Stack::Impl::follow_state(Connection& conn) {
@@ -143,10 +202,6 @@ void Stack::Impl::follow_state(Connection& conn) {
   --states[static_cast<std::size_t>(conn.state)];
   ++states[static_cast<std::size_t>(now)];
   if (conn.state == TcpState::kSynReceived) --half_open;
-  const bool began = conn.state == TcpState::kSynReceived || conn.state == TcpState::kSynSent;
-  if (began && now != TcpState::kSynReceived) {
-    conn.pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
-  }
   conn.state = now;
 }
 
@@ -172,11 +227,6 @@ void Stack::Impl::settle(ConnIndex index) {
 // Corrections to lwIP's sender and receiver (docs/tcp_stack.md, "What lwIP needs help with").
 void Stack::Impl::tune(Connection& conn) {
   tcp_pcb* const pcb = conn.pcb;
-  // lwIP sets the initial window only after it told us of the connection.
-  if (pcb->cwnd < kInitialWindowSegments * conn.mss_bytes && pcb->lastack - conn.seq_local <= 1 &&
-      pcb->nrtx == 0 && conn.state == TcpState::kEstablished) {
-    pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
-  }
   // Its ticks measure round trips of nothing: without a floor each timer tick would retransmit.
   const auto floor = static_cast<s16_t>((options.min_rto_ms + kSlowTickMs - 1) / kSlowTickMs);
   if ((pcb->sa >> 3) + pcb->sv < floor) pcb->sv = static_cast<s16_t>(floor - (pcb->sa >> 3));

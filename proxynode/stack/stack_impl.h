@@ -128,6 +128,9 @@ struct Stack::Impl {
                     const Arrived& arrived);
   pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
   void to_connection(ConnIndex index, Arrived& arrived);
+  bool take_payload(const Connection& conn, bool pins_slot);
+  void run_input(Connection& conn, Arrived& arrived);
+  void begin_estimates(Connection& conn, bool first_try);
   void to_listener(Arrived& arrived);
   void refuse(const Arrived& arrived);
   void set_lwip_packet(const Arrived& arrived, netif& interface);
@@ -142,6 +145,10 @@ struct Stack::Impl {
   err_t on_end_of_data(Connection& conn);
   void destroyed(Connection& conn);
   void deliver_acked(ConnIndex index);
+  void keep_refused(Connection& conn, pbuf* chain);
+  void offer_refused();
+  void offer(ConnIndex index);
+  void finish(ConnIndex index, EndReason reason);
   void reap();
   // After anything that lwIP did with a connection.
   void settle(ConnIndex index);
@@ -150,6 +157,9 @@ struct Stack::Impl {
   void update_timers(Connection& conn);
   ConnIndex index_of(const Connection& conn) const {
     return static_cast<ConnIndex>(&conn - &connections[0]);
+  }
+  bool is_lingering(ConnIndex index) const {
+    return index < connections.capacity() && connections[index].lingering;
   }
   bool is_open(ConnIndex index) const {
     return index < connections.capacity() && connections[index].pcb != nullptr;
@@ -198,6 +208,7 @@ struct Stack::Impl {
   void deadline(ConnIndex index);
   void keepalive(ConnIndex index);
   void arm_keepalive(Connection& conn);
+  void arm_tick();
   void link_timer(Connection& conn);
   void unlink_timer(Connection& conn);
   static bool timer_pending(const tcp_pcb& pcb);
@@ -224,6 +235,7 @@ struct Stack::Impl {
 
   std::vector<ConnIndex> dirty;          // capacity connections_max
   std::vector<ConnIndex> dirty_working;  // likewise
+  std::vector<ConnIndex> refused;        // likewise; may name records without refused payload
   std::uint32_t ended = kNone;           // freed by lwIP, to be reported
   const Listener* opening = nullptr;     // while lwIP is handed a SYN, which is in
   const Arrived* opening_packet = nullptr;
@@ -239,7 +251,7 @@ struct Stack::Impl {
   TimerWheel wheel;
 
   std::uint32_t time_wait_head = kNone, time_wait_tail = kNone;
-  std::uint32_t time_wait_free = kNone, time_wait_fresh = 0;
+  std::uint32_t time_wait_free = kNone, time_wait_fresh = 0, time_wait_used = 0;
 
   std::uint64_t secret[2];  // of initial sequence numbers and ports
   std::uint32_t timestamp_base;

@@ -15,6 +15,7 @@ constexpr std::size_t kReclaimBelow = 16;
 constexpr std::size_t kReservedSlots = 2;
 // A connection costs about this much of lwIP's heap until it is established.
 constexpr std::size_t kConnectionBytes = 2048;
+constexpr std::uint32_t kInitialWindowSegments = 10;
 
 constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
 
@@ -167,34 +168,80 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
     const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;
     clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
     const bool payload = arrived.chain->len > arrived.parsed.l4_header_bytes;
-    if (payload && ingress.free_count() < ingress.slot_count() / kReclaimBelow) {
-      reclaim_out_of_order();
-      if (ingress.free_count() < kReservedSlots) {
-        ++counters.dropped_no_slot;
-        pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
-        arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
-      }
+    const bool fin = (arrived.tcp.flags & net::kTcpFin) != 0;
+    if ((payload || fin) && !take_payload(conn, payload)) {
+      pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
+      arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
     }
   }
-  if (conn.active && conn.state == TcpState::kSynSent) conn.seq_remote = arrived.tcp.seq;
+  run_input(conn, arrived);
+  reap();
+}
+
+// False: only what the segment acknowledges counts; the client will send the rest again.
+bool Stack::Impl::take_payload(const Connection& conn, bool pins_slot) {
+  if (conn.refused != nullptr) {
+    ++counters.dropped_refused;
+    return false;
+  }
+  if (!pins_slot || ingress.free_count() >= ingress.slot_count() / kReclaimBelow) return true;
+  reclaim_out_of_order();
+  if (ingress.free_count() >= kReservedSlots) return true;
+  ++counters.dropped_no_slot;
+  return false;
+}
+
+void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
+  tcp_pcb* const pcb = conn.pcb;
+  const ConnIndex index = index_of(conn);
+  const TcpState before = conn.state;
+  if (before == TcpState::kSynSent) {
+    conn.seq_remote = arrived.tcp.seq;
+  } else if (before != TcpState::kSynReceived && (arrived.tcp.flags & net::kTcpAck) != 0 &&
+             pcb->snd_wl1 == arrived.tcp.seq && pcb->snd_wl2 == arrived.tcp.ack) {
+    // RFC 9293 3.10.7.4 lets a window shrink by a repeated acknowledgement; lwIP would not see it
+    // and send until its timer gives up.
+    pcb->snd_wnd = std::min(pcb->snd_wnd, tcpwnd_size_t{arrived.tcp.window} << pcb->snd_scale);
+  }
   set_lwip_packet(arrived, interfaces[conn.interface]->lwip);
   end_reason = EndReason::kFinished;
   const std::uint32_t generation = conn.generation;
   const std::uint32_t una = pcb->lastack;
   const std::uint32_t cwnd = pcb->cwnd;
-  const bool slow_start =
-      cwnd < pcb->ssthresh && (pcb->flags & (TF_RTO | TF_INFR)) == 0 && cwnd > 1;
+  const bool slow_start = cwnd < pcb->ssthresh && (pcb->flags & (TF_RTO | TF_INFR)) == 0;
+  const bool first_try = pcb->nrtx == 0;
   {
     LwipLists lists(LwipLists::Active{pcb});
     tcp_input(arrived.chain, &interfaces[conn.interface]->lwip);
   }
-  if (conn.generation == generation && conn.pcb != nullptr && slow_start && pcb->cwnd > cwnd) {
+  if (conn.generation != generation || conn.pcb == nullptr) return;
+  if (before <= TcpState::kSynReceived) {
+    begin_estimates(conn, first_try);
+  } else if (slow_start && pcb->cwnd > cwnd) {
     // RFC 3465 with L unbounded: one acknowledgement of a super-segment stands for many.
     pcb->cwnd = std::max(pcb->cwnd, cwnd + (pcb->lastack - una));
     if (pcb->unsent != nullptr) mark_dirty(conn);
   }
-  if (conn.generation == generation) settle(index);
-  reap();
+  settle(index);
+}
+
+// Once the handshake is over: the initial window (RFC 6928) and the first round trip (RFC 6298
+// 2.2), where lwIP would approach the measured value from far above.
+void Stack::Impl::begin_estimates(Connection& conn, bool first_try) {
+  tcp_pcb* const pcb = conn.pcb;
+  if (pcb->state < ESTABLISHED) return;
+  pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
+  std::uint32_t ticks = static_cast<std::uint32_t>(pcb->sa);
+  if (conn.active) {
+    // lwIP leaves this measurement running until the first data is acknowledged.
+    ticks = tcp_ticks - pcb->rttest;
+    pcb->rttest = 0;
+  }
+  if (!first_try) return;
+  const auto round_trip = static_cast<s16_t>(std::min(ticks, 1000u));
+  pcb->sa = static_cast<s16_t>(round_trip << 3);
+  pcb->sv = static_cast<s16_t>(round_trip * 2);
+  pcb->rto = static_cast<s16_t>(round_trip + pcb->sv);
 }
 
 void Stack::Impl::to_listener(Arrived& arrived) {

@@ -30,6 +30,7 @@ void Stack::Impl::remove_time_wait(std::uint32_t record) {
   time_waits[record].next = time_wait_free;
   time_wait_free = record;
   --states[static_cast<std::size_t>(TcpState::kTimeWait)];
+  --time_wait_used;
 }
 
 void Stack::Impl::enter_time_wait(Connection& conn) {
@@ -54,7 +55,7 @@ void Stack::Impl::enter_time_wait(Connection& conn) {
   }
   end_reason = outer;
   if (keep) {
-    if (states[static_cast<std::size_t>(TcpState::kTimeWait)] >= options.time_wait_max) {
+    if (time_wait_used >= options.time_wait_max) {
       ++counters.time_wait_evicted;
       remove_time_wait(time_wait_head);
     }
@@ -68,6 +69,7 @@ void Stack::Impl::enter_time_wait(Connection& conn) {
     link_time_wait(record);
     flows.insert(record | FlowTable::kTimeWaitFlag);
     ++states[static_cast<std::size_t>(TcpState::kTimeWait)];
+    ++time_wait_used;
   }
   reap();
 }

@@ -19,13 +19,17 @@ void Stack::Impl::refresh_clock() {
 bool Stack::Impl::timer_pending(const tcp_pcb& pcb) {
   if (pcb.unacked != nullptr || pcb.unsent != nullptr || pcb.ooseq != nullptr) return true;
   if ((pcb.flags & (TF_ACK_DELAY | TF_ACK_NOW | TF_CLOSEPEND | TF_NAGLEMEMERR)) != 0) return true;
-  if (pcb.persist_backoff != 0 || pcb.refused_data != nullptr) return true;
+  if (pcb.persist_backoff != 0) return true;
   return pcb.state != ESTABLISHED && pcb.state != CLOSE_WAIT && pcb.state != FIN_WAIT_2;
+}
+
+void Stack::Impl::arm_tick() {
+  if (next_tick_ns == UINT64_MAX) next_tick_ns = (now_ns / kFastTickNs + 1) * kFastTickNs;
 }
 
 void Stack::Impl::link_timer(Connection& conn) {
   const ConnIndex index = index_of(conn);
-  if (timers_head == kNone) next_tick_ns = (now_ns / kFastTickNs + 1) * kFastTickNs;
+  arm_tick();
   conn.timer_prev = timers_tail;
   conn.timer_next = kNone;
   (timers_tail != kNone ? connections[timers_tail].timer_next : timers_head) = index;
@@ -41,7 +45,6 @@ void Stack::Impl::unlink_timer(Connection& conn) {
   (conn.timer_next != kNone ? connections[conn.timer_next].timer_prev : timers_tail) =
       conn.timer_prev;
   conn.in_timers = false;
-  if (timers_head == kNone) next_tick_ns = UINT64_MAX;
 }
 
 std::uint64_t Stack::Impl::next_timer_ns() const {
@@ -54,11 +57,13 @@ void Stack::Impl::on_time() {
   refresh_clock();
   expire_time_waits();
   const std::uint64_t tick = now_ns / kFastTickNs;
-  if (timers_head != kNone && next_tick_ns <= now_ns) {
+  if (next_tick_ns <= now_ns) {
+    offer_refused();
     std::uint64_t due = next_tick_ns / kFastTickNs;
     if (tick - due >= kCatchUpTicksMax) due = tick - kCatchUpTicksMax + 1;
     for (; due <= tick && timers_head != kNone; ++due) run_tick(due);
-    next_tick_ns = timers_head == kNone ? UINT64_MAX : (tick + 1) * kFastTickNs;
+    const bool idle = timers_head == kNone && refused.empty();
+    next_tick_ns = idle ? UINT64_MAX : (tick + 1) * kFastTickNs;
   }
   for (ConnIndex index = wheel.pop_due(now_ns); index != kNone; index = wheel.pop_due(now_ns)) {
     deadline(index);

@@ -311,7 +311,8 @@ class StackTest : public ::testing::Test {
     const buffer::SlotIndex slot = pool_->acquire();
     ASSERT_NE(slot, buffer::kNoSlot);
     constexpr std::uint32_t kOffset = 10;  // as of a vnet header: odd alignments must do
-    std::memcpy(pool_->data(slot) + kOffset, packet.data(), packet.size());
+    std::copy_n(reinterpret_cast<const std::byte*>(packet.data()), packet.size(),
+                pool_->data(slot) + kOffset);
     stack_->input(0, slot,
                   {.offset = kOffset,
                    .length = static_cast<std::uint32_t>(packet.size()),

@@ -506,6 +506,64 @@ TEST_F(StackStates, a_fin_behind_refused_payload_waits_for_it) {
   EXPECT_EQ(stack_->state(conn), TcpState::kCloseWait);
 }
 
+TEST_F(StackStates, refused_payload_survives_the_orderly_end_of_its_connection) {
+  for (const bool we_close_first : {false, true}) {
+    SCOPED_TRACE(we_close_first);
+    Peer peer;
+    peer.self.port = we_close_first ? 40001 : 40002;
+    const ConnIndex conn = open(peer);
+    if (we_close_first) {
+      ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+      take();
+      peer.rcv += 1;
+    }
+    recorder_.refuse = true;
+    send(peer, kTcpAck | kTcpFin, pattern(100));
+    if (!we_close_first) {
+      ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+      take();
+      peer.rcv += 1;
+      send(peer, kTcpAck);
+    }
+    EXPECT_EQ(count(TcpState::kTimeWait), we_close_first ? 1u : 0u);
+    EXPECT_TRUE(stack_->is_open(conn));
+    EXPECT_FALSE(recorder_.conns[conn].closed);
+    advance_ms(10'000);
+    recorder_.refuse = false;
+    advance_ms(40);
+    EXPECT_EQ(recorder_.conns[conn].received, pattern(100));
+    EXPECT_TRUE(recorder_.conns[conn].fin);
+    EXPECT_TRUE(recorder_.conns[conn].closed);
+    EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kFinished);
+    EXPECT_FALSE(stack_->is_open(conn));
+  }
+  EXPECT_EQ(stack_->open_connections(), 0u);
+}
+
+TEST_F(StackStates, a_connection_that_waits_for_its_refused_payload_can_be_ended) {
+  for (const int how : {0, 1, 2}) {
+    Peer peer;
+    peer.self.port = static_cast<std::uint16_t>(40'000 + how);
+    const ConnIndex conn = open(peer);
+    recorder_.refuse = true;
+    send(peer, kTcpAck | kTcpFin, pattern(100));
+    if (how != 2) {
+      ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+      take();
+      peer.rcv += 1;
+      send(peer, kTcpAck);
+      how == 0 ? stack_->abort(conn) : stack_->close(conn);
+      EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kAborted);
+    } else {
+      send(peer, kTcpRst);
+      EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kResetByPeer);
+    }
+    EXPECT_TRUE(recorder_.conns[conn].closed);
+    advance_ms(40);
+    recorder_.refuse = false;
+  }
+}
+
 TEST_F(StackStates, removing_a_listener_resets_half_open_and_keeps_established) {
   const ListenerId id = listen("10.77.0.11:80");
   Peer half, whole;

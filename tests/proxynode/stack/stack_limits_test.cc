@@ -1,0 +1,179 @@
+// Limits: what happens at each, and that the table of connections does not slow down.
+#include "tests/proxynode/stack/stack_harness.h"
+
+namespace sanproxy::stack::testing {
+namespace {
+
+using StackLimits = ConnectedStackTest;
+
+Segment syn_of(const Peer& peer) {
+  Segment syn{.flags = kTcpSyn, .seq = peer.snd};
+  syn.options = syn_options();
+  return syn;
+}
+
+TEST_F(StackLimits, beyond_connections_max_a_syn_is_reset_or_left_unanswered) {
+  for (const bool reset : {true, false}) {
+    make(
+        {.connections_max = 3, .refuse_with_reset = reset, .heap_bytes_max = std::size_t{8} << 20});
+    listen();
+    Peer peers[4];
+    for (int i = 0; i < 4; ++i) peers[i].self.port = static_cast<std::uint16_t>(40'000 + i);
+    for (int i = 0; i < 3; ++i) open(peers[i]);
+    deliver(peers[3].self, peers[3].other, syn_of(peers[3]));
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), reset ? 1u : 0u);
+    if (reset) {
+      EXPECT_EQ(sent[0].tcp.flags, kTcpRst | kTcpAck);
+      EXPECT_EQ(sent[0].tcp.ack, peers[3].snd + 1);
+    }
+    EXPECT_EQ(stack_->counters().refused_connections_max, 1u);
+    EXPECT_EQ(stack_->connect(peers[3].self, *SocketAddress::parse("10.77.0.10:0")).status().code(),
+              Code::kExhausted);
+    send(peers[0], kTcpRst);
+    open(peers[3]);  // there is room again
+  }
+}
+
+TEST_F(StackLimits, beyond_half_open_max_a_syn_is_left_unanswered) {
+  make({.connections_max = 100, .half_open_max = 5, .heap_bytes_max = std::size_t{8} << 20});
+  listen();
+  Peer peers[6];
+  for (int i = 0; i < 6; ++i) peers[i].self.port = static_cast<std::uint16_t>(40'000 + i);
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(half_open(peers[i]));
+  EXPECT_FALSE(half_open(peers[5]));
+  EXPECT_EQ(stack_->counters().refused_half_open_max, 1u);
+  send(peers[0], kTcpAck);
+  EXPECT_EQ(recorder_.accepted, 1);
+  peers[5].snd = 1000;
+  EXPECT_TRUE(half_open(peers[5])) << "its repetition finds room";
+}
+
+TEST_F(StackLimits, nobody_listening_is_answered_with_a_reset) {
+  Peer peer;
+  peer.other.port = 81;
+  deliver(peer.self, peer.other, syn_of(peer));
+  deliver(peer.self, peer.other, {.flags = kTcpAck, .seq = 5, .ack = 77});
+  deliver(peer.self, peer.other, {.flags = kTcpRst, .seq = 5});
+  deliver(peer.self, peer.other, {.flags = kTcpFin | kTcpPsh | kTcpAck, .seq = 5, .ack = 78});
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 3u) << "never for a reset";
+  EXPECT_EQ(sent[0].tcp.flags, kTcpRst | kTcpAck);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd + 1);
+  EXPECT_EQ(sent[1].tcp.flags, kTcpRst);
+  EXPECT_EQ(sent[1].tcp.seq, 77u);
+  EXPECT_EQ(sent[2].tcp.seq, 78u);
+  EXPECT_EQ(stack_->counters().refused_no_listener, 3u);
+}
+
+TEST_F(StackLimits, a_full_heap_refuses_connections_and_writes_and_recovers) {
+  make({.connections_max = 100'000, .heap_bytes_max = std::size_t{1} << 20});
+  listen();
+  std::vector<Peer> peers;
+  for (int i = 0; i < 20'000; ++i) {
+    Peer peer;
+    peer.self.port = static_cast<std::uint16_t>(1024 + i);
+    if (!half_open(peer)) break;
+    send(peer, kTcpAck);
+    peers.push_back(peer);
+  }
+  EXPECT_GT(peers.size(), 500u);
+  EXPECT_LT(peers.size(), 20'000u);
+  EXPECT_GT(stack_->counters().refused_no_memory, 0u);
+  EXPECT_LE(stack_->heap_bytes_used(), stack_->heap_bytes_max());
+  const Bytes data = pattern(60'000);
+  EXPECT_TRUE(stack_->write(0, as_span(data), WriteMode::kCopy).is_again());
+  // Those that are open go on.
+  send(peers[0], kTcpAck, pattern(5));
+  EXPECT_EQ(recorder_.conns[0].received, pattern(5));
+  for (std::size_t i = 0; i < 300; ++i) send(peers[i], kTcpRst);
+  take();
+  Peer late;
+  late.self.port = 65'000;
+  open(late);
+  for (std::size_t i = 300; i < peers.size(); ++i) send(peers[i], kTcpRst);
+  send(late, kTcpRst);
+  EXPECT_EQ(stack_->open_connections(), 0u);
+}
+
+TEST_F(StackLimits, all_of_the_heap_comes_back) {
+  const std::size_t empty = stack_->heap_bytes_used();
+  for (int i = 0; i < 200; ++i) {
+    Peer peer;
+    peer.self.port = static_cast<std::uint16_t>(10'000 + i);
+    const ConnIndex conn = open(peer);
+    const Bytes data = pattern(static_cast<std::size_t>(i) * 70);
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    ASSERT_TRUE(stack_->write(conn, as_span(pattern(50)), WriteMode::kCopy).ok());
+    take();
+    if (i % 3 == 0) stack_->abort(conn);
+    if (i % 3 == 1) send(peer, kTcpRst);
+    if (i % 3 == 2) {
+      peer.rcv += static_cast<std::uint32_t>(data.size() + 50);
+      send(peer, kTcpFin | kTcpAck);
+      stack_->close(conn);
+      take();
+      peer.rcv += 1;
+      send(peer, kTcpAck);
+    }
+    take();
+  }
+  EXPECT_EQ(stack_->open_connections(), 0u);
+  EXPECT_EQ(stack_->heap_bytes_used(), empty);
+}
+
+TEST_F(StackLimits, twenty_thousand_connections_are_found_as_fast_as_one) {
+  make({.connections_max = 20'000, .half_open_max = 100, .heap_bytes_max = std::size_t{64} << 20});
+  listen();
+  const std::size_t empty = stack_->heap_bytes_used();
+  std::vector<Peer> peers(20'000);
+  for (std::size_t i = 0; i < peers.size(); ++i) {
+    peers[i].self.port = static_cast<std::uint16_t>(1024 + i % 60'000);
+    peers[i].self.ip.bytes[3] = static_cast<std::uint8_t>(i % 200 + 1);
+    open(peers[i]);
+  }
+  EXPECT_EQ(count(TcpState::kEstablished), 20'000u);
+  EXPECT_LE((stack_->heap_bytes_used() - empty) / peers.size(), 400u) << "bytes of lwIP's heap";
+  const StackCounters before = stack_->counters();
+  for (Peer& peer : peers) send(peer, kTcpAck, pattern(1));
+  const StackCounters& after = stack_->counters();
+  EXPECT_EQ(after.flow_lookups - before.flow_lookups, 20'000u);
+  EXPECT_LE(after.flow_probes - before.flow_probes, 20'000u * 3 / 2);
+  take();
+  for (Peer& peer : peers) send(peer, kTcpRst);
+  EXPECT_EQ(stack_->open_connections(), 0u);
+  EXPECT_EQ(recorder_.closed, 20'000);
+}
+
+TEST_F(StackLimits, impossible_options_are_refused) {
+  stack_.reset();
+  const auto refused = [&](StackOptions options) {
+    return !Stack::create(options, clock_, *pool_, recorder_).ok();
+  };
+  EXPECT_TRUE(refused({.connections_max = 0}));
+  EXPECT_TRUE(refused({.receive_window_bytes = 1000}));
+  EXPECT_TRUE(refused({.receive_window_bytes = 8 << 20}));
+  EXPECT_TRUE(refused({.send_buffer_bytes = 1}));
+  EXPECT_TRUE(refused({.ephemeral_port_first = 5, .ephemeral_port_last = 4}));
+  auto one = Stack::create({.connections_max = 1}, clock_, *pool_, recorder_);
+  ASSERT_TRUE(one.ok());
+  EXPECT_TRUE(refused({.connections_max = 1})) << "one stack a process";
+}
+
+TEST_F(StackLimits, calls_for_an_index_that_is_not_open_do_nothing) {
+  for (const ConnIndex conn : {ConnIndex{0}, ConnIndex{999}, ConnIndex{5'000'000}, UINT32_MAX}) {
+    EXPECT_FALSE(stack_->is_open(conn));
+    EXPECT_EQ(stack_->send_room(conn), 0u);
+    EXPECT_EQ(stack_->write(conn, as_span(pattern(1)), WriteMode::kCopy).code(),
+              Code::kDisconnected);
+    EXPECT_EQ(stack_->shutdown_send(conn).code(), Code::kDisconnected);
+    stack_->consume(conn, 1);
+    stack_->close(conn);
+    stack_->abort(conn);
+    EXPECT_EQ(stack_->state(conn), TcpState::kClosed);
+  }
+  EXPECT_EQ(recorder_.closed, 0);
+}
+
+}  // namespace
+}  // namespace sanproxy::stack::testing

@@ -1,0 +1,176 @@
+// A small model of a TCP client behind a network that loses, repeats and reorders: everything
+// arrives, whatever the seed. A failure prints the seed that replays it.
+#include <random>
+
+#include "tests/proxynode/stack/stack_harness.h"
+
+namespace sanproxy::stack::testing {
+namespace {
+
+struct Weather {
+  const char* name;
+  double loss, repeat, reorder;
+  std::uint32_t rounds_late;  // of a packet that is held back
+};
+
+// Sends `up`, takes `down`; cumulative acknowledgements, go-back-n on a timer, a fixed window.
+class Client {
+ public:
+  Client(Peer peer, Bytes up, std::size_t down_bytes)
+      : peer_(std::move(peer)), up_(std::move(up)), down_bytes_(down_bytes), base_(peer_.snd) {}
+
+  void on_packet(const Sent& packet) {
+    if (packet.has(kTcpRst)) reset = true;
+    const std::int32_t acked = static_cast<std::int32_t>(packet.tcp.ack - base_);
+    if (acked > static_cast<std::int32_t>(acked_)) acked_ = static_cast<std::uint32_t>(acked);
+    window_ = std::uint32_t{packet.tcp.window} << 7;
+    const std::int32_t skip = static_cast<std::int32_t>(peer_.rcv - packet.tcp.seq);
+    const auto bytes = static_cast<std::int32_t>(packet.payload_bytes());
+    if (skip > 0 && skip == bytes + 1 && packet.has(kTcpFin)) ack_due_ = true;
+    if (skip >= 0 && skip < bytes) {
+      received.insert(received.end(), packet.tcp.payload.begin() + skip, packet.tcp.payload.end());
+      peer_.rcv += static_cast<std::uint32_t>(bytes - skip);
+    }
+    if (skip >= 0 && skip <= bytes && packet.has(kTcpFin) && !fin_seen) {
+      fin_seen = true;
+      peer_.rcv += 1;
+    }
+    if (bytes > 0 || packet.has(kTcpFin)) ack_due_ = true;
+  }
+
+  // What it sends in this round.
+  std::vector<Segment> step(std::uint32_t round) {
+    std::vector<Segment> out;
+    const auto total = static_cast<std::uint32_t>(up_.size());
+    if (acked_ != last_acked_) {
+      last_acked_ = acked_;
+      timer_ = round;
+    }
+    if (round - timer_ > 15 && sent_ > acked_) {  // 300 ms
+      sent_ = acked_;
+      timer_ = round;
+    }
+    if (sent_ < acked_) sent_ = acked_;
+    for (int i = 0; i < 8 && sent_ < total && sent_ - acked_ < window_; ++i) {
+      const std::uint32_t bytes =
+          std::min({total - sent_, std::uint32_t{3000}, window_ - (sent_ - acked_)});
+      out.push_back(at(sent_, bytes, false));
+      sent_ += bytes;
+    }
+    // Our FIN when everything of both sides is through.
+    if (sent_ == total && received.size() == down_bytes_ && sent_ <= total) {
+      out.push_back(at(total, 0, true));
+      sent_ = total + 1;
+    }
+    if (out.empty() && ack_due_) out.push_back(at(sent_, 0, false));
+    ack_due_ = false;
+    return out;
+  }
+  bool finished() const { return fin_seen && acked_ == up_.size() + 1; }
+
+  Bytes received;
+  bool fin_seen = false, reset = false;
+  const Peer& peer() const { return peer_; }
+
+ private:
+  Segment at(std::uint32_t offset, std::uint32_t bytes, bool fin) const {
+    Segment out = peer_.segment(static_cast<std::uint8_t>(fin ? kTcpAck | kTcpFin : kTcpAck));
+    out.seq = base_ + offset;
+    out.payload.assign(up_.begin() + offset, up_.begin() + offset + bytes);
+    return out;
+  }
+
+  Peer peer_;
+  Bytes up_;
+  std::size_t down_bytes_;
+  std::uint32_t base_;
+  std::uint32_t sent_ = 0, acked_ = 0, last_acked_ = 0, timer_ = 0, window_ = 65535;
+  bool ack_due_ = true;
+};
+
+class StackModel : public ConnectedStackTest, public ::testing::WithParamInterface<Weather> {
+ protected:
+  // Packets wait here, each until its round.
+  template <typename T>
+  struct Link {
+    std::vector<std::pair<std::uint32_t, T>> waiting;
+    void put(const Weather& weather, std::mt19937& random, std::uint32_t round, const T& packet) {
+      std::uniform_real_distribution<double> chance(0, 1);
+      if (chance(random) < weather.loss) return;
+      const bool late = chance(random) < weather.reorder;
+      waiting.emplace_back(round + (late ? weather.rounds_late : 0), packet);
+      if (chance(random) < weather.repeat) waiting.emplace_back(round + 1, packet);
+    }
+    std::vector<T> due(std::uint32_t round) {
+      std::vector<T> out;
+      std::erase_if(waiting, [&](auto& entry) {
+        if (entry.first > round) return false;
+        out.push_back(std::move(entry.second));
+        return true;
+      });
+      return out;
+    }
+  };
+
+  void run(std::uint32_t seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    std::mt19937 random(seed);
+    Peer peer;
+    peer.timestamps = seed % 2 == 0;
+    peer.snd = static_cast<std::uint32_t>(random());  // wraps around now and then
+    peer.self.port = static_cast<std::uint16_t>(20'000 + seed);
+    const ConnIndex conn = open(peer);
+    const Bytes up = pattern(150'000 + random() % 50'000, seed);
+    const Bytes down = pattern(300'000 + random() % 100'000, seed + 1);
+    Client client(peer, up, down.size());
+    Link<Sent> to_client;
+    Link<Segment> to_stack;
+    std::size_t written = 0;
+    bool closing = false;
+    for (std::uint32_t round = 0; round < 60'000; ++round) {
+      while (written < down.size()) {
+        const std::size_t bytes =
+            std::min<std::size_t>(1 + random() % 63'000, down.size() - written);
+        const WriteMode mode = bytes < 500 ? WriteMode::kCopy : WriteMode::kReference;
+        if (!stack_->write(conn, as_span(down).subspan(written, bytes), mode).ok()) break;
+        written += bytes;
+      }
+      if (recorder_.conns[conn].fin && !closing) {
+        closing = true;
+        stack_->close(conn);
+      }
+      for (const Sent& packet : take()) to_client.put(GetParam(), random, round, packet);
+      for (const Sent& packet : to_client.due(round)) client.on_packet(packet);
+      for (const Segment& segment : client.step(round)) {
+        to_stack.put(GetParam(), random, round, segment);
+      }
+      for (const Segment& segment : to_stack.due(round)) {
+        deliver(peer.self, peer.other, segment);
+      }
+      advance_ms(20);
+      if (recorder_.conns[conn].closed) break;
+    }
+    EXPECT_TRUE(recorder_.conns[conn].closed) << "it hangs";
+    EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kFinished);
+    EXPECT_TRUE(recorder_.conns[conn].received == up);
+    EXPECT_TRUE(client.received == down);
+    EXPECT_FALSE(client.reset);
+    recorder_.conns.clear();
+    take();
+  }
+};
+
+TEST_P(StackModel, everything_arrives_in_order) {
+  for (std::uint32_t seed = 1; seed <= 12 && !HasFailure(); ++seed) run(seed);
+  EXPECT_EQ(stack_->open_connections(), 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Networks, StackModel,
+    ::testing::Values(Weather{"fair", 0, 0, 0, 0}, Weather{"reordering", 0, 0, 0.1, 3},
+                      Weather{"repeating", 0, 0.2, 0.05, 2}, Weather{"losing", 0.02, 0, 0, 0},
+                      Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4}),
+    [](const auto& one) { return one.param.name; });
+
+}  // namespace
+}  // namespace sanproxy::stack::testing

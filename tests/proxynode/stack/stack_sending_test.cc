@@ -1,0 +1,434 @@
+// Sending: segments, super-segments, windows, retransmission, and whose memory is whose when.
+#include "tests/proxynode/stack/stack_harness.h"
+
+namespace sanproxy::stack::testing {
+namespace {
+
+class StackSending : public ConnectedStackTest {
+ protected:
+  // Everything is acknowledged until nothing more comes; returns the stream in order.
+  Bytes drain(Peer& peer, std::uint32_t limit_bytes = UINT32_MAX) {
+    Bytes stream;
+    for (;;) {
+      const auto sent = take();
+      if (sent.empty()) return stream;
+      for (const Sent& packet : sent) accept(peer, packet, stream);
+      if (stream.size() >= limit_bytes) return stream;
+      send(peer, kTcpAck);
+    }
+  }
+  // What a receiver does with one packet; out-of-order ones are dropped.
+  void accept(Peer& peer, const Sent& packet, Bytes& stream) {
+    const std::int32_t skip = static_cast<std::int32_t>(peer.rcv - packet.tcp.seq);
+    const auto bytes = static_cast<std::int32_t>(packet.payload_bytes());
+    if (skip < 0 || skip >= bytes) return;
+    stream.insert(stream.end(), packet.tcp.payload.begin() + skip, packet.tcp.payload.end());
+    peer.rcv += static_cast<std::uint32_t>(bytes - skip);
+  }
+  // Grows the congestion window well beyond a super-segment.
+  void warm_up(Peer& peer, ConnIndex conn) {
+    static const Bytes data = pattern(600'000);
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    ASSERT_EQ(drain(peer).size(), data.size());
+  }
+};
+
+TEST_F(StackSending, a_first_window_of_ten_segments_then_more_with_each_acknowledgement) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes data = pattern(400'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  auto sent = take();
+  std::size_t first = 0;
+  for (const Sent& packet : sent) first += packet.payload_bytes();
+  EXPECT_EQ(first, 14'600u);
+  Bytes stream;
+  for (const Sent& packet : sent) accept(peer, packet, stream);
+  send(peer, kTcpAck);
+  sent = take();
+  std::size_t second = 0;
+  for (const Sent& packet : sent) second += packet.payload_bytes();
+  EXPECT_GE(second, 2 * 14'600u - 7'300u) << "slow start doubles";
+  for (const Sent& packet : sent) accept(peer, packet, stream);
+  send(peer, kTcpAck);
+  const Bytes rest = drain(peer);
+  stream.insert(stream.end(), rest.begin(), rest.end());
+  EXPECT_EQ(stream, data);
+  EXPECT_EQ(recorder_.conns[conn].acked, data.size());
+  EXPECT_EQ(stack_->counters().bytes_copied, 0u);
+  EXPECT_EQ(stack_->counters().retransmits, 0u);
+}
+
+TEST_F(StackSending, super_segments_are_whole_multiples_of_the_wire_size) {
+  for (const bool timestamps : {false, true}) {
+    Peer peer;
+    peer.timestamps = timestamps;
+    peer.self.port = timestamps ? 40001 : 40002;
+    const ConnIndex conn = open(peer);
+    warm_up(peer, conn);
+    const Bytes data = pattern(63'712);
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u);
+    EXPECT_EQ(sent[0].payload_bytes(), data.size());
+    EXPECT_EQ(sent[0].offload.segmentation, packet_io::Segmentation::kTcp4);
+    EXPECT_EQ(sent[0].offload.segment_bytes, timestamps ? 1448 : 1460);
+    EXPECT_EQ(sent[0].tcp.options.size(), timestamps ? 12u : 0u);
+    EXPECT_EQ(drain(peer).size(), 0u);
+  }
+}
+
+TEST_F(StackSending, without_offload_every_packet_fits_the_mtu) {
+  io_.set_segmentation(false);
+  make({.connections_max = 10, .heap_bytes_max = std::size_t{64} << 20});
+  listen();
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes data = pattern(300'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  EXPECT_EQ(drain(peer), data);  // MemoryIo checks the lengths
+}
+
+TEST_F(StackSending, write_is_all_or_nothing_and_send_room_says_which) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const std::uint32_t room = stack_->send_room(conn);
+  EXPECT_EQ(room, 1024u * 1024u);
+  const Bytes data = pattern(room + 1);
+  EXPECT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).is_again());
+  EXPECT_TRUE(take().empty());
+  ASSERT_TRUE(stack_->write(conn, as_span(data).first(room), WriteMode::kReference).ok());
+  EXPECT_EQ(stack_->send_room(conn), 0u);
+  EXPECT_TRUE(stack_->write(conn, as_span(data).last(1), WriteMode::kReference).is_again());
+  EXPECT_EQ(drain(peer).size(), room);
+  EXPECT_EQ(stack_->send_room(conn), room);
+}
+
+TEST_F(StackSending, references_are_released_when_their_whole_segment_is_acknowledged) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const std::uint64_t before = recorder_.conns[conn].acked;
+  const Bytes data = pattern(29'200);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  peer.rcv += 20'000;
+  send(peer, kTcpAck);
+  EXPECT_EQ(recorder_.conns[conn].acked, before) << "the tail may still be sent again";
+  peer.rcv += 9'200;
+  send(peer, kTcpAck);
+  EXPECT_EQ(recorder_.conns[conn].acked, before + 29'200);
+}
+
+TEST_F(StackSending, a_queued_retransmission_is_dropped_when_its_bytes_are_released) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  Bytes data = pattern(1000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_EQ(take().size(), 1u);
+  clock_.advance_ns(300'000'000);
+  stack_->on_time();
+  clock_.advance_ns(300'000'000);
+  stack_->on_time();
+  clock_.advance_ns(300'000'000);
+  stack_->on_time();  // the retransmission is queued, not sent
+  recorder_.in_acked = [&](ConnIndex) { std::fill(data.begin(), data.end(), 0xee); };
+  peer.rcv += 1000;
+  send(peer, kTcpAck);
+  recorder_.in_acked = nullptr;
+  EXPECT_EQ(recorder_.conns[conn].acked, 1000u);
+  for (const Sent& packet : take()) EXPECT_EQ(packet.payload_bytes(), 0u);
+}
+
+TEST_F(StackSending, queued_data_of_a_connection_that_ends_is_never_sent) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  Bytes data = pattern(1000);
+  send(peer, kTcpAck, pattern(10));
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  // What flush() would send first is in the queue because the device was full.
+  io_.accept_max = 0;
+  stack_->flush();
+  io_.accept_max = SIZE_MAX;
+  recorder_.in_closed = [&](ConnIndex) { std::fill(data.begin(), data.end(), 0xee); };
+  send(peer, kTcpRst);
+  recorder_.in_closed = nullptr;
+  EXPECT_TRUE(recorder_.conns[conn].closed);
+  EXPECT_TRUE(take().empty());
+}
+
+TEST_F(StackSending, a_full_device_loses_nothing) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes data = pattern(200'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  Bytes stream;
+  for (int i = 0; i < 2000 && stream.size() < data.size(); ++i) {
+    io_.accept_max = 1;
+    for (const Sent& packet : take()) accept(peer, packet, stream);
+    io_.accept_max = SIZE_MAX;
+    send(peer, kTcpAck);
+  }
+  EXPECT_EQ(stream, data);
+  EXPECT_EQ(stack_->counters().retransmits, 0u);
+}
+
+TEST_F(StackSending, a_thousand_tiny_writes_make_few_packets) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(3000);
+  for (std::size_t i = 0; i < data.size(); i += 3) {
+    const WriteMode mode = i % 2 == 0 ? WriteMode::kCopy : WriteMode::kReference;
+    ASSERT_TRUE(stack_->write(conn, as_span(data).subspan(i, 3), mode).ok());
+  }
+  stack_->flush();
+  const std::size_t packets = io_.sent.size();
+  EXPECT_LE(packets, 1000 / (packet_io::kSendPiecesMax - 2));
+  EXPECT_EQ(drain(peer), data);
+}
+
+TEST_F(StackSending, a_small_window_after_a_large_segment_does_not_stall_later_writes) {
+  // A later write with a smaller segment size than the last unsent one: lwIP's arithmetic.
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  const Bytes first = pattern(60'000), second = pattern(500, 60'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(first), WriteMode::kReference).ok());
+  take();
+  // Loss recovery makes segments small.
+  ASSERT_TRUE(stack_->write(conn, as_span(second).first(100), WriteMode::kCopy).ok());
+  ASSERT_TRUE(stack_->write(conn, as_span(second).subspan(100), WriteMode::kReference).ok());
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  Bytes all = first;
+  all.insert(all.end(), second.begin(), second.end());
+  EXPECT_EQ(drain(peer), all);
+}
+
+TEST_F(StackSending, a_closed_window_is_probed_and_its_opening_noticed) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  const Bytes data = pattern(5000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  EXPECT_TRUE(take().empty());
+  int probes = 0;
+  Bytes stream;
+  for (int i = 0; i < 500; ++i) {
+    advance_ms(20);
+    for (const Sent& packet : take()) {
+      ++probes;
+      EXPECT_LE(packet.payload_bytes(), 1u);
+      send(peer, kTcpAck);  // still closed
+    }
+  }
+  EXPECT_GE(probes, 3);
+  EXPECT_TRUE(stack_->is_open(conn)) << "answered probes keep a connection alive";
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(drain(peer), data);
+}
+
+TEST_F(StackSending, a_closed_window_that_nobody_answers_ends_the_connection) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  const Bytes data = pattern(5000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  advance_ms(120'000);
+  EXPECT_TRUE(recorder_.conns[conn].closed);
+  EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kTimedOut);
+}
+
+TEST_F(StackSending, a_probe_that_takes_the_only_byte_ends_the_probing) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(1)), WriteMode::kCopy).ok());
+  bool probed = false;
+  for (int i = 0; i < 100 && !probed; ++i) {
+    advance_ms(20);
+    for (const Sent& packet : take()) probed |= packet.payload_bytes() == 1;
+  }
+  ASSERT_TRUE(probed);
+  peer.rcv += 1;
+  send(peer, kTcpAck);  // taken, though the window stays closed
+  EXPECT_EQ(recorder_.conns[conn].acked, 1u);
+  advance_ms(2000);
+  EXPECT_TRUE(take().empty());
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(10)), WriteMode::kCopy).ok());
+  peer.window = 100;
+  send(peer, kTcpAck);
+  EXPECT_EQ(drain(peer), pattern(10));
+}
+
+TEST_F(StackSending, a_window_smaller_than_the_head_segment_is_filled_in_pieces) {
+  for (const int window : {1, 10, 15, 100, 700, 5000}) {
+    SCOPED_TRACE(window);
+    Peer peer;
+    peer.timestamps = window % 2 == 0;
+    peer.self.port = static_cast<std::uint16_t>(41'000 + window);
+    const ConnIndex conn = open(peer, 0);  // unscaled, so that windows can be small
+    warm_up(peer, conn);
+    peer.window = 0;
+    send(peer, kTcpAck);
+    const Bytes data = pattern(static_cast<std::size_t>(20 * window));
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    peer.window = static_cast<std::uint16_t>(window);
+    send(peer, kTcpAck);
+    Bytes stream;
+    for (int i = 0; i < 20'000 && stream.size() < data.size(); ++i) {
+      advance_ms(20);
+      const auto sent = take();
+      for (const Sent& packet : sent) {
+        EXPECT_LE(packet.payload_bytes(), static_cast<std::uint32_t>(window));
+        accept(peer, packet, stream);
+      }
+      if (!sent.empty()) send(peer, kTcpAck);
+    }
+    EXPECT_EQ(stream, data);
+    stack_->abort(conn);
+    take();
+  }
+}
+
+TEST_F(StackSending, a_window_that_was_tiny_from_the_start_makes_no_endless_segments) {
+  for (const int window : {1, 12, 20, 24, 25, 30}) {
+    SCOPED_TRACE(window);
+    Peer peer;
+    peer.timestamps = true;
+    peer.window = static_cast<std::uint16_t>(window);
+    peer.self.port = static_cast<std::uint16_t>(41'000 + window);
+    const ConnIndex conn = open(peer, 0, 1);  // and an MSS of 1
+    const Bytes data = pattern(300);
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    Bytes stream;
+    for (int i = 0; i < 20'000 && stream.size() < data.size(); ++i) {
+      advance_ms(20);
+      const auto sent = take();
+      for (const Sent& packet : sent) accept(peer, packet, stream);
+      if (!sent.empty()) send(peer, kTcpAck);
+    }
+    EXPECT_EQ(stream, data);
+  }
+}
+
+TEST_F(StackSending, a_window_shrunk_below_what_is_under_way_recovers) {
+  Peer peer;
+  const ConnIndex conn = open(peer, 0);
+  warm_up(peer, conn);
+  const Bytes data = pattern(60'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_FALSE(take().empty());  // all lost
+  peer.window = 500;
+  send(peer, kTcpAck);
+  Bytes stream;
+  for (int i = 0; i < 50'000 && stream.size() < data.size(); ++i) {
+    advance_ms(20);
+    const auto sent = take();
+    for (const Sent& packet : sent) {
+      const std::uint32_t right = packet.tcp.seq + packet.payload_bytes() - peer.rcv;
+      if (static_cast<std::int32_t>(right) <= 500) accept(peer, packet, stream);
+    }
+    if (i == 2000) peer.window = 0xffff;
+    if (!sent.empty() || i == 2000) send(peer, kTcpAck);
+  }
+  EXPECT_EQ(stream, data);
+}
+
+TEST_F(StackSending, a_lost_packet_is_sent_again_after_three_duplicates) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(500'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  auto sent = take();
+  ASSERT_GE(sent.size(), 5u);
+  const std::uint32_t lost = sent[0].tcp.seq;
+  for (int i = 0; i < 3; ++i) send(peer, kTcpAck);
+  const auto again = take();
+  ASSERT_FALSE(again.empty());
+  EXPECT_EQ(again[0].tcp.seq, lost);
+  EXPECT_EQ(stack_->counters().retransmits, 1u);
+  Bytes stream;
+  accept(peer, again[0], stream);
+  for (const Sent& packet : sent) accept(peer, packet, stream);
+  send(peer, kTcpAck);
+  const Bytes rest = drain(peer);
+  stream.insert(stream.end(), rest.begin(), rest.end());
+  EXPECT_EQ(stream, data);
+}
+
+TEST_F(StackSending, when_everything_is_lost_the_timer_sends_it_again_and_backs_off) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(60'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  take();
+  std::vector<std::uint64_t> times;
+  for (int i = 0; i < 400; ++i) {
+    advance_ms(20);
+    if (!take().empty()) times.push_back(clock_.now_ns() / 1'000'000);
+  }
+  ASSERT_GE(times.size(), 4u) << "a head longer than the reduced window is still sent";
+  for (std::size_t i = 2; i < times.size(); ++i) {
+    EXPECT_GE(times[i] - times[i - 1], (times[i - 1] - times[i - 2]) * 3 / 2);
+  }
+  send(peer, kTcpAck);
+  Bytes stream;
+  for (int i = 0; i < 2000 && stream.size() < data.size(); ++i) {
+    advance_ms(20);
+    const auto sent = take();
+    for (const Sent& packet : sent) accept(peer, packet, stream);
+    if (!sent.empty()) send(peer, kTcpAck);
+  }
+  EXPECT_EQ(stream, data);
+  // And it recovers its speed.
+  warm_up(peer, conn);
+}
+
+TEST_F(StackSending, the_first_retransmission_comes_no_sooner_than_the_minimum) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);  // round trips of nothing
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(10)), WriteMode::kCopy).ok());
+  ASSERT_EQ(take().size(), 1u);
+  advance_ms(140);
+  EXPECT_TRUE(take().empty());
+  advance_ms(160);
+  EXPECT_EQ(stack_->counters().retransmits, 1u);
+}
+
+TEST_F(StackSending, without_answers_the_connection_times_out) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(10)), WriteMode::kCopy).ok());
+  advance_ms(400'000);
+  EXPECT_TRUE(recorder_.conns[conn].closed);
+  EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kTimedOut);
+}
+
+TEST_F(StackSending, fin_and_data_lost_together_are_sent_again_together) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(100)), WriteMode::kCopy).ok());
+  stack_->close(conn);
+  auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  advance_ms(1500);
+  EXPECT_GE(stack_->counters().retransmits, 1u);
+  peer.rcv += 101;
+  send(peer, kTcpAck);
+  EXPECT_EQ(stack_->state(conn), TcpState::kFinWait2);
+}
+
+}  // namespace
+}  // namespace sanproxy::stack::testing
