@@ -55,7 +55,13 @@ class SendWindow {
 class ReceiveWindow {
  public:
   ReceiveWindow() = default;
-  explicit ReceiveWindow(std::uint32_t window_bytes) : window_bytes_(window_bytes) {}
+  explicit ReceiveWindow(std::uint32_t window_bytes)
+      : ReceiveWindow(window_bytes, window_bytes / 4) {}
+  // `due_bytes`: freed bytes that make a CREDIT worth sending. Where another, smaller window stands
+  // behind the peer (a client's TCP window behind the proxy) it must stay below that one: the peer
+  // may never get as far as a quarter of ours.
+  ReceiveWindow(std::uint32_t window_bytes, std::uint32_t due_bytes)
+      : window_bytes_(window_bytes), due_bytes_(due_bytes) {}
 
   std::uint64_t received() const { return received_; }
   std::uint64_t freed() const { return freed_; }
@@ -76,10 +82,8 @@ class ReceiveWindow {
     SANPROXY_CHECK(bytes <= held());
     freed_ += bytes;
   }
-  // True when a CREDIT is worth sending: at least a quarter of the window is unannounced.
-  bool credit_due() const {
-    return freed_ != announced_ && freed_ - announced_ >= window_bytes_ / 4;
-  }
+  // True when a CREDIT is worth sending: due_bytes (a quarter of the window) are unannounced.
+  bool credit_due() const { return freed_ != announced_ && freed_ - announced_ >= due_bytes_; }
   bool credit_pending() const { return freed_ != announced_; }
   std::uint64_t announce() {  // the offset to put into CREDIT
     announced_ = freed_;
@@ -93,6 +97,7 @@ class ReceiveWindow {
   std::uint64_t freed_ = 0;
   std::uint64_t announced_ = 0;
   std::uint32_t window_bytes_ = 0;
+  std::uint32_t due_bytes_ = 0;
 };
 
 }  // namespace sanproxy::flow

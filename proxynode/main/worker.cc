@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "lwproto/buffer/pool_sizes.h"
@@ -180,13 +181,14 @@ std::size_t Worker::receive(Interface& in) {
   const std::size_t count =
       in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
   for (std::size_t i = 0; i < count; ++i) {
-    stack_->input(in.index, in.slots[in.packets[i].buffer], in.packets[i]);
+    const buffer::SlotIndex slot = std::exchange(in.slots[in.packets[i].buffer], buffer::kNoSlot);
+    stack_->input(in.index, slot, in.packets[i]);
   }
   // The driver fills the lowest places first: they get the slots freed last, which are still in
   // the cache. With a dry pool fewer are posted, and packets wait in the device's queue.
   const std::size_t used = count == 0 ? 0 : in.packets[count - 1].buffer + std::size_t{1};
   for (std::size_t i = used; i-- > 0;) {
-    if (post(in, i)) continue;
+    if (in.slots[i] != buffer::kNoSlot || post(in, i)) continue;
     --in.posted;
     in.slots[i] = in.slots[in.posted];
     in.buffers[i] = in.buffers[in.posted];
