@@ -1,0 +1,210 @@
+// A bad file is answered with its line and what was expected there.
+#include <cctype>
+
+#include "tests/proxynode/main/config_fixture.h"
+
+namespace sanproxy::proxy::testing {
+namespace {
+
+struct BadFile {
+  const char* name;
+  std::string text;
+  int line;  // 0: none
+  std::string expected;
+};
+
+const std::string kGood = kInterface + kFabric;           // 5 lines
+const std::string kProxy = kGood + "[proxy]\n";           // the next line is 7
+const std::string kMoreInterface = kFabric + kInterface;  // likewise 6
+const std::string kMoreFabric = kInterface + kFabric;     // likewise 6
+const std::string kService = kGood + "[[service]]\naddress = \"10.0.0.1:80\"\n";  // likewise 8
+const std::string kAdmin = kGood + "[admin]\n";                                   // likewise 7
+
+const BadFile kBadFiles[] = {
+    {"an_unknown_section", kGood + "[proxi]\n", 6, "unknown section \"proxi\""},
+    {"a_key_outside_of_sections", "name = \"x\"\n" + kGood, 1, "unknown section \"name\""},
+    {"an_unknown_proxy_key", kProxy + "max_conections = 5\n", 7,
+     "unknown key \"max_conections\" in [proxy]; known: at_max_connections, channel_region_bytes"},
+    {"an_unknown_interface_key", kMoreInterface + "mtuu = 1500\n", 6,
+     "unknown key \"mtuu\" in [[interface]]; known: addresses, driver, gateways, mtu, name, "
+     "segmentation_offload"},
+    {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
+     "unknown key \"depth\" in [[fabric]]; known: credits, listen, trust"},
+    {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
+     "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},
+    {"an_unknown_admin_key", kAdmin + "port = 1\n", 7,
+     "unknown key \"port\" in [admin]; known: listen"},
+    {"a_table_where_a_list_is_wanted", kFabric + "[interface]\ndriver = \"tun\"\n", 3,
+     "expected [[interface]], a list of tables"},
+    {"a_list_where_a_table_is_wanted", kGood + "[[proxy]]\n", 6, "expected a table [proxy]"},
+    {"a_list_of_numbers_as_fabrics", "fabric = [1]\n" + kInterface, 1,
+     "expected [[fabric]], a list of tables"},
+    {"no_interface", kFabric, 0, "needs at least one [[interface]]"},
+    {"no_fabric", kInterface, 0, "needs at least one [[fabric]]"},
+    {"an_empty_file", "", 0, "needs at least one [[interface]]"},
+    {"an_interface_without_driver", kFabric + "[[interface]]\nname = \"x\"\n", 3,
+     "[[interface]] needs \"driver\""},
+    {"an_interface_without_name", kFabric + "[[interface]]\ndriver = \"tun\"\n", 3,
+     "[[interface]] needs \"name\""},
+    {"a_fabric_without_listen", kInterface + "[[fabric]]\ncredits = 64\n", 4,
+     "[[fabric]] needs \"listen\""},
+    {"a_service_without_address", kGood + "[[service]]\nbalance = \"weighted\"\n", 6,
+     "[[service]] needs \"address\""},
+    {"a_text_for_a_number", kProxy + "max_nodes = \"many\"\n", 7,
+     "[proxy].max_nodes: expected an integer from 1 to 65536"},
+    {"a_fraction_for_a_number", kProxy + "max_nodes = 1.5\n", 7,
+     "[proxy].max_nodes: expected an integer from 1 to 65536"},
+    {"a_number_for_a_text", kProxy + "name = 5\n", 7, "[proxy].name: expected a string"},
+    {"a_number_for_a_flag", kProxy + "spin = 1\n", 7, "[proxy].spin: expected true or false"},
+    {"a_text_for_a_list", kMoreInterface + "addresses = \"10.0.0.1/24\"\n", 6,
+     "[[interface]].addresses: expected a list of strings"},
+    {"a_number_in_a_list_of_texts", kMoreInterface + "addresses = [\n\"10.0.0.1/24\",\n5]\n", 8,
+     "[[interface]].addresses: expected a list of strings"},
+    {"a_negative_number", kProxy + "drain_ms = -1\n", 7,
+     "[proxy].drain_ms: expected an integer from 0 to 86400000"},
+    {"a_number_too_large", kProxy + "max_connections = 16_777_217\n", 7,
+     "[proxy].max_connections: expected an integer from 1 to 16777216"},
+    {"a_number_that_would_wrap", kProxy + "keepalive_idle_ms = 4_294_967_296\n", 7,
+     "[proxy].keepalive_idle_ms: expected an integer from 0 to 4294967295"},
+    {"an_empty_name", kProxy + "name = \"\"\n", 7, "[proxy].name: expected 1 to 64 characters"},
+    {"a_long_name", kProxy + "name = \"" + std::string(65, 'x') + "\"\n", 7,
+     "[proxy].name: expected 1 to 64 characters"},
+    {"an_unknown_log_level", kProxy + "log_level = \"loud\"\n", 7,
+     "[proxy].log_level: expected one of \"debug\", \"info\", \"warning\", \"error\", not "
+     "\"loud\""},
+    {"an_unknown_refusal", kProxy + "at_max_connections = \"wait\"\n", 7,
+     "[proxy].at_max_connections: expected one of \"reset\", \"drop\", not \"wait\""},
+    {"an_unknown_driver", kFabric + "[[interface]]\nname = \"x\"\ndriver = \"dpdk\"\n", 5,
+     "[[interface]].driver: expected one of \"tun\", \"tap\", \"packet\", not \"dpdk\""},
+    {"a_device_name_too_long",
+     kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"sixteen_letters_\"\n", 5,
+     "[[interface]].name: expected 1 to 15 characters"},
+    {"an_mtu_too_small_for_ipv6", kMoreInterface + "mtu = 1279\n", 6,
+     "[[interface]].mtu: expected an integer from 1280 to 65521"},
+    {"an_address_without_length", kMoreInterface + "addresses = [\"10.0.0.1\"]\n", 6,
+     "[[interface]].addresses: expected ADDRESS/BITS, not \"10.0.0.1\""},
+    {"an_address_in_the_third_line",
+     kMoreInterface + "addresses = [\"10.0.0.1/24\",\n\n\"x/24\"]\n", 8,
+     "[[interface]].addresses: expected ADDRESS/BITS, not \"x/24\""},
+    {"a_gateway_with_length", kMoreInterface + "gateways = [\"10.0.0.1/24\"]\n", 6,
+     "[[interface]].gateways: expected an IP address, not \"10.0.0.1/24\""},
+    {"a_fabric_of_another_kind", kInterface + "[[fabric]]\nlisten = \"udp:1\"\n", 5,
+     "[[fabric]].listen: expected shm:/PATH, not \"udp:1\""},
+    {"a_fabric_with_a_relative_path", kInterface + "[[fabric]]\nlisten = \"shm:x.sock\"\n", 5,
+     "[[fabric]].listen: expected shm:/PATH, not \"shm:x.sock\""},
+    {"a_fabric_of_a_later_build", kInterface + "[[fabric]]\nlisten = \"verbs://10.0.0.1:1\"\n", 5,
+     "[[fabric]].listen: this build has the shm fabric only"},
+    {"an_unknown_trust", kMoreFabric + "trust = \"full\"\n", 6,
+     "[[fabric]].trust: expected one of \"isolated\", \"shared\", not \"full\""},
+    {"too_few_credits", kMoreFabric + "credits = 31\n", 6,
+     "[[fabric]].credits: expected an integer from 32 to 65536"},
+    {"a_service_without_port", kGood + "[[service]]\naddress = \"10.0.0.1\"\n", 7,
+     "[[service]].address: expected IP:PORT, not \"10.0.0.1\""},
+    {"a_service_twice",
+     kService + "[[service]]\nbalance = \"weighted\"\naddress = "
+                "\"10.0.0.1:80\"\n",
+     10, "[[service]].address: \"10.0.0.1:80\" is there twice"},
+    {"an_unknown_balance", kService + "balance = \"random\"\n", 8,
+     "[[service]].balance: expected one of \"round-robin\", \"weighted\", \"least-connections\", "
+     "not \"random\""},
+    {"an_unknown_binding", kService + "binding = \"lazy\"\n", 8,
+     "[[service]].binding: expected one of \"immediate\", \"delayed\", not \"lazy\""},
+    {"an_allowed_user_by_name", kService + "allow = [\"uid:www\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\", not \"uid:www\""},
+    {"an_allowed_user_too_large", kService + "allow = [\"uid:4294967296\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\""},
+    {"an_allowed_user_beyond_all_bounds",
+     kService + "allow = [\"uid:99999999999999999999999999\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\""},
+    {"an_allowed_user_with_a_tail", kService + "allow = [\"uid:33 \"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\""},
+    {"an_allowed_user_without_number", kService + "allow = [\"uid:\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\""},
+    {"an_allowed_user_below_zero", kService + "allow = [\"uid:-1\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\""},
+    {"an_allowed_key_of_a_later_build", kService + "allow = [\"key:web\"]\n", 8,
+     "[[service]].allow: expected \"uid:NUMBER\", not \"key:web\""},
+    {"an_admin_address_without_port", kAdmin + "listen = \"localhost\"\n", 7,
+     "[admin].listen: expected IP:PORT or nothing, not \"localhost\""},
+};
+
+class BadConfig : public ::testing::TestWithParam<BadFile> {};
+
+TEST_P(BadConfig, IsAnsweredWithLineAndExpectation) {
+  const std::string where =
+      GetParam().line == 0 ? ": " : ":" + std::to_string(GetParam().line) + ": ";
+  const std::string error = error_of(GetParam().text);
+  EXPECT_EQ(error.rfind(where + GetParam().expected, 0), 0u)
+      << "got      " << error << "\nexpected " << where << GetParam().expected;
+}
+
+INSTANTIATE_TEST_SUITE_P(ConfigError, BadConfig, ::testing::ValuesIn(kBadFiles),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+TEST(ConfigError, BadTomlIsAnsweredWithItsLine) {
+  EXPECT_EQ(error_of(kGood + "[proxy]\nname = \n").rfind(":7: ", 0), 0u);
+  EXPECT_EQ(error_of(kGood + "[proxy\n").rfind(":6: ", 0), 0u);
+  EXPECT_EQ(error_of("[proxy]\nspin = true\nspin = false\n" + kGood).rfind(":3: ", 0), 0u);
+}
+
+TEST(ConfigError, AFileThatIsNotThereIsNamed) {
+  try {
+    (void)load_config("/nonexistent/proxynode.toml");
+    FAIL() << "it loaded";
+  } catch (const ConfigError& e) {
+    EXPECT_EQ(std::string(e.what()).rfind("/nonexistent/proxynode.toml: ", 0), 0u) << e.what();
+  }
+}
+
+TEST(ConfigError, DISABLED_AUserIdIsNothingButDigits) {
+  for (const char* uid : {"uid: 33", "uid:+33", "uid:-18446744073709551583"}) {
+    EXPECT_NE(error_of(kService + "allow = [\"" + uid + "\"]\n"), "") << uid;
+  }
+}
+
+TEST(ConfigError, EveryNumberIsRefusedJustOutsideItsRangeAndTakenAtItsEnds) {
+  struct Range {
+    const char* key;
+    std::uint64_t min, max;
+  };
+  constexpr std::uint64_t kTiB = std::uint64_t{1} << 40;
+  constexpr std::uint64_t kU32 = 0xffff'ffffu;
+  for (const Range& range : {Range{"max_connections", 1, 1u << 24},
+                             {"max_half_open", 1, 1u << 24},
+                             {"max_time_wait", 0, 1u << 24},
+                             {"max_nodes", 1, 65'536},
+                             {"max_services", 1, 1'000'000},
+                             {"max_tx_records", 1024, 1u << 28},
+                             {"receive_window_bytes", 65'536, 4u << 20},
+                             {"send_window_bytes", 65'536, 4u << 20},
+                             {"tcp_memory_bytes", 1u << 20, kTiB},
+                             {"ingress_pool_bytes", 8u << 20, kTiB},
+                             {"egress_pool_bytes", 65'536, kTiB},
+                             {"channel_region_bytes", 1u << 20, kTiB},
+                             {"time_wait_ms", 0, 600'000},
+                             {"keepalive_idle_ms", 0, kU32},
+                             {"keepalive_interval_ms", 1000, kU32},
+                             {"keepalive_probes", 1, 100},
+                             {"fin_wait_2_ms", 1000, kU32},
+                             {"initial_rto_ms", 100, 60'000},
+                             {"min_rto_ms", 40, 10'000},
+                             {"drain_ms", 0, 86'400'000}}) {
+    const auto with = [&](std::int64_t value) {
+      return kProxy + range.key + " = " + std::to_string(value) + "\n";
+    };
+    const std::string expected = ":7: [proxy]." + std::string(range.key) +
+                                 ": expected an integer from " + std::to_string(range.min) +
+                                 " to " + std::to_string(range.max);
+    const auto min = static_cast<std::int64_t>(range.min);
+    const auto max = static_cast<std::int64_t>(range.max);
+    EXPECT_EQ(error_of(with(min)), "");
+    EXPECT_EQ(error_of(with(max)), "");
+    EXPECT_EQ(error_of(with(min - 1)), expected);
+    EXPECT_EQ(error_of(with(max + 1)), expected);
+    EXPECT_EQ(error_of(with(INT64_MIN)), expected);
+    EXPECT_EQ(error_of(with(INT64_MAX)), expected);
+  }
+}
+
+}  // namespace
+}  // namespace sanproxy::proxy::testing

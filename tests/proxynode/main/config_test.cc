@@ -1,0 +1,183 @@
+// Every key lands in its field.
+#include "tests/proxynode/main/config_fixture.h"
+
+namespace sanproxy::proxy::testing {
+namespace {
+
+TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
+  const ProxyConfig config = load(kInterface + kFabric);
+  EXPECT_EQ(config.name, "proxy");
+  EXPECT_EQ(config.log_level, "info");
+  EXPECT_EQ(config.stack.connections_max, 100'000u);
+  EXPECT_TRUE(config.stack.refuse_with_reset);
+  EXPECT_EQ(config.stack.half_open_max, 8192u);
+  EXPECT_EQ(config.stack.time_wait_max, 65536u);
+  EXPECT_EQ(config.nodes_max, 1024u);
+  EXPECT_EQ(config.services_max, 1024u);
+  EXPECT_EQ(config.tx_records_max, 1048576u);
+  EXPECT_EQ(config.stack.receive_window_bytes, 524288u);
+  EXPECT_EQ(config.stack.send_buffer_bytes, 1048576u);
+  EXPECT_EQ(config.stack.heap_bytes_max, std::size_t{1} << 30);
+  EXPECT_EQ(config.ingress_pool_bytes, std::size_t{256} << 20);
+  EXPECT_EQ(config.egress_pool_bytes, std::size_t{16} << 20);
+  EXPECT_EQ(config.channel_region_bytes, std::size_t{256} << 20);
+  EXPECT_EQ(config.stack.time_wait_ms, 60'000u);
+  EXPECT_EQ(config.stack.keepalive_idle_ms, 7'200'000u);
+  EXPECT_EQ(config.stack.keepalive_interval_ms, 75'000u);
+  EXPECT_EQ(config.stack.keepalive_probes, 9u);
+  EXPECT_EQ(config.stack.fin_wait_2_ms, 60'000u);
+  EXPECT_EQ(config.stack.initial_rto_ms, 1000u);
+  EXPECT_EQ(config.stack.min_rto_ms, 200u);
+  EXPECT_EQ(config.drain_ms, 10'000u);
+  EXPECT_TRUE(config.outgoing);
+  EXPECT_FALSE(config.spin);
+  EXPECT_EQ(config.admin_listen, "127.0.0.1:9477");
+  ASSERT_EQ(config.interfaces.size(), 1u);
+  EXPECT_EQ(config.interfaces[0].driver, "tun");
+  EXPECT_EQ(config.interfaces[0].name, "san0");
+  EXPECT_EQ(config.interfaces[0].mtu_bytes, 1500u);
+  EXPECT_TRUE(config.interfaces[0].addresses.empty());
+  EXPECT_TRUE(config.interfaces[0].segmentation_offload);
+  ASSERT_EQ(config.fabrics.size(), 1u);
+  EXPECT_EQ(config.fabrics[0].listen, "shm:/tmp/x.sock");
+  EXPECT_FALSE(config.fabrics[0].shared_trust);
+  EXPECT_EQ(config.fabrics[0].credits, 512u);
+  EXPECT_TRUE(config.services.empty());
+}
+
+TEST(Config, EveryKeyOfTheProxySectionLandsInItsField) {
+  const ProxyConfig config = load(R"([proxy]
+name = "edge-7"
+log_level = "debug"
+max_connections = 1001
+at_max_connections = "drop"
+max_half_open = 1002
+max_time_wait = 1003
+max_nodes = 1004
+max_services = 1005
+max_tx_records = 1026
+receive_window_bytes = 70_007
+send_window_bytes = 70_008
+tcp_memory_bytes = 10_000_009
+ingress_pool_bytes = 10_000_010
+egress_pool_bytes = 10_000_011
+channel_region_bytes = 10_000_012
+time_wait_ms = 1013
+keepalive_idle_ms = 1014
+keepalive_interval_ms = 1015
+keepalive_probes = 16
+fin_wait_2_ms = 1017
+initial_rto_ms = 1018
+min_rto_ms = 1019
+drain_ms = 1020
+outgoing = false
+spin = true
+)" + kInterface + kFabric);
+  EXPECT_EQ(config.name, "edge-7");
+  EXPECT_EQ(config.log_level, "debug");
+  EXPECT_EQ(config.stack.connections_max, 1001u);
+  EXPECT_FALSE(config.stack.refuse_with_reset);
+  EXPECT_EQ(config.stack.half_open_max, 1002u);
+  EXPECT_EQ(config.stack.time_wait_max, 1003u);
+  EXPECT_EQ(config.nodes_max, 1004u);
+  EXPECT_EQ(config.services_max, 1005u);
+  EXPECT_EQ(config.tx_records_max, 1026u);
+  EXPECT_EQ(config.stack.receive_window_bytes, 70'007u);
+  EXPECT_EQ(config.stack.send_buffer_bytes, 70'008u);
+  EXPECT_EQ(config.stack.heap_bytes_max, 10'000'009u);
+  EXPECT_EQ(config.ingress_pool_bytes, 10'000'010u);
+  EXPECT_EQ(config.egress_pool_bytes, 10'000'011u);
+  EXPECT_EQ(config.channel_region_bytes, 10'000'012u);
+  EXPECT_EQ(config.stack.time_wait_ms, 1013u);
+  EXPECT_EQ(config.stack.keepalive_idle_ms, 1014u);
+  EXPECT_EQ(config.stack.keepalive_interval_ms, 1015u);
+  EXPECT_EQ(config.stack.keepalive_probes, 16u);
+  EXPECT_EQ(config.stack.fin_wait_2_ms, 1017u);
+  EXPECT_EQ(config.stack.initial_rto_ms, 1018u);
+  EXPECT_EQ(config.stack.min_rto_ms, 1019u);
+  EXPECT_EQ(config.drain_ms, 1020u);
+  EXPECT_FALSE(config.outgoing);
+  EXPECT_TRUE(config.spin);
+}
+
+TEST(Config, EveryKeyOfTheOtherSectionsLandsInItsField) {
+  const ProxyConfig config = load(R"([[interface]]
+driver = "packet"
+name = "eth1"
+mtu = 9000
+addresses = ["10.77.0.10/24", "fd77::10/64"]
+gateways = ["10.77.0.1", "fd77::1"]
+segmentation_offload = false
+[[interface]]
+driver = "tap"
+name = "tap0"
+[[fabric]]
+listen = "shm:/run/one.sock"
+trust = "shared"
+credits = 64
+[[fabric]]
+listen = "shm:/run/two.sock"
+trust = "isolated"
+[[service]]
+address = "10.77.0.10:80"
+balance = "least-connections"
+binding = "immediate"
+allow = ["uid:33", "uid:0"]
+[[service]]
+address = "[fd77::10]:443"
+balance = "weighted"
+binding = "delayed"
+[[service]]
+address = "10.77.0.11:80"
+balance = "round-robin"
+allow = []
+[admin]
+listen = "[::1]:9000"
+)");
+  ASSERT_EQ(config.interfaces.size(), 2u);
+  const packet_io::InterfaceOptions& interface = config.interfaces[0];
+  EXPECT_EQ(interface.driver, "packet");
+  EXPECT_EQ(interface.name, "eth1");
+  EXPECT_EQ(interface.mtu_bytes, 9000u);
+  ASSERT_EQ(interface.addresses.size(), 2u);
+  EXPECT_EQ(interface.addresses[0].ip, *IpAddress::parse("10.77.0.10"));
+  EXPECT_EQ(interface.addresses[0].length_bits, 24);
+  EXPECT_EQ(interface.addresses[1].ip, *IpAddress::parse("fd77::10"));
+  EXPECT_EQ(interface.addresses[1].length_bits, 64);
+  ASSERT_EQ(interface.gateways.size(), 2u);
+  EXPECT_EQ(interface.gateways[1], *IpAddress::parse("fd77::1"));
+  EXPECT_FALSE(interface.segmentation_offload);
+  EXPECT_EQ(config.interfaces[1].driver, "tap");
+
+  ASSERT_EQ(config.fabrics.size(), 2u);
+  EXPECT_EQ(config.fabrics[0].listen, "shm:/run/one.sock");
+  EXPECT_TRUE(config.fabrics[0].shared_trust);
+  EXPECT_EQ(config.fabrics[0].credits, 64u);
+  EXPECT_FALSE(config.fabrics[1].shared_trust);
+
+  ASSERT_EQ(config.services.size(), 3u);
+  EXPECT_EQ(config.services[0].address, *SocketAddress::parse("10.77.0.10:80"));
+  EXPECT_EQ(config.services[0].balance, service::Balance::kLeastConnections);
+  EXPECT_EQ(config.services[0].binding, service::Binding::kImmediate);
+  EXPECT_TRUE(config.services[0].restricted);
+  EXPECT_EQ(config.services[0].allow_uids, (std::vector<std::uint32_t>{33, 0}));
+  EXPECT_EQ(config.services[1].address, *SocketAddress::parse("[fd77::10]:443"));
+  EXPECT_EQ(config.services[1].balance, service::Balance::kWeighted);
+  EXPECT_EQ(config.services[1].binding, service::Binding::kDelayed);
+  EXPECT_FALSE(config.services[1].restricted);
+  EXPECT_EQ(config.services[2].binding, service::Binding::kAsJoined);
+  EXPECT_EQ(config.admin_listen, "[::1]:9000");
+}
+
+TEST(Config, AnEmptyAdminAddressTurnsItOff) {
+  EXPECT_EQ(load(kInterface + kFabric + "[admin]\nlisten = \"\"\n").admin_listen, "");
+}
+
+TEST(Config, TheDeployedExampleLoads) {
+  const ProxyConfig config = load_config(SANPROXY_SOURCE_DIR "/deploy/proxynode.toml");
+  EXPECT_FALSE(config.interfaces.empty());
+  EXPECT_FALSE(config.fabrics.empty());
+}
+
+}  // namespace
+}  // namespace sanproxy::proxy::testing
