@@ -64,6 +64,7 @@ TEST_F(BlockingTest, AnEchoServerIsAFewLines) {
     }
   }
   EXPECT_EQ(listener->accept(1).status().code(), Code::kTimeout);
+  listener = Status();  // goes away once the proxy has confirmed everything
   join();
   EXPECT_EQ(proxy_.stream(id).data, "hello ghijklmnopqrstuvwxyzabcdef");
   ASSERT_EQ(proxy_.stream(id).closes.size(), 1u);
@@ -88,6 +89,8 @@ TEST_F(BlockingTest, AWriterWaitsForTheWindowAndAReaderLearnsOfAReset) {
   std::array<std::byte, 10> buffer;
   EXPECT_EQ(stream->read(buffer, 20'000).status().code(), Code::kDisconnected);
   EXPECT_EQ(stream->write("more").code(), Code::kDisconnected);
+  stream = Status();
+  listener = Status();
 }
 
 }  // namespace
