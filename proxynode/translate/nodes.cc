@@ -26,6 +26,7 @@ Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingre
       streams_(options.connections_max),
       records_(options.tx_records_max) {
   nodes_.resize(options.nodes_max);
+  present_.reserve(options.nodes_max);
   dirty_.reserve(options.connections_max);
   starved_.reserve(options.connections_max);
 }
@@ -61,7 +62,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
                   hello.status().text());
   }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
-  if (live_nodes_ >= options_.nodes_max) {
+  if (present_.size() >= options_.nodes_max) {
     return refuse(wire::CloseCode::kLimitReached, "nodes_max is reached");
   }
   // Indexes go round, so that a number in a log names one node for a long time.
@@ -102,7 +103,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     spdlog::warn("channel from {} failed: {}", request.peer.address, attached.to_string());
     return;
   }
-  ++live_nodes_;
+  present_.push_back(node.get());
   ++counters_.channels_opened;
   spdlog::info("application node {} \"{}\" connected from {}", index, node->name,
                node->peer.address);
@@ -117,8 +118,8 @@ void Translator::flush_channels() {
     emit_or_block(s, dirty_[i]);
   }
   dirty_.clear();
-  for (auto& node : nodes_) {
-    if (node != nullptr && !node->dead) node->channel->flush();
+  for (AppNode* node : present_) {
+    if (!node->dead) node->channel->flush();
   }
 }
 
@@ -136,8 +137,8 @@ std::size_t Translator::poll_channels() {
     return 0;
   }
   std::size_t handled = 0;
-  for (auto& node : nodes_) {
-    if (node != nullptr && !node->dead) handled += node->channel->poll();
+  for (AppNode* node : present_) {
+    if (!node->dead) handled += node->channel->poll();
   }
   if (any_dead_) reap_dead_nodes();
   return handled;
@@ -168,15 +169,12 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
 
 void Translator::reap_dead_nodes() {
   any_dead_ = false;
-  for (auto& node : nodes_) {
-    if (node == nullptr || !node->dead) continue;
-    if (node->stream_count == 0) {
-      node.reset();
-      --live_nodes_;
-    } else {
-      any_dead_ = true;
-    }
-  }
+  std::erase_if(present_, [this](const AppNode* node) {
+    const bool finished = node->dead && node->stream_count == 0;
+    any_dead_ = any_dead_ || (node->dead && !finished);
+    if (finished) nodes_[node->index].reset();
+    return finished;
+  });
 }
 
 void Translator::start_drain() {
@@ -189,15 +187,13 @@ void Translator::start_drain() {
 }
 
 void Translator::close_all_channels(wire::CloseCode code, const char* text) {
-  for (auto& node : nodes_) {
-    if (node != nullptr && !node->dead) node->channel->close(code, text);
+  for (AppNode* node : present_) {
+    if (!node->dead) node->channel->close(code, text);
   }
 }
 
 void Translator::for_each_node(const std::function<void(const AppNode&)>& fn) const {
-  for (const auto& node : nodes_) {
-    if (node != nullptr) fn(*node);
-  }
+  for (const AppNode* node : present_) fn(*node);
 }
 
 const AppNode* Translator::node_of(stack::ConnIndex conn) const {

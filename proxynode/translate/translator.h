@@ -224,6 +224,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   service::ServiceTable services_;
   std::vector<FabricListener> listeners_;
   std::vector<std::unique_ptr<AppNode>> nodes_;  // by NodeIndex; null where free
+  std::vector<AppNode*> present_;                // those that are not null
   ReservedArray<Stream> streams_;
   ReservedArray<TxRecord> records_;
   RecordIndex records_free_ = kNone;
@@ -232,7 +233,6 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::vector<StreamIndex> dirty_;    // reserved to connections_max
   std::vector<StreamIndex> starved_;  // likewise
   std::uint32_t bound_streams_ = 0;
-  std::uint32_t live_nodes_ = 0;
   std::uint32_t node_search_ = 0;
   bool any_dead_ = false;
   bool draining_ = false;
