@@ -188,6 +188,8 @@ bool ConnectionImpl::flush_pending() {
     }
     // Any other failure is the end of the channel, which will end this connection too.
     pending = static_cast<std::uint8_t>(pending & ~what);
+    // Nothing answers a terminal close (docs/wire_format.md): it is over when it has left.
+    if (what == kClose && state == State::kClosing) end(to_public(close_code));
   }
   return true;
 }

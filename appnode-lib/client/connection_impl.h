@@ -6,8 +6,8 @@
 // Invariants:
 //   1. What could not be sent for want of a credit is a bit in `pending`, not a queued message;
 //      the Link's blocked list holds every connection with such a bit.
-//   2. After our own close the connection is kClosing until the proxy says that it is over: only
-//      then has everything been delivered.
+//   2. After our own close the connection is kClosing until CLOSE has left; then it has ended, for
+//      nothing answers a terminal close. The proxy delivers what it was given.
 //   3. kEnded is final and is entered once (end()); the handler learns of it from the Node's list
 //      of ended connections, and the object goes back to the pool after that, once nothing is
 //      owed any more (maybe_free()). `serial` then changes, so that late owners of its bytes know.
