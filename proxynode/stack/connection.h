@@ -29,7 +29,8 @@ struct FlowNode {
   std::uint32_t next;  // in the bucket
 };
 
-struct Connection {
+// The first cache line is what finding it touches.
+struct alignas(64) Connection {
   FlowNode flow;
   tcp_pcb* pcb;
   pbuf* refused;              // payload that the delegate did not take, to be offered again

@@ -1,5 +1,7 @@
 #include "proxynode/stack/lwip_heap.h"
 
+#include <sys/mman.h>
+
 #include <bit>
 
 #include "lwproto/base/check.h"
@@ -25,7 +27,9 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) {
 LwipHeap::LwipHeap(std::size_t bytes_max)
     : memory_(round_up(bytes_max, kSpanBytes) + kSpanBytes),
       span_class_(round_up(bytes_max, kSpanBytes) / kSpanBytes + 1),
-      bytes_max_(round_up(bytes_max, kSpanBytes)) {}
+      bytes_max_(round_up(bytes_max, kSpanBytes)) {
+  madvise(&memory_[0], memory_.capacity(), MADV_HUGEPAGE);  // hit at random: fewer TLB misses
+}
 
 // The addresses will be somebody else's.
 LwipHeap::~LwipHeap() { ASAN_UNPOISON_MEMORY_REGION(&memory_[0], carved_bytes_); }

@@ -1,5 +1,7 @@
 #include "proxynode/stack/stack.h"
 
+#include <sys/mman.h>
+
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
@@ -101,6 +103,8 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
   dirty.reserve(options.connections_max);
   dirty_working.reserve(options.connections_max);
   refused.reserve(options.connections_max);
+  // Tables that are hit at random want few page-table entries.
+  madvise(&connections[0], connections.capacity() * sizeof(Connection), MADV_HUGEPAGE);
   current = this;
   refresh_clock();
 }

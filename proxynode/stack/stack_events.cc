@@ -255,7 +255,8 @@ void Stack::Impl::tune(Connection& conn) {
 
 void Stack::Impl::update_timers(Connection& conn) {
   const bool pending = timer_pending(*conn.pcb);
-  if (pending && !conn.in_timers) link_timer(conn);
+  if (pending == conn.in_timers) return;
+  pending ? link_timer(conn) : unlink_timer(conn);
 }
 
 }  // namespace sanproxy::stack

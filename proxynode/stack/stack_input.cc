@@ -19,6 +19,17 @@ constexpr std::uint32_t kInitialWindowSegments = 10;
 
 constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
 
+// With many connections each packet finds its record and control block out of the cache: all
+// lines are asked for at once instead of one after the other.
+void prefetch(const Connection& conn) {
+  const auto* const pcb = reinterpret_cast<const char*>(conn.pcb);
+  for (std::size_t at = 0; at < sizeof(tcp_pcb); at += 64) __builtin_prefetch(pcb + at, 1);
+  const auto* const record = reinterpret_cast<const char*>(&conn);
+  for (std::size_t at = 64; at < sizeof(Connection); at += 64) {
+    __builtin_prefetch(record + at, 1);
+  }
+}
+
 extern "C" void release_slot(pbuf* chain) {
   Stack::Impl& impl = *Stack::Impl::current;
   const auto* slot = reinterpret_cast<Stack::Impl::RxSlot*>(chain);
@@ -69,6 +80,7 @@ void Stack::Impl::input(InterfaceIndex interface, buffer::SlotIndex slot,
   if (entry == kNone) {
     to_listener(arrived);
   } else if ((entry & FlowTable::kTimeWaitFlag) == 0) {
+    prefetch(connections[entry]);
     to_connection(entry, arrived);
   } else {
     const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;

@@ -154,7 +154,7 @@ void Stack::Impl::output_connection(Connection& conn) {
   } else if (conn.rx_segments == 1) {
     tcp_set_flags(pcb, TF_ACK_DELAY);
   }
-  if (timer_pending(*pcb) && !conn.in_timers) link_timer(conn);
+  update_timers(conn);
 }
 
 }  // namespace sanproxy::stack
