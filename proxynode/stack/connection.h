@@ -64,6 +64,7 @@ struct alignas(64) Connection {
   bool in_refused : 1;     // listed among those with refused payload
   bool fin_pending : 1;    // on_fin() is due once that is taken
   bool lingering : 1;      // ended in order but for refused payload; pcb is gone
+  bool held : 1;           // ended, but the delegate still needs the index
   bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
 };
 

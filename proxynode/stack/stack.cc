@@ -173,6 +173,7 @@ Status Stack::write(ConnIndex conn, std::span<const std::byte> bytes, WriteMode 
 void Stack::consume(ConnIndex conn, std::uint32_t bytes) { impl_->consume(conn, bytes); }
 Status Stack::shutdown_send(ConnIndex conn) { return impl_->shutdown_send(conn); }
 void Stack::close(ConnIndex conn) { impl_->close(conn); }
+void Stack::forget(ConnIndex conn) { impl_->forget(conn); }
 void Stack::abort(ConnIndex conn) { impl_->abort(conn, EndReason::kAborted, true); }
 
 ConnectionInfo Stack::info(ConnIndex conn) const {

@@ -129,7 +129,9 @@ class Delegate {
   // the retransmission queue refers to any more (a partly acknowledged super-segment counts once
   // it is whole): references up to there are the caller's again.
   virtual void on_acked(ConnIndex conn, std::uint64_t acked_offset) = 0;
-  virtual void on_closed(ConnIndex conn, EndReason reason) = 0;
+  // False (only after kFinished): the delegate still needs the index, because what the client sent
+  // is not all delivered; it calls forget() when it is.
+  virtual bool on_closed(ConnIndex conn, EndReason reason) = 0;
 };
 
 struct StackOptions {
@@ -208,6 +210,7 @@ class Stack {
   // bounded by fin_wait_2_ms. If received bytes are still not consumed: RST (RFC 9293 3.10.4).
   void close(ConnIndex conn);
   void abort(ConnIndex conn);  // RST; on_closed(kAborted) is called before it returns
+  void forget(ConnIndex conn);  // an index for which on_closed() returned false may be reused
 
   ConnectionInfo info(ConnIndex conn) const;
   TcpState state(ConnIndex conn) const;

@@ -190,10 +190,20 @@ void Stack::Impl::finish(ConnIndex index, EndReason reason) {
   const bool reported = conn.reported;
   if (conn.refused != nullptr) pbuf_free(std::exchange(conn.refused, nullptr));
   conn.lingering = false;
+  if (reported) {
+    ++counters.closed;
+    if (!delegate.on_closed(index, reason)) {
+      conn.held = true;
+      return;
+    }
+  }
   release(index);
-  if (!reported) return;
-  ++counters.closed;
-  delegate.on_closed(index, reason);
+}
+
+void Stack::Impl::forget(ConnIndex index) {
+  if (index >= connections.capacity() || !connections[index].held) return;
+  connections[index].held = false;
+  release(index);
 }
 
 void Stack::Impl::follow_state(Connection& conn) {

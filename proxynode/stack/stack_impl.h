@@ -158,6 +158,7 @@ struct Stack::Impl {
   ConnIndex index_of(const Connection& conn) const {
     return static_cast<ConnIndex>(&conn - &connections[0]);
   }
+  void forget(ConnIndex index);
   bool is_lingering(ConnIndex index) const {
     return index < connections.capacity() && connections[index].lingering;
   }

@@ -34,15 +34,24 @@ void Translator::on_message(channel::Channel& channel, const wire::Message& mess
     return;
   }
   switch (message.type) {
-    case wire::MessageType::kJoinService: return on_join(node, message);
-    case wire::MessageType::kLeaveService: return on_leave(node, message);
-    case wire::MessageType::kShutdownService: return on_shutdown_service(node, message);
-    case wire::MessageType::kConnectionRequest: return on_active_request(node, message);
-    case wire::MessageType::kAcceptConnection: return on_accept(node, message);
-    case wire::MessageType::kRejectConnection: return on_reject(node, message);
-    case wire::MessageType::kCloseConnection: return on_close_message(node, message);
-    case wire::MessageType::kCredit: return on_credit(node, message);
-    default: return;  // DATA has its own call; HELLO and ERROR never come here
+    case wire::MessageType::kJoinService:
+      return on_join(node, message);
+    case wire::MessageType::kLeaveService:
+      return on_leave(node, message);
+    case wire::MessageType::kShutdownService:
+      return on_shutdown_service(node, message);
+    case wire::MessageType::kConnectionRequest:
+      return on_active_request(node, message);
+    case wire::MessageType::kAcceptConnection:
+      return on_accept(node, message);
+    case wire::MessageType::kRejectConnection:
+      return on_reject(node, message);
+    case wire::MessageType::kCloseConnection:
+      return on_close_message(node, message);
+    case wire::MessageType::kCredit:
+      return on_credit(node, message);
+    default:
+      return;  // DATA has its own call; HELLO and ERROR never come here
   }
 }
 
@@ -54,7 +63,7 @@ void Translator::on_close_message(AppNode& node, const wire::Message& message) {
       message.code == wire::CloseCode::kFin || message.code == wire::CloseCode::kFinBoth;
   if (!orderly) {
     orphan(*s, index);
-    stack_->abort(index);
+    reset_stream(*s, index);
     return;
   }
   const bool repeated = s->has(kAppFin) && message.code == wire::CloseCode::kFin;
@@ -117,7 +126,7 @@ void Translator::fail_stream(Stream& s, StreamIndex index, wire::CloseCode code)
   const std::uint64_t id = s.id;
   const bool announced = !s.has(kRequestPending) && !s.has(kAcceptPending);
   orphan(s, index);
-  stack_->abort(index);
+  reset_stream(s, index);
   if (announced) say_farewell(node, id, 0, code);
 }
 
@@ -135,9 +144,15 @@ void Translator::say_farewell(AppNode& node, std::uint64_t connection, std::uint
   if (status.is_again()) node.farewells.push_back({connection, request, code});
 }
 
-void Translator::on_closed(stack::ConnIndex conn, stack::EndReason reason) {
+bool Translator::on_closed(stack::ConnIndex conn, stack::EndReason reason) {
   Stream& s = streams_[conn];
-  if (s.state == StreamState::kFree) return;
+  if (s.state == StreamState::kFree) return true;
+  const bool alive = s.state == StreamState::kRequested || s.state == StreamState::kOpen;
+  if (reason == stack::EndReason::kFinished && alive && s.has(kClientFin)) {
+    // The channel is short of credits: the client's last bytes and FIN have still to go.
+    s.set(kLingering);
+    return false;
+  }
   const std::uint64_t id = s.id;
   const std::uint32_t request = s.request;
   const StreamState state = s.state;
@@ -145,12 +160,28 @@ void Translator::on_closed(stack::ConnIndex conn, stack::EndReason reason) {
   AppNode* node = s.node == kNone ? nullptr : nodes_[s.node].get();
   orphan(s, conn);
   free_stream(s, conn);
-  if (node == nullptr) return;
+  if (node == nullptr) return true;
   if (state == StreamState::kConnecting || (request != 0 && !announced)) {
     say_farewell(*node, 0, request, code_of(reason));
   } else if ((state == StreamState::kRequested || state == StreamState::kOpen) && announced) {
     say_farewell(*node, id, 0, code_of(reason));
   }
+  return true;
+}
+
+// RST to the client, if there still is one.
+void Translator::reset_stream(Stream& s, StreamIndex index) {
+  if (s.has(kLingering)) {
+    end_lingering(s, index);
+  } else {
+    stack_->abort(index);
+  }
+}
+
+void Translator::end_lingering(Stream& s, StreamIndex index) {
+  if (!s.has(kLingering)) return;
+  free_stream(s, index);
+  stack_->forget(index);
 }
 
 void Translator::free_stream(Stream& s, StreamIndex index) {

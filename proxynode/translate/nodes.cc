@@ -160,7 +160,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
     const StreamIndex next = streams_[i].node_next;
     if (streams_[i].state != StreamState::kOrphan) {
       ++counters_.closed_node_died;
-      stack_->abort(i);
+      reset_stream(streams_[i], i);
     }
     i = next;
   }

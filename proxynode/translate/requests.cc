@@ -131,7 +131,7 @@ void Translator::on_reject(AppNode& node, const wire::Message& message) {
   }
   ++counters_.rejects;
   orphan(*s, index);
-  stack_->abort(index);
+  reset_stream(*s, index);
 }
 
 SocketAddress Translator::source_for(AppNode& node, const SocketAddress& remote) {

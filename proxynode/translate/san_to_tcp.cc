@@ -60,7 +60,7 @@ bool Translator::write_small(Stream& s, StreamIndex index, const channel::Payloa
     end += bytes.size();
     if (s.tx_unwritten == kNone) {
       const Status status = stack_->write(index, bytes, stack::WriteMode::kCopy);
-      if (status.ok()) continue;  // the stack counts the copy
+      if (status.ok()) continue;            // the stack counts the copy
       if (!status.is_again()) return true;  // the sending side is shut: the end is on its way
     }
     if (bytes.size() > egress_.slot_bytes()) return false;

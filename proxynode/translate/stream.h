@@ -46,6 +46,7 @@ enum StreamFlag : std::uint16_t {
   kDirty = 1 << 8,            // in the dirty list
   kBlocked = 1 << 9,          // in its node's blocked list
   kStarved = 1 << 10,         // in the starved list: the stack had no memory for a write
+  kLingering = 1 << 11,       // TCP has ended in order, but not all of it has been handed over
 };
 
 struct Stream {

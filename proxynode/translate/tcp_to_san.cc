@@ -214,6 +214,7 @@ Status Translator::emit(StreamIndex index) {
     if (!status.ok()) return status;
     s.set(kClientFinSent);
     if (s.has(kAppFin)) orphan(s, index);
+    end_lingering(s, index);
   }
   return {};
 }

@@ -130,7 +130,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool on_received(stack::ConnIndex conn, stack::RxPayload& payload) override;
   void on_fin(stack::ConnIndex conn) override;
   void on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) override;
-  void on_closed(stack::ConnIndex conn, stack::EndReason reason) override;
+  bool on_closed(stack::ConnIndex conn, stack::EndReason reason) override;
 
   // --- channel::Delegate
   void on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
@@ -202,6 +202,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void on_close_message(AppNode& node, const wire::Message& message);
   void finish_sending(Stream& s, StreamIndex index);
   void orphan(Stream& s, StreamIndex index);
+  void reset_stream(Stream& s, StreamIndex index);
+  void end_lingering(Stream& s, StreamIndex index);
   void fail_stream(Stream& s, StreamIndex index, wire::CloseCode code);
   void say_farewell(AppNode& node, std::uint64_t connection, std::uint32_t request,
                     wire::CloseCode code);

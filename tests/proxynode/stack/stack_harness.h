@@ -232,16 +232,18 @@ class Recorder final : public Delegate {
     conns[conn].acked = acked_offset;
     if (in_acked) in_acked(conn);
   }
-  void on_closed(ConnIndex conn, EndReason reason) override {
+  bool on_closed(ConnIndex conn, EndReason reason) override {
     EXPECT_FALSE(conns[conn].closed) << "on_closed() twice";
     conns[conn].closed = true;
     conns[conn].reason = reason;
     conns[conn].held.clear();
     ++closed;
     if (in_closed) in_closed(conn);
+    return !keep_closed;
   }
 
   Stack* stack = nullptr;
+  bool keep_closed = false;
   bool accept = true, consume = true, refuse = false, hold = false;
   std::function<bool(ConnIndex)> in_accepted;
   std::function<void(ConnIndex)> in_received, in_fin, in_acked, in_closed;

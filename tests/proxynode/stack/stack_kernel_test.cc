@@ -79,10 +79,11 @@ class PatternServer final : public Delegate {
     conns_[index].acked = acked;
     push(index);
   }
-  void on_closed(ConnIndex index, EndReason reason) override {
+  bool on_closed(ConnIndex index, EndReason reason) override {
     if (reason != EndReason::kFinished) ++abnormal;
     conns_.erase(index);
     ++closed;
+    return true;
   }
 
   Stack* stack = nullptr;
