@@ -60,6 +60,12 @@ class LineResult(unittest.TestResult):
         super().addError(test, err)
         self._report("FAIL", test, self.errors[-1][1])
 
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err is not None:
+            text = self._exc_info_to_string(err, test)
+            self._report("FAIL", test, f"{subtest._subDescription()}\n{text}")
+
     def addSkip(self, test, reason):
         super().addSkip(test, reason)
         self._line("skip", test, reason)

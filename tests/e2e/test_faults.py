@@ -35,13 +35,51 @@ class Faults:
         busy.finish()
         self.assertEqual(len(busy.lost), 32)
 
+    def test_kill_of_the_last_node_resets_its_connections_and_closes_the_port(self):
+        one = self.lab()
+        node = one.start_echo(family=self.family)
+        busy = self.with_load(one, 16)
+        node.kill()
+        wait.until(lambda: len(busy.lost) == 16, "its connections end")
+        self.assertEqual({c.lost for c in busy.lost}, {"ConnectionResetError"})
+        wait.until(lambda: one.node_count(7, self.family) == 0, "the node is gone")
+        with self.assertRaises(ConnectionRefusedError):
+            one.connect(7, self.family)
+
+    def test_nodes_that_die_and_come_back_under_new_connections_harm_nobody_else(self):
+        one = self.lab()
+        one.start_echo(family=self.family)
+        stays = [self.connected(one) for _ in range(8)]
+        for _ in range(5):
+            node = one.start_echo(family=self.family)
+            some = [self.connected(one) for _ in range(20)]
+            node.kill()
+            wait.until(lambda: one.node_count(7, self.family) == 1, "the node is gone")
+            ended = 0
+            for sock in some:
+                try:
+                    sock.sendall(b"still there?")
+                    ended += sock.recv(12) != b"still there?"
+                except OSError:
+                    ended += 1
+                sock.close()
+            self.assertGreater(ended, 0)
+        for sock in stays:
+            sock.sendall(b"stayed")
+            self.assertEqual(sock.recv(6), b"stayed")
+
+    def connected(self, one):
+        sock = self.socket(one, 7)
+        sock.sendall(b"x")
+        self.assertEqual(sock.recv(1), b"x")
+        return sock
+
     def test_a_killed_proxy_is_back_with_its_nodes_joined_again(self):
         one = self.lab()
         for index in range(2):
             one.start_echo(family=self.family, name=f"node-{index}")
         busy = self.with_load(one)
         one.proxy.kill()
-        busy.close()
         one.programs.remove(one.proxy)
         started = time.monotonic()
         one.start_proxy(wait_ready=False)
@@ -56,6 +94,9 @@ class Faults:
         wait.until(served, "a new connection is served", timeout_s=20, pause_s=0.005)
         print(f"     new connections work {time.monotonic() - started:.3f} s after the restart")
         wait.until(lambda: one.node_count(7, self.family) == 2, "both nodes joined again")
+        busy.push_on()
+        wait.until(lambda: len(busy.lost) == 64, "every client of the old proxy is told", 60)
+        self.assertEqual(busy.wrong, [])
         again = self.with_load(one)
         marks = again.marks()
         wait.until(lambda: again.all_progressed(marks, 65536), "the new load runs")

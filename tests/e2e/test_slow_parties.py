@@ -117,6 +117,29 @@ class SlowParties:
         check_echo(late, 1000)
         busy.finish()
 
+    def test_many_small_pieces_for_a_stopped_node_take_no_buffers_from_others(self):
+        # A piece of one byte arrives in a buffer of 64 KB: held as they came, these would be all
+        # the buffers that there are.
+        one = self.lab(config={"proxy": {"ingress_pool_bytes": 32 << 20}})
+        one.start_echo(family=self.family)
+        frozen = one.start_echo(port=9, family=self.family)
+        busy = self.with_load(one, 16)
+        before = busy.rate(SECONDS)
+        sockets = [self.socket(one, 9) for _ in range(32)]
+        for sock in sockets:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(b"s")
+            self.assertEqual(sock.recv(1), b"s")
+        frozen.signal(signal.SIGSTOP)
+        for offset in range(200):
+            for sock in sockets:
+                sock.sendall(BYTES.slice(offset, 1))
+        self.others_go_on(one, busy, before, "small pieces wait for a stopped node")
+        frozen.signal(signal.SIGCONT)
+        for sock in sockets:
+            check_echo(sock, 200)
+        busy.finish()
+
     @staticmethod
     def fill_from(sock, start):
         state = {"sent": start, "last": -1, "same": 0}

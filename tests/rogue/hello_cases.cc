@@ -1,4 +1,6 @@
 // Bad first words: HELLOs that must be refused before there is a channel.
+#include <algorithm>
+
 #include "tests/rogue/cases.h"
 
 namespace sanproxy::rogue {
@@ -19,7 +21,8 @@ Case of_length(const char* name, std::size_t bytes) {
   return {name, "H1: HELLO has exactly its length", [bytes](const Context& context) -> Verdict {
             std::vector<std::byte> hello(bytes);
             const wire::HelloBody good = RogueChannel::correct_hello();
-            std::memcpy(hello.data(), &good, std::min(bytes, sizeof(good)));
+            const auto from = std::as_bytes(std::span(&good, 1));
+            std::copy_n(from.begin(), std::min(bytes, sizeof(good)), hello.begin());
             RogueChannel channel(context.proxy, hello);
             if (!channel.connected()) return "";
             return channel_closed(channel, wire::CloseCode::kProtocolError);

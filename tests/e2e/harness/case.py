@@ -27,6 +27,7 @@ class LabTest(unittest.TestCase):
     def _check_at_end(self, one, failures_before):
         if self._failures() == failures_before:
             one.assert_healthy()
+            one.assert_clean_stop()
 
     def socket(self, lab, port, **options):
         sock = lab.connect(port, options.pop("family", self.family), **options)

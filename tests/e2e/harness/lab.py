@@ -7,6 +7,7 @@ packet: client namespace -- veth -- proxy namespace; proxynode has its own addre
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -176,6 +177,15 @@ class Lab:
             wait.until(lambda: not leak(), "", timeout_s=30)
         except wait.NotReached:
             raise AssertionError(f"not given back at the end: {leak()}\n{self.tail()}") from None
+
+    def assert_clean_stop(self):
+        """SIGTERM ends every program that still runs with 0 and without a complaint (a leak, say)."""
+        running = [p for p in self.programs if p.alive() and p is not self.proxy]
+        for program in running + [self.proxy] if self.proxy.alive() else running:
+            program.signal(signal.SIGTERM)
+            code = program.wait()
+            assert code == 0, f"{program.label} ended with {code}:\n{program.log()[-2000:]}"
+        self.assert_not_broken()
 
     def assert_not_broken(self):
         for program in self.programs:

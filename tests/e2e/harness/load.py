@@ -71,6 +71,16 @@ class EchoLoad:
         return all(c.lost or c.received >= mark + bytes_each
                    for c, mark in zip(self.connections, marks))
 
+    def push_on(self):
+        """Every connection sends something, also one that waits for an answer: a peer that is gone
+        is noticed by nobody who is silent."""
+        for conn in self.connections:
+            conn.in_flight_bytes = 1 << 40
+            try:
+                self._selector.modify(conn.sock, conn.wants(), conn)
+            except (OSError, ValueError, KeyError):
+                pass  # lost already
+
     def finish(self, timeout_s=60):
         """Half-closes every connection and waits for the rest of its bytes and the end."""
         self._stop.set()
@@ -120,7 +130,7 @@ class EchoLoad:
                 try:
                     conn.sock.shutdown(1)
                     self._selector.modify(conn.sock, conn.wants(), conn)
-                except OSError as error:
+                except (OSError, ValueError, KeyError) as error:
                     self._lose(conn, error)
 
     def _serve(self, conn, events):

@@ -66,13 +66,13 @@ class Namespace:
         options.setdefault("capture_output", True)
         return subprocess.run(self.argv(argv), timeout=timeout_s, **options)
 
-    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM):
+    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
         """A socket that lives inside for good, whichever thread uses it later."""
         own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         try:
             _setns(self._fd)
             try:
-                return socket.socket(family, kind)
+                return socket.socket(family, kind, protocol)
             finally:
                 _setns(own)
         finally:
