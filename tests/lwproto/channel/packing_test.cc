@@ -1,0 +1,180 @@
+// Messages share transfers, in order and whole.
+#include "tests/lwproto/channel/channel_fixture.h"
+
+namespace sanproxy::channel::testing {
+namespace {
+
+using Packing = PairTest;
+
+TEST_F(Packing, SeveralMessagesShareOneTransferInOrder) {
+  make();
+  ASSERT_TRUE(a_.leave(1).ok());
+  ASSERT_TRUE(a_.channel->send_data_inline(5, 0, pattern(10, 1)).ok());
+  ASSERT_TRUE(a_.credit(6).ok());
+  ASSERT_TRUE(a_.leave(2).ok());
+  EXPECT_EQ(a_.channel->counters().transfers_out, 0u);
+  a_.channel->flush();
+  EXPECT_EQ(a_.channel->counters().transfers_out, 1u);
+  EXPECT_EQ(a_.channel->counters().messages_out, 4u);
+  b_.poll();
+  EXPECT_EQ(b_.recorder.story,
+            (std::vector<std::string>{"LEAVE_SERVICE", "data", "CREDIT", "LEAVE_SERVICE"}));
+  EXPECT_EQ(b_.channel->counters().transfers_in, 1u);
+  EXPECT_EQ(b_.channel->counters().messages_in, 4u);
+}
+
+TEST_F(Packing, NothingIsVisibleBeforeFlushAndFlushWithNothingSendsNothing) {
+  make();
+  ASSERT_TRUE(a_.leave(1).ok());
+  EXPECT_EQ(b_.endpoint->to_poll(), 0u);
+  a_.channel->flush();
+  EXPECT_EQ(b_.endpoint->to_poll(), 1u);
+  for (int i = 0; i < 10; ++i) a_.channel->flush();
+  EXPECT_EQ(b_.endpoint->to_poll(), 1u);
+  EXPECT_EQ(a_.channel->ledger().available(), 63u);
+}
+
+TEST_F(Packing, AFullTransferIsFollowedByAnother) {
+  make();
+  constexpr int kMessages = 1000;  // 16 bytes each, 32 with the header and body of a LEAVE
+  for (std::uint32_t i = 1; i <= kMessages; ++i) ASSERT_TRUE(a_.leave(i).ok());
+  a_.channel->flush();
+  const std::uint64_t per_transfer =
+      (wire::kTransferInlineBytesMax - sizeof(wire::TransferHeader)) /
+      (sizeof(wire::MessageHeader) + sizeof(wire::ServiceBody));
+  EXPECT_EQ(a_.channel->counters().transfers_out, (kMessages + per_transfer - 1) / per_transfer);
+  b_.poll();
+  ASSERT_EQ(b_.recorder.messages.size(), std::size_t{kMessages});
+  for (std::uint32_t i = 0; i < kMessages; ++i) {
+    EXPECT_EQ(b_.recorder.messages[i].service.service, i + 1);
+  }
+}
+
+TEST_F(Packing, AReferencedPayloadIsTheLastOfItsTransfer) {
+  make();
+  const Bytes bytes = pattern(5000, 3);
+  ASSERT_TRUE(a_.leave(1).ok());
+  ASSERT_TRUE(a_.refer(bytes, 0, 77).ok());
+  EXPECT_EQ(a_.channel->counters().transfers_out, 1u);
+  ASSERT_TRUE(a_.leave(2).ok());
+  a_.channel->flush();
+  EXPECT_EQ(a_.channel->counters().transfers_out, 2u);
+  b_.poll();
+  EXPECT_EQ(b_.recorder.story,
+            (std::vector<std::string>{"LEAVE_SERVICE", "data", "LEAVE_SERVICE"}));
+  EXPECT_EQ(b_.recorder.data[0].bytes, bytes);
+}
+
+TEST_F(Packing, PayloadsOfEveryBoundarySizeArriveWhole) {
+  for (const Delivery delivery : {Delivery::kLoans, Delivery::kReceiveBuffers}) {
+    make({.delivery = delivery});
+    std::uint64_t offset = 0;
+    std::vector<Bytes> sent;
+    for (const std::size_t size : {1, 7, 8, 9, 1023, 1024}) {
+      sent.push_back(pattern(size, static_cast<unsigned>(size)));
+      ASSERT_TRUE(a_.channel->send_data_inline(~0ull, offset, sent.back()).ok()) << size;
+      offset += size;
+    }
+    std::size_t at = 0;
+    for (const std::size_t size : {1025, 1026, 4096, 65535, 65536}) {
+      sent.push_back(pattern(size, static_cast<unsigned>(size)));
+      ASSERT_TRUE(a_.refer(sent.back(), at, size, ~0ull, offset).ok()) << size;
+      at += size;
+      offset += size;
+    }
+    a_.channel->flush();
+    b_.poll();
+    ASSERT_EQ(b_.recorder.data.size(), sent.size());
+    std::uint64_t expected = 0;
+    for (std::size_t i = 0; i < sent.size(); ++i) {
+      EXPECT_EQ(b_.recorder.data[i].connection, ~0ull);
+      EXPECT_EQ(b_.recorder.data[i].offset, expected);
+      EXPECT_TRUE(b_.recorder.data[i].bytes == sent[i]) << sent[i].size();
+      expected += sent[i].size();
+    }
+    EXPECT_EQ(a_.channel->counters().data_bytes_out, expected);
+    EXPECT_EQ(b_.channel->counters().data_bytes_in, expected);
+    EXPECT_EQ(a_.channel->counters().inline_bytes_out, 1u + 7 + 8 + 9 + 1023 + 1024);
+    EXPECT_EQ(b_.channel->counters().inline_bytes_in, 1u + 7 + 8 + 9 + 1023 + 1024);
+    settle();
+    EXPECT_EQ(a_.recorder.sent.size(), 5u);
+    b_.recorder = Recorder{};
+    a_.recorder = Recorder{};
+  }
+}
+
+TEST_F(Packing, AGatherListOfSevenPiecesArrivesAsOnePayload) {
+  make();
+  const Bytes bytes = pattern(70'000, 9);
+  std::copy(bytes.begin(), bytes.end(), a_.region.data());
+  std::vector<fabric::GatherRef> refs;
+  Bytes expected;
+  for (std::uint32_t i = 0; i < fabric::kGatherRefsMax; ++i) {
+    const std::uint32_t at = 9000 * (6 - i), length = 1000 + i;
+    refs.push_back({a_.key, length, at});
+    expected.insert(expected.end(), bytes.begin() + at, bytes.begin() + at + length);
+  }
+  ASSERT_TRUE(a_.channel->send_data_reference(1, 0, refs, 5).ok());
+  a_.channel->flush();
+  b_.poll();
+  ASSERT_EQ(b_.recorder.data.size(), 1u);
+  EXPECT_TRUE(b_.recorder.data[0].bytes == expected);
+  settle();
+  EXPECT_EQ(a_.recorder.sent, (std::vector<std::pair<std::uint64_t, bool>>{{5, true}}));
+}
+
+TEST_F(Packing, PayloadsOfTheWrongSizeAreRefusedAndHarmNothing) {
+  make();
+  EXPECT_EQ(a_.channel->send_data_inline(1, 0, {}).code(), Code::kInvalidArgument);
+  EXPECT_EQ(a_.channel->send_data_inline(1, 0, pattern(1025, 1)).code(), Code::kInvalidArgument);
+  EXPECT_EQ(a_.refer(pattern(1024, 1), 0, 1).code(), Code::kInvalidArgument);
+  EXPECT_EQ(a_.refer(pattern(65537, 1), 0, 2).code(), Code::kInvalidArgument);
+  EXPECT_EQ(a_.channel->counters().messages_out, 0u);
+  ASSERT_TRUE(a_.channel->send_data_inline(1, 0, pattern(5, 1)).ok());
+  settle();
+  ASSERT_EQ(b_.recorder.data.size(), 1u);
+  EXPECT_TRUE(b_.recorder.messages.empty());
+  EXPECT_TRUE(a_.recorder.sent.empty());
+}
+
+TEST_F(Packing, ABudgetBoundsWhatOnePollTakes) {
+  make();
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(a_.leave(1).ok());
+    a_.channel->flush();
+  }
+  EXPECT_EQ(b_.poll(3), 3u);
+  EXPECT_EQ(b_.recorder.messages.size(), 3u);
+  EXPECT_EQ(b_.poll(), 7u);
+  EXPECT_EQ(b_.recorder.messages.size(), 10u);
+  EXPECT_EQ(b_.poll(), 0u);
+}
+
+TEST_F(Packing, HelloCarriesTheEndpointsDepthAndTheNodesName) {
+  fabric::EndpointOptions options;
+  for (const auto& [depth, reserve] :
+       {std::pair{512u, 32u}, {64u, 4u}, {32u, 2u}, {8u, 2u}, {4u, 2u}}) {
+    options.receive_depth = depth;
+    const wire::HelloBody hello = make_hello(0x1'2345, options, 77, 88, "knot");
+    EXPECT_EQ(hello.credits_initial, depth);
+    EXPECT_EQ(hello.credits_reserved, reserve);
+    EXPECT_EQ(hello.stream_window_bytes, 77u);
+    EXPECT_EQ(hello.streams_max, 88u);
+    EXPECT_EQ(hello.epoch, 0x1'2345u);
+    std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+    wire::encode_hello(hello, bytes);
+    EXPECT_TRUE(wire::decode_hello(bytes).ok()) << depth;
+  }
+  make();
+  EXPECT_EQ(a_.channel->peer_name(), "b");
+  EXPECT_EQ(b_.channel->peer_name(), "a");
+  // A name that fills the field has no terminator.
+  wire::HelloBody full = make_hello(1, options, 1, 1, std::string(100, 'n'));
+  auto pair = endpoints_of({});
+  Recorder recorder;
+  const Channel channel(std::move(pair.a), full, full, recorder);
+  EXPECT_EQ(channel.peer_name(), std::string(wire::kNodeNameBytesMax, 'n'));
+}
+
+}  // namespace
+}  // namespace sanproxy::channel::testing
