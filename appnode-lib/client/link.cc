@@ -33,7 +33,7 @@ std::size_t Link::poll(std::uint64_t now_ns) {
 }
 
 void Link::flush() {
-  if (up()) hold_->channel->flush();
+  if (up()) hold_->channel->publish();
 }
 
 void Link::start_connecting(std::uint64_t now_ns) {

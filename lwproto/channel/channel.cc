@@ -10,6 +10,8 @@ namespace {
 // queue is short of space rather than of credits is woken as well (docs/flow_control.md).
 constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
 constexpr std::size_t kPollBatch = 32;
+// Rounds for which the wake-up for bulk data may wait.
+constexpr std::uint32_t kPublishCallsMax = 4;
 
 }  // namespace
 
@@ -74,6 +76,7 @@ Status Channel::send_message(wire::MessageType type, std::uint8_t flags, wire::C
     return Status::error(Code::kInvalidArgument, "the message does not fit a transfer");
   }
   ++counters_.messages_out;
+  urgent_ = urgent_ || type != wire::MessageType::kCredit;
   return {};
 }
 
@@ -88,6 +91,7 @@ Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
   ++counters_.messages_out;
   counters_.data_bytes_out += payload.size();
   counters_.inline_bytes_out += payload.size();
+  urgent_ = true;
   return {};
 }
 
@@ -113,6 +117,16 @@ void Channel::flush() {
     if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
   }
   endpoint_->flush();
+  urgent_ = false;
+  published_calls_ = 0;
+}
+
+void Channel::publish() {
+  if (urgent_ || ++published_calls_ >= kPublishCallsMax) return flush();
+  if (open_ && !closed_) {
+    if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
+  }
+  endpoint_->publish();
 }
 
 std::size_t Channel::poll(std::size_t budget) {
@@ -137,10 +151,11 @@ std::size_t Channel::poll(std::size_t budget) {
           return handled;
       }
     }
-    if (!closed_) ledger_.on_posted(endpoint_->replenish());
     if (count < want) break;
   }
   if (closed_) return handled;
+  // Also without a completion: a loan released since the last poll may have freed a buffer.
+  ledger_.on_posted(endpoint_->replenish());
   return_credits();
   if (blocked_ && ledger_.may_send_data()) {
     blocked_ = false;

@@ -97,6 +97,10 @@ class Channel {
                              std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
   // Completes the open transfer and publishes everything. Cheap when there is nothing.
   void flush();
+  // Likewise, for a loop that comes here every round and arms its fabric before it sleeps: when
+  // only bulk data, CREDITs and returns have gathered, a sleeping peer is woken after a few calls
+  // or when the loop sleeps, not at once. A wake-up costs both sides more than a message.
+  void publish();
   bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
 
   // --- receiving: handles up to `budget` completions; returns how many there were.
@@ -145,6 +149,8 @@ class Channel {
   fabric::Loan dispatching_loan_ = fabric::kNoLoan;
   bool loan_retained_ = false;
   std::uint32_t received_since_grant_ = 0;
+  bool urgent_ = false;               // since the last flush: something that somebody waits for
+  std::uint32_t published_calls_ = 0; // publish() since the last flush
   ChannelCounters counters_;
 };
 

@@ -109,6 +109,9 @@ class Endpoint {
                              std::uint64_t cookie) = 0;
   // Publishes committed sends, returned loans and posted receives; wakes a sleeping peer.
   virtual void flush() = 0;
+  // Likewise, but a sleeping peer need not be woken before the next flush() or Fabric::arm(): for
+  // senders that will have more in a moment.
+  virtual void publish() { flush(); }
 
   // Takes up to out.size() completions; 0 when there is none. Never blocks.
   virtual std::size_t poll(std::span<Completion> out) = 0;

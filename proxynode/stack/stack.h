@@ -119,9 +119,9 @@ class Delegate {
   virtual void on_connected(ConnIndex conn, const ConnectionInfo& info) = 0;
   // The next bytes in order. The window stays closed by them until consume(). True: the delegate
   // has taken the payload (moved from it, or is done with it: what is left in it is freed).
-  // False: back-pressure, nothing was taken. The stack keeps this one payload,
-  // offers it again within a tick, and drops further data of this connection meanwhile, so that
-  // its client slows down and nobody else does. on_fin() and an on_closed() after an orderly end
+  // False: back-pressure; what is left in it was not taken. The stack keeps that, offers it again
+  // within a tick, and drops further data of this connection meanwhile, so that its client slows
+  // down and nobody else does. on_fin() and an on_closed() after an orderly end
   // wait for it; after a reset or time-out it is lost.
   virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes

@@ -80,7 +80,7 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
   const bool taken = delegate.on_received(index, payload);
   if (conn.generation != generation) return ERR_ABRT;
   if (!taken) {
-    conn.rx_unconsumed_bytes -= bytes;
+    conn.rx_unconsumed_bytes -= payload.length();
     keep_refused(conn, payload.detach());
   }
   return ERR_OK;
@@ -120,7 +120,7 @@ void Stack::Impl::offer(ConnIndex index) {
   const bool taken = delegate.on_received(index, payload);
   if (conn.generation != generation) return;
   if (!taken) {
-    conn.rx_unconsumed_bytes -= bytes;
+    conn.rx_unconsumed_bytes -= payload.length();
     conn.refused = payload.detach();
     return;
   }

@@ -119,7 +119,7 @@ void Translator::flush_channels() {
   }
   dirty_.clear();
   for (AppNode* node : present_) {
-    if (!node->dead) node->channel->flush();
+    if (!node->dead) node->channel->publish();
   }
 }
 

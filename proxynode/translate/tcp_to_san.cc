@@ -13,6 +13,15 @@ constexpr std::uint64_t chunk_cookie(ChunkIndex chunk) { return (std::uint64_t{c
 // Lending stops when this share of the ingress pool is left: a copy frees a whole slot at once.
 constexpr std::size_t kLendReserveShare = 4;
 
+// A stream may hold half as much of the region as is still free, and always two chunks: however
+// many stalled streams there are, they leave room for the next one (the dynamic thresholds of
+// shared-memory switches, Choudhury and Hahne, 1998).
+bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
+  const std::uint64_t held = s.to_app.in_flight() + s.pending_bytes;
+  return held < 2 * ChunkRegion::kChunkBytes ||
+         held < chunks.free_count() * ChunkRegion::kChunkBytes / 2;
+}
+
 }  // namespace
 
 bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
@@ -24,13 +33,12 @@ bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
   if (s.state != StreamState::kRequested && s.state != StreamState::kOpen) return true;
   AppNode& node = *nodes_[s.node];
   const std::uint32_t bytes = payload.length();
-  if (take_inline(s, node, payload) || lend(s, node, payload) || stash(s, node, payload)) {
-    counters_.bytes_to_apps += bytes;
-    if (s.pending_bytes != 0) mark_dirty(s, conn);
-    return true;
-  }
-  ++counters_.refused_payloads;
-  return false;
+  const bool taken =
+      take_inline(s, node, payload) || lend(s, node, payload) || stash(s, node, payload);
+  counters_.bytes_to_apps += bytes - payload.length();
+  if (s.pending_bytes != 0) mark_dirty(s, conn);
+  if (!taken) ++counters_.refused_payloads;
+  return taken;
 }
 
 // A small payload goes straight into the channel's open transfer.
@@ -58,8 +66,6 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
   }
   if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;
   if (s.to_app.available() < payload.length()) return false;
-  // If credits end half-way, stash() must be able to take the rest.
-  if (node.chunks->free_count() < payload.piece_count()) return false;
   while (!payload.empty()) {
     const std::span<const std::byte> bytes = payload.front();
     if (bytes.size() <= wire::kInlinePayloadBytesMax) {
@@ -81,20 +87,20 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
     }
     s.to_app.on_sent(static_cast<std::uint32_t>(piece.bytes.size()));
   }
-  // What found no credit is stashed: part of the payload may have left already.
+  // What found no credit is stashed.
   return payload.empty();
 }
 
 // Copies the payload into the channel's own region, packed behind what waits there already.
 bool Translator::stash(Stream& s, AppNode& node, stack::RxPayload& payload) {
   ChunkRegion& chunks = *node.chunks;
-  // All or nothing: every piece needs at most one new chunk.
-  if (chunks.free_count() < payload.piece_count()) return false;
   while (!payload.empty()) {
     const std::span<const std::byte> bytes = payload.front();
     ChunkIndex tail = s.chunk_tail;
     if (tail == kNoChunk || ChunkRegion::kChunkBytes - chunks[tail].written < bytes.size()) {
+      if (!may_hold_more(s, chunks)) return false;
       const ChunkIndex fresh = chunks.acquire();
+      if (fresh == kNoChunk) return false;
       if (tail == kNoChunk) {
         s.chunk_first = fresh;
       } else {

@@ -27,7 +27,7 @@ struct NodeOptions {
   // --- bounds
   std::size_t connections_max = 65'536;
   // Bytes that a client may have on the way to us, for each connection.
-  std::uint32_t receive_window_bytes = 512 * 1024;
+  std::uint32_t receive_window_bytes = 4 * 1024 * 1024;
   // For outgoing bytes that are copied or written into chunks; touched only as far as needed.
   std::size_t send_memory_bytes = std::size_t{64} << 20;
   // For small received pieces that are kept (Received::keep()).

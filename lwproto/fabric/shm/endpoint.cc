@@ -207,23 +207,27 @@ Status ShmEndpoint::commit_send(std::size_t inline_bytes, std::span<const Gather
   return {};
 }
 
-void ShmEndpoint::flush() {
+void ShmEndpoint::publish() {
   if (state_ != State::kOpen) return;
   PublishedLine& published = own_.control().published;
-  bool news = false;
   if (head_ != head_published_) {
     published.ring_head.store(head_, std::memory_order_release);
     head_published_ = head_;
-    news = true;
+    ring_due_ = true;
   }
   if (returns_ != returns_published_) {
     published.returns_head.store(returns_, std::memory_order_release);
     returns_published_ = returns_;
-    news = true;
+    ring_due_ = true;
   }
-  if (!news && !tail_dirty_) return;
+}
+
+void ShmEndpoint::flush() {
+  publish();
+  if (state_ != State::kOpen || (!ring_due_ && !tail_dirty_)) return;
   // Pairs with the fence in Core::arm().
   std::atomic_thread_fence(std::memory_order_seq_cst);
+  bool news = std::exchange(ring_due_, false);
   if (tail_dirty_) {
     tail_dirty_ = false;
     news = news || peer_.control().room.waiting.load(std::memory_order_relaxed) != 0;

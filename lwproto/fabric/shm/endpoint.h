@@ -52,6 +52,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                      std::uint64_t cookie) override;
   void flush() override;
+  void publish() override;
   std::size_t poll(std::span<Completion> out) override;
   void release(Loan loan) override;
   std::uint32_t replenish() override;
@@ -107,6 +108,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   State state_ = State::kOpen;
   bool waiting_ = false;     // begin_send() found no room
   bool room_news_ = false;   // poll() has found some since
+  bool ring_due_ = false;    // published, but the peer may still sleep
   bool tail_dirty_ = false;  // room was given back since the last flush()
   bool draining_socket_ = false;
   Status reason_;
