@@ -40,7 +40,6 @@ class FakeProxy final : public channel::Delegate {
     fabric::EndpointOptions endpoint;
     bool answer_joins = true;
     bool free_at_once = true;    // CREDIT for every DATA
-    bool confirm_closes = true;  // answer a kFinBoth or reset with the terminal close
     bool hold_loans = false;     // keep what came by reference until release_loans()
     wire::CloseCode join_code = wire::CloseCode::kNone;
   };
