@@ -243,7 +243,7 @@ TEST(ChannelModel, RandomTrafficArrivesInOrderAndNobodyWaitsForEver) {
   }
 }
 
-TEST(ChannelModel, DISABLED_RandomTrafficThroughReceiveBuffersArrivesInOrder) {
+TEST(ChannelModel, RandomTrafficThroughReceiveBuffersArrivesInOrder) {
   for (unsigned seed = 1; seed <= 300; ++seed) {
     run_in_memory(seed, Delivery::kReceiveBuffers);
     if (::testing::Test::HasFailure()) return;

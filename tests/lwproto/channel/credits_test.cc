@@ -208,7 +208,7 @@ TEST_F(Credits, AReturnWaitsWhileItsTransferFindsNoSpaceAndComesLater) {
   EXPECT_TRUE(a_.channel->data_writable());
 }
 
-TEST_F(Credits, DISABLED_BuffersThatAreHeldAreGrantedLater) {
+TEST_F(Credits, BuffersThatAreHeldAreGrantedLater) {
   make({.depth = {8, 8}, .reserve = {2, 2}});
   b_.endpoint->keep_buffers = true;
   while (send_one(a_).ok()) {

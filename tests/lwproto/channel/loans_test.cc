@@ -125,7 +125,7 @@ INSTANTIATE_TEST_SUITE_P(Fabric, Loans,
 
 using HeldBuffers = PairTest;
 
-TEST_F(HeldBuffers, DISABLED_SlowTheSenderUntilTheyAreReleased) {
+TEST_F(HeldBuffers, SlowTheSenderUntilTheyAreReleased) {
   make({.delivery = Delivery::kReceiveBuffers, .depth = {8, 8}, .reserve = {2, 2}});
   b_.recorder.retain = true;
   unsigned sent = 0;
