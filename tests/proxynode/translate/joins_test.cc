@@ -1,0 +1,290 @@
+// Nodes come, join, leave, shut services down; and are refused.
+#include "tests/proxynode/translate/world.h"
+
+namespace sanproxy::translate::testing {
+namespace {
+
+using Joins = World;
+
+wire::Message last_answer(const Node& node) {
+  if (node.answers.empty()) {
+    ADD_FAILURE() << "no answer";
+    return {};
+  }
+  return node.answers.back();
+}
+
+TEST_F(Joins, TheFirstJoinOpensTheServiceAndTheLastLeaveClosesIt) {
+  make();
+  Client& early = add_client();
+  EXPECT_TRUE(early.reset) << "nobody serves it yet";
+  Node& a = add_member({.name = "a"});
+  const std::uint32_t service = a.answers[0].join.service;
+  EXPECT_NE(service, 0u);
+  EXPECT_EQ(a.answers[0].flags, wire::kFlagAnswer);
+  EXPECT_EQ(a.answers[0].join.request, 1u);
+  EXPECT_EQ(opened_, (std::vector{*SocketAddress::parse(kWeb)}));
+  Node& b = add_member({.name = "b"});
+  EXPECT_EQ(b.answers[0].join.service, service);
+  EXPECT_EQ(opened_.size(), 1u);
+  EXPECT_TRUE(add_client().connected);
+
+  a.leave(service, 31);
+  run();
+  EXPECT_EQ(last_answer(a).type, MessageType::kLeaveService);
+  EXPECT_EQ(last_answer(a).code, CloseCode::kNone);
+  EXPECT_EQ(last_answer(a).service.request, 31u);
+  EXPECT_TRUE(closed_.empty());
+  EXPECT_TRUE(add_client().connected);
+  b.leave(service, 32);
+  run();
+  EXPECT_EQ(closed_, opened_);
+  EXPECT_TRUE(add_client().reset);
+  EXPECT_EQ(counters().joins, 2u);
+  EXPECT_EQ(counters().leaves, 2u);
+}
+
+TEST_F(Joins, ConnectionsGoOnWhenTheirServiceIsClosed) {
+  make();
+  Node& node = add_member();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  node.leave(node.answers[0].join.service);
+  run();
+  client->send(bytes_of(" again"));
+  node.send(id, bytes_of("answer"));
+  run();
+  EXPECT_EQ(text_of(node.conns[id].received), "hello again");
+  EXPECT_EQ(text_of(client->received), "answer");
+}
+
+TEST_F(Joins, WhoWaitsUnboundWhenTheServiceClosesIsReset) {
+  make();
+  Node& node = add_member();
+  Client& client = add_client();
+  ASSERT_TRUE(client.connected);
+  node.leave(node.answers[0].join.service);
+  run();
+  EXPECT_FALSE(client.reset);
+  client.send(bytes_of("x"));
+  run();
+  EXPECT_TRUE(client.reset);
+  EXPECT_EQ(counters().unserved, 1u);
+}
+
+TEST_F(Joins, ANodeMayServeManyAddresses) {
+  make();
+  Node& node = add_node();
+  for (const char* address : {"10.77.0.10:80", "10.77.0.10:81", "[fd77::10]:80"}) {
+    node.join(address);
+  }
+  run();
+  ASSERT_EQ(node.answers.size(), 3u);
+  for (const char* address : {"10.77.0.10:81", "[fd77::10]:80"}) {
+    Client& client = add_client(address);
+    client.send(bytes_of(address));
+    run();
+    const Node::Conn& conn = node.conns.at(node.order.back());
+    EXPECT_EQ(text_of(conn.received), address);
+    EXPECT_EQ(wire::from_wire(conn.request.local)->to_string(), address);
+  }
+}
+
+TEST_F(Joins, S14_JoiningTwiceIsAddressInUse) {
+  make();
+  Node& node = add_member();
+  node.join(kWeb);
+  run();
+  EXPECT_EQ(last_answer(node).code, CloseCode::kAddressInUse);
+  EXPECT_EQ(last_answer(node).join.service, 0u);
+  EXPECT_TRUE(node.alive());
+  EXPECT_EQ(counters().joins_refused, 1u);
+}
+
+TEST_F(Joins, S15_BeyondServicesMaxIsLimitReached) {
+  WorldOptions options;
+  options.services_max = 2;
+  make(options);
+  Node& node = add_node();
+  for (const char* address : {"10.77.0.10:80", "10.77.0.10:81", "10.77.0.10:82"}) {
+    node.join(address);
+  }
+  run();
+  EXPECT_EQ(last_answer(node).code, CloseCode::kLimitReached);
+  EXPECT_TRUE(add_client("10.77.0.10:82").reset);
+  EXPECT_TRUE(add_client("10.77.0.10:81").connected);
+}
+
+TEST_F(Joins, S15_WhatPolicyForbidsIsNotPermitted) {
+  WorldOptions options;
+  options.policies = {
+      {.address = *SocketAddress::parse(kWeb), .allow_uids = {33}, .restricted = true}};
+  make(options);
+  Node& stranger = add_node({.name = "stranger", .uid = 1000});
+  stranger.join(kWeb);
+  run();
+  EXPECT_EQ(last_answer(stranger).code, CloseCode::kNotPermitted);
+  EXPECT_TRUE(stranger.alive());
+  EXPECT_TRUE(opened_.empty());
+  Node& www = add_node({.name = "www", .uid = 33});
+  www.join(kWeb);
+  run();
+  EXPECT_EQ(last_answer(www).code, CloseCode::kNone);
+}
+
+TEST_F(Joins, S15_WhileTheProxyShutsDownIsProxyShutdown) {
+  make();
+  Node& node = add_node();
+  translator_->start_drain();
+  node.join(kWeb);
+  run();
+  EXPECT_EQ(last_answer(node).code, CloseCode::kProxyShutdown);
+}
+
+TEST_F(Joins, S16_LeavingOrShuttingDownWhatOneHasNotJoinedIsNotFound) {
+  make();
+  Node& member = add_member({.name = "member"});
+  const std::uint32_t service = member.answers[0].join.service;
+  Node& other = add_node({.name = "other"});
+  other.leave(service, 5);
+  other.shut_down(service, 6);
+  other.leave(service + 1, 7);
+  other.shut_down(99, 8);
+  run();
+  ASSERT_EQ(other.answers.size(), 4u);
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(other.answers[i].code, CloseCode::kNotFound);
+    EXPECT_EQ(other.answers[i].flags, wire::kFlagAnswer);
+    EXPECT_EQ(other.answers[i].service.request, 5 + i);
+  }
+  EXPECT_TRUE(add_client().connected) << "the service is untouched";
+  EXPECT_EQ(member.answers.size(), 1u);
+}
+
+TEST_F(Joins, ShutdownTellsEveryOtherMemberAndEndsTheService) {
+  make();
+  Node& a = add_member({.name = "a"});
+  Node& b = add_member({.name = "b"});
+  Node& c = add_node({.name = "c"});
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, a);
+  const std::uint32_t service = a.answers[0].join.service;
+  a.shut_down(service, 9);
+  run();
+  EXPECT_EQ(last_answer(a).type, MessageType::kShutdownService);
+  EXPECT_EQ(last_answer(a).flags, wire::kFlagAnswer);
+  EXPECT_EQ(last_answer(a).code, CloseCode::kNone);
+  EXPECT_EQ(last_answer(a).service.request, 9u);
+  EXPECT_EQ(a.answers.size(), 2u) << "no announcement to who asked for it";
+  EXPECT_EQ(last_answer(b).type, MessageType::kShutdownService);
+  EXPECT_EQ(last_answer(b).flags, 0);
+  EXPECT_EQ(last_answer(b).code, CloseCode::kServiceShutdown);
+  EXPECT_EQ(last_answer(b).service.service, service);
+  EXPECT_TRUE(c.answers.empty());
+  EXPECT_TRUE(add_client().reset);
+  node_in_proxy("a");
+  client->send(bytes_of("!"));
+  run();
+  EXPECT_EQ(text_of(a.conns[id].received), "hello!") << "open connections go on";
+  // b is no member any more and may join again, which is another service.
+  b.join(kWeb);
+  run();
+  EXPECT_EQ(last_answer(b).code, CloseCode::kNone);
+  EXPECT_NE(last_answer(b).join.service, service);
+}
+
+TEST_F(Joins, DrainAnnouncesEveryServiceAndLeavesConnectionsAlone) {
+  make();
+  Node& node = add_member();
+  node.join("10.77.0.10:81");
+  run();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  translator_->start_drain();
+  run();
+  ASSERT_EQ(node.answers.size(), 4u);
+  for (const std::size_t i : {2u, 3u}) {
+    EXPECT_EQ(node.answers[i].type, MessageType::kShutdownService);
+    EXPECT_EQ(node.answers[i].code, CloseCode::kProxyShutdown);
+  }
+  EXPECT_TRUE(add_client().reset);
+  EXPECT_FALSE(translator_->idle());
+  node.send(id, bytes_of("bye"));
+  node.close(id);
+  client->shut();
+  run();
+  EXPECT_EQ(text_of(client->received), "bye");
+  EXPECT_TRUE(client->finished());
+  EXPECT_TRUE(translator_->idle());
+}
+
+TEST_F(Joins, CloseAllChannelsEndsEveryNodeWithTheCode) {
+  make();
+  Node& a = add_member({.name = "a"});
+  Node& b = add_node({.name = "b"});
+  Client* client = nullptr;
+  (void)open(client, a);
+  translator_->close_all_channels(CloseCode::kProxyShutdown, "the proxy is shutting down");
+  run();
+  EXPECT_EQ(a.code, CloseCode::kProxyShutdown);
+  EXPECT_EQ(b.code, CloseCode::kProxyShutdown);
+  EXPECT_TRUE(client->reset);
+}
+
+TEST_F(Joins, ABadHelloIsRefusedWithItsCode) {
+  make();
+  const Node good({});
+  struct Case {
+    const char* what;
+    std::function<void(wire::HelloBody&)> spoil;
+    CloseCode code;
+  };
+  for (const Case& c :
+       {Case{"magic", [](auto& h) { h.magic = 1; }, CloseCode::kProtocolError},
+        {"version", [](auto& h) { h.version = 2; }, CloseCode::kVersionMismatch},
+        {"credits", [](auto& h) { h.credits_initial = 3; }, CloseCode::kProtocolError},
+        {"name", [](auto& h) { h.node_name[0] = 7; }, CloseCode::kProtocolError}}) {
+    wire::HelloBody hello = good.hello();
+    c.spoil(hello);
+    std::array<std::byte, sizeof(hello)> bytes{};
+    wire::encode_hello(hello, bytes);
+    EXPECT_EQ(dial_refused(bytes).code, c.code) << c.what;
+  }
+  EXPECT_EQ(dial_refused({}).code, CloseCode::kProtocolError);
+  const std::array<std::byte, 95> shorter{};
+  EXPECT_EQ(dial_refused(shorter).code, CloseCode::kProtocolError);
+  EXPECT_EQ(counters().channels_refused, 6u);
+}
+
+TEST_F(Joins, BeyondNodesMaxIsLimitReachedAndALaterPlaceIsTaken) {
+  WorldOptions options;
+  options.translator.nodes_max = 2;
+  make(options);
+  (void)add_member({.name = "a"});
+  Node& b = add_node({.name = "b"});
+  std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+  wire::encode_hello(b.hello(), bytes);
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kLimitReached);
+  b.die();
+  run();
+  Node& c = add_node({.name = "c"});
+  EXPECT_TRUE(c.alive());
+  translator_->start_drain();
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kProxyShutdown);
+}
+
+TEST_F(Joins, TheProxysHelloSaysWhatItPromises) {
+  make();
+  Node& node = add_node({.name = "curious"});
+  const wire::HelloBody& hello = node.channel().peer_hello();
+  EXPECT_EQ(hello.epoch, 0xbeefu);
+  EXPECT_EQ(hello.credits_initial, 64u);
+  EXPECT_EQ(hello.stream_window_bytes, 256u * 1024);
+  EXPECT_EQ(hello.streams_max, 64u);
+  EXPECT_EQ(node.channel().peer_name(), "proxy");
+  ASSERT_NE(node_in_proxy("curious"), nullptr);
+  EXPECT_EQ(node_in_proxy("curious")->peer.uid, 1000);
+}
+
+}  // namespace
+}  // namespace sanproxy::translate::testing
