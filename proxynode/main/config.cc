@@ -153,6 +153,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("keepalive_interval_ms", s.keepalive_interval_ms, 1000, kU32);
   r.number("keepalive_probes", s.keepalive_probes, 1, 100);
   r.number("fin_wait_2_ms", s.fin_wait_2_ms, 1000, kU32);
+  r.number("orphan_ms", s.orphan_ms, 1000, kU32);
   r.number("initial_rto_ms", s.initial_rto_ms, 100, 60'000);
   r.number("min_rto_ms", s.min_rto_ms, 40, 10'000);
   r.number("drain_ms", config.drain_ms, 0, 86'400'000);

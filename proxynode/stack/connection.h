@@ -43,8 +43,9 @@ struct alignas(64) Connection {
   std::uint32_t seq_remote;
   ListenerId listener;
   std::uint32_t timer_prev, timer_next;  // connections with a TCP timer pending
-  std::uint32_t wheel_prev, wheel_next;  // keepalive and FIN-WAIT-2
+  std::uint32_t wheel_prev, wheel_next;  // keepalive; after close() its bounds
   std::uint32_t wheel_tick;
+  std::uint32_t orphan_acked;    // after close(): what was acknowledged when the wheel was armed
   std::uint32_t ended_next;      // freed by lwIP, on_closed() still to be called
   std::uint32_t timer_stamp;     // the tick at which its timers ran last
   std::uint16_t mss_bytes;       // of the wire, with TCP options, as lwIP counts it

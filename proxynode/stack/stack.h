@@ -82,9 +82,11 @@ struct ConnectionInfo {
 };
 
 // In-order payload of one connection: a chain of pieces inside ingress slots. Move-only; the
-// slots go back to the pool when it is destroyed.
+// slots go back to the pool when it is destroyed. Pieces of up to kCopiedPieceBytesMax may lie
+// elsewhere, when they were refused before and slots were short: never refer to them as a slot.
 class RxPayload {
  public:
+  static constexpr std::uint32_t kCopiedPieceBytesMax = 512;
   RxPayload() = default;
   explicit RxPayload(pbuf* chain) : chain_(chain) {}
   ~RxPayload() { reset(); }
@@ -122,7 +124,8 @@ class Delegate {
   // False: back-pressure; what is left in it was not taken. The stack keeps that, offers it again
   // within a tick, and drops further data of this connection meanwhile, so that its client slows
   // down and nobody else does. on_fin() and an on_closed() after an orderly end
-  // wait for it; after a reset or time-out it is lost.
+  // wait for it; after a reset or time-out it is lost. When slots are short and refused payload
+  // holds too many, such a connection is reset (kNoMemory).
   virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes
   // `acked_offset`: bytes since the start that the client acknowledged and that no segment in
@@ -147,6 +150,7 @@ struct StackOptions {
   std::uint32_t keepalive_interval_ms = 75'000;
   std::uint32_t keepalive_probes = 9;
   std::uint32_t fin_wait_2_ms = 60'000;  // after close()
+  std::uint32_t orphan_ms = 60'000;      // after close(), without a byte acknowledged
   std::uint32_t initial_rto_ms = 1'000;
   std::uint32_t min_rto_ms = 200;
   std::uint16_t ephemeral_port_first = 32'768;
@@ -207,9 +211,10 @@ class Stack {
   // FIN after everything written. The other direction goes on.
   Status shutdown_send(ConnIndex conn);
   // Orderly end of both: FIN; bytes that still arrive are answered with RST. FIN-WAIT-2 is
-  // bounded by fin_wait_2_ms. If received bytes are still not consumed: RST (RFC 9293 3.10.4).
+  // bounded by fin_wait_2_ms; before it, a client that acknowledges nothing for orphan_ms (twice
+  // that at most) is reset. If received bytes are still not consumed: RST (RFC 9293 3.10.4).
   void close(ConnIndex conn);
-  void abort(ConnIndex conn);  // RST; on_closed(kAborted) is called before it returns
+  void abort(ConnIndex conn);   // RST; on_closed(kAborted) is called before it returns
   void forget(ConnIndex conn);  // an index for which on_closed() returned false may be reused
 
   ConnectionInfo info(ConnIndex conn) const;

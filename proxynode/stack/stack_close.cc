@@ -35,10 +35,7 @@ void Stack::Impl::close(ConnIndex index) {
   // tcp_close() would take our window, smaller than its own, for unread data and reset.
   conn.receive_shut = true;
   (void)shutdown_send(index);
-  if (conn.state == TcpState::kFinWait2 && !conn.fin_deadline) {
-    conn.fin_deadline = true;
-    wheel.arm(index, now_ns + std::uint64_t{options.fin_wait_2_ms} * 1'000'000);
-  }
+  arm_closed(conn);
 }
 
 void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {

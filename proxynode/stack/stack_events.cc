@@ -1,7 +1,25 @@
 // What lwIP tells us about a connection, and what is put right after each time it worked on one.
+#include <cstring>
+
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
+namespace {
+
+// While fewer slots than one in kSlotsShort are free, refused payload may hold one in
+// kRefusedShare: nodes that take nothing must not leave everybody else without slots.
+constexpr std::size_t kSlotsShort = 4;
+constexpr std::size_t kRefusedShare = 8;
+
+bool holds_slot(const pbuf& piece) { return (piece.flags & PBUF_FLAG_IS_CUSTOM) != 0; }
+
+std::size_t slots_in(const pbuf* chain) {
+  std::size_t count = 0;
+  for (; chain != nullptr; chain = chain->next) count += holds_slot(*chain) ? 1 : 0;
+  return count;
+}
+
+}  // namespace
 
 err_t Stack::Impl::event(Connection* conn, tcp_pcb* pcb, lwip_event kind, pbuf* chain,
                          std::uint32_t bytes, err_t error) {
@@ -67,10 +85,13 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
     return ERR_ABRT;
   }
   if (conn.refused != nullptr) {  // more than 64 KB became in order at once
-    pbuf* last = conn.refused;
+    pbuf* const first = take_refused(conn);
+    pbuf* last = first;
     while (last->next != nullptr) last = last->next;
     last->next = chain;
-    return ERR_OK;
+    if (keep_refused(conn, first)) return ERR_OK;
+    abort(index, EndReason::kNoMemory, true);
+    return ERR_ABRT;
   }
   const std::uint32_t bytes = chain->tot_len;
   const std::uint32_t segments = (bytes + conn.mss_bytes - 1) / conn.mss_bytes;
@@ -81,20 +102,56 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
   if (conn.generation != generation) return ERR_ABRT;
   if (!taken) {
     conn.rx_unconsumed_bytes -= payload.length();
-    keep_refused(conn, payload.detach());
+    if (!keep_refused(conn, payload.detach())) {
+      abort(index, EndReason::kNoMemory, true);
+      return ERR_ABRT;
+    }
   }
   return ERR_OK;
 }
 
 // lwIP could keep refused payload too, but would lose it when the connection ends in order, and
 // not look at acknowledgements meanwhile. Here the segments that follow come without payload
-// (to_connection()), until it is taken.
-void Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
+// (to_connection()), until it is taken. False: it holds slots that others need.
+bool Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
   conn.refused = chain;
-  if (conn.in_refused) return;
-  conn.in_refused = true;
-  refused.push_back(index_of(conn));
-  arm_tick();
+  refused_slots += slots_in(chain);
+  if (!conn.in_refused) {
+    conn.in_refused = true;
+    refused.push_back(index_of(conn));
+    arm_tick();
+  }
+  return unpin_refused(conn);
+}
+
+pbuf* Stack::Impl::take_refused(Connection& conn) {
+  refused_slots -= slots_in(conn.refused);
+  return std::exchange(conn.refused, nullptr);
+}
+
+bool Stack::Impl::unpin_refused(Connection& conn) {
+  if (ingress.free_count() >= ingress.slot_count() / kSlotsShort) return true;
+  bool pins = false;
+  for (pbuf** at = &conn.refused; *at != nullptr; at = &(*at)->next) {
+    pbuf* const piece = *at;
+    if (!holds_slot(*piece)) continue;
+    const bool small = piece->len <= RxPayload::kCopiedPieceBytesMax;
+    pbuf* const copy = small && heap.used_bytes() < heap.bytes_max() / 2
+                           ? pbuf_alloc(PBUF_RAW, piece->len, PBUF_RAM)
+                           : nullptr;
+    if (copy == nullptr) {
+      pins = true;
+      continue;
+    }
+    std::memcpy(copy->payload, piece->payload, piece->len);
+    counters.bytes_copied += piece->len;
+    copy->next = std::exchange(piece->next, nullptr);
+    piece->tot_len = piece->len;
+    *at = copy;
+    --refused_slots;
+    pbuf_free(piece);
+  }
+  return !pins || refused_slots <= ingress.slot_count() / kRefusedShare;
 }
 
 void Stack::Impl::offer_refused() {
@@ -114,14 +171,14 @@ void Stack::Impl::offer_refused() {
 void Stack::Impl::offer(ConnIndex index) {
   Connection& conn = connections[index];
   const std::uint32_t generation = conn.generation;
-  RxPayload payload(std::exchange(conn.refused, nullptr));
+  RxPayload payload(take_refused(conn));
   const std::uint32_t bytes = payload.length();
   conn.rx_unconsumed_bytes += bytes;
   const bool taken = delegate.on_received(index, payload);
   if (conn.generation != generation) return;
   if (!taken) {
     conn.rx_unconsumed_bytes -= payload.length();
-    conn.refused = payload.detach();
+    if (!keep_refused(conn, payload.detach())) abort(index, EndReason::kNoMemory, true);
     return;
   }
   if (conn.fin_pending) {
@@ -188,7 +245,7 @@ void Stack::Impl::reap() {
 void Stack::Impl::finish(ConnIndex index, EndReason reason) {
   Connection& conn = connections[index];
   const bool reported = conn.reported;
-  if (conn.refused != nullptr) pbuf_free(std::exchange(conn.refused, nullptr));
+  if (conn.refused != nullptr) pbuf_free(take_refused(conn));
   conn.lingering = false;
   if (reported) {
     ++counters.closed;
@@ -228,8 +285,7 @@ void Stack::Impl::settle(ConnIndex index) {
   }
   tune(conn);
   if (conn.state == TcpState::kFinWait2 && conn.receive_shut && !conn.fin_deadline) {
-    conn.fin_deadline = true;
-    wheel.arm(index, now_ns + std::uint64_t{options.fin_wait_2_ms} * 1'000'000);
+    arm_closed(conn);
   }
   update_timers(conn);
 }

@@ -145,7 +145,9 @@ struct Stack::Impl {
   err_t on_end_of_data(Connection& conn);
   void destroyed(Connection& conn);
   void deliver_acked(ConnIndex index);
-  void keep_refused(Connection& conn, pbuf* chain);
+  bool keep_refused(Connection& conn, pbuf* chain);
+  pbuf* take_refused(Connection& conn);
+  bool unpin_refused(Connection& conn);
   void offer_refused();
   void offer(ConnIndex index);
   void finish(ConnIndex index, EndReason reason);
@@ -208,6 +210,7 @@ struct Stack::Impl {
   void run_timers(ConnIndex index, bool slow);
   void deadline(ConnIndex index);
   void keepalive(ConnIndex index);
+  void arm_closed(Connection& conn);
   void arm_keepalive(Connection& conn);
   void arm_tick();
   void link_timer(Connection& conn);
@@ -237,6 +240,7 @@ struct Stack::Impl {
   std::vector<ConnIndex> dirty;          // capacity connections_max
   std::vector<ConnIndex> dirty_working;  // likewise
   std::vector<ConnIndex> refused;        // likewise; may name records without refused payload
+  std::size_t refused_slots = 0;         // of the ingress pool, held by refused payload
   std::uint32_t ended = kNone;           // freed by lwIP, to be reported
   const Listener* opening = nullptr;     // while lwIP is handed a SYN, which is in
   const Arrived* opening_packet = nullptr;

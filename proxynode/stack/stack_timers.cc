@@ -122,7 +122,23 @@ void Stack::Impl::deadline(ConnIndex index) {
     }
     return;
   }
-  keepalive(index);
+  if (!conn.receive_shut) {
+    keepalive(index);
+  } else if (conn.orphan_acked == conn.pcb->lastack) {
+    abort(index, EndReason::kTimedOut, true);
+  } else {
+    arm_closed(conn);
+  }
+}
+
+// After close() nobody waits for the client any more. lwIP gives up on one that is silent, but
+// not on one that answers probes of its closed window. Looked at again when the time is over: who
+// acknowledged anything meanwhile has as long again.
+void Stack::Impl::arm_closed(Connection& conn) {
+  conn.fin_deadline = conn.state == TcpState::kFinWait2;
+  conn.orphan_acked = conn.pcb->lastack;
+  const std::uint64_t ms = conn.fin_deadline ? options.fin_wait_2_ms : options.orphan_ms;
+  wheel.arm(index_of(conn), now_ns + ms * 1'000'000);
 }
 
 void Stack::Impl::arm_keepalive(Connection& conn) {

@@ -4,7 +4,8 @@
 namespace sanproxy::stack {
 namespace {
 
-constexpr std::uint32_t kPacketBytesMax = 65535;
+// A copied segment with lwIP's record and headers fits one block of the heap.
+constexpr std::uint32_t kPacketBytesMax = 65535 - 128;
 constexpr std::uint32_t kHeaderBytes = 40 + 20;  // IPv6, the longer one, and TCP
 // lwIP's heap for one segment: its record, header pbuf, payload pbuf.
 constexpr std::size_t kSegmentBytes = 48 + 128 + 32;
@@ -81,15 +82,24 @@ Status Stack::Impl::write(ConnIndex index, std::span<const std::byte> bytes, Wri
 
 // tcp_write() with a raised MSS. lwIP appends to the last unsent segment when there is room in
 // it; when that one is longer than the MSS, or of too many pieces already, it must not see it.
+// Copies into a queue that waits leave spare room behind them, which the next copies fill; the
+// spare room must not exceed what the present MSS leaves, and references do not go there.
 err_t Stack::Impl::write_segment(Connection& conn, const std::byte* data, std::uint16_t bytes,
                                  std::uint8_t flags, std::uint16_t mss) {
   tcp_pcb* const pcb = conn.pcb;
+  const bool copy = (flags & TCP_WRITE_FLAG_COPY) != 0;
   tcp_seg* last = pcb->unsent;
   bool hide = false;
+  u16_t spare = 0;
   if (last != nullptr) {
     while (last->next != nullptr) last = last->next;
-    hide = last->len + option_bytes(*pcb) >= mss || pbuf_clen(last->p) >= kPiecesMax;
+    const std::uint32_t used = last->len + option_bytes(*pcb);
+    if (copy && used < mss) {
+      spare = static_cast<u16_t>(std::min<std::uint32_t>(pcb->unsent_oversize, mss - used));
+    }
+    hide = used >= mss || (bytes > spare && pbuf_clen(last->p) >= kPiecesMax);
   }
+  const u16_t spare_before = std::exchange(pcb->unsent_oversize, hide ? u16_t{0} : spare);
   tcp_seg* const hidden = hide ? pcb->unsent : nullptr;
   const u16_t hidden_length = hide && pcb->unacked == nullptr ? pcb->snd_queuelen : u16_t{0};
   if (hide) {
@@ -99,9 +109,12 @@ err_t Stack::Impl::write_segment(Connection& conn, const std::byte* data, std::u
   const u16_t wire_mss = pcb->mss;
   const tcpwnd_size_t window_max = pcb->snd_wnd_max;
   pcb->mss = mss;
+  const bool gather = copy && pcb->unsent != nullptr;  // more will come before this one leaves
+  if (gather) tcp_clear_flags(pcb, TF_NODELAY);
   // lwIP makes no segment longer than half of this, down to where it miscounts.
   pcb->snd_wnd_max = std::max<tcpwnd_size_t>(window_max, 2u * mss);
   const err_t result = tcp_write(pcb, data, bytes, flags);
+  if (gather) tcp_set_flags(pcb, TF_NODELAY);
   pcb->mss = wire_mss;
   pcb->snd_wnd_max = window_max;
   if (hide) {
@@ -109,6 +122,7 @@ err_t Stack::Impl::write_segment(Connection& conn, const std::byte* data, std::u
     pcb->unsent = hidden;
     pcb->snd_queuelen = static_cast<u16_t>(pcb->snd_queuelen + hidden_length);
   }
+  if (result != ERR_OK) pcb->unsent_oversize = copy ? spare_before : u16_t{0};
   return result;
 }
 

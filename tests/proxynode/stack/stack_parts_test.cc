@@ -1,6 +1,7 @@
 // The stack's parts by themselves: heap and timer wheel.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <map>
 #include <random>
 #include <set>
@@ -52,6 +53,41 @@ TEST(LwipHeap, it_never_exceeds_its_bound_and_reuses_what_was_freed) {
   for (void* const block : blocks) heap.free(block);
   EXPECT_EQ(heap.used_bytes(), 0u);
   heap.free(nullptr);
+}
+
+TEST(LwipHeap, spans_that_one_size_has_left_serve_any_other) {
+  LwipHeap heap(4 << 20);
+  std::vector<void*> blocks;
+  for (const std::size_t bytes : {48u, 20'000u, 300u, 65'536u, 1'000u, 16u, 40'000u}) {
+    const std::size_t share = bytes > 32'768 ? LwipHeap::kSpanBytes / bytes * bytes : 56 * 1024;
+    for (void* block = heap.allocate(bytes); block != nullptr; block = heap.allocate(bytes)) {
+      std::memset(block, 0x5a, bytes);
+      blocks.push_back(block);
+    }
+    EXPECT_GT(blocks.size() * bytes, 56 * std::min(share, LwipHeap::kSpanBytes)) << bytes;
+    for (void* const block : blocks) heap.free(block);
+    blocks.clear();
+    EXPECT_EQ(heap.used_bytes(), 0u);
+  }
+}
+
+TEST(LwipHeap, payload_leaves_room_for_connections_and_both_for_headers) {
+  LwipHeap heap(2 << 20);
+  std::vector<void*> blocks;
+  const auto fill = [&](std::size_t bytes) {
+    std::size_t count = 0;
+    for (void* block = heap.allocate(bytes); block != nullptr; block = heap.allocate(bytes)) {
+      blocks.push_back(block);
+      ++count;
+    }
+    return count;
+  };
+  EXPECT_GT(fill(4'000), 400u);
+  EXPECT_GT(fill(300), 100u);
+  EXPECT_GT(fill(120), 400u);
+  EXPECT_EQ(heap.allocate(4'000), nullptr);
+  for (void* const block : blocks) heap.free(block);
+  EXPECT_EQ(heap.used_bytes(), 0u);
 }
 
 TEST(TimerWheel, deadlines_come_once_never_early_and_at_most_a_tick_late) {

@@ -189,6 +189,67 @@ TEST_F(StackSending, a_thousand_tiny_writes_make_few_packets) {
   EXPECT_EQ(drain(peer), data);
 }
 
+TEST_F(StackSending, tiny_copies_into_a_closed_window_share_blocks) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  take();
+  const std::size_t before = stack_->heap_bytes_used();
+  const Bytes data = pattern(200'000);
+  for (std::size_t i = 0; i < data.size(); ++i) {
+    ASSERT_TRUE(stack_->write(conn, as_span(data).subspan(i, 1), WriteMode::kCopy).ok()) << i;
+    if (i % 1000 == 0) stack_->flush();
+  }
+  EXPECT_LE(stack_->heap_bytes_used() - before, 2 * data.size());
+  Bytes stream;
+  for (const Sent& packet : take()) accept(peer, packet, stream);
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  const Bytes rest = drain(peer);
+  stream.insert(stream.end(), rest.begin(), rest.end());
+  EXPECT_EQ(stream, data);
+}
+
+TEST_F(StackSending, copies_and_references_of_any_length_keep_their_order_when_windows_change) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(700'000);
+  Bytes stream;
+  std::uint32_t random = 1;
+  const auto next = [&random](std::uint32_t below) {
+    random = random * 1664525 + 1013904223;
+    return (random >> 8) % below;
+  };
+  for (std::size_t done = 0; done < data.size();) {
+    const std::size_t bytes =
+        std::min<std::size_t>(data.size() - done, 1 + next(next(8) == 0   ? 30'000
+                                                           : next(2) == 0 ? 10
+                                                                          : 400));
+    const WriteMode mode = next(4) == 0 ? WriteMode::kReference : WriteMode::kCopy;
+    const Status wrote = stack_->write(conn, as_span(data).subspan(done, bytes), mode);
+    if (wrote.ok()) done += bytes;
+    if (!wrote.ok() || next(20) == 0) {
+      for (const Sent& packet : take()) {
+        if (next(10) != 0) accept(peer, packet, stream);  // some are lost
+      }
+      const std::uint32_t pick = next(4);
+      peer.window = static_cast<std::uint16_t>(pick == 0 ? 0 : pick == 1 ? 20 : 500);
+      send(peer, kTcpAck);
+    }
+    if (next(100) == 0) advance_ms(40);
+  }
+  peer.window = 500;
+  for (int i = 0; i < 5'000 && stream.size() < data.size(); ++i) {
+    send(peer, kTcpAck);
+    advance_ms(100);
+    for (const Sent& packet : take()) accept(peer, packet, stream);
+  }
+  EXPECT_EQ(stream, data);
+}
+
 TEST_F(StackSending, a_small_window_after_a_large_segment_does_not_stall_later_writes) {
   // A later write with a smaller segment size than the last unsent one: lwIP's arithmetic.
   Peer peer;
