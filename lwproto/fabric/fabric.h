@@ -174,6 +174,14 @@ class Fabric {
   // False: something is ready (or changed) already, do not sleep. True: sleeping is safe, a
   // wake-up will come through event_fd().
   virtual bool arm() = 0;
+  // Optional, before there are endpoints (later it does nothing): doorbells go straight into the
+  // caller's epoll set (edge-triggered, data.fd = -1, to be ignored) instead of behind event_fd(),
+  // which is to be watched too. Through a nested set a wake-up costs more and may lose the hint
+  // that the waker is about to sleep, with which the scheduler keeps a round trip on one processor.
+  // Only epoll_wait() on that set consumes a ring: whoever sleeps on the set itself, by poll() or
+  // in one more set, must call it after each sleep. The set may be closed at any time; its wake-ups
+  // end.
+  virtual void wake_in(int epoll_fd) { (void)epoll_fd; }
   // Consumes wake-ups; also looks for dead peers. Call after every sleep, slept or not. A loop that
   // is never idle calls it each round all the same: without a sleep it is nearly free.
   virtual void disarm() = 0;

@@ -132,8 +132,11 @@ Status ShmConnecting::take_answer(ReceivedMessage& message, std::span<const std:
   auto peer = PeerMemory::map(answer.sizes, message.fds[0].get(), message.fds[1].get());
   if (!peer.ok()) return peer.status();
   peer_ = std::move(*peer);
-  ring_fd_ = std::move(message.fds[2]);
-  wait_fd_ = std::move(message.fds[3]);
+  if (answer.sizes.inline_bytes_max < own_.sizes().inline_bytes_max ||
+      answer.sizes.transfer_bytes_max < own_.sizes().transfer_bytes_max) {
+    return Status::error(Code::kProtocol, "the server takes smaller transfers than we send");
+  }
+  doorbell_ = std::move(message.fds[2]);
   return {};
 }
 
@@ -150,8 +153,7 @@ Result<std::unique_ptr<Endpoint>> ShmConnecting::poll() {
   parts.core = core_;
   parts.identity = identify_peer(socket_.get());
   parts.socket = std::move(socket_);
-  parts.ring_fd = std::move(ring_fd_);
-  parts.wait_fd = std::move(wait_fd_);
+  parts.doorbell = std::move(doorbell_);
   parts.own = std::move(own_);
   parts.peer = std::move(peer_);
   parts.options = options_;

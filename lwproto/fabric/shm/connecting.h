@@ -54,8 +54,7 @@ class ShmConnecting final : public Connecting, private PollTarget, private Hands
   bool watched_ = false;
   std::uint64_t deadline_ns_ = 0;
   UniqueFd socket_;
-  UniqueFd ring_fd_;
-  UniqueFd wait_fd_;
+  UniqueFd doorbell_;
   OwnMemory own_;
   PeerMemory peer_;
   std::vector<std::byte> answer_data_;

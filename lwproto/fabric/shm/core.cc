@@ -1,5 +1,6 @@
 #include "lwproto/fabric/shm/core.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -47,6 +48,29 @@ Status Core::watch(int fd, std::uint32_t events, PollTarget* target) {
 }
 
 void Core::unwatch(int fd) { ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
+
+void Core::wake_in(int epoll_fd) {
+  // Each doorbell leaves the set that it was put in.
+  if (!endpoints_.empty()) return;
+  // Duplicated, so that the caller may close its descriptor before the last endpoint goes. Without
+  // one the doorbells stay behind event_fd().
+  outer_ = UniqueFd(::fcntl(epoll_fd, F_DUPFD_CLOEXEC, 0));
+}
+
+Status Core::watch_doorbell(int fd) {
+  if (!outer_.valid()) return watch(fd, EPOLLIN | EPOLLET, nullptr);
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u64 = ~std::uint64_t{0};  // data.fd is -1
+  if (::epoll_ctl(outer_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    return Status::error(Code::kSystem, "watch a doorbell", errno);
+  }
+  return {};
+}
+
+void Core::unwatch_doorbell(int fd) {
+  ::epoll_ctl(outer_.valid() ? outer_.get() : epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+}
 
 void Core::add(ShmEndpoint* endpoint) { endpoints_.push_back(endpoint); }
 void Core::remove(ShmEndpoint* endpoint) { std::erase(endpoints_, endpoint); }
@@ -108,6 +132,9 @@ void Core::disarm() {
   }
   ++epoch_;
   sleep_.page().epoch.store(epoch_, std::memory_order_relaxed);
+  if (++sleeps_ % kSleepsPerEmptying == 0) {
+    for (ShmEndpoint* endpoint : endpoints_) endpoint->empty_doorbell();
+  }
   pump();
 }
 

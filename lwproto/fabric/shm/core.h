@@ -54,6 +54,10 @@ class Core {
   // `target` may be null for a descriptor that only wakes.
   Status watch(int fd, std::uint32_t events, PollTarget* target);
   void unwatch(int fd);
+  // Edge-triggered: one wake-up a ring, without a system call to reset it.
+  Status watch_doorbell(int fd);
+  void unwatch_doorbell(int fd);
+  void wake_in(int epoll_fd);
 
   void add(ShmEndpoint* endpoint);
   void remove(ShmEndpoint* endpoint);
@@ -69,6 +73,9 @@ class Core {
  private:
   static constexpr std::uint64_t kPumpIntervalNs = 200'000;
   static constexpr std::uint32_t kDisarmsPerPump = 32;
+  // An honest peer rings once a sleep. The queue of a socket holds some 270 rings (212,992 bytes
+  // of 768 each), and a ring that finds it full wakes nobody.
+  static constexpr std::uint32_t kSleepsPerEmptying = 64;
 
   void tick();
 
@@ -76,6 +83,8 @@ class Core {
   SteadyClock steady_;
   const Clock* clock_ = nullptr;
   UniqueFd epoll_;
+  UniqueFd outer_;  // the caller's epoll set, for doorbells; ours to keep until they are out of it
+  std::uint32_t sleeps_ = 0;
   UniqueFd timer_;
   OwnSleepPage sleep_;
   std::uint64_t epoch_ = 0;

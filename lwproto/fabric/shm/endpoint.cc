@@ -17,6 +17,8 @@ namespace {
 
 // begin_send() does not know how many references will follow.
 constexpr std::uint64_t kRefsRoom = kGatherRefsMax * sizeof(EntryRef);
+// A peer may fill its doorbell as fast as we empty it.
+constexpr int kReadsPerEmptying = 16;
 
 }  // namespace
 
@@ -27,8 +29,7 @@ void ShmEndpoint::prepare(const OwnMemory& own, const EndpointOptions& options) 
 Result<std::unique_ptr<Endpoint>> ShmEndpoint::create(EndpointParts parts) {
   std::unique_ptr<ShmEndpoint> endpoint(new ShmEndpoint(std::move(parts)));
   Core& core = *endpoint->core_;
-  // Edge-triggered and never read: one wake-up per ring without a system call to reset it.
-  Status watched = core.watch(endpoint->wait_fd_.get(), EPOLLIN | EPOLLET, nullptr);
+  Status watched = core.watch_doorbell(endpoint->doorbell_.get());
   if (watched.ok()) {
     watched = core.watch(endpoint->socket_.get(), EPOLLIN | EPOLLRDHUP, endpoint.get());
   }
@@ -39,8 +40,7 @@ Result<std::unique_ptr<Endpoint>> ShmEndpoint::create(EndpointParts parts) {
 ShmEndpoint::ShmEndpoint(EndpointParts parts)
     : core_(std::move(parts.core)),
       socket_(std::move(parts.socket)),
-      ring_fd_(std::move(parts.ring_fd)),
-      wait_fd_(std::move(parts.wait_fd)),
+      doorbell_(std::move(parts.doorbell)),
       own_(std::move(parts.own)),
       peer_(std::move(parts.peer)),
       identity_(std::move(parts.identity)) {
@@ -73,7 +73,7 @@ ShmEndpoint::ShmEndpoint(EndpointParts parts)
 ShmEndpoint::~ShmEndpoint() {
   disconnect(Status::error(Code::kDisconnected, "the endpoint was destroyed"));
   close_socket();
-  core_->unwatch(wait_fd_.get());
+  core_->unwatch_doorbell(doorbell_.get());
   core_->remove(this);
 }
 
@@ -240,9 +240,19 @@ void ShmEndpoint::flush() {
 }
 
 void ShmEndpoint::ring_peer() {
-  const std::uint64_t one = 1;
-  // Cannot fail in a way that matters: the counter never fills, and a dead peer shows elsewhere.
-  [[maybe_unused]] const ssize_t n = ::write(ring_fd_.get(), &one, sizeof(one));
+  const char ring = 1;
+  // Cannot fail in a way that matters: the queue is full only if the peer never empties it, and a
+  // dead peer shows elsewhere. The flags hold whatever the peer has done to its end.
+  [[maybe_unused]] const ssize_t n =
+      ::send(doorbell_.get(), &ring, sizeof(ring), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void ShmEndpoint::empty_doorbell() {
+  std::array<char, 4096> rings;
+  for (int i = 0; i < kReadsPerEmptying; ++i) {
+    const ssize_t n = ::recv(doorbell_.get(), rings.data(), rings.size(), MSG_DONTWAIT);
+    if (n < static_cast<ssize_t>(rings.size())) return;
+  }
 }
 
 void ShmEndpoint::release(Loan loan) {

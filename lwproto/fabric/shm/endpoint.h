@@ -29,8 +29,7 @@ namespace sanproxy::fabric::shm {
 struct EndpointParts {
   std::shared_ptr<Core> core;
   UniqueFd socket;
-  UniqueFd ring_fd;  // eventfd: wakes the peer
-  UniqueFd wait_fd;  // eventfd or epoll: wakes us
+  UniqueFd doorbell;  // our end of the pair: readable when the peer has rung
   OwnMemory own;
   PeerMemory peer;
   PeerIdentity identity;
@@ -53,6 +52,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
                      std::uint64_t cookie) override;
   void flush() override;
   void publish() override;
+  void empty_doorbell();  // of old rings, so that it never fills
   std::size_t poll(std::span<Completion> out) override;
   void release(Loan loan) override;
   std::uint32_t replenish() override;
@@ -100,8 +100,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
 
   std::shared_ptr<Core> core_;
   UniqueFd socket_;
-  UniqueFd ring_fd_;
-  UniqueFd wait_fd_;
+  UniqueFd doorbell_;
   OwnMemory own_;
   PeerMemory peer_;
   PeerIdentity identity_;

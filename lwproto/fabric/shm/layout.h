@@ -125,8 +125,8 @@ enum class Verdict : std::uint32_t {
   kBadHello = 3,  // sizes or descriptors that the server does not take
 };
 
-// Server to client; then private data. Descriptors, when accepted: memory, sleep page, the
-// eventfd with which the client wakes the server, the epoll descriptor that wakes the client.
+// Server to client; then private data. Descriptors, when accepted: memory, sleep page, the client's
+// end of the doorbells (a stream socket pair).
 struct AnswerMessage {
   std::uint64_t magic = kMagic;
   std::uint32_t version = kVersion;
@@ -135,7 +135,7 @@ struct AnswerMessage {
   std::uint32_t reserved = 0;
   Sizes sizes;
 };
-inline constexpr std::size_t kAnswerFds = 4;
+inline constexpr std::size_t kAnswerFds = 3;
 
 // Either way, after the handshake. Descriptor: the region's memfd. Keys count 1, 2, 3...
 struct RegionMessage {

@@ -1,7 +1,6 @@
 #include "lwproto/fabric/shm/listener.h"
 
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,27 +22,20 @@ std::uint64_t inode_of(const std::string& path) {
   return ::lstat(path.c_str(), &info) == 0 ? info.st_ino : 0;
 }
 
-// The two ways of waking. Toward us: an eventfd that the peer writes and we only poll. Toward the
-// peer: an eventfd that stays ours, inside an epoll set that the peer sleeps on. So the peer has
-// nothing with which it could make our write() block (an eventfd's O_NONBLOCK and counter belong
-// to everybody who holds it), and we poll nothing that the peer has made.
+// A socket pair rings both ways; docs/shm_fabric.md "Trust" says why it is no pipe and no eventfd.
 struct Doorbells {
-  UniqueFd to_us;
-  UniqueFd to_peer;
-  UniqueFd peer_waits;
+  UniqueFd ours;
+  UniqueFd peers;
 };
 
 Result<Doorbells> make_doorbells() {
-  Doorbells bells;
-  bells.to_us = UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  bells.to_peer = UniqueFd(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  bells.peer_waits = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
-  epoll_event event{};
-  event.events = EPOLLIN | EPOLLET;
-  if (!bells.to_us.valid() || !bells.to_peer.valid() || !bells.peer_waits.valid() ||
-      ::epoll_ctl(bells.peer_waits.get(), EPOLL_CTL_ADD, bells.to_peer.get(), &event) != 0) {
+  int ends[2] = {-1, -1};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) != 0) {
     return Status::error(Code::kSystem, "create doorbells", errno);
   }
+  Doorbells bells;
+  bells.ours = UniqueFd(ends[0]);
+  bells.peers = UniqueFd(ends[1]);
   return bells;
 }
 
@@ -206,6 +198,11 @@ Status ShmListener::take_hello(HalfOpen& half, const ReceivedMessage& message,
   }
   auto peer = PeerMemory::map(hello.sizes, message.fds[0].get(), message.fds[1].get());
   if (!peer.ok()) return peer.status();
+  // Our owner sends messages of these sizes: with less, each later send would fail.
+  if (hello.sizes.inline_bytes_max < sizes_.inline_bytes_max ||
+      hello.sizes.transfer_bytes_max < sizes_.transfer_bytes_max) {
+    return Status::error(Code::kProtocol, "the peer takes smaller transfers than we send");
+  }
   half.peer = std::move(*peer);
   half.private_data.assign(private_data.begin(), private_data.end());
   return {};
@@ -260,16 +257,14 @@ Result<std::unique_ptr<Endpoint>> ShmListener::accept(const ConnectRequest& requ
   AnswerMessage answer;
   answer.private_bytes = static_cast<std::uint32_t>(private_data.size());
   answer.sizes = sizes_;
-  const std::array<int, kAnswerFds> fds = {own->fd(), core_->sleep_fd(), bells->to_us.get(),
-                                           bells->peer_waits.get()};
+  const std::array<int, kAnswerFds> fds = {own->fd(), core_->sleep_fd(), bells->peers.get()};
   Status sent =
       send_message(parts.socket.get(), std::as_bytes(std::span(&answer, 1)), private_data, fds);
   if (!sent.ok()) {
     return sent.is_again() ? Status::error(Code::kDisconnected, "the peer takes no answer") : sent;
   }
   parts.own = std::move(*own);
-  parts.wait_fd = std::move(bells->to_us);
-  parts.ring_fd = std::move(bells->to_peer);
+  parts.doorbell = std::move(bells->ours);
   return ShmEndpoint::create(std::move(parts));
 }
 

@@ -7,8 +7,8 @@
 //   1. A peer can only read what we show, and cannot make us block, fault or overrun.
 //   2. poll(), begin_send(), commit_send() and release() make no system call; flush() makes one
 //      only to wake a peer that sleeps, once a sleep.
-//   3. Trust: the connecting side lets the listening side make its wake-up descriptors, so it
-//      trusts it not to block it. The listening side trusts nobody.
+//   3. Trust: the connecting side takes its doorbell from the listening side, so it trusts it not
+//      to block it. The listening side trusts nobody.
 #pragma once
 
 #include <cstdint>

@@ -35,8 +35,7 @@ struct RawShmPeer {
   const std::byte* peer_memory = nullptr;
   const std::byte* peer_sleep = nullptr;
   shm::Sizes peer_sizes;
-  int doorbell_fd = -1;  // wakes the server
-  int wait_fd = -1;      // the server wakes us
+  int doorbell_fd = -1;  // wakes the server, and readable when the server wakes us
   std::vector<std::byte> answer_data;
   std::vector<int> owned_fds;
   std::uint64_t head = 0;          // of our message ring
@@ -162,7 +161,6 @@ struct RawShmPeer {
     peer_memory = map(fds[0], shm::memory_bytes(peer_sizes), PROT_READ);
     peer_sleep = map(fds[1], shm::kPageBytes, PROT_READ);
     doorbell_fd = fds[2];
-    wait_fd = fds[3];
     return answer;
   }
 
@@ -173,8 +171,7 @@ struct RawShmPeer {
 
   // Wakes the server whether it sleeps or not.
   void kick() const {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t n = ::write(doorbell_fd, &one, sizeof(one));
+    [[maybe_unused]] const ssize_t n = ::send(doorbell_fd, "r", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
   }
   void publish() const {
     control().published.ring_head.store(head);

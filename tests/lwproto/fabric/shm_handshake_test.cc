@@ -162,6 +162,8 @@ TEST_F(ShmServer, EveryBadHelloIsTurnedAway) {
       sizes("no inline bytes", [](shm::Sizes& s) { s.inline_bytes_max = 0; }),
       sizes("inline parts beyond the ring", [](shm::Sizes& s) { s.inline_bytes_max = ~0u; }),
       sizes("transfers below inline parts", [](shm::Sizes& s) { s.transfer_bytes_max = 1; }),
+      sizes("inline parts smaller than ours", [](shm::Sizes& s) { s.inline_bytes_max = 8191; }),
+      sizes("transfers smaller than ours", [](shm::Sizes& s) { s.transfer_bytes_max = 73'727; }),
       sizes("reserved bits", [](shm::Sizes& s) { s.reserved = 1; }),
   };
   for (const Case& c : cases) {
@@ -185,6 +187,36 @@ TEST_F(ShmServer, EveryBadHelloIsTurnedAway) {
     }
     expect_the_others_work();
   }
+}
+
+TEST_F(ShmServer, AClientWhoseTransfersAreSmallerOrLargerThanTheServersIsTurnedAway) {
+  start();
+  EndpointOptions small_inline;
+  small_inline.inline_bytes_max = 4096;
+  EndpointOptions small_transfers;
+  small_transfers.transfer_bytes_max = 8192;
+  for (const EndpointOptions& options : {small_inline, small_transfers}) {
+    auto connecting = client_fabric_->connect("shm:" + path_, {}, options);
+    ASSERT_TRUE(connecting.ok());
+    Status status = Status::again();
+    ASSERT_TRUE(eventually([&] {
+      EXPECT_TRUE(listener_->poll().status().is_again());
+      status = (*connecting)->poll().status();
+      return !status.is_again();
+    }));
+    EXPECT_EQ(status.code(), Code::kProtocol) << status.to_string();
+  }
+  EndpointOptions large;
+  large.inline_bytes_max = 16384;
+  large.transfer_bytes_max = 16384 + 65536;
+  auto connecting = client_fabric_->connect("shm:" + path_, {}, large);
+  ASSERT_TRUE(connecting.ok());
+  auto request = next_request(*listener_, {fabric_.get(), client_fabric_.get()});
+  ASSERT_TRUE(request);
+  auto accepted = listener_->accept(*request, {});
+  ASSERT_TRUE(accepted.ok());
+  auto finished = finish(**connecting, {fabric_.get(), client_fabric_.get()});
+  EXPECT_EQ(finished.status().code(), Code::kProtocol) << finished.status().to_string();
 }
 
 TEST_F(ShmServer, GarbageInsteadOfAHelloLeavesNothingOpen) {
