@@ -89,6 +89,11 @@ class Channel {
                              const Body& body) {
     return send_message(type, flags, code, &body, sizeof(body), {}, false);
   }
+  // Either of the two, for a body kept as bytes.
+  Status send_bytes(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                    std::span<const std::byte> body, bool control) {
+    return send_message(type, flags, code, body.data(), body.size(), {}, control);
+  }
   // At most wire::kInlinePayloadBytesMax bytes, copied into the transfer.
   Status send_data_inline(std::uint64_t connection, std::uint64_t offset,
                           std::span<const std::byte> payload);
@@ -149,8 +154,8 @@ class Channel {
   fabric::Loan dispatching_loan_ = fabric::kNoLoan;
   bool loan_retained_ = false;
   std::uint32_t received_since_grant_ = 0;
-  bool urgent_ = false;               // since the last flush: something that somebody waits for
-  std::uint32_t published_calls_ = 0; // publish() since the last flush
+  bool urgent_ = false;                // since the last flush: something that somebody waits for
+  std::uint32_t published_calls_ = 0;  // publish() since the last flush
   ChannelCounters counters_;
 };
 

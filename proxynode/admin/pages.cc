@@ -133,8 +133,8 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("leaves_total", "Memberships ended", c.leaves);
   m.counter("backpressure_total", "Times that a sender was held back", c.refused_payloads,
             "kind=\"client_payload\"");
-  m.counter("backpressure_total", "Times that a sender was held back", c.throttled_rounds,
-            "kind=\"channels_not_polled\"");
+  m.counter("backpressure_total", "Times that a sender was held back", c.held_writes,
+            "kind=\"application_payload\"");
 }
 
 void interface_metrics(const Sources& in, Metrics& m) {

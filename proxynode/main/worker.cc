@@ -133,6 +133,7 @@ void Worker::add_interface(std::unique_ptr<packet_io::PacketIo> io) {
 }
 
 void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConfig& config) {
+  fabric->wake_in(epoll_fd_);
   translate::FabricListener entry;
   entry.options.receive_depth = config.credits;
   entry.lend_ingress = config.shared_trust;
@@ -160,11 +161,27 @@ void Worker::on_service_closed(const SocketAddress& address) {
   if (retired_.size() <= kRetiredAddressesMax) return;
   const IpAddress oldest = retired_.front();
   retired_.erase(retired_.begin());
+  if (in_use(oldest)) {
+    retired_.push_back(oldest);  // looked at again later; bounded by the connections
+    return;
+  }
+  for (auto& interface : interfaces_) {
+    const auto& own = interface->io->options().addresses;
+    const bool configured = std::any_of(
+        own.begin(), own.end(), [&](const IpPrefix& prefix) { return prefix.ip == oldest; });
+    if (!configured) interface->io->remove_local_address(oldest);
+  }
+}
+
+// Whether a service or a connection has this address. Walks all connections: control plane only.
+bool Worker::in_use(const IpAddress& ip) {
   bool used = false;
   translator_->services().for_each(
-      [&](service::Service& service) { used = used || service.address().ip == oldest; });
-  if (used) return;
-  for (auto& interface : interfaces_) interface->io->remove_local_address(oldest);
+      [&](service::Service& service) { used = used || service.address().ip == ip; });
+  stack_->for_each([&](stack::ConnIndex, stack::TcpState, const stack::ConnectionInfo& info) {
+    used = used || info.local.ip == ip;
+  });
+  return used;
 }
 
 // Lends a slot to the driver at place `i`; false when the pool is dry.

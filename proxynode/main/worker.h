@@ -46,6 +46,7 @@ class Worker final : public translate::Host {
 
  private:
   struct Interface;
+  bool in_use(const IpAddress& ip);
   bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
   std::size_t round();

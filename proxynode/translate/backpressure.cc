@@ -3,9 +3,17 @@
 //   dirty    the stream has something for its application node; served at the end of the burst
 //   blocked  the channel had no credit for it; served in order when credits come back
 //   starved  the stack had no memory for its bytes; tried again every round
+#include <algorithm>
+#include <cstring>
+
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {
+namespace {
+
+constexpr std::size_t kStarvedPerRound = 64;
+
+}  // namespace
 
 void Translator::mark_dirty(Stream& s, StreamIndex index) {
   if (s.has(kDirty) || s.has(kBlocked)) return;
@@ -17,7 +25,7 @@ void Translator::emit_or_block(Stream& s, StreamIndex index) {
   if (s.state != StreamState::kRequested && s.state != StreamState::kOpen) return;
   AppNode& node = *nodes_[s.node];
   if (node.dead || s.has(kBlocked)) return;
-  if (node.blocked_head != kNone || !node.farewells.empty() || emit(index).is_again()) {
+  if (node.blocked_head != kNone || !node.owed.empty() || emit(index).is_again()) {
     if (s.state != StreamState::kOrphan) block(s, index, node);
   }
 }
@@ -53,18 +61,38 @@ void Translator::unblock(Stream& s, AppNode& node) {
 
 void Translator::on_writable(channel::Channel& channel) {
   AppNode& node = node_of_channel(channel);
-  while (!node.farewells.empty()) {
-    const AppNode::Farewell farewell = node.farewells.front();
-    node.farewells.pop_front();
-    const std::size_t before = node.farewells.size();
-    say_farewell(node, farewell.connection, farewell.request, farewell.code);
-    if (node.farewells.size() > before) return;  // still no credit: it is queued again
-  }
+  pay_owed(node);
+  if (!node.owed.empty()) return;
   while (node.blocked_head != kNone) {
     const StreamIndex index = node.blocked_head;
     Stream& s = streams_[index];
     if (emit(index).is_again()) return;
     unblock(s, node);
+  }
+}
+
+void Translator::send_or_owe(AppNode& node, wire::MessageType type, std::uint8_t flags,
+                             wire::CloseCode code, std::span<const std::byte> body, bool control) {
+  if (node.dead || node.channel->closed()) return;
+  if (node.owed.empty() && !node.channel->send_bytes(type, flags, code, body, control).is_again()) {
+    return;
+  }
+  if (node.owed.size() >= node.owed_max) {
+    node.channel->close(wire::CloseCode::kLimitReached, "it does not take what it is owed");
+    return;
+  }
+  AppNode::Owed owed{type, flags, code, control, static_cast<std::uint8_t>(body.size()), {}};
+  std::memcpy(owed.body.data(), body.data(), body.size());
+  node.owed.push_back(owed);
+}
+
+void Translator::pay_owed(AppNode& node) {
+  while (!node.owed.empty()) {
+    const AppNode::Owed& owed = node.owed.front();
+    const Status status = node.channel->send_bytes(
+        owed.type, owed.flags, owed.code, {owed.body.data(), owed.body_bytes}, owed.control);
+    if (status.is_again()) return;
+    node.owed.pop_front();
   }
 }
 
@@ -74,8 +102,10 @@ void Translator::starve(Stream& s, StreamIndex index) {
   starved_.push_back(index);
 }
 
+// A few a round: those that have something in flight are served by on_acked() anyway.
 void Translator::feed_starved() {
-  const std::size_t count = starved_.size();
+  if (memory_is_low()) return;
+  const std::size_t count = std::min(starved_.size(), kStarvedPerRound);
   for (std::size_t i = 0; i < count; ++i) {
     const StreamIndex index = starved_[i];
     Stream& s = streams_[index];

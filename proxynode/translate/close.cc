@@ -83,6 +83,7 @@ void Translator::on_close_message(AppNode& node, const wire::Message& message) {
   s->set(kClosePending);
   const bool unsent = s->pending_bytes != 0;
   orphan(*s, index);
+  if (s->has(kLingering)) return end_lingering(*s, index);
   if (!unsent) stack_->consume(index, static_cast<std::uint32_t>(unreturned));
   finish_sending(*s, index);
 }
@@ -132,16 +133,13 @@ void Translator::fail_stream(Stream& s, StreamIndex index, wire::CloseCode code)
 
 void Translator::say_farewell(AppNode& node, std::uint64_t connection, std::uint32_t request,
                               wire::CloseCode code) {
-  if (node.dead) return;
-  Status status;
   if (request != 0) {
-    const wire::RejectConnectionBody body{0, request, 0};
-    status = node.channel->send_stream_control(wire::MessageType::kRejectConnection, 0, code, body);
+    send_or_owe(node, wire::MessageType::kRejectConnection, 0, code,
+                wire::RejectConnectionBody{0, request, 0}, false);
   } else {
-    const wire::CloseConnectionBody body{connection, 0};
-    status = node.channel->send_stream_control(wire::MessageType::kCloseConnection, 0, code, body);
+    send_or_owe(node, wire::MessageType::kCloseConnection, 0, code,
+                wire::CloseConnectionBody{connection, 0}, false);
   }
-  if (status.is_again()) node.farewells.push_back({connection, request, code});
 }
 
 bool Translator::on_closed(stack::ConnIndex conn, stack::EndReason reason) {

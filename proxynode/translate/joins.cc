@@ -28,8 +28,7 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
     ++counters_.joins_refused;
     spdlog::warn("node {} \"{}\" may not join: {} ({})", node.index, node.name, why,
                  wire::close_code_name(code));
-    (void)node.channel->send_control(wire::MessageType::kJoinService, wire::kFlagAnswer, code,
-                                     answer);
+    send_or_owe(node, wire::MessageType::kJoinService, wire::kFlagAnswer, code, answer, true);
   };
   const auto address = wire::from_wire(message.join.address);
   if (!address.ok()) return refuse(wire::CloseCode::kProtocolError, "address");
@@ -60,8 +59,8 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   ++counters_.joins;
   spdlog::info("node {} \"{}\" joined {} (weight {}, {} members)", node.index, node.name,
                address->to_string(), request.weight, service.members().size());
-  (void)node.channel->send_control(wire::MessageType::kJoinService, wire::kFlagAnswer,
-                                   wire::CloseCode::kNone, answer);
+  send_or_owe(node, wire::MessageType::kJoinService, wire::kFlagAnswer, wire::CloseCode::kNone,
+              answer, true);
 }
 
 void Translator::leave_service(service::ServiceId id, AppNode& node) {
@@ -78,9 +77,8 @@ void Translator::on_leave(AppNode& node, const wire::Message& message) {
   service::Service* service = services_.find(message.service.service);
   const bool member = service != nullptr && service->find(node.index) != nullptr;
   if (member) leave_service(message.service.service, node);
-  (void)node.channel->send_control(wire::MessageType::kLeaveService, wire::kFlagAnswer,
-                                   member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
-                                   message.service);
+  send_or_owe(node, wire::MessageType::kLeaveService, wire::kFlagAnswer,
+              member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service, true);
 }
 
 void Translator::on_shutdown_service(AppNode& node, const wire::Message& message) {
@@ -91,9 +89,8 @@ void Translator::on_shutdown_service(AppNode& node, const wire::Message& message
                  service->address().to_string());
     close_service(*service, wire::CloseCode::kServiceShutdown, node.index);
   }
-  (void)node.channel->send_control(wire::MessageType::kShutdownService, wire::kFlagAnswer,
-                                   member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
-                                   message.service);
+  send_or_owe(node, wire::MessageType::kShutdownService, wire::kFlagAnswer,
+              member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service, true);
 }
 
 // The LISTEN endpoint goes; established connections stay. With a code, members are told.
@@ -107,7 +104,7 @@ void Translator::close_service(service::Service& service, wire::CloseCode announ
     for (const service::Member& member : service.members()) {
       AppNode* node = member.node < nodes_.size() ? nodes_[member.node].get() : nullptr;
       if (node == nullptr || node->dead || node->index == except) continue;
-      (void)node->channel->send_control(wire::MessageType::kShutdownService, 0, announce, body);
+      send_or_owe(*node, wire::MessageType::kShutdownService, 0, announce, body, true);
     }
   }
   services_.erase(service.id());

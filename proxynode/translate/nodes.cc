@@ -7,9 +7,10 @@
 namespace sanproxy::translate {
 namespace {
 
-// Channels are not polled while less than this share of the memory that a write may need is left.
+// Writes wait while less than this share of the stack's memory is left.
 constexpr std::size_t kHeapReserveShare = 16;
-constexpr std::size_t kEgressReserveSlots = 64;
+// Answers to joins and refused outgoing connections that may be owed beside those of streams.
+constexpr std::size_t kAnswersOwedMax = 1024;
 
 }  // namespace
 
@@ -90,6 +91,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
   node->name = node->channel->peer_name();
+  node->owed_max = hello->streams_max + kAnswersOwedMax;
   auto chunk_key = node->channel->endpoint().attach(node->chunks->region());
   Status attached = chunk_key.status();
   if (chunk_key.ok()) node->chunk_key = *chunk_key;
@@ -125,17 +127,11 @@ void Translator::flush_channels() {
 
 bool Translator::memory_is_low() const {
   return stack_->heap_bytes_used() >
-             stack_->heap_bytes_max() - stack_->heap_bytes_max() / kHeapReserveShare ||
-         egress_.free_count() < std::min(kEgressReserveSlots, egress_.slot_count() / 2);
+         stack_->heap_bytes_max() - stack_->heap_bytes_max() / kHeapReserveShare;
 }
 
 std::size_t Translator::poll_channels() {
   if (!starved_.empty()) feed_starved();
-  if (memory_is_low()) {
-    // Back-pressure onto the application nodes: their messages wait in their own channels.
-    ++counters_.throttled_rounds;
-    return 0;
-  }
   std::size_t handled = 0;
   for (AppNode* node : present_) {
     if (!node->dead) handled += node->channel->poll();
@@ -164,7 +160,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
     }
     i = next;
   }
-  node.farewells.clear();
+  node.owed.clear();
 }
 
 void Translator::reap_dead_nodes() {

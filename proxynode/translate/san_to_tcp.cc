@@ -56,26 +56,41 @@ void Translator::on_data(channel::Channel& channel, std::uint64_t connection, st
 bool Translator::write_small(Stream& s, StreamIndex index, const channel::Payload& payload) {
   std::uint64_t end = s.from_app.received() - payload.length;
   for (const fabric::Segment& piece : payload.pieces) {
-    std::span<const std::byte> bytes{piece.data, piece.length};
+    const std::span<const std::byte> bytes{piece.data, piece.length};
     end += bytes.size();
-    if (s.tx_unwritten == kNone) {
+    if (s.tx_unwritten == kNone && !memory_is_low()) {
       const Status status = stack_->write(index, bytes, stack::WriteMode::kCopy);
       if (status.ok()) continue;            // the stack counts the copy
       if (!status.is_again()) return true;  // the sending side is shut: the end is on its way
     }
-    if (bytes.size() > egress_.slot_bytes()) return false;
-    const buffer::SlotIndex slot = egress_.acquire();
-    if (slot == buffer::kNoSlot) return false;
-    egress_.mark_received(slot);
-    std::memcpy(egress_.data(slot), bytes.data(), bytes.size());
-    counters_.copied_pressure += bytes.size();
-    if (!add_record(s, {egress_.data(slot), bytes.size()}, end, fabric::kNoLoan, slot)) {
-      egress_.release(slot);
-      return false;
-    }
+    if (!keep_small(s, bytes, end)) return false;
+    ++counters_.held_writes;
     starve(s, index);
   }
   return true;
+}
+
+// Packs the bytes into the stream's last EgressPool slot, or into a new one.
+bool Translator::keep_small(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset) {
+  counters_.copied_pressure += bytes.size();
+  if (s.tx_unwritten != kNone) {  // then the last record is not written either
+    TxRecord& last = records_[s.tx_last];
+    if (last.egress != buffer::kNoSlot && last.length + bytes.size() <= egress_.slot_bytes()) {
+      std::memcpy(egress_.data(last.egress) + last.length, bytes.data(), bytes.size());
+      last.length += static_cast<std::uint32_t>(bytes.size());
+      last.end_offset = end_offset;
+      return true;
+    }
+  }
+  const buffer::SlotIndex slot = egress_.acquire();
+  if (slot == buffer::kNoSlot) return false;
+  egress_.mark_received(slot);
+  std::memcpy(egress_.data(slot), bytes.data(), bytes.size());
+  if (add_record(s, {egress_.data(slot), bytes.size()}, end_offset, fabric::kNoLoan, slot)) {
+    return true;
+  }
+  egress_.release(slot);
+  return false;
 }
 
 // Bytes on loan: the stack refers to them until the client has acknowledged them.
@@ -122,6 +137,10 @@ bool Translator::add_record(Stream& s, std::span<const std::byte> bytes, std::ui
 void Translator::write_records(Stream& s, StreamIndex index) {
   while (s.tx_unwritten != kNone) {
     const TxRecord& record = records_[s.tx_unwritten];
+    if (memory_is_low()) {
+      ++counters_.held_writes;
+      return starve(s, index);
+    }
     const Status status =
         stack_->write(index, {record.data, record.length}, stack::WriteMode::kReference);
     if (status.is_again()) return starve(s, index);

@@ -45,7 +45,8 @@ bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
 bool Translator::take_inline(Stream& s, AppNode& node, stack::RxPayload& payload) {
   const std::span<const std::byte> bytes = payload.front();
   if (bytes.size() > wire::kInlinePayloadBytesMax || bytes.size() != payload.length()) return false;
-  if (s.pending_bytes != 0 || s.has(kBlocked) || s.to_app.available() < bytes.size()) return false;
+  if (s.pending_bytes != 0 || s.has(kBlocked) || !node.owed.empty()) return false;
+  if (s.to_app.available() < bytes.size()) return false;
   if (s.has(kRequestPending)) {
     const auto index = wire::connection_index(s.id);
     if (!send_request(s, index, node).ok()) return false;
@@ -60,8 +61,8 @@ bool Translator::take_inline(Stream& s, AppNode& node, stack::RxPayload& payload
 
 // Shared trust (or a fabric that needs no copy): the receive buffers themselves travel.
 bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
-  if (!node.lend_ingress || s.pending_bytes != 0 || s.has(kBlocked) || s.has(kRequestPending) ||
-      s.has(kAcceptPending)) {
+  if (!node.lend_ingress || s.pending_bytes != 0 || s.has(kBlocked) || !node.owed.empty() ||
+      s.has(kRequestPending) || s.has(kAcceptPending)) {
     return false;
   }
   if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;

@@ -13,8 +13,8 @@
 // Owner: the worker; thread: the worker's.
 // Invariants:
 //   1. Nothing is queued without bound: messages are made from stream state when a credit is
-//      there; terminal CLOSE messages wait in a table with one place for each stream that a node
-//      knows of.
+//      there; those that cannot be (answers, terminal CLOSE) wait in a list bounded by the streams
+//      that the node may have, beyond which its channel is closed.
 //   2. What an application node sends can end its own streams or its own channel, nothing else.
 //   3. A node's memory (channel, loans, chunk region) lives until the last stream that refers to
 //      it is free, also after the node has died.
@@ -62,7 +62,7 @@ struct TranslatorCounters {
                 channels_refused = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
   std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
-  std::uint64_t throttled_rounds = 0;  // rounds in which channels were not polled: memory low
+  std::uint64_t held_writes = 0;       // application bytes that wait because TCP memory is low
 };
 
 // Where application nodes connect: a listener and what is promised to those who come through it.
@@ -96,13 +96,18 @@ struct AppNode {
   std::uint32_t stream_count = 0;  // bound, orphans included
   std::uint32_t open_streams = 0;  // known to the application
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
-  // Terminal messages that found no credit.
-  struct Farewell {
-    std::uint64_t connection;
-    std::uint32_t request;  // != 0: REJECT of an active request, else CLOSE
+  // Messages that cannot be made again from a stream's state (answers, terminal CLOSE and REJECT)
+  // and found no credit. In order, before anything of a blocked stream; at most owed_max.
+  struct Owed {
+    wire::MessageType type;
+    std::uint8_t flags;
     wire::CloseCode code;
+    bool control;
+    std::uint8_t body_bytes;
+    std::array<std::byte, sizeof(wire::JoinServiceBody)> body;
   };
-  std::deque<Farewell> farewells;
+  std::deque<Owed> owed;
+  std::size_t owed_max = 0;
 };
 
 class Translator final : public stack::Delegate, public channel::Delegate {
@@ -190,6 +195,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   Stream* stream_for(AppNode& node, std::uint64_t connection, StreamIndex& index);
   bool add_record(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset,
                   fabric::Loan loan, buffer::SlotIndex egress);
+  bool keep_small(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset);
   bool write_small(Stream& s, StreamIndex index, const channel::Payload& payload);
   bool write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
                         const channel::Payload& payload);
@@ -214,6 +220,15 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void emit_or_block(Stream& s, StreamIndex index);
   void block(Stream& s, StreamIndex index, AppNode& node);
   void unblock(Stream& s, AppNode& node);
+  // Sends a message that is due whatever happens, now or when there is a credit.
+  template <typename Body>
+  void send_or_owe(AppNode& node, wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                   const Body& body, bool control) {
+    send_or_owe(node, type, flags, code, std::as_bytes(std::span(&body, 1)), control);
+  }
+  void send_or_owe(AppNode& node, wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
+                   std::span<const std::byte> body, bool control);
+  void pay_owed(AppNode& node);
   void starve(Stream& s, StreamIndex index);
   void feed_starved();
 
