@@ -120,6 +120,7 @@ Result<fabric::Fabric*> NodeImpl::fabric_for(std::string_view address) {
   }
   auto fabric = factory->second();
   if (!fabric.ok()) return to_public(fabric.status());
+  (*fabric)->wake_in(epoll_fd_);
   if (const Status status = watch((*fabric)->event_fd()); !status.ok()) return status;
   return fabrics_.emplace(scheme, std::move(*fabric)).first->second.get();
 }
@@ -148,6 +149,8 @@ NodeImpl::~NodeImpl() {
 // --- a poll round
 
 std::size_t NodeImpl::poll() {
+  // Who sleeps on fd() leaves its wake-ups to us, and they would wake again and again.
+  if (armed_) take_events(0);
   disarm();  // each time: this is also how fabrics notice dead peers
   const std::uint64_t now = links_up_ == links_.size() ? 0 : now_ns();
   std::size_t handled = 0;
@@ -231,13 +234,18 @@ std::size_t NodeImpl::wait(int timeout_ms) {
   const std::size_t handled = poll();
   if (handled != 0 || timeout_ms == 0) return handled;
   if (!arm()) return poll();
+  take_events(timeout_ms);
+  armed_ = false;  // they are taken
+  return poll();
+}
+
+void NodeImpl::take_events(int timeout_ms) {
   std::array<epoll_event, 8> events;
   const int count =
       epoll_wait(epoll_fd_, events.data(), static_cast<int>(events.size()), timeout_ms);
   for (int i = 0; i < count; ++i) {
     if (events[static_cast<std::size_t>(i)].data.fd == stop_fd_) drain_own_events();
   }
-  return poll();
 }
 
 void NodeImpl::drain_own_events() {

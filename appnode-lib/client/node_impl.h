@@ -108,6 +108,7 @@ class NodeImpl final : public Node {
   Result<fabric::Fabric*> fabric_for(std::string_view address);
   Status watch(int fd);
   void disarm();
+  void take_events(int timeout_ms);
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
   std::uint64_t next_deadline_ns() const;
