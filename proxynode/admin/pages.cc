@@ -135,6 +135,8 @@ void translate_metrics(const Sources& in, Metrics& m) {
             "kind=\"client_payload\"");
   m.counter("backpressure_total", "Times that a sender was held back", c.held_writes,
             "kind=\"application_payload\"");
+  m.counter("backpressure_total", "Times that a sender was held back", c.waiting_rounds,
+            "kind=\"channels_not_polled\"");
 }
 
 void interface_metrics(const Sources& in, Metrics& m) {

@@ -82,11 +82,10 @@ struct ConnectionInfo {
 };
 
 // In-order payload of one connection: a chain of pieces inside ingress slots. Move-only; the
-// slots go back to the pool when it is destroyed. Pieces of up to kCopiedPieceBytesMax may lie
-// elsewhere, when they were refused before and slots were short: never refer to them as a slot.
+// slots go back to the pool when it is destroyed. A piece that was refused before, while slots were
+// short, may lie elsewhere: never refer to it as a slot without looking.
 class RxPayload {
  public:
-  static constexpr std::uint32_t kCopiedPieceBytesMax = 512;
   RxPayload() = default;
   explicit RxPayload(pbuf* chain) : chain_(chain) {}
   ~RxPayload() { reset(); }

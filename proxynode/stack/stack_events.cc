@@ -9,7 +9,7 @@ namespace {
 // While fewer slots than one in kSlotsShort are free, refused payload may hold one in
 // kRefusedShare: nodes that take nothing must not leave everybody else without slots.
 constexpr std::size_t kSlotsShort = 4;
-constexpr std::size_t kRefusedShare = 8;
+constexpr std::size_t kRefusedShare = 2;
 
 bool holds_slot(const pbuf& piece) { return (piece.flags & PBUF_FLAG_IS_CUSTOM) != 0; }
 
@@ -135,8 +135,7 @@ bool Stack::Impl::unpin_refused(Connection& conn) {
   for (pbuf** at = &conn.refused; *at != nullptr; at = &(*at)->next) {
     pbuf* const piece = *at;
     if (!holds_slot(*piece)) continue;
-    const bool small = piece->len <= RxPayload::kCopiedPieceBytesMax;
-    pbuf* const copy = small && heap.used_bytes() < heap.bytes_max() / 2
+    pbuf* const copy = heap.used_bytes() < heap.bytes_max() / 2
                            ? pbuf_alloc(PBUF_RAW, piece->len, PBUF_RAM)
                            : nullptr;
     if (copy == nullptr) {

@@ -9,6 +9,8 @@ namespace {
 
 // Writes wait while less than this share of the stack's memory is left.
 constexpr std::size_t kHeapReserveShare = 16;
+constexpr std::size_t kEgressReserveSlots = 64;
+constexpr std::uint64_t kMemoryPatienceNs = 500'000'000;
 // Answers to joins and refused outgoing connections that may be owed beside those of streams.
 constexpr std::size_t kAnswersOwedMax = 1024;
 
@@ -130,8 +132,47 @@ bool Translator::memory_is_low() const {
          stack_->heap_bytes_max() - stack_->heap_bytes_max() / kHeapReserveShare;
 }
 
+// The EgressPool holds what the stack has no memory for. When that runs low too, application nodes
+// have to wait: their messages stay in their own channels. Clients that take their bytes soon put
+// an end to it; if none does, the connection that holds most is ended, and so on.
+bool Translator::must_wait_for_memory() {
+  const std::size_t reserve = std::min(kEgressReserveSlots, egress_.slot_count() / 2);
+  if (egress_.free_count() >= reserve) {
+    low_since_ns_ = 0;
+    return false;
+  }
+  const std::uint64_t now = clock_.now_ns();
+  if (low_since_ns_ == 0) low_since_ns_ = now;
+  ++counters_.waiting_rounds;
+  if (now - low_since_ns_ > kMemoryPatienceNs) {
+    low_since_ns_ = now;
+    end_largest_holder();
+  }
+  return true;
+}
+
+void Translator::end_largest_holder() {
+  StreamIndex largest = kNone;
+  std::size_t most = 0;
+  for (const StreamIndex index : starved_) {
+    std::size_t slots = 0;
+    for (RecordIndex r = streams_[index].tx_unwritten; r != kNone; r = records_[r].next) {
+      slots += records_[r].egress != buffer::kNoSlot ? 1 : 0;
+    }
+    if (slots <= most) continue;
+    most = slots;
+    largest = index;
+  }
+  if (largest == kNone) return;
+  ++counters_.closed_no_memory;
+  Stream& s = streams_[largest];
+  if (s.state == StreamState::kOrphan) return reset_stream(s, largest);
+  fail_stream(s, largest, wire::CloseCode::kLimitReached);
+}
+
 std::size_t Translator::poll_channels() {
   if (!starved_.empty()) feed_starved();
+  if (must_wait_for_memory()) return 0;
   std::size_t handled = 0;
   for (AppNode* node : present_) {
     if (!node->dead) handled += node->channel->poll();

@@ -76,6 +76,7 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
       stack::RxPayload::release(payload.pop_front().handle);
       continue;
     }
+    if (!ingress_region_.contains(bytes.data())) break;  // the stack has moved it, short of slots
     stack::RxPayload::Piece piece = payload.pop_front();
     const fabric::GatherRef ref{
         node.ingress_key, static_cast<std::uint32_t>(piece.bytes.size()),

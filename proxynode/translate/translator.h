@@ -62,6 +62,7 @@ struct TranslatorCounters {
                 channels_refused = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
   std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
+  std::uint64_t waiting_rounds = 0;    // rounds without polling: the EgressPool was low as well
   std::uint64_t held_writes = 0;       // application bytes that wait because TCP memory is low
 };
 
@@ -162,6 +163,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
     return *static_cast<AppNode*>(channel.user);
   }
   bool memory_is_low() const;
+  bool must_wait_for_memory();
+  void end_largest_holder();
 
   // joins.cc
   void on_join(AppNode& node, const wire::Message& message);
@@ -251,6 +254,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::vector<StreamIndex> starved_;  // likewise
   std::uint32_t bound_streams_ = 0;
   std::uint32_t node_search_ = 0;
+  SteadyClock clock_;
+  std::uint64_t low_since_ns_ = 0;  // since when application nodes wait for memory
   bool any_dead_ = false;
   bool draining_ = false;
   TranslatorCounters counters_;

@@ -60,7 +60,8 @@
 #define TCP_SNDLOWAT 32768            /* unused; its default overflows 16 bits */
 #define TCP_SND_QUEUELEN 16384
 #define TCP_SNDQUEUELOWAT 8192
-#define TCP_OVERSIZE 256 /* a flood of tiny writes shares blocks; write_segment() keeps it sound */
+#define TCP_OVERSIZE 256 /* a flood of tiny writes shares blocks; write_segment() keeps it sound \
+                          */
 #define LWIP_NETIF_TX_SINGLE_PBUF 0
 #define LWIP_TCP_TIMESTAMPS 1
 #define LWIP_TCP_SACK_OUT 1
@@ -86,6 +87,7 @@ struct tcp_pcb;
 #ifdef __cplusplus
 extern "C"
 #endif
-uint16_t sanproxy_lwip_ooseq_pbufs_max(const struct tcp_pcb* pcb);
+    uint16_t
+    sanproxy_lwip_ooseq_pbufs_max(const struct tcp_pcb* pcb);
 
 #endif

@@ -39,8 +39,8 @@ class FakeProxy final : public channel::Delegate {
   struct Options {
     fabric::EndpointOptions endpoint;
     bool answer_joins = true;
-    bool free_at_once = true;    // CREDIT for every DATA
-    bool hold_loans = false;     // keep what came by reference until release_loans()
+    bool free_at_once = true;  // CREDIT for every DATA
+    bool hold_loans = false;   // keep what came by reference until release_loans()
     wire::CloseCode join_code = wire::CloseCode::kNone;
   };
 

@@ -46,6 +46,7 @@ class MemoryEndpoint final : public Endpoint {
   Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                      std::uint64_t cookie) override;
   void flush() override;
+  void publish() override;
   std::size_t poll(std::span<Completion> out) override;
   void release(Loan loan) override;
   std::uint32_t replenish() override;
@@ -60,9 +61,11 @@ class MemoryEndpoint final : public Endpoint {
   PeerIdentity identity{.address = "memory", .uid = 1000, .certificate_name = {}};
   int refuse_sends = 0;       // so many begin_send() answer kAgain
   bool keep_buffers = false;  // replenish() posts nothing
-  std::uint64_t transfers_flushed = 0;
+  std::uint64_t flushes = 0, publishes = 0;
 
  private:
+  void send_committed();
+
   std::shared_ptr<MemoryLink> link_;
   int side_;
   std::vector<std::span<const std::byte>> regions_;

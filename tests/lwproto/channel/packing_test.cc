@@ -150,6 +150,54 @@ TEST_F(Packing, ABudgetBoundsWhatOnePollTakes) {
   EXPECT_EQ(b_.poll(), 0u);
 }
 
+// --- publish(): who may be left asleep for a few rounds
+
+TEST_F(Packing, PublishWakesThePeerAtOnceForWhatSomebodyWaitsFor) {
+  make();
+  int round = 0;
+  for (const auto& send : std::vector<std::function<Status()>>{
+           [&] { return a_.leave(1); },
+           [&] { return a_.channel->send_data_inline(1, 0, pattern(5, 1)); }}) {
+    ASSERT_TRUE(send().ok());
+    a_.channel->publish();
+    EXPECT_EQ(a_.endpoint->flushes, static_cast<std::uint64_t>(++round));
+  }
+  ASSERT_TRUE(a_.refer(pattern(2000, 1), 0, 1).ok());
+  ASSERT_TRUE(a_.leave(2).ok());
+  a_.channel->publish();
+  EXPECT_EQ(a_.endpoint->flushes, 3u) << "bulk with something urgent behind it";
+  EXPECT_EQ(a_.endpoint->publishes, 0u);
+  settle();
+}
+
+TEST_F(Packing, PublishShowsBulkAtOnceAndWakesForItWithinAFewCalls) {
+  make();
+  for (unsigned burst = 1; burst <= 3; ++burst) {
+    ASSERT_TRUE(a_.refer(pattern(2000, burst), burst * 4000, burst).ok());
+    ASSERT_TRUE(a_.credit(1).ok());
+    a_.channel->publish();
+    EXPECT_EQ(a_.endpoint->flushes, burst - 1);
+    b_.poll();
+    EXPECT_EQ(b_.recorder.data.size(), burst) << "who is awake sees it";
+    EXPECT_EQ(b_.recorder.messages.size(), burst);
+    for (int calls = 0; a_.endpoint->flushes < burst; ++calls) {
+      ASSERT_LT(calls, 10) << "a sleeper would not be woken for it";
+      a_.channel->publish();
+    }
+  }
+  settle();
+}
+
+TEST_F(Packing, PublishAfterTheEndDoesNothing) {
+  make();
+  a_.channel->close(wire::CloseCode::kReset, "end");
+  a_.channel->publish();
+  a_.channel->publish();
+  EXPECT_EQ(a_.poll(), 1u);
+  EXPECT_EQ(a_.recorder.closed, 1);
+  b_.poll();
+}
+
 TEST_F(Packing, HelloCarriesTheEndpointsDepthAndTheNodesName) {
   fabric::EndpointOptions options;
   for (const auto& [depth, reserve] :

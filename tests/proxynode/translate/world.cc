@@ -183,19 +183,23 @@ void World::proxy_round() {
   translator_->poll_listeners();
 }
 
+bool World::step() {
+  bool moved = deliver_clients();
+  proxy_round();
+  moved = sort_packets() || moved;
+  for (auto* fabric : {server_fabric_.get(), client_fabric_.get()}) {
+    if (fabric == nullptr) continue;
+    fabric->arm();
+    fabric->disarm();
+  }
+  for (auto& node : nodes_) moved = node->round() || moved;
+  return moved;
+}
+
 void World::run() {
   for (int idle = 0, rounds = 0; idle < 3; ++rounds) {
     ASSERT_LT(rounds, 100'000) << "it never comes to rest";
-    bool moved = deliver_clients();
-    proxy_round();
-    moved = sort_packets() || moved;
-    for (auto* fabric : {server_fabric_.get(), client_fabric_.get()}) {
-      if (fabric == nullptr) continue;
-      fabric->arm();
-      fabric->disarm();
-    }
-    for (auto& node : nodes_) moved = node->round() || moved;
-    idle = moved ? 0 : idle + 1;
+    idle = step() ? 0 : idle + 1;
   }
 }
 
@@ -227,7 +231,7 @@ void World::expect_nothing_held() {
     EXPECT_EQ(node.stream_count, 0u) << node.name;
     EXPECT_EQ(node.open_streams, 0u) << node.name;
     EXPECT_EQ(node.blocked_head, kNone) << node.name;
-    EXPECT_TRUE(node.farewells.empty()) << node.name;
+    EXPECT_TRUE(node.owed.empty()) << node.name;
     EXPECT_EQ(node.chunks->free_count(), node.chunks->count()) << node.name;
   });
   translator_->services().for_each([](service::Service& service) {

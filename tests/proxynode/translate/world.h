@@ -64,6 +64,7 @@ class World : public ::testing::Test, public Host {
   // A client whose first bytes have reached a node; its id there.
   std::uint64_t open(Client*& client, Node& node, const std::string& first = "hello");
 
+  bool step();                    // one round of everybody; false when nothing moved
   void run();                     // until nothing moves
   void run_ms(std::uint64_t ms);  // the same, while time passes
   void proxy_round();

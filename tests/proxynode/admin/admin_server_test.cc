@@ -1,0 +1,219 @@
+// The endpoint answers from the worker's thread, and never hangs when that does not.
+#include "proxynode/admin/admin_server.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <httplib.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+namespace sanproxy::admin::testing {
+namespace {
+
+SocketAddress loopback(std::uint16_t port) { return {*IpAddress::parse("127.0.0.1"), port}; }
+
+// A port of the loopback address that nobody has just now.
+std::uint16_t free_port() {
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), length), 0);
+  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length), 0);
+  ::close(fd);
+  return ntohs(address.sin_port);
+}
+
+class Endpoint : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    for (int attempt = 0; attempt < 5 && server_ == nullptr; ++attempt) {
+      port_ = free_port();  // somebody may take it in between
+      auto started = AdminServer::start(loopback(port_));
+      if (started.ok()) server_ = std::move(started).value();
+    }
+    ASSERT_NE(server_, nullptr);
+    ASSERT_EQ(get("/ready"), "/ready 100");
+  }
+  std::unique_ptr<httplib::Client> client() const {
+    auto out = std::make_unique<httplib::Client>("127.0.0.1", port_);
+    out->set_read_timeout(30);
+    return out;
+  }
+  // Serves, as a worker would, while `job` runs in a thread of its own.
+  void serve_while(const std::function<void()>& job, const AdminServer::Render& render) {
+    std::atomic<bool> done = false;
+    std::thread thread([&] {
+      job();
+      done = true;
+    });
+    while (!done) {
+      pollfd fd{server_->fd(), POLLIN, 0};
+      if (::poll(&fd, 1, 10) == 1) server_->serve(render);
+    }
+    thread.join();
+  }
+  static Page echo(const PageRequest& request) {
+    return {200, "text/plain", request.path + " " + std::to_string(request.limit)};
+  }
+  std::string get(const std::string& path) {
+    std::string body;
+    serve_while(
+        [&] {
+          const auto result = client()->Get(path.c_str());
+          body = result ? result->body : "no answer";
+        },
+        echo);
+    return body;
+  }
+
+  std::uint16_t port_ = 0;
+  std::unique_ptr<AdminServer> server_;
+};
+
+TEST_F(Endpoint, GivesThePageThatTheWorkerRenders) {
+  serve_while(
+      [&] {
+        const auto result = client()->Get("/some/page");
+        ASSERT_TRUE(result);
+        EXPECT_EQ(result->status, 418);
+        EXPECT_EQ(result->body, "short and stout\n");
+        EXPECT_EQ(result->get_header_value("Content-Type"), "text/tea");
+      },
+      [](const PageRequest& request) {
+        EXPECT_EQ(request.path, "/some/page");
+        return Page{418, "text/tea", "short and stout\n"};
+      });
+}
+
+TEST_F(Endpoint, ReadsTheLimitAndNothingElseInstead) {
+  EXPECT_EQ(get("/connections"), "/connections 100");
+  EXPECT_EQ(get("/connections?limit=7"), "/connections 7");
+  EXPECT_EQ(get("/connections?limit=0"), "/connections 0");
+  EXPECT_EQ(get("/connections?limit=100000"), "/connections 100000");
+  EXPECT_EQ(get("/connections?limit=100001"), "/connections 100000");
+  EXPECT_EQ(get("/connections?limit=99999999999999999999"), "/connections 100");
+  EXPECT_EQ(get("/connections?limit=-1"), "/connections 100");
+  EXPECT_EQ(get("/connections?limit=7x"), "/connections 100");
+  EXPECT_EQ(get("/connections?other=7"), "/connections 100");
+}
+
+TEST_F(Endpoint, WithoutAWorkerTheAnswerIs503AndTheNextOneIsRight) {
+  const auto result = client()->Get("/status");  // nobody serves
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 503);
+  EXPECT_EQ(get("/metrics"), "/metrics 100");
+}
+
+TEST_F(Endpoint, AWorkerThatIsTooLateAnswersNobodyElsesQuestion) {
+  ASSERT_EQ(client()->Get("/first")->status, 503);
+  int rendered = 0;
+  server_->serve([&](const PageRequest& request) {
+    ++rendered;
+    return echo(request);
+  });
+  EXPECT_EQ(rendered, 0) << "its question is withdrawn";
+  EXPECT_EQ(get("/second"), "/second 100");
+}
+
+TEST_F(Endpoint, ServingWithoutAQuestionRendersNothing) {
+  for (int i = 0; i < 3; ++i) {
+    server_->serve([](const PageRequest&) -> Page {
+      ADD_FAILURE() << "nobody has asked";
+      return {};
+    });
+  }
+}
+
+TEST_F(Endpoint, EveryOneOfManyAtOnceGetsItsOwnPage) {
+  constexpr int kClients = 16, kEach = 10;
+  std::atomic<int> right = 0;
+  serve_while(
+      [&] {
+        std::vector<std::thread> threads;
+        for (int c = 0; c < kClients; ++c) {
+          threads.emplace_back([&, c] {
+            for (int i = 0; i < kEach; ++i) {
+              const std::string path = "/p" + std::to_string(c) + "-" + std::to_string(i);
+              const auto result = client()->Get(path.c_str());
+              if (result && result->status == 200 && result->body == path + " 100") ++right;
+            }
+          });
+        }
+        for (std::thread& thread : threads) thread.join();
+      },
+      echo);
+  EXPECT_EQ(right, kClients * kEach);
+}
+
+TEST_F(Endpoint, OnlyGetReachesTheWorker) {
+  serve_while(
+      [&] {
+        EXPECT_EQ(client()->Post("/status", "x", "text/plain")->status, 404);
+        EXPECT_EQ(client()->Delete("/status")->status, 404);
+      },
+      [](const PageRequest& request) {
+        ADD_FAILURE() << "asked for " << request.path;
+        return Page{};
+      });
+}
+
+TEST_F(Endpoint, BytesThatAreNoHttpHarmNobody) {
+  for (const std::string& bytes :
+       {std::string("\x16\x03\x01 not http\r\n\r\n"), std::string(100'000, 'A'),
+        std::string("GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"), std::string()}) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port_);
+    ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    (void)!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    ::close(fd);
+  }
+  EXPECT_EQ(get("/still-here"), "/still-here 100");
+}
+
+TEST_F(Endpoint, DISABLED_AnAddressInUseIsAnError) {
+  const auto second = AdminServer::start(loopback(port_));
+  EXPECT_FALSE(second.ok());
+}
+
+TEST_F(Endpoint, AnAddressThatIsNotOursIsAnError) {
+  EXPECT_FALSE(AdminServer::start({*IpAddress::parse("192.0.2.1"), port_}).ok());
+}
+
+TEST_F(Endpoint, DISABLED_MayEndRightAfterItsStart) {
+  for (int i = 0; i < 50; ++i) {
+    auto started = AdminServer::start(loopback(free_port()));
+    ASSERT_TRUE(started.ok());
+  }
+}
+
+TEST_F(Endpoint, AlsoListensOnIpv6) {
+  auto started = AdminServer::start({*IpAddress::parse("::1"), port_});
+  if (!started.ok()) GTEST_SKIP() << "no IPv6 on this host";
+  server_ = std::move(started).value();
+  std::string body;
+  serve_while(
+      [&] {
+        httplib::Client six("::1", port_);
+        const auto result = six.Get("/six");
+        body = result ? result->body : "no answer";
+      },
+      echo);
+  EXPECT_EQ(body, "/six 100");
+}
+
+}  // namespace
+}  // namespace sanproxy::admin::testing
