@@ -34,7 +34,7 @@ std::uint64_t EthernetPort::CoarseClock::now_ns() const {
          static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-EthernetPort::EthernetPort(NeighborConfig config, bool own_addresses_only, FrameSink& sink,
+EthernetPort::EthernetPort(const NeighborConfig& config, bool own_addresses_only, FrameSink& sink,
                            Counters& counters)
     : counters_(counters),
       neighbor_(config, clock_, sink, counters, random_seed()),

@@ -28,7 +28,8 @@ class EthernetPort {
  public:
   // With `own_addresses_only` packets to other addresses than ours are dropped: the interface is
   // shared with a kernel that answers for itself.
-  EthernetPort(NeighborConfig config, bool own_addresses_only, FrameSink& sink, Counters& counters);
+  EthernetPort(const NeighborConfig& config, bool own_addresses_only, FrameSink& sink,
+               Counters& counters);
 
   // True: `out.length` and `out.offload` are set; the packet starts behind the frame header.
   bool inbound(const VnetHeader& vnet, std::span<const std::byte> frame, ReceivedPacket& out);

@@ -49,10 +49,10 @@ NeighborEntry* NeighborTable::find(const IpAddress& ip) {
 }
 
 NeighborEntry& NeighborTable::insert(const IpAddress& ip, IpAddress& evicted) {
-  NeighborEntry* victim = nullptr;
+  NeighborEntry* victim = &*set_of(ip).begin();
   for (NeighborEntry& entry : set_of(ip)) {
     const int value = value_of(entry.state);
-    const int lowest = victim == nullptr ? 4 : value_of(victim->state);
+    const int lowest = value_of(victim->state);
     if (value < lowest || (value == lowest && entry.used_ns < victim->used_ns)) {
       victim = &entry;
     }

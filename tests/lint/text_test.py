@@ -7,6 +7,7 @@ from source_files import CODE, text_of, tracked
 
 SCRIPTS = (".py", ".sh", ".cmake", "CMakeLists.txt", "/run")
 LINES_MAX = 500
+TEST_LINES_MAX = 700  # tables of cases are long and read quickly
 # Written in pieces, or this file would find itself.
 LEFTOVER = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(wo" r"rk|ho" r"me|Us" r"ers|ro" r"ot)/\w")
@@ -35,7 +36,8 @@ class Text(unittest.TestCase):
 
     def test_no_source_file_is_too_long_to_read(self):
         long = [f"{name}: {text_of(name).count(chr(10))} lines" for name in tracked(*CODE, ".py")
-                if text_of(name).count("\n") > LINES_MAX]
+                if text_of(name).count("\n") >
+                (TEST_LINES_MAX if name.startswith("tests/") else LINES_MAX)]
         self.assertEqual(long, [])
 
     def test_text_ends_with_one_newline_and_has_no_trailing_space(self):

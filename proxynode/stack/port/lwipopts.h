@@ -60,8 +60,9 @@
 #define TCP_SNDLOWAT 32768            /* unused; its default overflows 16 bits */
 #define TCP_SND_QUEUELEN 16384
 #define TCP_SNDQUEUELOWAT 8192
-#define TCP_OVERSIZE 256 /* a flood of tiny writes shares blocks; write_segment() keeps it sound \
-                          */
+#define TCP_OVERSIZE                                                          \
+  256 /* a flood of tiny writes shares blocks; write_segment() keeps it sound \
+       */
 #define LWIP_NETIF_TX_SINGLE_PBUF 0
 #define LWIP_TCP_TIMESTAMPS 1
 #define LWIP_TCP_SACK_OUT 1
