@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::chrono::seconds kAnswerTimeout{2};
 constexpr std::size_t kHttpThreads = 4;
+constexpr int kStartPollsMax = 1000;
 constexpr std::uint32_t kLimitMax = 100'000;
 
 std::uint32_t limit_of(const httplib::Request& request) {
@@ -41,6 +42,11 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
   server.set_payload_max_length(4096);
   server.set_read_timeout(5);
   server.set_write_timeout(5);
+  // The library would share the port with another proxy (SO_REUSEPORT).
+  server.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+  });
   AdminServer* raw = self.get();
   server.Get(".*", [raw](const httplib::Request& request, httplib::Response& response) {
     const auto page = raw->ask({request.path, limit_of(request)});
@@ -56,6 +62,10 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
     return Status::error(Code::kSystem, "cannot listen on the admin address", errno);
   }
   self->thread_ = std::thread([raw] { raw->http_->server.listen_after_bind(); });
+  // stop() has no effect before the thread has got there.
+  for (int i = 0; i < kStartPollsMax && !server.is_running(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   return self;
 }
 

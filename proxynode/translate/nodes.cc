@@ -93,7 +93,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
   node->name = node->channel->peer_name();
-  node->owed_max = hello->streams_max + kAnswersOwedMax;
+  node->owed_max = std::min(hello->streams_max, options_.connections_max) + kAnswersOwedMax;
   auto chunk_key = node->channel->endpoint().attach(node->chunks->region());
   Status attached = chunk_key.status();
   if (chunk_key.ok()) node->chunk_key = *chunk_key;
@@ -187,8 +187,11 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
   node.dead = true;
   any_dead_ = true;
   ++counters_.channels_closed;
-  if (status.code() == Code::kProtocol) ++counters_.channels_breached;
-  spdlog::log(status.code() == Code::kProtocol ? spdlog::level::warn : spdlog::level::info,
+  const bool breached = status.code() == Code::kProtocol ||
+                        code == wire::CloseCode::kProtocolError ||
+                        code == wire::CloseCode::kNotFound;
+  if (breached) ++counters_.channels_breached;
+  spdlog::log(breached ? spdlog::level::warn : spdlog::level::info,
               "application node {} \"{}\" is gone: {} ({}), {} connections", node.index, node.name,
               wire::close_code_name(code), status.text(), node.open_streams);
   for (const service::ServiceId id : services_.services_of(node.index)) leave_service(id, node);

@@ -184,7 +184,7 @@ TEST_F(Endpoint, BytesThatAreNoHttpHarmNobody) {
   EXPECT_EQ(get("/still-here"), "/still-here 100");
 }
 
-TEST_F(Endpoint, DISABLED_AnAddressInUseIsAnError) {
+TEST_F(Endpoint, AnAddressInUseIsAnError) {
   const auto second = AdminServer::start(loopback(port_));
   EXPECT_FALSE(second.ok());
 }
@@ -193,7 +193,7 @@ TEST_F(Endpoint, AnAddressThatIsNotOursIsAnError) {
   EXPECT_FALSE(AdminServer::start({*IpAddress::parse("192.0.2.1"), port_}).ok());
 }
 
-TEST_F(Endpoint, DISABLED_MayEndRightAfterItsStart) {
+TEST_F(Endpoint, MayEndRightAfterItsStart) {
   for (int i = 0; i < 50; ++i) {
     auto started = AdminServer::start(loopback(free_port()));
     ASSERT_TRUE(started.ok());

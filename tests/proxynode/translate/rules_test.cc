@@ -351,7 +351,7 @@ TEST_F(Rules, D4_AcceptAndRejectTowardsTheProxyNameNoRequest) {
   expect_channel_breach(CloseCode::kProtocolError, "ACCEPT with a request");
 }
 
-TEST_F(Rules, DISABLED_EveryBreachOfAChannelIsCountedAsOne) {
+TEST_F(Rules, EveryBreachOfAChannelIsCountedAsOne) {
   node_->raw_credit(good_id_, 0);  // S1
   run();
   EXPECT_EQ(counters().channels_breached, 1u);
