@@ -186,6 +186,7 @@ TEST(ConfigError, EveryNumberIsRefusedJustOutsideItsRangeAndTakenAtItsEnds) {
                              {"keepalive_interval_ms", 1000, kU32},
                              {"keepalive_probes", 1, 100},
                              {"fin_wait_2_ms", 1000, kU32},
+                             {"orphan_ms", 1000, kU32},
                              {"initial_rto_ms", 100, 60'000},
                              {"min_rto_ms", 40, 10'000},
                              {"drain_ms", 0, 86'400'000}}) {

@@ -26,6 +26,7 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   EXPECT_EQ(config.stack.keepalive_interval_ms, 75'000u);
   EXPECT_EQ(config.stack.keepalive_probes, 9u);
   EXPECT_EQ(config.stack.fin_wait_2_ms, 60'000u);
+  EXPECT_EQ(config.stack.orphan_ms, 60'000u);
   EXPECT_EQ(config.stack.initial_rto_ms, 1000u);
   EXPECT_EQ(config.stack.min_rto_ms, 200u);
   EXPECT_EQ(config.drain_ms, 10'000u);
@@ -67,6 +68,7 @@ keepalive_idle_ms = 1014
 keepalive_interval_ms = 1015
 keepalive_probes = 16
 fin_wait_2_ms = 1017
+orphan_ms = 1021
 initial_rto_ms = 1018
 min_rto_ms = 1019
 drain_ms = 1020
@@ -93,6 +95,7 @@ spin = true
   EXPECT_EQ(config.stack.keepalive_interval_ms, 1015u);
   EXPECT_EQ(config.stack.keepalive_probes, 16u);
   EXPECT_EQ(config.stack.fin_wait_2_ms, 1017u);
+  EXPECT_EQ(config.stack.orphan_ms, 1021u);
   EXPECT_EQ(config.stack.initial_rto_ms, 1018u);
   EXPECT_EQ(config.stack.min_rto_ms, 1019u);
   EXPECT_EQ(config.drain_ms, 1020u);
