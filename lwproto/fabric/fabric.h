@@ -35,11 +35,14 @@
 
 #include "lwproto/base/status.h"
 #include "lwproto/buffer/memory_region.h"
+#include "lwproto/buffer/slot_pool.h"
 
 namespace sanproxy::fabric {
 
 using RegionKey = std::uint32_t;  // an attached region, as named by one endpoint
 using Loan = std::uint64_t;
+// Private data of a connection set-up, either way, on every fabric.
+inline constexpr std::size_t kPrivateDataBytesMax = 1024;
 inline constexpr Loan kNoLoan = 0;
 inline constexpr std::size_t kSegmentsMax = 8;  // of a received transfer
 inline constexpr std::size_t kGatherRefsMax = kSegmentsMax - 1;
@@ -75,6 +78,45 @@ struct PeerIdentity {
   std::string certificate_name;  // TLS; empty elsewhere
 };
 
+// What the connecting side asks of a link. It travels in the fabric's own handshake, and both ends
+// apply it. The zero of each field is "the system's own choice". A value that either end cannot
+// honour is kUnsupported (kRefused at the connecting side if it is the other end's) with the name
+// of the parameter as the users know it in the text: never a silent default.
+enum class QualityClass : std::uint8_t {
+  kNone = 0,         // nothing asked
+  kConstant = 1,     // CBR: paced at rate_bytes_per_s, no burst beyond burst_bytes
+  kVariable = 2,     // VBR: mean rate_bytes_per_s, bursts of burst_bytes at peak_bytes_per_s
+  kAvailable = 3,    // ABR: at least nothing, at most rate_bytes_per_s; gives way by congestion
+  kUnspecified = 4,  // UBR: no rate; what is left over (lowest priority)
+};
+
+struct LinkParameters {
+  std::uint64_t window_bytes = 0;        // of one channel and direction, over all its streams
+  std::uint32_t parallel_streams = 0;    // tcp: kernel connections that make up the channel
+  std::uint32_t queue_pairs = 0;         // verbs: queue pairs that make up the channel
+  bool skip_slow_start = false;          // tcp: start at the whole window; for a reserved link
+  std::array<char, 16> congestion = {};  // tcp: the kernel's name of the algorithm, "" for its own
+  QualityClass quality = QualityClass::kNone;
+  std::uint64_t rate_bytes_per_s = 0;
+  std::uint64_t peak_bytes_per_s = 0;
+  std::uint64_t burst_bytes = 0;
+  std::int8_t dscp = -1;            // 0..63; -1 is not set
+  std::int8_t priority = -1;        // tcp: SO_PRIORITY 0..6; -1 is not set
+  std::int8_t service_level = -1;   // verbs: 0..15; -1 is not set
+  std::int16_t traffic_class = -1;  // verbs: 0..255; -1 is not set
+
+  bool operator==(const LinkParameters&) const = default;
+};
+
+// Where a fabric that receives into our memory (verbs, tcp) takes its receive buffers from: slots
+// of at least transfer_bytes_max bytes over `region`.
+// Shared by many endpoints; a received loan is one slot until release(). A pool that runs dry
+// posts fewer receives (replenish() returns less), so the peer gets fewer credits.
+struct ReceiveMemory {
+  buffer::SlotPool* pool = nullptr;
+  const buffer::MemoryRegion* region = nullptr;
+};
+
 struct EndpointOptions {
   std::uint32_t receive_depth = 512;      // receive buffers that we post
   std::uint32_t send_depth = 1024;        // transfers with references outstanding at most
@@ -82,6 +124,9 @@ struct EndpointOptions {
   std::uint32_t transfer_bytes_max = 8192 + 65536;
   std::uint32_t regions_max = 64;                                // that a peer may attach
   std::uint64_t peer_region_bytes_max = std::uint64_t{4} << 30;  // all its regions together
+  // Not used by shm. Null: the endpoint makes its own, of twice receive_depth slots.
+  ReceiveMemory receive_memory;
+  LinkParameters link;  // connecting side only; a listener takes what it is asked for, or refuses
 };
 
 // One end of a connected channel.
@@ -92,6 +137,9 @@ class Endpoint {
   virtual ~Endpoint() = default;
 
   virtual const PeerIdentity& peer() const = 0;
+  // What is in force on this link: what was asked for, and for the rest what the system chose where
+  // that can be known.
+  virtual LinkParameters link() const { return {}; }
 
   // Makes `region` usable in GatherRefs of this endpoint. The region must outlive the endpoint.
   // The same region may be attached to many endpoints.
