@@ -1,126 +1,9 @@
 #include "proxynode/main/config.h"
 
-#include <toml++/toml.h>
-
-#include <functional>
-#include <limits>
-#include <map>
-#include <sstream>
+#include "proxynode/main/config_reader.h"
 
 namespace sanproxy::proxy {
 namespace {
-
-[[noreturn]] void fail(const std::string& path, const toml::source_region& where,
-                       const std::string& what) {
-  std::ostringstream out;
-  out << path;
-  if (where.begin.line != 0) out << ":" << where.begin.line;
-  out << ": " << what;
-  throw ConfigError(out.str());
-}
-
-// One TOML table whose keys are all declared: reads the known ones, rejects the rest.
-class TableReader {
- public:
-  TableReader(const std::string& path, const std::string& name, const toml::table& table)
-      : path_(path), name_(name), table_(table) {}
-
-  void text(const char* key, const std::function<void(const std::string&)>& set) {
-    declare(key, "a string", [this, set, key](const toml::node& node) {
-      const auto* value = node.as_string();
-      if (value == nullptr) wrong(key, node, "a string");
-      apply(key, node, [&] { set(value->get()); });
-    });
-  }
-  template <typename T>
-  void number(const char* key, T& out, std::uint64_t min, std::uint64_t max) {
-    declare(key, "a number", [this, &out, min, max, key](const toml::node& node) {
-      const auto* value = node.as_integer();
-      const std::string range =
-          "an integer from " + std::to_string(min) + " to " + std::to_string(max);
-      if (value == nullptr) wrong(key, node, range);
-      const std::int64_t v = value->get();
-      if (v < 0 || static_cast<std::uint64_t>(v) < min || static_cast<std::uint64_t>(v) > max) {
-        wrong(key, node, range);
-      }
-      out = static_cast<T>(v);
-    });
-  }
-  void flag(const char* key, bool& out) {
-    declare(key, "true or false", [this, &out, key](const toml::node& node) {
-      const auto* value = node.as_boolean();
-      if (value == nullptr) wrong(key, node, "true or false");
-      out = value->get();
-    });
-  }
-  void texts(const char* key, const std::function<void(const std::string&)>& add) {
-    declare(key, "a list of strings", [this, add, key](const toml::node& node) {
-      const auto* list = node.as_array();
-      if (list == nullptr) wrong(key, node, "a list of strings");
-      for (const toml::node& item : *list) {
-        const auto* value = item.as_string();
-        if (value == nullptr) wrong(key, item, "a list of strings");
-        apply(key, item, [&] { add(value->get()); });
-      }
-    });
-  }
-  void read() {
-    for (const auto& [key, node] : table_) {
-      const auto it = readers_.find(std::string(key.str()));
-      if (it == readers_.end()) {
-        std::string known;
-        for (const auto& [k, r] : readers_) known += (known.empty() ? "" : ", ") + k;
-        fail(path_, key.source(),
-             "unknown key \"" + std::string(key.str()) + "\" in " + name_ + "; known: " + known);
-      }
-      it->second(node);
-    }
-  }
-  [[noreturn]] void missing(const char* key) const {
-    fail(path_, table_.source(), name_ + " needs \"" + key + "\"");
-  }
-
- private:
-  using Reader = std::function<void(const toml::node&)>;
-  void declare(const char* key, const char*, Reader reader) { readers_[key] = std::move(reader); }
-  [[noreturn]] void wrong(const std::string& key, const toml::node& node,
-                          const std::string& expected) const {
-    fail(path_, node.source(), name_ + "." + key + ": expected " + expected);
-  }
-  void apply(const char* key, const toml::node& node, const std::function<void()>& fn) const {
-    try {
-      fn();
-    } catch (const std::invalid_argument& e) {
-      fail(path_, node.source(), name_ + "." + key + ": " + e.what());
-    }
-  }
-
-  const std::string& path_;
-  std::string name_;
-  const toml::table& table_;
-  std::map<std::string, Reader> readers_;
-};
-
-template <typename T>
-T value_or_throw(Result<T> result, const std::string& text, const char* expected) {
-  if (!result.ok()) {
-    throw std::invalid_argument(std::string("expected ") + expected + ", not \"" + text + "\"");
-  }
-  return *result;
-}
-
-template <typename T>
-T choose(const std::string& text, std::initializer_list<std::pair<const char*, T>> choices) {
-  std::string names;
-  for (const auto& [name, value] : choices) {
-    if (text == name) return value;
-    names += (names.empty() ? "\"" : ", \"") + std::string(name) + "\"";
-  }
-  throw std::invalid_argument("expected one of " + names + ", not \"" + text + "\"");
-}
-
-constexpr std::uint64_t kU32 = std::numeric_limits<std::uint32_t>::max();
-constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
 
 void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& config) {
   TableReader r(path, "[proxy]", table);
@@ -250,10 +133,12 @@ using Section = void (*)(const std::string&, const toml::table&, ProxyConfig&);
 void read_sections(const std::string& path, const std::string& key, const toml::node& node,
                    Section section, ProxyConfig& config) {
   const auto* list = node.as_array();
-  if (list == nullptr) fail(path, node.source(), "expected [[" + key + "]], a list of tables");
+  if (list == nullptr)
+    config_fail(path, node.source(), "expected [[" + key + "]], a list of tables");
   for (const toml::node& item : *list) {
     const auto* table = item.as_table();
-    if (table == nullptr) fail(path, item.source(), "expected [[" + key + "]], a list of tables");
+    if (table == nullptr)
+      config_fail(path, item.source(), "expected [[" + key + "]], a list of tables");
     section(path, *table, config);
   }
 }
@@ -275,13 +160,13 @@ ProxyConfig load_config(const std::string& path) {
   try {
     root = toml::parse_file(path);
   } catch (const toml::parse_error& e) {
-    fail(path, e.source(), std::string(e.description()));
+    config_fail(path, e.source(), std::string(e.description()));
   }
   for (const auto& [key, node] : root) {
     const std::string name(key.str());
     if (name == "proxy" || name == "admin") {
       const auto* table = node.as_table();
-      if (table == nullptr) fail(path, node.source(), "expected a table [" + name + "]");
+      if (table == nullptr) config_fail(path, node.source(), "expected a table [" + name + "]");
       (name == "proxy" ? read_proxy : read_admin)(path, *table, config);
     } else if (name == "interface") {
       read_sections(path, name, node, read_interface, config);
@@ -290,12 +175,13 @@ ProxyConfig load_config(const std::string& path) {
     } else if (name == "service") {
       read_sections(path, name, node, read_service, config);
     } else {
-      fail(path, key.source(),
-           "unknown section \"" + name + "\"; known: admin, fabric, interface, proxy, service");
+      config_fail(
+          path, key.source(),
+          "unknown section \"" + name + "\"; known: admin, fabric, interface, proxy, service");
     }
   }
-  if (config.interfaces.empty()) fail(path, {}, "needs at least one [[interface]]");
-  if (config.fabrics.empty()) fail(path, {}, "needs at least one [[fabric]]");
+  if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
+  if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   return config;
 }
 
