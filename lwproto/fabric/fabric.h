@@ -81,7 +81,8 @@ struct PeerIdentity {
 // What the connecting side asks of a link. It travels in the fabric's own handshake, and both ends
 // apply it. The zero of each field is "the system's own choice". A value that either end cannot
 // honour is kUnsupported (kRefused at the connecting side if it is the other end's) with the name
-// of the parameter as the users know it in the text: never a silent default.
+// of the parameter as the users know it in the text: never a silent default. The names, ranges and
+// refusals are in fabric/link_parameters.h.
 enum class QualityClass : std::uint8_t {
   kNone = 0,         // nothing asked
   kConstant = 1,     // CBR: paced at rate_bytes_per_s, no burst beyond burst_bytes
@@ -115,6 +116,12 @@ struct LinkParameters {
 struct ReceiveMemory {
   buffer::SlotPool* pool = nullptr;
   const buffer::MemoryRegion* region = nullptr;
+  std::size_t keep_free = 0;  // slots that are for the pool's owner: never posted by endpoints
+
+  // A slot to post, or kNoSlot.
+  buffer::SlotIndex acquire() const {
+    return pool->free_count() > keep_free ? pool->acquire() : buffer::kNoSlot;
+  }
 };
 
 struct EndpointOptions {

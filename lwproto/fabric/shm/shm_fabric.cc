@@ -1,6 +1,7 @@
 #include "lwproto/fabric/shm/shm_fabric.h"
 
 #include "lwproto/fabric/address.h"
+#include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/shm/connecting.h"
 #include "lwproto/fabric/shm/core.h"
 #include "lwproto/fabric/shm/listener.h"
@@ -35,6 +36,8 @@ class ShmFabric final : public Fabric {
                                               const EndpointOptions& options) override {
     auto path = path_of(address);
     if (!path.ok()) return path.status();
+    // There is no link here whose window, rate or class could be chosen.
+    if (const Status status = require_link(options.link, 0); !status.ok()) return status;
     return shm::ShmConnecting::create(core_, *path, private_data, options);
   }
 

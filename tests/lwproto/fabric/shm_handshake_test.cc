@@ -31,6 +31,15 @@ TEST(ShmListen, MakesTheFolderAndTheSocketWithItsModeAndRemovesTheSocket) {
   EXPECT_NE(::stat(path.c_str(), &info), 0);
 }
 
+TEST(ShmConnect, ALinkThatIsAskedForAnythingIsRefusedByTheNameOfTheParameter) {
+  auto fabric = make([] { return make_shm_fabric(); });
+  EndpointOptions options;
+  options.link.window_bytes = 1 << 20;
+  const Status status = fabric->connect("shm:" + unused_path(), {}, options).status();
+  EXPECT_EQ(status.code(), Code::kUnsupported);
+  EXPECT_NE(std::string(status.text()).find("window"), std::string::npos) << status.text();
+}
+
 TEST(ShmListen, TheSocketOfADeadServerIsReplaced) {
   const std::string path = unused_path();
   const pid_t child = ::fork();
