@@ -132,8 +132,8 @@ struct EndpointOptions {
   std::uint32_t regions_max = 64;                                // that a peer may attach
   std::uint64_t peer_region_bytes_max = std::uint64_t{4} << 30;  // all its regions together
   // Not used by shm. Null: the endpoint makes its own, of twice receive_depth slots.
-  ReceiveMemory receive_memory;
-  LinkParameters link;  // connecting side only; a listener takes what it is asked for, or refuses
+  ReceiveMemory receive_memory{};
+  LinkParameters link{};  // connecting side only; a listener takes what it is asked for, or refuses
 };
 
 // One end of a connected channel.
