@@ -54,10 +54,6 @@ Status clear_stale_socket(const std::string& path) {
 
 }  // namespace
 
-void UniqueFd::reset() {
-  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-}
-
 ReceivedMessage receive_message(int socket, std::span<std::byte> out) {
   ReceivedMessage message;
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMessageFdsMax)> control{};

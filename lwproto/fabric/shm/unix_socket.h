@@ -1,4 +1,4 @@
-// Messages with descriptors over a non-blocking SOCK_SEQPACKET socket, and UniqueFd.
+// Messages with descriptors over a non-blocking SOCK_SEQPACKET socket.
 //
 // Role: the only place that knows recvmsg() and SCM_RIGHTS. Owner: handshakes and endpoints of the
 //   shm fabric. Thread: the caller's.
@@ -12,33 +12,14 @@
 #include <cstddef>
 #include <span>
 #include <string>
-#include <utility>
 
 #include "lwproto/base/status.h"
 #include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/unique_fd.h"
 
 namespace sanproxy::fabric::shm {
 
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int fd) : fd_(fd) {}
-  ~UniqueFd() { reset(); }
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) {
-      reset();
-      fd_ = std::exchange(other.fd_, -1);
-    }
-    return *this;
-  }
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-  void reset();
-
- private:
-  int fd_ = -1;
-};
+using fabric::UniqueFd;
 
 inline constexpr std::size_t kMessageFdsMax = 4;
 inline constexpr std::size_t kMessageBytesMax = 8192;
