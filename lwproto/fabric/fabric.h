@@ -11,15 +11,24 @@
 //      receiver sees the same byte sequence, in one segment or several: the inline bytes are
 //      always wholly inside segment 0.
 //   3. Referenced memory belongs to the fabric from commit_send() until the kSend completion that
-//      carries the transfer's cookie. Transfers without references complete silently.
+//      carries the transfer's cookie. Transfers without references complete silently. kSend
+//      completions come in any order, also against kReceive: the answer to a transfer may be
+//      there before its completion. An ok one says that the memory is free, not that the peer has
+//      got the bytes: only its owner's message can.
 //   4. Received memory: a *transient* segment is valid until the next poll() on that endpoint; any
 //      other is on loan until release(loan). A loan may be released at any time and in any order.
-//   5. Receive buffers: the fabric posts `receive_depth` at the start. Consumed ones are posted
-//      again by replenish(). A transfer that meets no posted receive disconnects the endpoint
-//      with Code::kProtocol on both sides: credits (flow/credit_ledger.h) make that a bug.
+//   5. Receive buffers: the fabric posts `receive_depth` at the start, or there is no endpoint
+//      (kExhausted). Consumed ones are posted again by replenish(). A transfer that meets no
+//      posted receive disconnects the endpoint with Code::kProtocol on both sides: credits
+//      (flow/credit_ledger.h) make that a bug.
 //   6. Disconnection, for whatever reason, completes everything: each outstanding cookie comes
-//      back once as kSend with a non-ok status, then one kDisconnected is delivered, then nothing.
-//      Loans stay readable until released, even after that, as long as the Endpoint lives.
+//      back once as kSend (non-ok unless the transfer was already complete), then one
+//      kDisconnected is delivered, then nothing. That may take some polls, but no help from the
+//      peer. Loans stay readable until released, even after that, as long as the Endpoint lives.
+//      The side that calls disconnect() may lose what it has not polled. The other side still
+//      gets everything that was committed before the call, then its kDisconnected, if the caller
+//      keeps its endpoint until that has reported kDisconnected and the peer takes what comes.
+//      Both may be cut short (bounded by the fabric) for a peer that does not.
 //   7. commit_send() may be lazy: flush() makes everything committed visible to the peer.
 //   8. Bytes from the peer never trip an assertion: a broken rule is a kDisconnected with
 //      Code::kProtocol and a literal text.
@@ -110,9 +119,12 @@ struct LinkParameters {
 };
 
 // Where a fabric that receives into our memory (verbs, tcp) takes its receive buffers from: slots
-// of at least transfer_bytes_max bytes over `region`.
+// of at least transfer_bytes_max bytes over `region` (else kInvalidArgument). Both outlive every
+// endpoint that uses them, and its destruction gives all its slots back.
 // Shared by many endpoints; a received loan is one slot until release(). A pool that runs dry
-// posts fewer receives (replenish() returns less), so the peer gets fewer credits.
+// posts fewer receives (replenish() returns less), so the peer gets fewer credits: back-pressure,
+// never the end. Who releases a loan may thereby make room for *another* endpoint of the pool,
+// which is not told: its owner calls replenish() on each before it sleeps.
 struct ReceiveMemory {
   buffer::SlotPool* pool = nullptr;
   const buffer::MemoryRegion* region = nullptr;
@@ -126,7 +138,7 @@ struct ReceiveMemory {
 
 struct EndpointOptions {
   std::uint32_t receive_depth = 512;      // receive buffers that we post
-  std::uint32_t send_depth = 1024;        // transfers with references outstanding at most
+  std::uint32_t send_depth = 1024;        // cookies at most that poll() has not given back
   std::uint32_t inline_bytes_max = 8192;  // largest inline part of a transfer
   std::uint32_t transfer_bytes_max = 8192 + 65536;
   std::uint32_t regions_max = 64;                                // that a peer may attach
@@ -194,7 +206,8 @@ class Listener {
   // The next peer whose request is complete, or kAgain. Half-open handshakes are bounded in
   // number and time by the fabric. Never blocks.
   virtual Result<ConnectRequest> poll() = 0;
-  // Answers a request. `private_data` reaches the peer either way.
+  // Answers a request, once (then kNotFound). `private_data` reaches the peer either way; more
+  // than kPrivateDataBytesMax is kInvalidArgument (as in connect()), to reject() it is cut.
   virtual Result<std::unique_ptr<Endpoint>> accept(const ConnectRequest& request,
                                                    std::span<const std::byte> private_data) = 0;
   virtual void reject(const ConnectRequest& request, std::span<const std::byte> private_data) = 0;
@@ -206,6 +219,7 @@ class Connecting {
   virtual ~Connecting() = default;
   // The endpoint once the peer has accepted; kAgain meanwhile; kRefused when it rejected (its
   // private data then holds the reason); any other code when there is no peer. Never blocks.
+  // An attempt that is destroyed is given up, and the peer learns of it.
   virtual Result<std::unique_ptr<Endpoint>> poll() = 0;
   // What the peer sent with its answer; valid after poll() returned something but kAgain.
   virtual std::span<const std::byte> private_data() const = 0;

@@ -89,7 +89,7 @@ constexpr std::uint32_t token_generation(std::uint32_t token) { return token >> 
 inline constexpr std::uint64_t kMagic = 0x31304d4853'4e4153ull;        // "SANSHM01"
 inline constexpr std::uint64_t kRegionMagic = 0x4e4f49474552'4153ull;  // "SAREGION"
 inline constexpr std::uint32_t kVersion = 1;
-inline constexpr std::size_t kPrivateBytesMax = 4096;
+inline constexpr std::size_t kPrivateBytesMax = kPrivateDataBytesMax;
 
 struct Sizes {
   std::uint32_t ring_bytes = 0;      // power of two
