@@ -6,6 +6,7 @@
 // Environment: SANPROXY_FABRICS=verbs,tcp chooses by name (default: all that need no device).
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,8 +35,7 @@ struct FabricUnderTest {
   unsigned slowness = 1;      // the counts of the long tests are divided by this
   // Requests that a listener holds unanswered at most.
   unsigned half_open_max = 128;
-  // The LinkParameters that it honours, as they are named in fabric.h.
-  std::vector<std::string> honours = {};
+  std::uint32_t honours = 0;  // link parameters (LinkField); the others are refused by name
   // Before each test, and what to do to see its failure again.
   std::function<void()> start = [] {};
   std::function<std::string()> replay = [] { return std::string(); };
