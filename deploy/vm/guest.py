@@ -138,10 +138,10 @@ class Guest:
         self._say = say or (lambda text: None)
         self._on_console = on_console
         self.share = os.path.realpath(share or os.path.join(CHECKOUT, "build/vm/share"))
-        os.makedirs(self.share, exist_ok=True)
+        images.make_folder(self.share)
         try:
             image = images.prepare(os.path.join(CHECKOUT, "build/vm/kernel"), self._say)
-        except images.ImageError as error:
+        except (images.ImageError, OSError) as error:
             raise qemu.CannotRun(f"no kernel for the guest: {error}") from error
         own, peer = addresses(role)
         parameters = {
@@ -202,6 +202,9 @@ class Guest:
                    "terminal": terminal}
         self.send(frames.START, number, json.dumps(request).encode())
         return process
+
+    def alive(self):
+        return not self._dead
 
     def console(self):
         """The end of what the guest's kernel and start-up said."""
@@ -301,7 +304,7 @@ class Pair:
                  on_console=None):
         say = say or (lambda text: None)
         self.share = os.path.realpath(share or os.path.join(CHECKOUT, "build/vm/share"))
-        os.makedirs(self.share, exist_ok=True)
+        images.make_folder(self.share)
         self._barrier = tempfile.mkdtemp(prefix=".barrier-", dir=self.share)
         self.guests = []
         ends = socket.socketpair()

@@ -41,9 +41,25 @@ class Image:
         self.initramfs = None
 
 
+def make_folder(path):
+    """Also when root makes it, it belongs to whom its parent belongs: the next run may not be
+    root's."""
+    if os.path.isdir(path):
+        return
+    make_folder(os.path.dirname(path))
+    os.makedirs(path, exist_ok=True)
+    give_to_owner(path)
+
+
+def give_to_owner(path):
+    if os.geteuid() == 0:
+        parent = os.stat(os.path.dirname(path))
+        os.chown(path, parent.st_uid, parent.st_gid)
+
+
 def prepare(cache, say):
     """Returns a complete Image from the folder `cache`, making first what is not there."""
-    os.makedirs(cache, exist_ok=True)
+    make_folder(cache)
     cache = os.path.realpath(cache)
     with locked(os.path.join(cache, "lock"), say):
         kernels = sorted(glob.glob(os.path.join(cache, "kernel-*")), key=os.path.getmtime)
@@ -56,7 +72,8 @@ def prepare(cache, say):
 
 @contextlib.contextmanager
 def locked(path, say):
-    with open(path, "w") as file:
+    with open(path, "a") as file:
+        give_to_owner(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,6 +124,7 @@ def fetch_kernel(cache, say):
         os.chmod(tree, 0o755)
         final = os.path.join(cache, "kernel-" + release)
         os.rename(tree, final)
+        give_to_owner(final)
         return final
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -161,4 +179,5 @@ def initramfs(folder, image, say):
         with gzip.open(part, "wb", compresslevel=3) as file:
             file.write(packed.stdout)
         os.rename(part, final)
+        give_to_owner(final)
     return final

@@ -84,7 +84,7 @@ def arguments(image, share, parameters, memory_mb, cpus, agent, console, network
         "-smp", str(cpus), "-m", f"{memory_mb}M",
         "-kernel", image.kernel, "-initrd", image.initramfs,
         "-append", "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off nokaslr "
-                   "nowatchdog audit=0 random.trust_cpu=on tsc=reliable "
+                   "nowatchdog audit=0 init_on_alloc=0 random.trust_cpu=on tsc=reliable "
                    "rcupdate.rcu_cpu_stall_suppress=1 " + settings,
         "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
         "-device", "virtio-serial-pci",

@@ -106,7 +106,8 @@ class Agent:
             try:
                 data = data[os.write(self._port, data):]
             except BlockingIOError:
-                waiting.poll()
+                if any(events & select.POLLHUP for _, events in waiting.poll()):
+                    power_off("the host is gone")
             except OSError as error:
                 power_off(f"the host does not listen any more: {error}")
 
@@ -220,8 +221,12 @@ class Agent:
                 self.send(kind, command.number, data)
             return True
         del self._outputs[descriptor]
-        self._inputs.pop(descriptor, None)
+        if command.terminal:
+            self._inputs.pop(descriptor, None)
+            command.stdin = None
         self._watch(descriptor)
+        if command.terminal:
+            os.close(descriptor)
         return False
 
     def _reap(self):
