@@ -31,12 +31,18 @@ function(sanproxy_program name)
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS})
 endfunction()
 
-# sanproxy_test(NAME SOURCES... [LIBS ...] [LABELS ...]): a GoogleTest program known to ctest.
+# sanproxy_test(NAME SOURCES... [GUEST] [LIBS ...] [LABELS ...]): a GoogleTest program known to
+# ctest; with GUEST, one that needs RDMA and is run in the soft-RoCE guest instead (tests/vm).
 function(sanproxy_test name)
-  cmake_parse_arguments(arg "" "" "LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "GUEST" "" "LIBS;LABELS" ${ARGN})
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS} GTest::gmock GTest::gtest_main)
+  if(arg_GUEST)
+    set_target_properties(${name} PROPERTIES
+      RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/guest_tests)
+    return()
+  endif()
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})

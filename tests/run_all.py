@@ -2,7 +2,7 @@
 """Runs suites of tests and closes with one line: "N passed, N failed, N skipped".
 
 unit: the GoogleTest programs, through ctest; asan: the same under ASan and UBSan; e2e: real
-programs in network namespaces; lint: format, static checks, layers.
+programs in network namespaces; vm: RDMA, in guests under QEMU; lint: format, static checks, layers.
 A skipped test is named with its reason; under CI=true it counts as failed.
 """
 
@@ -104,9 +104,10 @@ def count_ctest(report, folder, status, preset, tally):
         tally.failed.append(f"{preset}: ctest ended with {status}")
 
 
-def run_e2e(text, tally):
-    step("end-to-end tests")
-    argv = [sys.executable, os.path.join(HERE, "e2e/run.py")] + ([text] if text else [])
+def run_programs(suite, title, text, tally):
+    """A suite with a run.py of its own that prints a line a test (line_result.py)."""
+    step(title)
+    argv = [sys.executable, os.path.join(HERE, suite, "run.py")] + ([text] if text else [])
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, errors="replace")
     failed, skipped, closing = [], [], None
     for line in process.stdout:
@@ -118,11 +119,11 @@ def run_e2e(text, tally):
     status = process.wait()
     if closing:
         tally.passed += int(closing[1])
-    tally.failed += [f"e2e: {name}" for name, _ in failed]
-    tally.skipped += [(f"e2e: {name}", reason) for name, reason in skipped]
+    tally.failed += [f"{suite}: {name}" for name, _ in failed]
+    tally.skipped += [(f"{suite}: {name}", reason) for name, reason in skipped]
     nothing_matched = text and closing and closing[0].startswith("0 passed, 0 failed")
     if status != 0 and not failed and not nothing_matched:
-        tally.failed.append(f"e2e: the run ended with {status}")
+        tally.failed.append(f"{suite}: the run ended with {status}")
 
 
 class LintResult(unittest.TextTestResult):
@@ -158,7 +159,7 @@ def flatten(suite):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--filter", help="only tests whose name contains this")
-    parser.add_argument("suites", nargs="+", choices=("unit", "asan", "e2e", "lint"))
+    parser.add_argument("suites", nargs="+", choices=("unit", "asan", "e2e", "vm", "lint"))
     options = parser.parse_args()
     tally = Tally()
     for suite in options.suites:
@@ -167,7 +168,9 @@ def main():
         elif suite == "asan":
             run_unit("asan", options.filter, tally)
         elif suite == "e2e":
-            run_e2e(options.filter, tally)
+            run_programs("e2e", "end-to-end tests", options.filter, tally)
+        elif suite == "vm":
+            run_programs("vm", "tests in soft-RoCE guests", options.filter, tally)
         else:
             run_lint(options.filter, tally)
     print()

@@ -11,80 +11,15 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
+sys.path.insert(1, os.path.dirname(HERE))
 
 from harness import lab, netns, settings  # noqa: E402
-
-
-class TookTooLong(Exception):
-    pass
-
-
-class LineResult(unittest.TestResult):
-    """Prints each test as it ends."""
-
-    def __init__(self):
-        super().__init__()
-        self.passed = 0
-        self._start = 0.0
-
-    def startTest(self, test):
-        super().startTest(test)
-        self._start = time.monotonic()
-        signal.alarm(settings.test_timeout_s)
-
-    def stopTest(self, test):
-        signal.alarm(0)
-        super().stopTest(test)
-
-    def _line(self, verdict, test, note=""):
-        words = test.id().split(".") if hasattr(test, "id") else [str(test)]
-        name = ".".join(words[-3:])
-        elapsed = time.monotonic() - self._start
-        print(f"{verdict:4} {elapsed:7.2f} s  {name}{'  ' + note if note else ''}", flush=True)
-
-    def addSuccess(self, test):
-        self.passed += 1
-        self._line("ok", test)
-
-    def addFailure(self, test, err):
-        super().addFailure(test, err)
-        self._report("FAIL", test, self.failures[-1][1])
-
-    def addError(self, test, err):
-        super().addError(test, err)
-        self._report("FAIL", test, self.errors[-1][1])
-
-    def addSubTest(self, test, subtest, err):
-        super().addSubTest(test, subtest, err)
-        if err is not None:
-            text = self._exc_info_to_string(err, test)
-            self._report("FAIL", test, f"{subtest._subDescription()}\n{text}")
-
-    def addSkip(self, test, reason):
-        super().addSkip(test, reason)
-        self._line("skip", test, reason)
-
-    def _report(self, verdict, test, text):
-        self._line(verdict, test)
-        print("     | " + text.rstrip().replace("\n", "\n     | "), flush=True)
-
-
-def each(suite):
-    for item in suite:
-        if isinstance(item, unittest.TestSuite):
-            yield from each(item)
-        else:
-            yield item
-
-
-def on_alarm(_number, _frame):
-    raise TookTooLong(f"the test took more than {settings.test_timeout_s} s")
+from line_result import LineResult, each  # noqa: E402
 
 
 def on_signal(number, _frame):
@@ -122,23 +57,21 @@ def main():
         return 2
     settings.log_dir = tempfile.mkdtemp(prefix=f"sanproxy-e2e-{os.getpid()}-")
     atexit.register(lab.close_all)
-    signal.signal(signal.SIGALRM, on_alarm)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     netns.remove_stale()
-    result = LineResult()
+    result = LineResult(settings.test_timeout_s)
     for _ in range(options.repeat):
         unittest.TestSuite(tests).run(result)
         tests = [test for test in each(unittest.defaultTestLoader.discover(
             HERE, pattern="test_*.py", top_level_dir=HERE))
             if not options.names or any(name in test.id() for name in options.names)]
-    failed = len(result.failures) + len(result.errors)
-    if failed or options.keep:
+    if result.failed() or options.keep:
         print(f"logs are in {settings.log_dir}")
     else:
         shutil.rmtree(settings.log_dir, ignore_errors=True)
-    print(f"{result.passed} passed, {failed} failed, {len(result.skipped)} skipped", flush=True)
-    return 1 if failed or not result.testsRun else 0
+    print(result.closing_line(), flush=True)
+    return 1 if result.failed() or not result.testsRun else 0
 
 
 if __name__ == "__main__":
