@@ -17,6 +17,7 @@ import settings
 
 _running = {}   # "single" or "pair" -> Guest or Pair
 _cannot = []    # why this machine cannot run guests, once that is known
+_can = []       # not empty once one has run
 
 
 def say(text):
@@ -44,7 +45,15 @@ def shared(kind):
             close_all()
             _cannot.append("no guest: " + str(error).replace("\n", " "))
             raise unittest.SkipTest(_cannot[0]) from error
+        _can.append(True)
     return _running[kind]
+
+
+def require():
+    """For tests that start their own: skips where there can be none, and leaves none running."""
+    if not _can:
+        shared("single")
+    close_all()
 
 
 def close_all():

@@ -1,6 +1,7 @@
 """./run vm as people use it."""
 
 import os
+import pty
 import select
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import unittest
 
 import guest
 import qemu
-from guests import close_all, shared
+from guests import require
 
 vm_program = os.path.join(guest.CHECKOUT, "deploy/vm/vm.py")
 boot_s = 200
@@ -35,10 +36,8 @@ def is_machine(pid):
 
 
 class WithGuest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        shared("single")    # skips where there can be none, and has the kernel prepared
-        close_all()         # the cores are needed
+    def setUp(self):
+        require()
 
     def start(self, *arguments):
         process = subprocess.Popen(vm_command(*arguments), stdin=subprocess.PIPE,
@@ -65,6 +64,26 @@ class WithGuest(unittest.TestCase):
         stdout, stderr = process.communicate(timeout=60)
         self.assertEqual((process.returncode, stdout, stderr), (130, b"ended\n", b""))
         self.assertFalse(any(is_machine(pid) for pid in running))
+
+    def test_without_a_command_it_is_a_shell_on_the_terminal(self):
+        ours, terminal = pty.openpty()
+        self.addCleanup(os.close, ours)
+        process = subprocess.Popen(vm_command("--quiet"), stdin=terminal, stdout=terminal,
+                                   stderr=terminal, start_new_session=True)
+        self.addCleanup(process.kill)
+        os.close(terminal)
+        said = self.read_until(ours, b"vm:")
+        os.write(ours, b"echo six times seven is $((6*7)); tty; exit 3\n")
+        said += self.read_until(ours, b"/dev/pts/")
+        self.assertIn(b"six times seven is 42", said)
+        self.assertEqual(process.wait(60), 3)
+
+    @staticmethod
+    def read_until(descriptor, wanted):
+        said = b""
+        while wanted not in said:
+            said += os.read(descriptor, 4096)
+        return said
 
     def test_a_command_past_its_time_is_ended_with_124(self):
         process = self.start("--timeout", "1", "--quiet", "--", "sleep", "1000")

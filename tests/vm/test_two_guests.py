@@ -3,7 +3,7 @@
 import subprocess
 import unittest
 
-from guests import PairCase, check, close_all, text_of
+from guests import PairCase, check, require, text_of
 from test_command_line import vm_command
 
 
@@ -42,7 +42,7 @@ class TwoGuests(PairCase):
 
 class TwoGuestsFromTheCommandLine(unittest.TestCase):
     def test_output_is_marked_and_the_first_failure_is_the_exit_status(self):
-        close_all()     # the cores are needed
+        require()
         done = subprocess.run(
             vm_command("--two", "--quiet", "--", "sh", "-c",
                        "echo from a; vm-wait-peer done; echo a saw it; exit 9", "---", "sh", "-c",
