@@ -63,7 +63,9 @@ Borrowed Received::keep() {
   internal::Link& link = *connection_->link;
   internal::KeptPool& pool = link.node().kept();
   internal::Kept* kept = nullptr;
-  if (loan_ != fabric::kNoLoan) {
+  const bool lent = loan_ != fabric::kNoLoan;
+  if (!lent || link.receive_memory_is_short()) kept = pool.acquire_copy(size_);
+  if (kept == nullptr && lent) {
     kept = pool.acquire_loan();
     kept->loan = loan_;
     kept->hold = link.hold();
@@ -72,7 +74,6 @@ Borrowed Received::keep() {
     kept->pieces = pieces_;
     kept->piece_count = piece_count_;
   } else {
-    kept = pool.acquire_copy(size_);
     if (kept == nullptr) return {};
     std::byte* to = kept->buffer.get();
     for (const Bytes& piece : pieces()) {

@@ -8,7 +8,7 @@
 
 namespace sanproxy::app::internal {
 
-Link::Link(NodeImpl& node, fabric::Fabric& fabric, std::string address)
+Link::Link(NodeImpl& node, FabricInUse& fabric, std::string address)
     : node_(node), fabric_(fabric), address_(std::move(address)) {
   rejects_.reserve(64);
 }
@@ -38,8 +38,8 @@ void Link::flush() {
 
 void Link::start_connecting(std::uint64_t now_ns) {
   std::array<std::byte, sizeof(wire::HelloBody)> hello;
-  wire::encode_hello(node_.hello(), hello);
-  auto attempt = fabric_.connect(address_, hello, node_.endpoint_options());
+  wire::encode_hello(fabric_.hello, hello);
+  auto attempt = fabric_.fabric->connect(address_, hello, fabric_.options);
   if (!attempt.ok()) return retry_later(attempt.status().text());
   connecting_ = std::move(*attempt);
   retry_at_ns_ = now_ns + kConnectMaxNs;  // a proxy that hangs is given up
@@ -77,7 +77,7 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   send_memory_key_ = *key;
   hold_ = std::make_unique<ChannelHold>();
   hold_->channel =
-      std::make_unique<channel::Channel>(std::move(endpoint), node_.hello(), *peer, *this);
+      std::make_unique<channel::Channel>(std::move(endpoint), fabric_.hello, *peer, *this);
   lost_ = false;
   retry_pause_ns_ = kRetryFirstNs;
   last_reason_.clear();
@@ -124,6 +124,10 @@ void Link::take_down() {
   retry_at_ns_ = node_.now_ns() + retry_pause_ns_;
   retry_pause_ns_ = std::min(retry_pause_ns_ * 2, kRetryMaxNs);
   node_.link_down(*this, last_reason_);
+}
+
+bool Link::receive_memory_is_short() const {
+  return fabric_.pool != nullptr && fabric_.pool->free_count() < fabric_.pool->slot_count() / 4;
 }
 
 void Link::breach(const char* text) {

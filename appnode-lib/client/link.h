@@ -26,6 +26,7 @@
 namespace sanproxy::app::internal {
 
 class NodeImpl;
+struct FabricInUse;
 
 // A channel, and how many kept loans need its memory.
 struct ChannelHold {
@@ -41,7 +42,7 @@ class Link final : public channel::Delegate {
   static constexpr std::size_t kUnsentRejectsMax = 4096;
   static constexpr std::size_t kPollBudget = 256;
 
-  Link(NodeImpl& node, fabric::Fabric& fabric, std::string address);
+  Link(NodeImpl& node, FabricInUse& fabric, std::string address);
   ~Link() override;
 
   // --- life
@@ -54,6 +55,9 @@ class Link final : public channel::Delegate {
   NodeImpl& node() { return node_; }
   channel::Channel& channel() { return *hold_->channel; }
   ChannelHold* hold() { return hold_.get(); }
+  // Whether a received loan is better copied than kept: it holds a whole receive buffer of ours,
+  // and few are left to post.
+  bool receive_memory_is_short() const;
 
   // --- services (by their index in the Node)
   void sync_services();  // sends the JOINs, LEAVEs and SHUTDOWNs that are due
@@ -121,7 +125,7 @@ class Link final : public channel::Delegate {
   std::size_t service_index(std::uint32_t id) const;
 
   NodeImpl& node_;
-  fabric::Fabric& fabric_;
+  FabricInUse& fabric_;
   std::string address_;
   std::unique_ptr<fabric::Connecting> connecting_;
   std::unique_ptr<ChannelHold> hold_;

@@ -9,7 +9,7 @@ using internal::NodeImpl;
 
 internal::Assembly internal::default_assembly() {
   Assembly assembly;
-  assembly.fabrics.emplace("shm", [] { return fabric::make_shm_fabric(); });
+  assembly.fabrics["shm"].make = [](const NodeOptions&) { return fabric::make_shm_fabric(); };
   return assembly;
 }
 

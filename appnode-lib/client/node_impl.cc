@@ -11,7 +11,9 @@
 #include <random>
 
 #include "appnode-lib/client/convert.h"
+#include "appnode-lib/client/link_options.h"
 #include "lwproto/base/check.h"
+#include "lwproto/buffer/pool_sizes.h"
 
 namespace sanproxy::app::internal {
 namespace {
@@ -19,6 +21,8 @@ namespace {
 constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
 constexpr std::uint32_t kReceiveWindowBytesMin = 4096;
 constexpr std::uint32_t kReceiveWindowBytesMax = 1u << 30;
+constexpr std::uint32_t kReceiveBuffersMin = 16;
+constexpr std::uint32_t kReceiveBuffersMax = 65'536;
 
 std::vector<std::string> proxies_from_environment() {
   std::vector<std::string> out;
@@ -30,6 +34,10 @@ std::vector<std::string> proxies_from_environment() {
     rest.remove_prefix(std::min(comma + 1, rest.size()));
   }
   return out;
+}
+
+std::string_view scheme_of(std::string_view address) {
+  return address.substr(0, address.find(':'));
 }
 
 std::string default_name() {
@@ -61,6 +69,11 @@ Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly
                                                                     << wire::kConnectionIndexBits) {
     return Status(Code::kInvalidArgument, "connections_max must be 1 to 2^24");
   }
+  if (options.receive_buffers < kReceiveBuffersMin ||
+      options.receive_buffers > kReceiveBuffersMax) {
+    return Status(Code::kInvalidArgument, "receive_buffers must be 16 to 65536");
+  }
+  if (const Status status = take_link_environment(options); !status.ok()) return status;
   std::unique_ptr<NodeImpl> node(new NodeImpl(std::move(options), std::move(assembly)));
   if (const Status status = node->set_up(); !status.ok()) return status;
   return node;
@@ -77,10 +90,12 @@ Status NodeImpl::set_up() {
     if (const Status status = watch(own); !status.ok()) return status;
   }
   std::random_device random;
-  const std::uint64_t epoch = (std::uint64_t{random()} << 32) | random();
-  hello_ = channel::make_hello(epoch, assembly_.endpoint, options_.receive_window_bytes,
-                               static_cast<std::uint32_t>(options_.connections_max), options_.name);
+  epoch_ = (std::uint64_t{random()} << 32) | random();
+  auto link = link_parameters(options_.link);
+  if (!link.ok()) return link.status();
+  link_parameters_ = *link;
   if (const Status status = set_up_memory(); !status.ok()) return status;
+  if (const Status status = set_up_receive_memory(); !status.ok()) return status;
   return set_up_links();
 }
 
@@ -96,6 +111,29 @@ Status NodeImpl::set_up_memory() {
   return {};
 }
 
+wire::HelloBody NodeImpl::make_hello(const fabric::EndpointOptions& endpoint) const {
+  return channel::make_hello(epoch_, endpoint, options_.receive_window_bytes,
+                             static_cast<std::uint32_t>(options_.connections_max), options_.name);
+}
+
+// For every proxy that sends into memory of ours: what is posted, and as much again that may be
+// kept meanwhile.
+Status NodeImpl::set_up_receive_memory() {
+  std::size_t links = 0;
+  for (const std::string& address : options_.proxies) {
+    const auto kind = assembly_.fabrics.find(scheme_of(address));
+    if (kind != assembly_.fabrics.end() && kind->second.receives_into_pool) ++links;
+  }
+  if (links == 0) return {};
+  auto region = buffer::MemoryRegion::create(
+      "appnode-receive", links * 2 * options_.receive_buffers * buffer::kEgressSlotBytes);
+  if (!region.ok()) return to_public(region.status());
+  receive_region_ = std::move(*region);
+  receive_pool_ =
+      std::make_unique<buffer::SlotPool>(receive_region_.bytes(), buffer::kEgressSlotBytes);
+  return {};
+}
+
 Status NodeImpl::set_up_links() {
   for (const std::string& address : options_.proxies) {
     auto fabric = fabric_for(address);
@@ -105,24 +143,31 @@ Status NodeImpl::set_up_links() {
   return {};
 }
 
-Result<fabric::Fabric*> NodeImpl::fabric_for(std::string_view address) {
-  const std::size_t colon = address.find(':');
-  if (colon == std::string_view::npos) {
+Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
+  if (address.find(':') == std::string_view::npos) {
     return Status(Code::kInvalidArgument, "a proxy's address is SCHEME:..., such as shm:/path");
   }
-  const std::string_view scheme = address.substr(0, colon);
-  if (const auto known = fabrics_.find(scheme); known != fabrics_.end()) {
-    return known->second.get();
-  }
-  const auto factory = assembly_.fabrics.find(scheme);
-  if (factory == assembly_.fabrics.end()) {
+  const std::string_view scheme = scheme_of(address);
+  if (const auto known = fabrics_.find(scheme); known != fabrics_.end()) return &known->second;
+  const auto kind = assembly_.fabrics.find(scheme);
+  if (kind == assembly_.fabrics.end()) {
     return Status(Code::kUnsupported, "this library has no fabric for that address");
   }
-  auto fabric = factory->second();
+  auto fabric = kind->second.make(options_);
   if (!fabric.ok()) return to_public(fabric.status());
   (*fabric)->wake_in(epoll_fd_);
   if (const Status status = watch((*fabric)->event_fd()); !status.ok()) return status;
-  return fabrics_.emplace(scheme, std::move(*fabric)).first->second.get();
+  FabricInUse out;
+  out.fabric = std::move(*fabric);
+  out.options = assembly_.endpoint;
+  out.options.link = link_parameters_;
+  if (kind->second.receives_into_pool) {
+    out.options.receive_depth = options_.receive_buffers;
+    out.options.receive_memory = {receive_pool_.get(), &receive_region_, 0};
+    out.pool = receive_pool_.get();
+  }
+  out.hello = make_hello(out.options);
+  return &fabrics_.emplace(scheme, std::move(out)).first->second;
 }
 
 Status NodeImpl::watch(int fd) {
@@ -201,8 +246,8 @@ bool NodeImpl::arm() {
   const std::uint64_t deadline = next_deadline_ns();
   if (deadline != 0 && deadline <= now_ns()) return false;
   armed_ = true;
-  for (const auto& [scheme, fabric] : fabrics_) {
-    if (!fabric->arm()) {
+  for (const auto& [scheme, in_use] : fabrics_) {
+    if (!in_use.fabric->arm()) {
       disarm();
       return false;
     }
@@ -213,7 +258,7 @@ bool NodeImpl::arm() {
 
 void NodeImpl::disarm() {
   armed_ = false;
-  for (const auto& [scheme, fabric] : fabrics_) fabric->disarm();
+  for (const auto& [scheme, in_use] : fabrics_) in_use.fabric->disarm();
 }
 
 // The timer's clock need not be ours (tests): what counts is the distance.

@@ -40,14 +40,27 @@ struct ServiceImpl {
   bool shutting_down = false;
 };
 
+// A kind of fabric, and how to make one.
+struct FabricKind {
+  std::function<::sanproxy::Result<std::unique_ptr<fabric::Fabric>>(const NodeOptions&)> make;
+  bool receives_into_pool = false;  // receives land in memory of ours, which we have to provide
+};
+
 // What a process is assembled from; tests put their own in.
 struct Assembly {
-  using FabricFactory = std::function<::sanproxy::Result<std::unique_ptr<fabric::Fabric>>()>;
-  std::map<std::string, FabricFactory, std::less<>> fabrics;  // by the address's scheme
-  const Clock* clock = nullptr;                               // nullptr: the system's
+  std::map<std::string, FabricKind, std::less<>> fabrics;  // by the address's scheme
+  const Clock* clock = nullptr;                            // nullptr: the system's
   fabric::EndpointOptions endpoint;
 };
 Assembly default_assembly();
+
+// A fabric in use, and how channels are made over it.
+struct FabricInUse {
+  std::unique_ptr<fabric::Fabric> fabric;
+  fabric::EndpointOptions options;
+  wire::HelloBody hello{};
+  const buffer::SlotPool* pool = nullptr;  // where receives land, if in memory of ours
+};
 
 class NodeImpl final : public Node {
  public:
@@ -75,8 +88,6 @@ class NodeImpl final : public Node {
 
   // --- for Links
   std::uint64_t now_ns() const { return clock_->now_ns(); }
-  const wire::HelloBody& hello() const { return hello_; }
-  const fabric::EndpointOptions& endpoint_options() const { return assembly_.endpoint; }
   std::uint32_t receive_window_bytes() const { return options_.receive_window_bytes; }
   const std::vector<std::unique_ptr<ServiceImpl>>& services() const { return services_; }
   const std::vector<std::unique_ptr<Region>>& regions() const { return regions_; }
@@ -105,7 +116,9 @@ class NodeImpl final : public Node {
   Status set_up();
   Status set_up_memory();
   Status set_up_links();
-  Result<fabric::Fabric*> fabric_for(std::string_view address);
+  Status set_up_receive_memory();
+  Result<FabricInUse*> fabric_for(std::string_view address);
+  wire::HelloBody make_hello(const fabric::EndpointOptions& endpoint) const;
   Status watch(int fd);
   void disarm();
   void take_events(int timeout_ms);
@@ -120,16 +133,19 @@ class NodeImpl final : public Node {
   Assembly assembly_;
   SteadyClock steady_clock_;
   const Clock* clock_;
-  wire::HelloBody hello_{};
+  std::uint64_t epoch_ = 0;
+  fabric::LinkParameters link_parameters_;
 
   buffer::MemoryRegion send_region_;
   std::unique_ptr<SendMemory> send_memory_;
   std::unique_ptr<SendRecords> send_records_;
   std::size_t send_slots_ = 0;
   std::vector<std::unique_ptr<Region>> regions_;
+  buffer::MemoryRegion receive_region_;  // of the fabrics that receive into memory of ours
+  std::unique_ptr<buffer::SlotPool> receive_pool_;
   KeptPool kept_;
 
-  std::map<std::string, std::unique_ptr<fabric::Fabric>, std::less<>> fabrics_;
+  std::map<std::string, FabricInUse, std::less<>> fabrics_;
   std::vector<std::unique_ptr<ChannelHold>> buried_;
   std::vector<std::unique_ptr<ServiceImpl>> services_;
   ConnectionPool pool_;

@@ -11,5 +11,6 @@
 #include "sanproxy/address.h"     // IWYU pragma: export
 #include "sanproxy/blocking.h"    // IWYU pragma: export
 #include "sanproxy/connection.h"  // IWYU pragma: export
+#include "sanproxy/link.h"        // IWYU pragma: export
 #include "sanproxy/node.h"        // IWYU pragma: export
 #include "sanproxy/status.h"      // IWYU pragma: export

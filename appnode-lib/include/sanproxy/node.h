@@ -16,13 +16,19 @@
 #include <vector>
 
 #include "sanproxy/connection.h"
+#include "sanproxy/link.h"
 
 namespace sanproxy::app {
 
 struct NodeOptions {
-  // "shm:/run/sanproxy/proxy.sock", ...; if empty, SANPROXY_PROXY (comma separated) is used.
+  // "shm:/run/sanproxy/proxy.sock", "verbs://10.9.0.1:7471", "tcp://10.9.0.1:7471", any mixture;
+  // if empty, SANPROXY_PROXY (comma separated) is used.
   std::vector<std::string> proxies{};
   std::string name{};  // shown by the proxy; by default the program's name and pid
+
+  // --- links. Where not set, SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY and _CA are used.
+  LinkOptions link{};  // asked of every proxy's link
+  TlsFiles tls{};      // tcp links use TLS if set, and only then
 
   // --- bounds
   std::size_t connections_max = 65'536;
@@ -32,6 +38,10 @@ struct NodeOptions {
   std::size_t send_memory_bytes = std::size_t{64} << 20;
   // For small received pieces that are kept (Received::keep()).
   std::size_t kept_bytes_max = std::size_t{64} << 20;
+
+  // Receive buffers (72 KB each) that are posted for each proxy over verbs and tcp, 16 to 65,536;
+  // twice as many are kept. On shm the memory is the proxy's.
+  std::uint32_t receive_buffers = 128;
 
   // --- optional news, called from poll()
   std::function<void(std::string_view proxy)> on_proxy_up{};
