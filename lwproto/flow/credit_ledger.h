@@ -65,7 +65,8 @@ class CreditLedger {
     SANPROXY_CHECK(buffers <= window_ - (granted_ - received_));
     granted_ += buffers;
   }
-  std::uint32_t granted_total() const { return granted_; }  // goes into every TransferHeader
+  std::uint32_t granted_total() const { return granted_; }       // goes into every TransferHeader
+  std::uint32_t posted() const { return granted_ - received_; }  // receive buffers not yet filled
   // A transfer with granted_total() has left.
   void on_grant_sent() { granted_sent_ = granted_; }
   // True when a pure credit return is due: half of the initial grant is unannounced, or the peer

@@ -1,16 +1,14 @@
 // Application nodes: how their channels come, are polled and flushed, and die.
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 #include "lwproto/base/check.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {
 namespace {
 
-// Writes wait while less than this share of the stack's memory is left.
-constexpr std::size_t kHeapReserveShare = 16;
-constexpr std::size_t kEgressReserveSlots = 64;
-constexpr std::uint64_t kMemoryPatienceNs = 500'000'000;
 // Answers to joins and refused outgoing connections that may be owed beside those of streams.
 constexpr std::size_t kAnswersOwedMax = 1024;
 
@@ -27,7 +25,8 @@ Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingre
       host_(host),
       services_(std::move(policies), services_max),
       streams_(options.connections_max),
-      records_(options.tx_records_max) {
+      records_(options.tx_records_max),
+      clock_(options.clock != nullptr ? *options.clock : steady_clock_) {
   nodes_.resize(options.nodes_max);
   present_.reserve(options.nodes_max);
   dirty_.reserve(options.connections_max);
@@ -66,13 +65,20 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   if (present_.size() >= options_.nodes_max) {
-    return refuse(wire::CloseCode::kLimitReached, "nodes_max is reached");
+    return refuse(wire::CloseCode::kLimitReached, "max_nodes is reached");
+  }
+  const auto here = std::count_if(present_.begin(), present_.end(),
+                                  [&](const AppNode* node) { return node->from == &from; });
+  if (static_cast<std::size_t>(here) >= from.nodes_max) {
+    return refuse(wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached");
   }
   // Indexes go round, so that a number in a log names one node for a long time.
   while (nodes_[node_search_ % options_.nodes_max] != nullptr) ++node_search_;
   const NodeIndex index = node_search_++ % options_.nodes_max;
 
-  auto region = buffer::MemoryRegion::create("sanproxy-channel", options_.channel_region_bytes);
+  auto region = buffer::MemoryRegion::create(
+      "sanproxy-channel",
+      from.channel_region_bytes != 0 ? from.channel_region_bytes : options_.channel_region_bytes);
   if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
   const wire::HelloBody ours =
       channel::make_hello(options_.epoch, from.options, options_.send_window_bytes,
@@ -88,7 +94,9 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   auto node = std::make_unique<AppNode>();
   node->index = index;
   node->peer = request.peer;
+  node->from = &from;
   node->lend_ingress = from.lend_ingress;
+  node->receives_into_egress = from.options.receive_memory.pool == &egress_;
   node->chunks = std::make_unique<ChunkRegion>(std::move(*region));
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
@@ -127,50 +135,16 @@ void Translator::flush_channels() {
   }
 }
 
-bool Translator::memory_is_low() const {
-  return stack_->heap_bytes_used() >
-         stack_->heap_bytes_max() - stack_->heap_bytes_max() / kHeapReserveShare;
-}
-
-// The EgressPool holds what the stack has no memory for. When that runs low too, application nodes
-// have to wait: their messages stay in their own channels. Clients that take their bytes soon put
-// an end to it; if none does, the connection that holds most is ended, and so on.
-bool Translator::must_wait_for_memory() {
-  const std::size_t reserve = std::min(kEgressReserveSlots, egress_.slot_count() / 2);
-  if (egress_.free_count() >= reserve) {
-    low_since_ns_ = 0;
-    return false;
+void Translator::replenish_channels() {
+  if (!slots_released_) return;
+  slots_released_ = false;
+  for (AppNode* node : present_) {
+    if (node->receives_into_egress && !node->dead) node->channel->poll(0);
   }
-  const std::uint64_t now = clock_.now_ns();
-  if (low_since_ns_ == 0) low_since_ns_ = now;
-  ++counters_.waiting_rounds;
-  if (now - low_since_ns_ > kMemoryPatienceNs) {
-    low_since_ns_ = now;
-    end_largest_holder();
-  }
-  return true;
-}
-
-void Translator::end_largest_holder() {
-  StreamIndex largest = kNone;
-  std::size_t most = 0;
-  for (const StreamIndex index : starved_) {
-    std::size_t slots = 0;
-    for (RecordIndex r = streams_[index].tx_unwritten; r != kNone; r = records_[r].next) {
-      slots += records_[r].egress != buffer::kNoSlot ? 1 : 0;
-    }
-    if (slots <= most) continue;
-    most = slots;
-    largest = index;
-  }
-  if (largest == kNone) return;
-  ++counters_.closed_no_memory;
-  Stream& s = streams_[largest];
-  if (s.state == StreamState::kOrphan) return reset_stream(s, largest);
-  fail_stream(s, largest, wire::CloseCode::kLimitReached);
 }
 
 std::size_t Translator::poll_channels() {
+  slots_released_ = false;
   if (!starved_.empty()) feed_starved();
   if (must_wait_for_memory()) return 0;
   std::size_t handled = 0;

@@ -75,8 +75,10 @@ bool Translator::keep_small(Stream& s, std::span<const std::byte> bytes, std::ui
   counters_.copied_pressure += bytes.size();
   if (s.tx_unwritten != kNone) {  // then the last record is not written either
     TxRecord& last = records_[s.tx_last];
-    if (last.egress != buffer::kNoSlot && last.length + bytes.size() <= egress_.slot_bytes()) {
-      std::memcpy(egress_.data(last.egress) + last.length, bytes.data(), bytes.size());
+    const bool room = last.egress != buffer::kNoSlot &&
+                      slot_bytes_used(last) + bytes.size() <= egress_.slot_bytes();
+    if (room) {
+      std::memcpy(egress_.data(last.egress) + slot_bytes_used(last), bytes.data(), bytes.size());
       last.length += static_cast<std::uint32_t>(bytes.size());
       last.end_offset = end_offset;
       return true;
@@ -87,6 +89,7 @@ bool Translator::keep_small(Stream& s, std::span<const std::byte> bytes, std::ui
   egress_.mark_received(slot);
   std::memcpy(egress_.data(slot), bytes.data(), bytes.size());
   if (add_record(s, {egress_.data(slot), bytes.size()}, end_offset, fabric::kNoLoan, slot)) {
+    ++s.egress_slots;
     return true;
   }
   egress_.release(slot);
@@ -96,6 +99,11 @@ bool Translator::keep_small(Stream& s, std::span<const std::byte> bytes, std::ui
 // Bytes on loan: the stack refers to them until the client has acknowledged them.
 bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
                                   const channel::Payload& payload) {
+  const AppNode& node = node_of_channel(channel);
+  if (is_better_packed(s, node, payload) && pack(s, payload)) {
+    write_records(s, index);
+    return true;
+  }
   std::uint64_t end = s.from_app.received() - payload.length;
   for (std::size_t i = 0; i < payload.pieces.size(); ++i) {
     const fabric::Segment& piece = payload.pieces[i];
@@ -107,6 +115,7 @@ bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel
     }
   }
   channel.retain(payload.loan);
+  if (node.receives_into_egress) ++s.egress_slots;
   write_records(s, index);
   return true;
 }
@@ -157,6 +166,11 @@ void Translator::release_records(Stream& s, AppNode& node, std::uint64_t up_to) 
     TxRecord& record = records_[r];
     if (record.loan != fabric::kNoLoan) node.channel->release(record.loan);
     if (record.egress != buffer::kNoSlot) egress_.release(record.egress);
+    if (record.egress != buffer::kNoSlot ||
+        (node.receives_into_egress && record.loan != fabric::kNoLoan)) {
+      --s.egress_slots;
+      slots_released_ = true;
+    }
     s.tx_first = record.next;
     record.next = records_free_;
     records_free_ = r;

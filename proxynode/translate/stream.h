@@ -62,6 +62,7 @@ struct Stream {
   ChunkIndex chunk_first, chunk_tail;  // payload not yet sent starts in chunk_first
   RecordIndex tx_first, tx_last, tx_unwritten;
   std::uint32_t pending_bytes;  // in chunks, not yet sent to the application node
+  std::uint32_t egress_slots;   // of the EgressPool that its records hold
   std::uint16_t flags;
   StreamState state;
 
@@ -77,7 +78,7 @@ struct TxRecord {
   std::uint32_t length;
   RecordIndex next;
   fabric::Loan loan;         // given back with this piece; kNoLoan on all but the last of a loan
-  buffer::SlotIndex egress;  // a copy in the EgressPool instead; kNoSlot otherwise
+  buffer::SlotIndex egress;  // a copy in the EgressPool instead, given back with this piece
 };
 
 }  // namespace sanproxy::translate

@@ -10,6 +10,7 @@
 //     san_to_tcp.cc    application bytes to the client
 //     close.cc         every way a stream ends
 //     backpressure.cc  who waits for what, and who is let on when
+//     held_memory.cc   what streams hold of the EgressPool
 // Owner: the worker; thread: the worker's.
 // Invariants:
 //   1. Nothing is queued without bound: messages are made from stream state when a credit is
@@ -20,6 +21,7 @@
 //      it is free, also after the node has died.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -46,7 +48,8 @@ struct TranslatorOptions {
   std::uint32_t send_window_bytes = 1024 * 1024;  // of one stream, application to client
   std::uint32_t tx_records_max = 1 << 20;         // pieces of application memory in use at a time
   std::size_t channel_region_bytes = std::size_t{256} << 20;
-  bool outgoing = true;  // application nodes may open connections
+  bool outgoing = true;          // application nodes may open connections
+  const Clock* clock = nullptr;  // null: the system's
 };
 
 struct TranslatorCounters {
@@ -68,11 +71,19 @@ struct TranslatorCounters {
 
 // Where application nodes connect: a listener and what is promised to those who come through it.
 struct FabricListener {
+  std::string fabric = "shm";  // its name, for people
   std::unique_ptr<fabric::Listener> listener;
   fabric::EndpointOptions options;
   bool lend_ingress =
       false;  // shared trust, or a fabric that sends from the pool without showing it
+  std::uint32_t nodes_max = 1u << 24;    // that come through it, beside nodes_max of all
+  std::size_t channel_region_bytes = 0;  // 0: TranslatorOptions'
 };
+
+// Slots of the EgressPool that endpoints must leave free: EndpointOptions::receive_memory.
+inline std::size_t egress_reserve(const buffer::SlotPool& pool) {
+  return std::min<std::size_t>(64, pool.slot_count() / 2);
+}
 
 // What the translator asks of the process around it.
 class Host {
@@ -85,6 +96,7 @@ class Host {
 // An application node: its channel and what belongs to it.
 struct AppNode {
   NodeIndex index = kNone;
+  const FabricListener* from = nullptr;
   std::string name;
   fabric::PeerIdentity peer;
   std::unique_ptr<channel::Channel> channel;
@@ -92,6 +104,7 @@ struct AppNode {
   fabric::RegionKey chunk_key = 0;
   fabric::RegionKey ingress_key = 0;
   bool lend_ingress = false;
+  bool receives_into_egress = false;  // what it sends arrives in slots of the EgressPool
   bool dead = false;
   StreamIndex streams_head = kNone;
   std::uint32_t stream_count = 0;  // bound, orphans included
@@ -119,11 +132,16 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   ~Translator() override;
   void set_stack(stack::Stack& stack) { stack_ = &stack; }
   void add_listener(FabricListener listener) { listeners_.push_back(std::move(listener)); }
+  // What those options need of the pool that is also ours.
+  fabric::ReceiveMemory receive_memory(const buffer::MemoryRegion& egress_region) {
+    return {&egress_, &egress_region, egress_reserve(egress_)};
+  }
 
   // --- one loop round, in this order (design §5)
   void flush_channels();         // after a burst of packets: what was received is handed over
   std::size_t poll_channels();   // what the application nodes sent; number of completions
   std::size_t poll_listeners();  // application nodes that want in
+  void replenish_channels();     // before sleeping: receive buffers that were held by others
 
   // --- winding down
   void start_drain();  // no new connections or joins; members are told
@@ -162,9 +180,6 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   AppNode& node_of_channel(channel::Channel& channel) {
     return *static_cast<AppNode*>(channel.user);
   }
-  bool memory_is_low() const;
-  bool must_wait_for_memory();
-  void end_largest_holder();
 
   // joins.cc
   void on_join(AppNode& node, const wire::Message& message);
@@ -207,6 +222,19 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void on_credit(AppNode& node, const wire::Message& message);
   Status send_credit(Stream& s, AppNode& node);
 
+  // held_memory.cc
+  bool memory_is_low() const;
+  std::size_t egress_headroom() const;
+  bool receives_are_short() const;
+  bool must_wait_for_memory();
+  StreamIndex largest_holder() const;
+  void remember_largest_holder();
+  void end_largest_holder();
+  bool is_better_packed(const Stream& s, const AppNode& node,
+                        const channel::Payload& payload) const;
+  std::size_t slot_bytes_used(const TxRecord& record) const;
+  bool pack(Stream& s, const channel::Payload& payload);
+
   // close.cc
   void on_close_message(AppNode& node, const wire::Message& message);
   void finish_sending(Stream& s, StreamIndex index);
@@ -242,7 +270,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   buffer::SlotPool& egress_;
   Host& host_;
   service::ServiceTable services_;
-  std::vector<FabricListener> listeners_;
+  std::deque<FabricListener> listeners_;         // nodes point to theirs
   std::vector<std::unique_ptr<AppNode>> nodes_;  // by NodeIndex; null where free
   std::vector<AppNode*> present_;                // those that are not null
   ReservedArray<Stream> streams_;
@@ -254,8 +282,12 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::vector<StreamIndex> starved_;  // likewise
   std::uint32_t bound_streams_ = 0;
   std::uint32_t node_search_ = 0;
-  SteadyClock clock_;
+  SteadyClock steady_clock_;
+  const Clock& clock_;
   std::uint64_t low_since_ns_ = 0;  // since when application nodes wait for memory
+  std::uint64_t holder_id_ = 0;     // who held most of it then, and how far its client was
+  std::uint64_t holder_freed_ = 0;
+  bool slots_released_ = false;  // of the EgressPool, since the last poll_channels()
   bool any_dead_ = false;
   bool draining_ = false;
   TranslatorCounters counters_;

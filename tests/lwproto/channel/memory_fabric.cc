@@ -27,7 +27,8 @@ using TransferPtr = std::shared_ptr<Transfer>;
 
 struct LoanOut {
   TransferPtr transfer;
-  Bytes buffer;  // kReceiveBuffers
+  Bytes buffer;                              // kReceiveBuffers
+  buffer::SlotIndex slot = buffer::kNoSlot;  // or a slot of the pool
 };
 
 struct MemorySide {
@@ -37,7 +38,8 @@ struct MemorySide {
   std::deque<std::pair<std::uint64_t, Status>> sends;
   std::map<Loan, LoanOut> loans;
   std::uint32_t posted = 0;
-  std::uint32_t unposted = 0;  // free buffers
+  std::uint32_t unposted = 0;           // free buffers
+  std::deque<buffer::SlotIndex> slots;  // those posted, and those of transfers not yet polled
   bool reported = false;
   Status reason;
 };
@@ -45,7 +47,15 @@ struct MemorySide {
 class MemoryLink {
  public:
   explicit MemoryLink(const MemoryOptions& options) : options_(options) {
-    for (int i = 0; i < 2; ++i) side[i].posted = options.endpoint[i].receive_depth;
+    for (int i = 0; i < 2; ++i) {
+      side[i].posted = options.endpoint[i].receive_depth;
+      const ReceiveMemory& memory = options.endpoint[i].receive_memory;
+      if (memory.pool == nullptr) continue;
+      for (std::uint32_t n = 0; n < side[i].posted; ++n) {
+        side[i].slots.push_back(memory.acquire());
+        EXPECT_NE(side[i].slots.back(), buffer::kNoSlot) << "the pool cannot post what it must";
+      }
+    }
   }
   const MemoryOptions& options() const { return options_; }
 
@@ -85,6 +95,9 @@ MemoryEndpoint::MemoryEndpoint(std::shared_ptr<MemoryLink> link, int side)
 MemoryEndpoint::~MemoryEndpoint() {
   EXPECT_EQ(loans_out(), 0u) << "an endpoint was destroyed with loans outside";
   disconnect(Status::error(Code::kDisconnected, "destroyed"));
+  for (const buffer::SlotIndex slot : link_->side[side_].slots) {
+    link_->options().endpoint[side_].receive_memory.pool->release(slot);
+  }
 }
 
 Result<RegionKey> MemoryEndpoint::attach(const buffer::MemoryRegion& region) {
@@ -186,8 +199,10 @@ std::size_t MemoryEndpoint::poll(std::span<Completion> out) {
     LoanOut loan{transfer, {}};
     if (buffers) {
       loan.buffer = transfer->inline_part;
-      c.segments[c.segment_count++] = {loan.buffer.data(),
-                                       static_cast<std::uint32_t>(loan.buffer.size()), false};
+      const auto length = static_cast<std::uint32_t>(loan.buffer.size());
+      const std::byte* data =
+          mine.slots.empty() ? loan.buffer.data() : receive_into_slot(loan.buffer, loan.slot);
+      c.segments[c.segment_count++] = {data, length, false};
     } else {
       transient_.push_back(transfer->inline_part);
       c.segments[c.segment_count++] = {transient_.back().data(),
@@ -217,6 +232,18 @@ std::size_t MemoryEndpoint::poll(std::span<Completion> out) {
   return count;
 }
 
+const std::byte* MemoryEndpoint::receive_into_slot(std::span<const std::byte> bytes,
+                                                   buffer::SlotIndex& slot) {
+  MemorySide& mine = link_->side[side_];
+  buffer::SlotPool& pool = *link_->options().endpoint[side_].receive_memory.pool;
+  slot = mine.slots.front();
+  mine.slots.pop_front();
+  EXPECT_LE(bytes.size(), pool.slot_bytes());
+  std::memcpy(pool.data(slot), bytes.data(), bytes.size());
+  pool.mark_received(slot);
+  return pool.data(slot);
+}
+
 void MemoryEndpoint::release(Loan loan) {
   MemorySide& mine = link_->side[side_];
   const auto it = mine.loans.find(loan);
@@ -224,7 +251,9 @@ void MemoryEndpoint::release(Loan loan) {
     ADD_FAILURE() << "a loan was released twice, or never given: " << loan;
     return;
   }
-  if (link_->options().delivery == Delivery::kReceiveBuffers) {
+  if (it->second.slot != buffer::kNoSlot) {
+    link_->options().endpoint[side_].receive_memory.pool->release(it->second.slot);
+  } else if (link_->options().delivery == Delivery::kReceiveBuffers) {
     ++mine.unposted;
   } else if (!link_->down) {
     link_->complete(link_->side[1 - side_], it->second.transfer, {});
@@ -235,6 +264,17 @@ void MemoryEndpoint::release(Loan loan) {
 std::uint32_t MemoryEndpoint::replenish() {
   MemorySide& mine = link_->side[side_];
   if (link_->down || keep_buffers) return 0;
+  const EndpointOptions& options = link_->options().endpoint[side_];
+  if (options.receive_memory.pool != nullptr) {
+    std::uint32_t fresh = 0;
+    for (; mine.slots.size() < options.receive_depth; ++fresh) {
+      const buffer::SlotIndex slot = options.receive_memory.acquire();
+      if (slot == buffer::kNoSlot) break;
+      mine.slots.push_back(slot);
+    }
+    mine.posted += fresh;
+    return fresh;
+  }
   mine.posted += mine.unposted;
   return std::exchange(mine.unposted, 0);
 }

@@ -24,8 +24,10 @@
 namespace sanproxy::fabric::testing {
 
 enum class Delivery {
-  kLoans,           // as shared memory: references arrive as loans of the sender's memory
-  kReceiveBuffers,  // as verbs: everything is copied into one receive buffer, which is the loan
+  kLoans,  // as shared memory: references arrive as loans of the sender's memory
+  // As verbs: everything is copied into one receive buffer, which is the loan; a slot of
+  // EndpointOptions::receive_memory if there is one.
+  kReceiveBuffers,
 };
 
 struct MemoryOptions {
@@ -65,6 +67,7 @@ class MemoryEndpoint final : public Endpoint {
 
  private:
   void send_committed();
+  const std::byte* receive_into_slot(std::span<const std::byte> bytes, buffer::SlotIndex& slot);
 
   std::shared_ptr<MemoryLink> link_;
   int side_;

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "lwproto/buffer/pool_sizes.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
@@ -13,15 +14,16 @@ World::~World() = default;
 void World::make(const WorldOptions& options) {
   options_ = options;
   constexpr std::size_t kSlot = packet_io::kReceiveBufferBytesMin;
-  constexpr std::size_t kEgressSlot = 65536;
+  const std::size_t egress_slot_bytes = options.pool ? buffer::kEgressSlotBytes : 65536;
   ingress_region_ =
       buffer::MemoryRegion::create("test-ingress", options.ingress_slots * kSlot).value();
   egress_region_ =
-      buffer::MemoryRegion::create("test-egress", options.egress_slots * kEgressSlot).value();
+      buffer::MemoryRegion::create("test-egress", options.egress_slots * egress_slot_bytes).value();
   ingress_ = std::make_unique<buffer::SlotPool>(ingress_region_.bytes(), kSlot);
-  egress_ = std::make_unique<buffer::SlotPool>(egress_region_.bytes(), kEgressSlot);
+  egress_ = std::make_unique<buffer::SlotPool>(egress_region_.bytes(), egress_slot_bytes);
+  options_.translator.clock = &clock_;
   translator_ =
-      std::make_unique<Translator>(options.translator, *ingress_, ingress_region_, *egress_,
+      std::make_unique<Translator>(options_.translator, *ingress_, ingress_region_, *egress_,
                                    options.policies, options.services_max, *this);
   stack_ = stack::Stack::create(options.stack, clock_, *ingress_, *translator_).value();
   translator_->set_stack(*stack_);
@@ -29,15 +31,19 @@ void World::make(const WorldOptions& options) {
 
   FabricListener entry;
   entry.options.receive_depth = options.credits;
-  entry.lend_ingress = options.lend_ingress;
+  entry.lend_ingress = options.lend_ingress || options.pool;
+  entry.nodes_max = options.fabric_nodes_max;
+  if (options.pool) {
+    entry.options.receive_memory = translator_->receive_memory(egress_region_);
+  }
   if (options.shm) {
     server_fabric_ = fabric::make_shm_fabric().value();
     client_fabric_ = fabric::make_shm_fabric().value();
     shm_address_ = "shm:" + fabric::test::unused_path();
     entry.listener = server_fabric_->listen(shm_address_, entry.options).value();
   } else {
-    auto listener =
-        std::make_unique<fabric::testing::MemoryListener>(options.delivery, entry.options);
+    auto listener = std::make_unique<fabric::testing::MemoryListener>(
+        options.pool ? Delivery::kReceiveBuffers : options.delivery, entry.options);
     listener_ = listener.get();
     entry.listener = std::move(listener);
   }
@@ -225,7 +231,7 @@ void World::expect_nothing_held() {
   EXPECT_EQ(translator_->bound_streams(), 0u);
   EXPECT_EQ(translator_->records_used(), 0u);
   EXPECT_EQ(ingress_->free_count(), ingress_->slot_count()) << "a receive slot is held";
-  EXPECT_EQ(egress_->free_count(), egress_->slot_count()) << "an egress slot is held";
+  EXPECT_EQ(egress_->received_count(), 0u) << "an egress slot is held";
   EXPECT_EQ(stack_->open_connections(), 0u);
   translator_->for_each_node([](const AppNode& node) {
     EXPECT_EQ(node.stream_count, 0u) << node.name;

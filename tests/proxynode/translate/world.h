@@ -42,7 +42,9 @@ struct WorldOptions {
   Delivery delivery = Delivery::kLoans;
   bool shm = false;            // the real fabric instead of the one in memory
   bool lend_ingress = false;   // shared trust
+  bool pool = false;           // as verbs and tcp: received into the EgressPool, sent from slots
   std::uint32_t credits = 64;  // of the proxy
+  std::uint32_t fabric_nodes_max = 64;
 };
 
 class World : public ::testing::Test, public Host {
