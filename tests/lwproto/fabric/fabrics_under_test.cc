@@ -1,15 +1,35 @@
 #include "tests/lwproto/fabric/fabrics_under_test.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <sstream>
 
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/verbs/handshake.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
 namespace sanproxy::fabric::test {
 namespace {
+
+// A device's own address: the guest of ./run vm names it, elsewhere the caller does.
+std::string unused_verbs_address() {
+  const char* address = std::getenv("SANPROXY_TEST_VERBS");
+  if (address == nullptr) address = std::getenv("SANPROXY_VM_ADDRESS");
+  static unsigned next = static_cast<unsigned>(::getpid()) % 20'000;
+  next = (next + 1) % 40'000;
+  return std::string("verbs://") + (address != nullptr ? address : "10.9.0.1") + ":" +
+         std::to_string(20'000 + next);
+}
+
+Result<std::unique_ptr<Fabric>> make_verbs() {
+  auto made = make_verbs_fabric();
+  if (!made.ok()) return made.status();
+  return std::unique_ptr<Fabric>(std::move(*made));
+}
 
 // One entry a fabric.
 std::vector<FabricUnderTest> all_fabrics() {
@@ -18,6 +38,13 @@ std::vector<FabricUnderTest> all_fabrics() {
        .make = [] { return make_shm_fabric(); },
        .unused_address = [] { return "shm:" + unused_path(); },
        .lends = true},
+      {.name = "verbs",
+       .make = make_verbs,
+       .unused_address = unused_verbs_address,
+       .blocks_on_receiver = false,
+       .needs_device = true,
+       .slowness = 20,
+       .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
   };
 }
 

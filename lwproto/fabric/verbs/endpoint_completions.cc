@@ -1,0 +1,210 @@
+// What the device gives back: finished sends, received transfers, and the remains of a broken
+// queue pair. Everything that looks at bytes of the peer is here.
+#include <arpa/inet.h>
+
+#include "lwproto/fabric/verbs/endpoint.h"
+
+namespace sanproxy::fabric::verbs {
+namespace {
+
+// Why a work request failed, for the first that did.
+Status failure_of(ibv_wc_status status) {
+  switch (status) {
+    case IBV_WC_RNR_RETRY_EXC_ERR:
+      return Status::error(Code::kProtocol, "a transfer met no posted receive");
+    case IBV_WC_LOC_LEN_ERR:
+      return Status::error(Code::kProtocol, "the peer sent a transfer that is too large");
+    case IBV_WC_REM_INV_REQ_ERR:
+      return Status::error(Code::kProtocol, "the peer has no room for a transfer of this size");
+    case IBV_WC_RETRY_EXC_ERR:
+      return Status::error(Code::kDisconnected, "the peer does not answer any more");
+    case IBV_WC_REM_OP_ERR:
+    case IBV_WC_REM_ACCESS_ERR:
+      return Status::error(Code::kDisconnected, "the peer's queue pair failed");
+    case IBV_WC_WR_FLUSH_ERR:
+      return Status::error(Code::kDisconnected, "the queue pair was broken");
+    default:
+      return Status::error(Code::kDisconnected, "the queue pair failed");
+  }
+}
+
+}  // namespace
+
+bool VerbsEndpoint::fill_stash() {
+  const int count = queue_pair_->poll(stash_);
+  stash_next_ = 0;
+  stash_count_ = count > 0 ? static_cast<std::size_t>(count) : 0;
+  if (count < 0) on_failure(Status::error(Code::kSystem, "poll a completion queue"));
+  return stash_count_ != 0;
+}
+
+std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
+  receive_->end_transients();
+  if (state_ == State::kDone) return 0;
+  std::size_t count = 0;
+  if (state_ != State::kReporting) {
+    count = take_completions(out);
+    look_at_progress();
+  }
+  if (state_ == State::kReporting) count += report(out.subspan(count));
+  return count;
+}
+
+std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
+  std::size_t count = 0;
+  for (;;) {
+    const bool delivering = state_ == State::kOpen || state_ == State::kDraining;
+    // Whoever ends the channel gets all cookies as failed, at the end.
+    if (delivering && send_->has_done()) {
+      while (count < out.size()) {
+        const auto cookie = send_->next_cookie();
+        if (!cookie) break;
+        Completion& completion = out[count++];
+        completion.kind = Completion::Kind::kSend;
+        completion.status = {};
+        completion.cookie = *cookie;
+      }
+      room_news_ = waiting_;
+    }
+    if (delivering && count == out.size()) return count;
+    if (stash_next_ == stash_count_ && !fill_stash()) return count;
+    Completion unused;
+    const ibv_wc& completion = stash_[stash_next_++];
+    if (handle(completion, delivering ? out[count] : unused)) ++count;
+  }
+}
+
+// True if `out` was filled.
+bool VerbsEndpoint::handle(const ibv_wc& completion, Completion& out) {
+  if ((completion.wr_id & kReceiveBit) == 0) {
+    handle_send(completion);
+    return false;
+  }
+  const buffer::SlotIndex slot = receive_->take();
+  if (completion.status != IBV_WC_SUCCESS) {
+    receive_->give_back(slot);
+    handle_failed(completion);
+    return false;
+  }
+  if (handle_receive(completion, slot, out)) return true;
+  receive_->give_back(slot);
+  return false;
+}
+
+void VerbsEndpoint::handle_send(const ibv_wc& completion) {
+  if (completion.status == IBV_WC_SUCCESS) return send_->on_done(completion.wr_id);
+  send_->on_failed(completion.wr_id);
+  handle_failed(completion);
+}
+
+void VerbsEndpoint::handle_failed(const ibv_wc& completion) {
+  if (state_ == State::kOpen) {
+    start_draining(failure_of(completion.status));
+  } else if (state_ == State::kClosing) {
+    start_flushing();
+  }
+}
+
+bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex slot,
+                                   Completion& out) {
+  const std::uint32_t immediate =
+      (completion.wc_flags & IBV_WC_WITH_IMM) != 0 ? ntohl(completion.imm_data) : 0;
+  const std::uint32_t number = number_of(immediate);
+  if (state_ == State::kClosing || state_ == State::kFlushing) {
+    // Both sides end the channel: nobody will take the rest.
+    if (kind_of(immediate) == Kind::kBye && state_ == State::kClosing) start_flushing();
+    return false;
+  }
+  switch (kind_of(immediate)) {
+    case Kind::kInline:
+    case Kind::kReferenced:
+      if (!receive_->count_received()) {
+        breach("a transfer met no posted receive");
+        return false;
+      }
+      if (kind_of(immediate) == Kind::kInline) {
+        return deliver_inline(completion.byte_len, slot, out);
+      }
+      return deliver_referenced(number, completion.byte_len, slot, out);
+    case Kind::kBye: {
+      const Status why =
+          number == static_cast<std::uint32_t>(ByeCode::kProtocol)
+              ? Status::error(Code::kProtocol, "the peer saw a broken rule of the protocol")
+              : Status::error(Code::kDisconnected, "the peer ended the channel");
+      // In kDraining this says more than the end of the connection did.
+      if (state_ == State::kDraining) reason_ = why;
+      start_draining(why);
+      return false;
+    }
+    default:
+      breach("a transfer of an unknown kind");
+      return false;
+  }
+}
+
+bool VerbsEndpoint::deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out) {
+  if (length == 0 || length > options_.inline_bytes_max) {
+    breach("an inline part that is empty or too large");
+    return false;
+  }
+  receive_->make_transient(slot);
+  out.kind = Completion::Kind::kReceive;
+  out.status = {};
+  out.loan = kNoLoan;
+  out.segment_count = 1;
+  out.segments[0] = {receive_->data(slot), length, true};
+  return true;
+}
+
+bool VerbsEndpoint::deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length,
+                                       buffer::SlotIndex slot, Completion& out) {
+  if (inline_bytes >= length || inline_bytes > options_.inline_bytes_max) {
+    breach("a transfer whose inline part is longer than allowed");
+    return false;
+  }
+  out.kind = Completion::Kind::kReceive;
+  out.status = {};
+  out.loan = receive_->lend(slot);
+  out.segment_count = 0;
+  const std::byte* data = receive_->data(slot);
+  if (inline_bytes != 0) out.segments[out.segment_count++] = {data, inline_bytes, false};
+  out.segments[out.segment_count++] = {data + inline_bytes, length - inline_bytes, false};
+  return true;
+}
+
+// Moves an ending channel on.
+void VerbsEndpoint::look_at_progress() {
+  if (state_ == State::kClosing && (send_->drained() || core_->now_ns() >= deadline_ns_)) {
+    start_flushing();
+  }
+  if (state_ != State::kFlushing && state_ != State::kDraining) return;
+  if (stash_next_ != stash_count_) return;
+  if (state_ == State::kDraining && send_->has_done()) return;  // those went well
+  const bool drained = send_->drained() && receive_->posted() == 0;
+  if (!drained) {
+    if (core_->now_ns() < deadline_ns_) return;
+    ++core_->counters().unflushed_queues;
+  }
+  start_reporting();
+}
+
+std::size_t VerbsEndpoint::report(std::span<Completion> out) {
+  std::size_t count = 0;
+  while (count < out.size()) {
+    Completion& completion = out[count++];
+    const auto cookie = send_->next_cookie();
+    if (cookie) {
+      completion.kind = Completion::Kind::kSend;
+      completion.status = closed_status();
+      completion.cookie = *cookie;
+      continue;
+    }
+    completion.kind = Completion::Kind::kDisconnected;
+    completion.status = reason_;
+    state_ = State::kDone;
+    break;
+  }
+  return count;
+}
+
+}  // namespace sanproxy::fabric::verbs

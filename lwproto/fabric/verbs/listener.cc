@@ -1,0 +1,230 @@
+#include "lwproto/fabric/verbs/listener.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "lwproto/fabric/verbs/half_open.h"
+#include "lwproto/fabric/verbs/socket_address.h"
+
+namespace sanproxy::fabric::verbs {
+
+Result<std::unique_ptr<Listener>> VerbsListener::create(std::shared_ptr<Core> core,
+                                                        std::string address,
+                                                        const SocketAddress& socket,
+                                                        const EndpointOptions& options) {
+  if (Status status = check_options(options); !status.ok()) return status;
+  std::unique_ptr<VerbsListener> out(
+      new VerbsListener(std::move(core), std::move(address), options));
+  if (Status status = out->listen(socket); !status.ok()) return status;
+  return std::unique_ptr<Listener>(std::move(out));
+}
+
+VerbsListener::VerbsListener(std::shared_ptr<Core> core, std::string address,
+                             const EndpointOptions& options)
+    : core_(std::move(core)), address_(std::move(address)), options_(options) {
+  // The connecting side asks, we only honour.
+  options_.link = {};
+  core_->add(static_cast<Sleeper*>(this));
+}
+
+VerbsListener::~VerbsListener() {
+  core_->remove(static_cast<Sleeper*>(this));
+  half_open_.clear();
+}
+
+Status VerbsListener::listen(const SocketAddress& socket) {
+  auto id = core_->create_id(this);
+  if (!id.ok()) return id.status();
+  id_ = std::move(*id);
+  sockaddr_storage at = system_address(socket);
+  if (::rdma_bind_addr(id_.get(), reinterpret_cast<sockaddr*>(&at)) != 0) {
+    switch (errno) {
+      case ENODEV:
+      case EADDRNOTAVAIL:
+        return Status::error(Code::kUnsupported, "no RDMA device has this address", errno);
+      case EADDRINUSE:
+        return Status::error(Code::kExists, "the port is in use", errno);
+      default:
+        return Status::error(Code::kSystem, "bind to an RDMA address", errno);
+    }
+  }
+  if (::rdma_listen(id_.get(), static_cast<int>(core_->options().half_open_max)) != 0) {
+    if (errno == EADDRINUSE) return Status::error(Code::kExists, "the port is in use", errno);
+    return Status::error(Code::kSystem, "listen at an RDMA address", errno);
+  }
+  // A wildcard address has no device of its own: the first peer brings one.
+  if (id_->verbs == nullptr || options_.receive_memory.region == nullptr) return {};
+  auto device = core_->device_of(*id_);
+  if (!device.ok()) return device.status();
+  auto key = (*device)->register_region(*options_.receive_memory.region);
+  if (!key.ok()) return key.status();
+  receive_key_ = std::move(*key);
+  return {};
+}
+
+Result<ConnectRequest> VerbsListener::poll() {
+  if (ready_.empty()) core_->pump_if_due();
+  sweep();
+  while (!ready_.empty()) {
+    const auto half = find(ready_.front());
+    ready_.pop_front();
+    if (half == half_open_.end() || (*half)->state() != HalfOpen::State::kReady) continue;
+    ConnectRequest request;
+    request.token = (*half)->token();
+    request.peer = (*half)->identity();
+    request.private_data = (*half)->hello().private_data;
+    return request;
+  }
+  return Status::again();
+}
+
+void VerbsListener::on_cm_event(const CmEvent& event) {
+  if (event.type == RDMA_CM_EVENT_CONNECT_REQUEST) admit(CmId(event.id), event.private_data());
+}
+
+// Marks the oldest silent peer for removal; it goes with the next sweep.
+bool VerbsListener::make_room() {
+  std::size_t held = 0;
+  for (const auto& half : half_open_) held += half->state() != HalfOpen::State::kDead;
+  if (held < core_->options().half_open_max) return true;
+  for (const auto& half : half_open_) {
+    if (half->state() != HalfOpen::State::kSilent) continue;
+    ++core_->counters().evicted_half_open;
+    half->die();
+    return true;
+  }
+  return false;
+}
+
+void VerbsListener::turn_away(CmId id, Verdict verdict) {
+  CmHeader header = header_of(options_);
+  header.verdict = verdict;
+  const auto bytes = encode(header);
+  // A peer that does not get it sees its own time-out.
+  (void)::rdma_reject(id.get(), bytes.data(), static_cast<std::uint8_t>(bytes.size()));
+}
+
+void VerbsListener::admit(CmId id, std::span<const std::byte> private_data) {
+  // Nobody's event until a HalfOpen takes it.
+  id->context = static_cast<Target*>(this);
+  sweep();
+  auto header = decode_cm_header(private_data);
+  if (!header.ok()) {
+    ++core_->counters().refused_headers;
+    return turn_away(std::move(id), header.status().code() == Code::kUnsupported
+                                        ? Verdict::kBadVersion
+                                        : Verdict::kBadHeader);
+  }
+  if (!check_peer_sizes(options_, *header).ok()) {
+    ++core_->counters().refused_headers;
+    return turn_away(std::move(id), Verdict::kBadSizes);
+  }
+  if (!make_room()) {
+    ++core_->counters().refused_busy;
+    return turn_away(std::move(id), Verdict::kBusy);
+  }
+  sweep();
+  half_open_.push_back(std::make_unique<HalfOpen>(core_, ready_, next_token_++));
+  HalfOpen& half = *half_open_.back();
+  if (!half.start(std::move(id), *header, options_).ok()) {
+    // The peer sees a rejection: the id goes with the queue pair, unanswered.
+    ++core_->counters().failed_set_ups;
+    half.die();
+  }
+}
+
+void VerbsListener::sweep() {
+  const auto gone = std::erase_if(
+      half_open_, [](const auto& half) { return half->state() == HalfOpen::State::kDead; });
+  if (gone == 0) return;
+  std::erase_if(ready_, [this](std::uint64_t token) { return find(token) == half_open_.end(); });
+}
+
+bool VerbsListener::prepare_sleep() {
+  for (const auto& half : half_open_) half->look();
+  sweep();
+  return ready_.empty();
+}
+
+std::uint64_t VerbsListener::deadline_ns() const {
+  std::uint64_t next_ns = kNever;
+  for (const auto& half : half_open_) {
+    // A ready one waits for our owner, not the other way round.
+    if (half->state() != HalfOpen::State::kReady) {
+      next_ns = std::min(next_ns, half->deadline_ns());
+    }
+  }
+  return next_ns;
+}
+
+void VerbsListener::on_time(std::uint64_t now_ns) {
+  for (const auto& half : half_open_) {
+    const HalfOpen::State state = half->state();
+    if (!half->expired(now_ns) ||
+        (state != HalfOpen::State::kSilent && state != HalfOpen::State::kRefusing)) {
+      continue;
+    }
+    if (state == HalfOpen::State::kSilent) ++core_->counters().timed_out_half_open;
+    half->die();
+  }
+  sweep();
+}
+
+VerbsListener::HalfOpens::iterator VerbsListener::find(std::uint64_t token) {
+  return std::find_if(half_open_.begin(), half_open_.end(),
+                      [token](const auto& half) { return half->token() == token; });
+}
+
+void VerbsListener::reject(const ConnectRequest& request, std::span<const std::byte> private_data) {
+  const auto half = find(request.token);
+  if (half == half_open_.end() || (*half)->state() != HalfOpen::State::kReady) return;
+  (*half)->refuse(0, private_data);
+}
+
+Result<EndpointParts> VerbsListener::make_parts(HalfOpen& half,
+                                                std::span<const std::byte> private_data) {
+  EndpointParts parts;
+  parts.core = core_;
+  parts.identity = half.identity();
+  parts.options = options_;
+  parts.link = half.hello().link;
+  parts.queue_pair = half.take_queue_pair();
+  auto send =
+      SendQueue::create(*parts.queue_pair, core_->options().ring_bytes, send_limits_of(options_));
+  if (!send.ok()) return send.status();
+  parts.send = std::move(*send);
+  auto receive = ReceiveQueue::create(*parts.queue_pair, options_);
+  if (!receive.ok()) return receive.status();
+  parts.receive = std::move(*receive);
+  // Before the answer: the peer's first transfers may follow it at once.
+  if (Status status = parts.receive->post_all(*parts.queue_pair, 0); !status.ok()) return status;
+  std::array<std::byte, kHandshakeBytesMax> answer;
+  const std::size_t bytes = encode_answer(private_data, answer);
+  if (!parts.send->commit_control(Kind::kAccept, 0, std::span(answer).first(bytes))) {
+    return Status::error(Code::kSystem, "no room for the answer");
+  }
+  if (const int error = parts.send->post(*parts.queue_pair); error != 0) {
+    return Status::error(Code::kSystem, "post the answer", error);
+  }
+  return parts;
+}
+
+Result<std::unique_ptr<Endpoint>> VerbsListener::accept(const ConnectRequest& request,
+                                                        std::span<const std::byte> private_data) {
+  if (private_data.size() > kPrivateDataBytesMax) {
+    return Status::error(Code::kInvalidArgument, "too much private data");
+  }
+  const auto half = find(request.token);
+  if (half == half_open_.end() || (*half)->state() != HalfOpen::State::kReady) {
+    return Status::error(Code::kNotFound, "no such connect request");
+  }
+  auto parts = make_parts(**half, private_data);
+  std::unique_ptr<Endpoint> endpoint;
+  if (parts.ok()) endpoint = std::make_unique<VerbsEndpoint>(std::move(*parts));
+  half_open_.erase(half);
+  if (!parts.ok()) return parts.status();
+  return endpoint;
+}
+
+}  // namespace sanproxy::fabric::verbs

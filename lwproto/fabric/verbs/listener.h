@@ -1,0 +1,69 @@
+// VerbsListener: the server's side of verbs handshakes.
+//
+// Document: docs/verbs_fabric.md "Handshake".
+// Owner: the caller of Fabric::listen(). Thread: the fabric's.
+// Invariants:
+//   1. At most half_open_max handshakes are held; the oldest silent one makes room for a newcomer.
+//   2. A silent peer is dropped after handshake_timeout_ms; so is one that does not take our no.
+//   3. A newcomer costs a queue pair and 8 KB of pinned memory until it is accepted.
+//   4. HalfOpen objects die in sweep() only, never inside a call that an event makes.
+#pragma once
+
+#include <deque>
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/fabric/verbs/core.h"
+#include "lwproto/fabric/verbs/endpoint.h"
+
+namespace sanproxy::fabric::verbs {
+
+class VerbsListener final : public Listener, private Target, private Sleeper {
+ public:
+  static Result<std::unique_ptr<Listener>> create(std::shared_ptr<Core> core, std::string address,
+                                                  const SocketAddress& socket,
+                                                  const EndpointOptions& options);
+  ~VerbsListener() override;
+  VerbsListener(const VerbsListener&) = delete;
+  VerbsListener& operator=(const VerbsListener&) = delete;
+
+  const std::string& address() const override { return address_; }
+  Result<ConnectRequest> poll() override;
+  Result<std::unique_ptr<Endpoint>> accept(const ConnectRequest& request,
+                                           std::span<const std::byte> private_data) override;
+  void reject(const ConnectRequest& request, std::span<const std::byte> private_data) override;
+
+ private:
+  class HalfOpen;
+  using HalfOpens = std::list<std::unique_ptr<HalfOpen>>;  // in order of arrival
+
+  VerbsListener(std::shared_ptr<Core> core, std::string address, const EndpointOptions& options);
+
+  void on_cm_event(const CmEvent& event) override;
+  bool prepare_sleep() override;
+  std::uint64_t deadline_ns() const override;
+  void on_time(std::uint64_t now_ns) override;
+
+  Status listen(const SocketAddress& socket);
+  void admit(CmId id, std::span<const std::byte> private_data);
+  void turn_away(CmId id, Verdict verdict);
+  bool make_room();
+  void sweep();
+  HalfOpens::iterator find(std::uint64_t token);
+  Result<EndpointParts> make_parts(HalfOpen& half, std::span<const std::byte> private_data);
+
+  std::shared_ptr<Core> core_;
+  std::string address_;
+  EndpointOptions options_;
+  CmId id_;
+  // Keeps the shared receive memory registered while no endpoint does.
+  std::shared_ptr<MemoryKey> receive_key_;
+  std::uint64_t next_token_ = 1;
+  HalfOpens half_open_;
+  std::deque<std::uint64_t> ready_;
+};
+
+}  // namespace sanproxy::fabric::verbs

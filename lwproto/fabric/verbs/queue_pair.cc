@@ -1,0 +1,207 @@
+#include "lwproto/fabric/verbs/queue_pair.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cerrno>
+
+namespace sanproxy::fabric::verbs {
+namespace {
+
+// As many completion events before their acknowledgement, which takes a lock.
+constexpr unsigned kEventsPerAcknowledgement = 64;
+// Attributes of RoCE that the connection manager's kernel interface hands out by mistake.
+constexpr int kStrayAttributes = 0xe0'0000;
+
+}  // namespace
+
+std::string peer_address(rdma_cm_id& id) {
+  char text[INET6_ADDRSTRLEN] = "?";
+  const sockaddr* address = ::rdma_get_peer_addr(&id);
+  if (address->sa_family == AF_INET) {
+    const auto* in = reinterpret_cast<const sockaddr_in*>(address);
+    ::inet_ntop(AF_INET, &in->sin_addr, text, sizeof(text));
+  } else if (address->sa_family == AF_INET6) {
+    const auto* in = reinterpret_cast<const sockaddr_in6*>(address);
+    ::inet_ntop(AF_INET6, &in->sin6_addr, text, sizeof(text));
+  }
+  return std::string("verbs:") + text;
+}
+
+Result<std::unique_ptr<QueuePair>> QueuePair::create(std::shared_ptr<Core> core, CmId id,
+                                                     Target* target, const QueueSizes& wanted) {
+  auto device = core->device_of(*id);
+  if (!device.ok()) return device.status();
+  auto out = std::make_unique<QueuePair>(std::move(core), std::move(id), *device, target);
+  if (Status status = out->create_queues(wanted); !status.ok()) return status;
+  if (Status status = out->modify(IBV_QPS_INIT, {}); !status.ok()) return status;
+  return out;
+}
+
+QueuePair::QueuePair(std::shared_ptr<Core> core, CmId id, std::shared_ptr<Device> device,
+                     Target* target)
+    : core_(std::move(core)), device_(std::move(device)), id_(std::move(id)), target_(target) {
+  id_->context = target_;
+  core_->add(this);
+}
+
+QueuePair::~QueuePair() {
+  core_->remove(this);
+  if (qp_ != nullptr) ::ibv_destroy_qp(qp_);
+  if (cq_ != nullptr) {
+    if (events_to_acknowledge_ != 0) ::ibv_ack_cq_events(cq_, events_to_acknowledge_);
+    ::ibv_destroy_cq(cq_);
+  }
+}
+
+void QueuePair::set_target(Target* target) {
+  target_ = target;
+  id_->context = target;
+}
+
+Status QueuePair::create_queues(const QueueSizes& wanted) {
+  const ibv_device_attr& limits = device_->limits();
+  const auto most = static_cast<std::uint32_t>(std::max(limits.max_qp_wr, 0));
+  if (wanted.receives > most) {
+    return Status::error(Code::kInvalidArgument, "receive_depth is above the RDMA device's limit");
+  }
+  const std::uint32_t sends = std::min(wanted.sends, most);
+  const std::uint64_t completions = std::uint64_t{sends} + wanted.receives;
+  if (completions > static_cast<std::uint64_t>(std::max(limits.max_cqe, 0))) {
+    return Status::error(Code::kInvalidArgument,
+                         "receive_depth and send_depth are above the RDMA device's limit");
+  }
+  cq_ = ::ibv_create_cq(device_->context(), static_cast<int>(completions), this, device_->channel(),
+                        0);
+  if (cq_ == nullptr) return Status::error(Code::kSystem, "create a completion queue", errno);
+  ibv_qp_init_attr attributes{};
+  attributes.qp_context = this;
+  attributes.send_cq = cq_;
+  attributes.recv_cq = cq_;
+  attributes.qp_type = IBV_QPT_RC;
+  attributes.cap.max_send_wr = sends;
+  attributes.cap.max_recv_wr = wanted.receives;
+  const auto device_gather = static_cast<std::uint32_t>(std::max(limits.max_sge, 1));
+  std::uint32_t gather = std::min<std::uint32_t>(device_gather, kGatherRefsMax + 1);
+  if (core_->options().gather_max != 0) gather = std::min(gather, core_->options().gather_max);
+  attributes.cap.max_send_sge = gather;
+  attributes.cap.max_recv_sge = 1;
+  if (Status status = make_queue_pair(attributes); !status.ok()) return status;
+  send_depth_ = sends;
+  gather_max_ = gather;
+  return {};
+}
+
+// The limit for bytes in a work request is not among a device's attributes: it is found by asking
+// for less and less.
+Status QueuePair::make_queue_pair(ibv_qp_init_attr& attributes) {
+  std::uint32_t inline_bytes = core_->options().inline_bytes_max;
+  const ibv_qp_cap wanted = attributes.cap;
+  for (;;) {
+    attributes.cap = wanted;
+    attributes.cap.max_inline_data = inline_bytes;
+    qp_ = ::ibv_create_qp(device_->domain(), &attributes);
+    if (qp_ != nullptr) break;
+    if (errno != EINVAL || inline_bytes == 0) {
+      return Status::error(Code::kSystem, "create a queue pair", errno);
+    }
+    inline_bytes /= 2;
+  }
+  inline_bytes_max_ = std::min(inline_bytes, attributes.cap.max_inline_data);
+  return {};
+}
+
+Status QueuePair::modify(ibv_qp_state state, const LinkParameters& link) {
+  ibv_qp_attr attributes{};
+  int mask = 0;
+  attributes.qp_state = state;
+  if (::rdma_init_qp_attr(id_.get(), &attributes, &mask) != 0) {
+    return Status::error(Code::kSystem, "ask for the attributes of a queue pair", errno);
+  }
+  mask &= ~kStrayAttributes;
+  if (state == IBV_QPS_RTR) {
+    if (link.service_level >= 0) {
+      attributes.ah_attr.sl = static_cast<std::uint8_t>(link.service_level);
+    }
+    if (const std::int16_t traffic_class = traffic_class_of(link); traffic_class >= 0) {
+      attributes.ah_attr.grh.traffic_class = static_cast<std::uint8_t>(traffic_class);
+    }
+    service_level_ = attributes.ah_attr.sl;
+    traffic_class_ = attributes.ah_attr.is_global ? attributes.ah_attr.grh.traffic_class : -1;
+  } else if (state == IBV_QPS_RTS) {
+    // Credits see to it that a send always meets a receive: one that does not is a bug.
+    attributes.rnr_retry = 0;
+    attributes.retry_cnt = core_->options().retry_count;
+    attributes.timeout = core_->options().ack_timeout_exponent;
+  }
+  if (const int error = ::ibv_modify_qp(qp_, &attributes, mask); error != 0) {
+    return Status::error(Code::kSystem, "bring a queue pair into its next state", error);
+  }
+  return {};
+}
+
+Status QueuePair::make_ready(const LinkParameters& link) {
+  if (Status status = modify(IBV_QPS_RTR, link); !status.ok()) return status;
+  return modify(IBV_QPS_RTS, link);
+}
+
+Status QueuePair::connect(const CmHeader& header) {
+  const auto bytes = encode(header);
+  rdma_conn_param param{};
+  param.private_data = bytes.data();
+  param.private_data_len = static_cast<std::uint8_t>(bytes.size());
+  param.retry_count = core_->options().retry_count;
+  param.rnr_retry_count = 0;
+  param.qp_num = qp_->qp_num;
+  if (::rdma_connect(id_.get(), &param) != 0) {
+    return Status::error(Code::kSystem, "ask a peer to connect", errno);
+  }
+  return {};
+}
+
+Status QueuePair::establish(const LinkParameters& link) {
+  if (Status status = make_ready(link); !status.ok()) return status;
+  if (::rdma_establish(id_.get()) != 0) {
+    return Status::error(Code::kSystem, "complete a connection", errno);
+  }
+  return {};
+}
+
+Status QueuePair::accept(const CmHeader& header, const LinkParameters& link) {
+  if (Status status = make_ready(link); !status.ok()) return status;
+  const auto bytes = encode(header);
+  rdma_conn_param param{};
+  param.private_data = bytes.data();
+  param.private_data_len = static_cast<std::uint8_t>(bytes.size());
+  param.rnr_retry_count = 0;
+  param.qp_num = qp_->qp_num;
+  if (::rdma_accept(id_.get(), &param) != 0) {
+    return Status::error(Code::kSystem, "accept a connection", errno);
+  }
+  return {};
+}
+
+void QueuePair::fail() {
+  ibv_qp_attr attributes{};
+  attributes.qp_state = IBV_QPS_ERR;
+  // It can only fail if the queue pair is in that state, or its device gone.
+  (void)::ibv_modify_qp(qp_, &attributes, IBV_QP_STATE);
+}
+
+PeerIdentity QueuePair::peer() const {
+  PeerIdentity identity;
+  identity.address = peer_address(*id_);
+  return identity;
+}
+
+void QueuePair::on_queue_event() {
+  if (++events_to_acknowledge_ == kEventsPerAcknowledgement) {
+    ::ibv_ack_cq_events(cq_, events_to_acknowledge_);
+    events_to_acknowledge_ = 0;
+  }
+  armed_ = false;
+  target_->on_completions();
+}
+
+}  // namespace sanproxy::fabric::verbs

@@ -1,0 +1,98 @@
+// QueuePair: one RC queue pair with its completion queue and its connection manager's id.
+//
+// Document: docs/verbs_fabric.md "Queues".
+// Role: the only place that creates, connects, breaks and destroys them.
+// Owner: a half-open handshake, a connecting attempt or an endpoint; it moves on between them with
+//   set_target(). Thread: the fabric's.
+// Invariants:
+//   1. The completion queue has room for every work request of both queues, so it cannot overrun.
+//   2. When the destructor returns, the device touches no buffer of ours any more.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "lwproto/fabric/verbs/core.h"
+#include "lwproto/fabric/verbs/handshake.h"
+
+namespace sanproxy::fabric::verbs {
+
+struct QueueSizes {
+  std::uint32_t sends = 0;
+  std::uint32_t receives = 0;
+};
+
+class QueuePair {
+ public:
+  // In state INIT: receives can be posted. kInvalidArgument when the device has no such queues.
+  static Result<std::unique_ptr<QueuePair>> create(std::shared_ptr<Core> core, CmId id,
+                                                   Target* target, const QueueSizes& wanted);
+  QueuePair(std::shared_ptr<Core> core, CmId id, std::shared_ptr<Device> device, Target* target);
+  ~QueuePair();
+  QueuePair(const QueuePair&) = delete;
+  QueuePair& operator=(const QueuePair&) = delete;
+
+  Device& device() const { return *device_; }
+  int port() const { return id_->port_num; }
+  Target& target() const { return *target_; }
+  void set_target(Target* target);
+  // How many sends, which pieces of one and how many bytes in a work request it really has.
+  std::uint32_t send_depth() const { return send_depth_; }
+  std::uint32_t gather_max() const { return gather_max_; }
+  std::uint32_t inline_bytes_max() const { return inline_bytes_max_; }
+
+  Status connect(const CmHeader& header);  // connecting side, first step
+  // Connecting side, when the response came; the listening side does the like in accept().
+  Status establish(const LinkParameters& link);
+  Status accept(const CmHeader& header, const LinkParameters& link);
+  void fail();  // to the error state: the device gives all work requests back
+  PeerIdentity peer() const;
+  // What is in force.
+  int service_level() const { return service_level_; }
+  int traffic_class() const { return traffic_class_; }
+
+  // The errno of the failure, or 0. Then nothing from `first_refused` on was posted.
+  int post(ibv_send_wr* first) {
+    ibv_send_wr* refused = nullptr;
+    return ::ibv_post_send(qp_, first, &refused);
+  }
+  int post(ibv_recv_wr* first) {
+    ibv_recv_wr* refused = nullptr;
+    return ::ibv_post_recv(qp_, first, &refused);
+  }
+  // How many came; negative if the queue is broken.
+  int poll(std::span<ibv_wc> out) {
+    return ::ibv_poll_cq(cq_, static_cast<int>(out.size()), out.data());
+  }
+  void arm() {
+    if (armed_) return;
+    armed_ = ::ibv_req_notify_cq(cq_, 0) == 0;
+  }
+  void on_queue_event();  // by Core
+
+ private:
+  Status create_queues(const QueueSizes& wanted);
+  Status make_queue_pair(ibv_qp_init_attr& attributes);
+  Status modify(ibv_qp_state state, const LinkParameters& link);
+  Status make_ready(const LinkParameters& link);
+
+  std::shared_ptr<Core> core_;
+  std::shared_ptr<Device> device_;
+  CmId id_;
+  Target* target_;
+  ibv_cq* cq_ = nullptr;
+  ibv_qp* qp_ = nullptr;
+  bool armed_ = false;
+  unsigned events_to_acknowledge_ = 0;
+  std::uint32_t send_depth_ = 0;
+  std::uint32_t gather_max_ = 0;
+  std::uint32_t inline_bytes_max_ = 0;
+  int service_level_ = -1;
+  int traffic_class_ = -1;
+};
+
+// As text for people: "verbs:10.9.0.2".
+std::string peer_address(rdma_cm_id& id);
+
+}  // namespace sanproxy::fabric::verbs

@@ -1,0 +1,187 @@
+#include "lwproto/fabric/verbs/send_queue.h"
+
+#include <arpa/inet.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "lwproto/base/check.h"
+
+namespace sanproxy::fabric::verbs {
+namespace {
+
+constexpr std::size_t kRingAlignment = 64;
+// Of each resource, before one transfer is signalled: so the last quarter is never waited for.
+constexpr std::uint32_t kSignalsPerQueue = 4;
+// Transfers without references beside the send_depth that have them.
+constexpr std::uint32_t kInlineTransfers = 256;
+
+std::size_t aligned(std::size_t bytes) {
+  return (bytes + kRingAlignment - 1) & ~(kRingAlignment - 1);
+}
+
+}  // namespace
+
+std::uint32_t SendQueue::depth_for(std::uint32_t send_depth) {
+  constexpr std::uint32_t kDepthMax = 1u << 20;
+  return std::min(send_depth, kDepthMax) + kInlineTransfers;
+}
+
+Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std::size_t ring_bytes,
+                                                     const SendLimits& limits) {
+  // A device without enough pieces makes us copy, so a whole transfer must find room; twice, since
+  // one cannot go around the end of the ring.
+  const std::size_t transfer = aligned(limits.transfer_bytes) + aligned(kHandshakeBytesMax);
+  auto region = buffer::MemoryRegion::create("verbs-send", std::max(ring_bytes, 4 * transfer));
+  if (!region.ok()) return region.status();
+  auto key = queue_pair.device().register_region(*region);
+  if (!key.ok()) return key.status();
+  std::unique_ptr<SendQueue> out(new SendQueue());
+  out->ring_ = std::move(*region);
+  out->key_ = std::move(*key);
+  out->limits_ = limits;
+  out->depth_ = queue_pair.send_depth();
+  out->gather_max_ = queue_pair.gather_max();
+  out->device_inline_bytes_ = queue_pair.inline_bytes_max();
+  out->records_.resize(std::bit_ceil(out->depth_));
+  return out;
+}
+
+// What begin() must find so that commit() cannot fail.
+std::size_t SendQueue::room_for(std::size_t inline_bytes) const {
+  return gather_max_ < kPiecesMax ? std::max<std::size_t>(inline_bytes, limits_.transfer_bytes)
+                                  : inline_bytes;
+}
+
+Result<std::span<std::byte>> SendQueue::begin(std::size_t inline_bytes) {
+  if (next_ - retired_ + kReserved >= depth_ || refs_ >= limits_.refs_max) return Status::again();
+  if (limits_.window_bytes != 0 && bytes_ >= limits_.window_bytes) return Status::again();
+  const std::size_t room = aligned(room_for(inline_bytes));
+  const std::size_t position = ring_head_ % ring_.size();
+  // A transfer does not go around the end: what is left there is given up with it.
+  const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
+  if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) return Status::again();
+  ring_head_ += skipped;
+  begun_ = true;
+  space_bytes_ = inline_bytes;
+  return std::span(ring_.data() + ring_head_ % ring_.size(), inline_bytes);
+}
+
+// Copies leading pieces behind the inline part until the rest fits the device's gather list.
+std::size_t SendQueue::copy_what_does_not_fit(std::size_t inline_bytes,
+                                              std::span<const ibv_sge>& pieces) {
+  std::byte* to = ring_.data() + ring_head_ % ring_.size() + inline_bytes;
+  std::size_t copied = 0;
+  while (!pieces.empty() && pieces.size() + (inline_bytes + copied != 0) > gather_max_) {
+    const ibv_sge& piece = pieces.front();
+    // The address is one of ours: an attached region's.
+    std::memcpy(to + copied, reinterpret_cast<const void*>(piece.addr), piece.length);
+    copied += piece.length;
+    pieces = pieces.subspan(1);
+  }
+  return copied;
+}
+
+void SendQueue::commit(Kind kind, std::size_t inline_bytes, std::span<const ibv_sge> pieces,
+                       std::optional<std::uint64_t> cookie) {
+  SANPROXY_CHECK(begun_ && !chain_full());
+  begun_ = false;
+  const std::uint32_t number =
+      kind == Kind::kReferenced ? static_cast<std::uint32_t>(inline_bytes) : 0;
+  const std::size_t copied = copy_what_does_not_fit(inline_bytes, pieces);
+  chain(kind, number, inline_bytes + copied, pieces, cookie.has_value(), cookie.value_or(0));
+}
+
+bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes) {
+  if (chain_full() || next_ - retired_ >= depth_) return false;
+  const std::size_t position = ring_head_ % ring_.size();
+  const std::size_t room = aligned(bytes.size());
+  const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
+  if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) return false;
+  ring_head_ += skipped;
+  begun_ = false;
+  std::copy(bytes.begin(), bytes.end(), ring_.data() + ring_head_ % ring_.size());
+  chain(kind, number, bytes.size(), {}, false, 0);
+  requests_[chained_ - 1].send_flags |= IBV_SEND_SIGNALED;
+  return true;
+}
+
+void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
+                      std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie) {
+  ibv_send_wr& request = requests_[chained_];
+  auto& list = pieces_[chained_];
+  ++chained_;
+  int count = 0;
+  std::uint64_t bytes = inline_bytes;
+  if (inline_bytes != 0) {
+    list[0].addr = reinterpret_cast<std::uintptr_t>(ring_.data() + ring_head_ % ring_.size());
+    list[0].length = static_cast<std::uint32_t>(inline_bytes);
+    list[0].lkey = key_->local();
+    count = 1;
+  }
+  for (const ibv_sge& piece : pieces) {
+    list[static_cast<std::size_t>(count++)] = piece;
+    bytes += piece.length;
+  }
+  request = {};
+  request.wr_id = next_;
+  request.sg_list = list.data();
+  request.num_sge = count;
+  request.opcode = IBV_WR_SEND_WITH_IMM;
+  request.imm_data = htonl(make_immediate(kind, number));
+  if (bytes <= device_inline_bytes_) request.send_flags |= IBV_SEND_INLINE;
+
+  const std::size_t ring_bytes = aligned(inline_bytes);
+  ring_head_ += ring_bytes;
+  Record& record = records_[next_ & (records_.size() - 1)];
+  record = {ring_head_, cookie, bytes, has_refs};
+  ++next_;
+  refs_ += has_refs;
+  bytes_ += bytes;
+  ++unsignalled_;
+  unsignalled_bytes_ += bytes;
+  unsignalled_ring_bytes_ += ring_bytes;
+  unsignalled_refs_ = unsignalled_refs_ || has_refs;
+  if (unsignalled_ >= depth_ / kSignalsPerQueue || refs_ >= limits_.refs_max ||
+      unsignalled_ring_bytes_ >= ring_.size() / kSignalsPerQueue ||
+      (limits_.window_bytes != 0 &&
+       unsignalled_bytes_ >= limits_.window_bytes / kSignalsPerQueue)) {
+    request.send_flags |= IBV_SEND_SIGNALED;
+    unsignalled_ = 0;
+    unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
+    unsignalled_refs_ = false;
+  }
+}
+
+int SendQueue::post(QueuePair& queue_pair) {
+  if (chained_ == 0) return 0;
+  ibv_send_wr& last = requests_[chained_ - 1];
+  if (unsignalled_refs_) {
+    last.send_flags |= IBV_SEND_SIGNALED;
+    unsignalled_ = 0;
+    unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
+    unsignalled_refs_ = false;
+  }
+  for (std::uint32_t i = 0; i + 1 < chained_; ++i) requests_[i].next = &requests_[i + 1];
+  last.next = nullptr;
+  chained_ = 0;
+  posted_ = next_;
+  return queue_pair.post(requests_.data());
+}
+
+std::optional<std::uint64_t> SendQueue::next_cookie() {
+  while (retired_ != done_) {
+    const Record& record = records_[retired_ & (records_.size() - 1)];
+    ++retired_;
+    ring_tail_ = record.ring_end;
+    bytes_ -= record.bytes;
+    if (record.has_refs) {
+      --refs_;
+      return record.cookie;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace sanproxy::fabric::verbs

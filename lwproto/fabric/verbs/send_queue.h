@@ -1,0 +1,131 @@
+// SendQueue: the transfers of one endpoint on their way out.
+//
+// Document: docs/verbs_fabric.md "Sending".
+// Role: keeps inline parts in a registered ring, chains work requests until post(), decides which
+//   of them are signalled, and knows which buffers come back with a completion.
+// Owner: an endpoint, or the connecting attempt before it. Thread: the fabric's.
+// Invariants (all counters are totals):
+//   1. retired_ <= done_ <= posted_ <= next_ <= retired_ + depth_. Transfers in [done_, posted_)
+//   are
+//      the device's, those in [retired_, done_) are ours again but their cookies not yet told.
+//   2. Work requests complete in order, so one completion stands for all before it.
+//   3. Whenever begin() says kAgain for lack of room, a signalled transfer is under way or chained;
+//      a transfer with references is covered by a signal at the latest at the end of its post().
+//   4. One work request is left for the BYE.
+#pragma once
+
+#include <infiniband/verbs.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "lwproto/fabric/verbs/handshake.h"
+#include "lwproto/fabric/verbs/queue_pair.h"
+
+namespace sanproxy::fabric::verbs {
+
+inline constexpr std::size_t kPiecesMax = kGatherRefsMax + 1;
+
+struct SendLimits {
+  std::uint32_t refs_max = 0;      // transfers with references under way
+  std::uint32_t inline_bytes = 0;  // of a transfer
+  std::uint32_t transfer_bytes = 0;
+  std::uint64_t window_bytes = 0;  // under way; 0: as the other limits allow
+};
+
+class SendQueue {
+ public:
+  // Work requests that an endpoint with this send_depth asks its queue pair for.
+  static std::uint32_t depth_for(std::uint32_t send_depth);
+
+  static Result<std::unique_ptr<SendQueue>> create(QueuePair& queue_pair, std::size_t ring_bytes,
+                                                   const SendLimits& limits);
+
+  void set_window(std::uint64_t window_bytes) { limits_.window_bytes = window_bytes; }
+
+  // Space for an inline part, or kAgain. The rest of begin_send() is the endpoint's.
+  Result<std::span<std::byte>> begin(std::size_t inline_bytes);
+  bool begun() const { return begun_; }
+  std::size_t space_bytes() const { return space_bytes_; }
+  void abandon() { begun_ = false; }
+  // Precondition: begin() succeeded, and the pieces fit the limits and their regions.
+  void commit(Kind kind, std::size_t inline_bytes, std::span<const ibv_sge> pieces,
+              std::optional<std::uint64_t> cookie);
+  // A transfer of the handshake, or the BYE; signalled. False if there is no room.
+  bool commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes);
+  bool chain_full() const { return chained_ == kChainMax; }
+  // Hands the chain to the device; an errno, or 0.
+  int post(QueuePair& queue_pair);
+
+  // A completion of this transfer (from its work request's id): it and all before it are done.
+  void on_done(std::uint64_t id) {
+    if (id >= done_ && id < posted_) done_ = id + 1;
+  }
+  // It was given back unsent, or nobody knows whether it arrived.
+  void on_failed(std::uint64_t id) {
+    if (id >= failed_ && id < posted_) failed_ = id + 1;
+  }
+  // The device has been taken away: nothing is under way any more.
+  void on_all_done() {
+    chained_ = 0;
+    done_ = posted_ = next_;
+  }
+  // The device has given everything back, sent or not.
+  bool drained() const { return done_ == posted_ || failed_ == posted_; }
+  bool anything_chained() const { return chained_ != 0; }
+  // Retires what is done up to the next transfer with a cookie, and returns that.
+  std::optional<std::uint64_t> next_cookie();
+  bool has_done() const { return retired_ != done_; }
+
+ private:
+  static constexpr std::uint32_t kChainMax = 32;
+  static constexpr std::uint32_t kReserved = 1;  // for the BYE
+
+  struct Record {
+    std::uint64_t ring_end = 0;
+    std::uint64_t cookie = 0;
+    std::uint64_t bytes = 0;
+    bool has_refs = false;
+  };
+
+  SendQueue() = default;
+  std::size_t room_for(std::size_t inline_bytes) const;
+  void chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
+             std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
+  std::size_t copy_what_does_not_fit(std::size_t inline_bytes, std::span<const ibv_sge>& pieces);
+
+  buffer::MemoryRegion ring_;
+  std::shared_ptr<MemoryKey> key_;
+  SendLimits limits_;
+  std::uint32_t depth_ = 0;
+  std::uint32_t gather_max_ = 0;
+  std::uint32_t device_inline_bytes_ = 0;
+  std::vector<Record> records_;  // a power of two, by transfer number
+
+  bool begun_ = false;
+  std::size_t space_bytes_ = 0;
+  std::uint64_t ring_head_ = 0;  // where the transfer under way begins
+  std::uint64_t ring_tail_ = 0;
+  std::uint64_t next_ = 0;
+  std::uint64_t posted_ = 0;
+  std::uint64_t done_ = 0;
+  std::uint64_t failed_ = 0;  // after an error; beyond done_
+  std::uint64_t retired_ = 0;
+  std::uint32_t refs_ = 0;   // transfers with references, not retired
+  std::uint64_t bytes_ = 0;  // of all transfers not retired
+  // Since the last signalled one:
+  std::uint32_t unsignalled_ = 0;
+  std::uint64_t unsignalled_bytes_ = 0;
+  std::uint64_t unsignalled_ring_bytes_ = 0;
+  bool unsignalled_refs_ = false;
+
+  std::uint32_t chained_ = 0;
+  std::array<ibv_send_wr, kChainMax> requests_{};
+  std::array<std::array<ibv_sge, kPiecesMax>, kChainMax> pieces_{};
+};
+
+}  // namespace sanproxy::fabric::verbs

@@ -1,0 +1,58 @@
+#include "lwproto/fabric/verbs/verbs_fabric.h"
+
+#include "lwproto/fabric/address.h"
+#include "lwproto/fabric/verbs/connecting.h"
+#include "lwproto/fabric/verbs/core.h"
+#include "lwproto/fabric/verbs/listener.h"
+
+namespace sanproxy::fabric {
+namespace {
+
+Result<SocketAddress> socket_of(const std::string& address) {
+  auto parsed = FabricAddress::parse(address);
+  if (!parsed.ok()) return parsed.status();
+  if (parsed->scheme != "verbs") {
+    return Status::error(Code::kInvalidArgument, "expected an address like verbs://10.9.0.1:7471");
+  }
+  return parsed->socket;
+}
+
+class VerbsFabricOverCore final : public VerbsFabric {
+ public:
+  explicit VerbsFabricOverCore(std::shared_ptr<verbs::Core> core) : core_(std::move(core)) {}
+
+  const char* name() const override { return "verbs"; }
+
+  Result<std::unique_ptr<Listener>> listen(const std::string& address,
+                                           const EndpointOptions& options) override {
+    auto socket = socket_of(address);
+    if (!socket.ok()) return socket.status();
+    return verbs::VerbsListener::create(core_, address, *socket, options);
+  }
+
+  Result<std::unique_ptr<Connecting>> connect(const std::string& address,
+                                              std::span<const std::byte> private_data,
+                                              const EndpointOptions& options) override {
+    auto socket = socket_of(address);
+    if (!socket.ok()) return socket.status();
+    return verbs::VerbsConnecting::create(core_, *socket, private_data, options);
+  }
+
+  int event_fd() const override { return core_->event_fd(); }
+  bool arm() override { return core_->arm(); }
+  void disarm() override { core_->disarm(); }
+  const VerbsCounters& counters() const override { return core_->counters(); }
+
+ private:
+  std::shared_ptr<verbs::Core> core_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<VerbsFabric>> make_verbs_fabric(const VerbsOptions& options) {
+  auto core = verbs::Core::create(options);
+  if (!core.ok()) return core.status();
+  return std::unique_ptr<VerbsFabric>(std::make_unique<VerbsFabricOverCore>(std::move(*core)));
+}
+
+}  // namespace sanproxy::fabric
