@@ -4,7 +4,7 @@
         result = guest.run(["ibv_devinfo"], timeout_s=60)
         result.status, result.stdout, result.stderr
 
-Many commands may run in one guest, one after another or at once (start). boot_pair() gives two
+Many commands may run in one guest, one after another or at once (start). Pair gives two
 guests joined by a network. Each guest has one reading thread; the methods may be called from any
 thread.
 """

@@ -164,7 +164,8 @@ class Agent:
         try:
             command = Command(number, request)
         except OSError as error:
-            self.send(frames.NOT_STARTED, number, f"{request['argv'][0]}: {error.strerror}".encode())
+            why = f"{request['argv'][0]}: {error.strerror}"
+            self.send(frames.NOT_STARTED, number, why.encode())
             self.send(frames.EXIT, number,
                       frames.I32.pack(127 if error.errno == errno.ENOENT else 126))
             return
