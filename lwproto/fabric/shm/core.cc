@@ -125,6 +125,11 @@ bool Core::arm() {
 }
 
 void Core::disarm() {
+  // Counted in epochs, not in sleeps: a peer may ring while arm() looks, and then nobody sleeps.
+  if (epoch_ - emptied_epoch_ >= kEpochsPerEmptying) {
+    emptied_epoch_ = epoch_;
+    for (ShmEndpoint* endpoint : endpoints_) endpoint->empty_doorbell();
+  }
   if ((epoch_ & 1) == 0) {
     // We did not sleep, so no doorbell needs consuming; look for dead peers now and then.
     if (++disarms_ % kDisarmsPerPump == 0) pump();
@@ -132,9 +137,6 @@ void Core::disarm() {
   }
   ++epoch_;
   sleep_.page().epoch.store(epoch_, std::memory_order_relaxed);
-  if (++sleeps_ % kSleepsPerEmptying == 0) {
-    for (ShmEndpoint* endpoint : endpoints_) endpoint->empty_doorbell();
-  }
   pump();
 }
 

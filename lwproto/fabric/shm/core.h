@@ -73,9 +73,9 @@ class Core {
  private:
   static constexpr std::uint64_t kPumpIntervalNs = 200'000;
   static constexpr std::uint32_t kDisarmsPerPump = 32;
-  // An honest peer rings once a sleep. The queue of a socket holds some 270 rings (212,992 bytes
-  // of 768 each), and a ring that finds it full wakes nobody.
-  static constexpr std::uint32_t kSleepsPerEmptying = 64;
+  // An honest peer rings once an odd epoch, so once in two. The queue of a socket holds some 270
+  // rings (212,992 bytes of 768 each), and a ring that finds it full wakes nobody.
+  static constexpr std::uint64_t kEpochsPerEmptying = 128;
 
   void tick();
 
@@ -84,7 +84,7 @@ class Core {
   const Clock* clock_ = nullptr;
   UniqueFd epoll_;
   UniqueFd outer_;  // the caller's epoll set, for doorbells; ours to keep until they are out of it
-  std::uint32_t sleeps_ = 0;
+  std::uint64_t emptied_epoch_ = 0;
   UniqueFd timer_;
   OwnSleepPage sleep_;
   std::uint64_t epoch_ = 0;

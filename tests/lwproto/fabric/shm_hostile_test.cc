@@ -413,6 +413,26 @@ TEST_F(ShmHostile, APeerThatFaultsForEverWhileItReadsItsDoorbellHoldsNobodyUp) {
   ::close(faults);
 }
 
+// Both on one processor: the peer publishes and rings while arm() looks, and nobody sleeps.
+TEST_F(ShmHostile, RingsThatNobodySleptThroughDoNotFillTheDoorbell) {
+  constexpr unsigned kEpochs = 2'000;  // a socket's queue holds some 270 rings
+  start();
+  RawShmPeer raw;
+  join(raw);
+  for (unsigned i = 0; i < kEpochs; ++i) {
+    raw.put_transfer(bytes_of("x"));
+    raw.control().published.ring_head.store(raw.head);
+    ASSERT_FALSE(fabric_->arm());
+    ASSERT_EQ(::send(raw.doorbell_fd, "r", 1, MSG_DONTWAIT | MSG_NOSIGNAL), 1) << i;
+    fabric_->disarm();
+    victim_.poll();
+    ASSERT_EQ(victim_.received.size(), 1u);
+    victim_.received.clear();
+    victim_.endpoint->replenish();
+    victim_.endpoint->flush();
+  }
+}
+
 TEST_F(ShmHostile, APeerThatScribblesOverItsRingMeanwhileIsHarmless) {
   start();
   for (unsigned seed = 0; seed < 200; ++seed) {
