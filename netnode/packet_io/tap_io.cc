@@ -12,6 +12,7 @@
 
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
+#include "netnode/packet_io/raw_io.h"
 #include "netnode/packet_io/small_packet.h"
 #include "netnode/packet_io/tun_device.h"
 
@@ -72,7 +73,7 @@ std::size_t TapIo::receive(std::span<const ReceiveBuffer> buffers, std::span<Rec
   while (count < room && dropped < kDropsPerBurstMax) {
     std::byte* at = buffers[count].data + kReadOffset;
     const std::size_t capacity = buffers[count].capacity - kReadOffset;
-    const ssize_t got = ::read(device_.fd.get(), at, capacity);
+    const ssize_t got = raw_read(device_.fd.get(), at, capacity);
     ++counters_.rx_calls;
     if (got < 0) {
       if (errno == EINTR) {
@@ -107,12 +108,12 @@ ssize_t TapIo::write_packet(const LinkHeader& header, const SendPacket& packet) 
   if (is_small(packet)) {
     const std::size_t bytes = gather_small(header, packet, small_);
     counters_.tx_bytes_copied += packet.length;
-    return ::write(device_.fd.get(), small_.data(), bytes);
+    return raw_write(device_.fd.get(), small_.data(), bytes);
   }
   std::array<iovec, kSendPiecesMax + 1> pieces;
   pieces[0] = {const_cast<LinkHeader*>(&header), sizeof(header)};
   std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
-  return ::writev(device_.fd.get(), pieces.data(), static_cast<int>(packet.piece_count + 1));
+  return raw_writev(device_.fd.get(), {pieces.data(), packet.piece_count + std::size_t{1}});
 }
 
 std::size_t TapIo::send(std::span<const SendPacket> packets) {

@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/raw_io.h"
 #include "netnode/packet_io/small_packet.h"
 #include "netnode/packet_io/tun_device.h"
 #include "netnode/packet_io/vnet_header.h"
@@ -80,7 +81,7 @@ std::size_t TunIo::receive(std::span<const ReceiveBuffer> buffers, std::span<Rec
   while (count < room && dropped < kDropsPerBurstMax) {
     const ReceiveBuffer& buffer = buffers[count];
     const std::size_t capacity = buffer.capacity - kReadOffset;
-    const ssize_t got = ::read(device_.fd.get(), buffer.data + kReadOffset, capacity);
+    const ssize_t got = raw_read(device_.fd.get(), buffer.data + kReadOffset, capacity);
     ++counters_.rx_calls;
     if (got < 0) {
       if (errno == EINTR) {
@@ -115,11 +116,11 @@ std::size_t TunIo::send(std::span<const SendPacket> packets) {
     ssize_t sent;
     if (is_small(packet)) {
       const std::size_t bytes = gather_small(vnet, packet, small_);
-      sent = ::write(device_.fd.get(), small_.data(), bytes);
+      sent = raw_write(device_.fd.get(), small_.data(), bytes);
       counters_.tx_bytes_copied += packet.length;
     } else {
       std::copy_n(packet.pieces.begin(), packet.piece_count, pieces.begin() + 1);
-      sent = ::writev(device_.fd.get(), pieces.data(), static_cast<int>(packet.piece_count + 1));
+      sent = raw_writev(device_.fd.get(), {pieces.data(), packet.piece_count + std::size_t{1}});
     }
     ++counters_.tx_calls;
     if (sent >= 0) {
