@@ -43,8 +43,8 @@ PoolSizes derive_pool_sizes(const PoolInputs& in) {
   out.ingress_slots =
       bounded(ingress_posted, ingress_held, out.ingress_slot_bytes, in.ingress_bytes_max);
 
-  // Egress, posted: a credit is a receive buffer: channels * credits.
-  const std::uint64_t egress_posted = capped(std::uint64_t{in.channels_max} * in.channel_credits);
+  // Egress, posted: a credit is a receive buffer.
+  const std::uint64_t egress_posted = capped(in.receives_posted);
   // Egress, held: bytes that a client has not acknowledged stay in the buffer that they came in,
   // at most a send window a connection: connections * (ceil(window / 64 KB) + 1).
   const std::uint64_t egress_held = slots_for_windows(in.connections_max, in.send_window_bytes);

@@ -20,9 +20,10 @@ struct PoolInputs {
   std::uint32_t connections_max = 0;
   std::uint32_t receive_window_bytes = 0;  // of one connection, client to application
   std::uint32_t send_window_bytes = 0;     // of one connection, application to client
-  std::uint32_t channels_max = 0;
-  std::uint32_t channel_credits = 0;  // receive buffers posted a channel
-  std::uint32_t rx_burst = 0;         // descriptors posted to an interface at a time
+  // Receive buffers posted by all channels whose fabric receives into the EgressPool: channels *
+  // credits of each such fabric.
+  std::uint64_t receives_posted = 0;
+  std::uint32_t rx_burst = 0;  // descriptors posted to an interface at a time
   std::uint32_t interfaces = 0;
   std::size_t ingress_bytes_max = 0;  // operator's ceilings; 0 is none
   std::size_t egress_bytes_max = 0;

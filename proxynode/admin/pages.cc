@@ -1,7 +1,9 @@
 #include "proxynode/admin/pages.h"
 
+#include <map>
 #include <nlohmann/json.hpp>
 
+#include "lwproto/fabric/link_parameters.h"
 #include "lwproto/wire/codec.h"
 
 namespace sanproxy::admin {
@@ -178,6 +180,27 @@ void interface_metrics(const Sources& in, Metrics& m) {
   }
 }
 
+// Nodes by fabric, and one series a node with its identity: there are few, and joins over time
+// tell which link is which.
+void node_metrics(const Sources& in, Metrics& m) {
+  std::map<std::string, std::uint64_t> by_fabric;
+  in.translator->for_each_listener(
+      [&](const translate::FabricListener& from) { by_fabric.emplace(from.fabric, 0); });
+  in.translator->for_each_node([&](const translate::AppNode& node) {
+    if (!node.dead) ++by_fabric[node.from->fabric];
+  });
+  for (const auto& [fabric, count] : by_fabric) {
+    m.gauge("nodes", "Application nodes connected, by fabric", count, label("fabric", fabric));
+  }
+  in.translator->for_each_node([&](const translate::AppNode& node) {
+    m.gauge("node_info", "1 for each connected node; its peer and link are in the labels", 1,
+            label("node", std::to_string(node.index)) + "," + label("name", node.name) + "," +
+                label("fabric", node.from->fabric) + "," + label("peer", node.peer.address) + "," +
+                label("certificate", node.peer.certificate_name) + "," +
+                label("link", fabric::link_text(node.channel->endpoint().link())));
+  });
+}
+
 Page metrics_page(const Sources& in) {
   Metrics m;
   m.gauge("up", "1 while the worker runs", 1, label("version", in.version));
@@ -185,10 +208,21 @@ Page metrics_page(const Sources& in) {
   stack_metrics(in, m);
   pool_metrics(in, m);
   translate_metrics(in, m);
+  node_metrics(in, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
   m.counter("loop_sleeps_total", "Times that the data loop slept", in.loop->sleeps);
   return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
+}
+
+// The parameters in force, by the names that nodes ask for them.
+json link_json(const fabric::LinkParameters& link) {
+  json out = json::object();
+  for (const auto& [name, value] : fabric::link_values(link)) {
+    const bool plain = json::accept(value);  // a number or true; a name is no JSON
+    out[name] = plain ? json::parse(value) : json(value);
+  }
+  return out;
 }
 
 json node_json(const translate::AppNode& node) {
@@ -198,8 +232,12 @@ json node_json(const translate::AppNode& node) {
           {"peer", node.peer.address},
           {"uid", node.peer.uid},
           {"pid", node.peer.pid},
-          {"fabric", "shm"},
+          {"gid", node.peer.gid},
+          {"certificate", node.peer.certificate_name},
+          {"fabric", node.from->fabric},
+          {"listen", node.from->listener->address()},
           {"trust", node.lend_ingress ? "shared" : "isolated"},
+          {"link", link_json(node.channel->endpoint().link())},
           {"dead", node.dead},
           {"connections", node.open_streams},
           {"credits_available", node.channel->ledger().available()},

@@ -1,5 +1,6 @@
 #include "proxynode/main/config.h"
 
+#include "proxynode/main/config_fabric.h"
 #include "proxynode/main/config_reader.h"
 
 namespace sanproxy::proxy {
@@ -67,27 +68,6 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
   if (out.driver.empty()) r.missing("driver");
   if (out.name.empty()) r.missing("name");
   config.interfaces.push_back(std::move(out));
-}
-
-void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {
-  FabricConfig out;
-  TableReader r(path, "[[fabric]]", table);
-  r.text("listen", [&](const std::string& v) {
-    if (v.rfind("verbs://", 0) == 0 || v.rfind("tcp://", 0) == 0) {
-      throw std::invalid_argument("this build has the shm fabric only, not \"" + v + "\"");
-    }
-    if (v.rfind("shm:/", 0) != 0) {
-      throw std::invalid_argument("expected shm:/PATH, not \"" + v + "\"");
-    }
-    out.listen = v;
-  });
-  r.text("trust", [&](const std::string& v) {
-    out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
-  });
-  r.number("credits", out.credits, 32, 65'536);
-  r.read();
-  if (out.listen.empty()) r.missing("listen");
-  config.fabrics.push_back(std::move(out));
 }
 
 void read_service(const std::string& path, const toml::table& table, ProxyConfig& config) {

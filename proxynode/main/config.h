@@ -21,9 +21,20 @@ class ConfigError : public std::runtime_error {
 };
 
 struct FabricConfig {
-  std::string listen;           // "shm:/run/sanproxy/proxy.sock"
-  bool shared_trust = false;    // trust = "isolated" | "shared"
-  std::uint32_t credits = 512;  // receive buffers posted a channel
+  std::string listen;         // "shm:/run/sanproxy/proxy.sock", "verbs://IP:PORT", "tcp://IP:PORT"
+  std::string scheme;         // of it
+  bool shared_trust = false;  // shm: trust = "isolated" | "shared"
+  std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
+  std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
+  std::size_t channel_region_bytes = 0;  // shm: that of [proxy] by default; verbs, tcp: 8 MiB
+  // tcp
+  std::string certificate, key, ca;  // all or none
+  std::uint32_t streams_max = 16;    // that a node may ask for
+  std::size_t window_bytes_max = std::size_t{256} << 20;
+
+  // Whether what nodes send arrives in slots of the EgressPool, and what clients send leaves from
+  // slots of the IngressPool; on shm everybody shows their own memory instead.
+  bool uses_pools() const { return scheme != "shm"; }
 };
 
 struct ProxyConfig {

@@ -8,8 +8,8 @@
 #include <cstdio>
 #include <exception>
 
-#include "lwproto/fabric/shm/shm_fabric.h"
 #include "proxynode/main/config.h"
+#include "proxynode/main/fabrics.h"
 #include "proxynode/main/worker.h"
 
 namespace {
@@ -40,11 +40,12 @@ void run(const sanproxy::proxy::ProxyConfig& config) {
     spdlog::info("interface {} ({}) is up", options.name, options.driver);
   }
   for (const auto& fabric : config.fabrics) {
-    auto shm = sanproxy::fabric::make_shm_fabric();
-    if (!shm.ok()) throw std::runtime_error("shm fabric: " + shm.status().to_string());
-    worker.add_fabric(std::move(shm).value(), fabric);
-    spdlog::info("application nodes may join at {} ({} trust)", fabric.listen,
-                 fabric.shared_trust ? "shared" : "isolated");
+    worker.add_fabric(sanproxy::proxy::make_fabric(fabric), fabric);
+    const char* who = !fabric.key.empty()   ? "with TLS"
+                      : fabric.uses_pools() ? "in the clear"
+                      : fabric.shared_trust ? "shared trust"
+                                            : "isolated trust";
+    spdlog::info("application nodes may join at {} ({})", fabric.listen, who);
   }
   if (!config.admin_listen.empty()) {
     worker.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));

@@ -63,12 +63,16 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   inputs.receive_window_bytes = config.stack.receive_window_bytes;
   inputs.send_window_bytes = config.stack.send_buffer_bytes;
   // On shm a receive buffer is a place in the peer's own ring: it takes nothing from the pool.
-  inputs.channels_max = 0;
-  inputs.channel_credits = 0;
+  for (const FabricConfig& fabric : config.fabrics) {
+    if (!fabric.uses_pools()) continue;
+    inputs.receives_posted += std::uint64_t{fabric.nodes_max} * fabric.credits;
+  }
   inputs.rx_burst = kBurst;
   inputs.interfaces = static_cast<std::uint32_t>(config.interfaces.size());
   inputs.ingress_bytes_max = config.ingress_pool_bytes;
-  inputs.egress_bytes_max = config.egress_pool_bytes;
+  // What is posted comes on top of the operator's ceiling.
+  inputs.egress_bytes_max =
+      config.egress_pool_bytes + inputs.receives_posted * buffer::kEgressSlotBytes;
   const buffer::PoolSizes sizes = buffer::derive_pool_sizes(inputs);
   ingress_region_ = take(buffer::MemoryRegion::create(
                              "sanproxy-ingress", sizes.ingress_slot_bytes * sizes.ingress_slots),
@@ -136,7 +140,13 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
   fabric->wake_in(epoll_fd_);
   translate::FabricListener entry;
   entry.options.receive_depth = config.credits;
-  entry.lend_ingress = config.shared_trust;
+  entry.fabric = fabric->name();
+  entry.lend_ingress = config.shared_trust || config.uses_pools();
+  entry.channel_region_bytes = config.channel_region_bytes;
+  if (config.uses_pools()) {
+    entry.options.receive_memory = translator_->receive_memory(egress_region_);
+    entry.nodes_max = config.nodes_max;
+  }
   entry.listener = take(fabric->listen(config.listen, entry.options), config.listen);
   translator_->add_listener(std::move(entry));
   watch(fabric->event_fd());
@@ -235,6 +245,7 @@ int Worker::sleep_ms() const {
 
 void Worker::idle() {
   translator_->flush_channels();  // what the last poll produced
+  translator_->replenish_channels();
   bool may_sleep = true;
   for (auto& fabric : fabrics_) may_sleep = fabric->arm() && may_sleep;
   wait(may_sleep && !config_.spin ? sleep_ms() : 0);

@@ -168,6 +168,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   service::ServiceTable& services() { return services_; }
   std::uint32_t bound_streams() const { return bound_streams_; }
   std::uint32_t records_used() const { return records_used_; }
+  void for_each_listener(const std::function<void(const FabricListener&)>& fn) const {
+    for (const FabricListener& from : listeners_) fn(from);
+  }
   void for_each_node(const std::function<void(const AppNode&)>& fn) const;
   // The node that serves a connection, or nullptr; for /status.
   const AppNode* node_of(stack::ConnIndex conn) const;

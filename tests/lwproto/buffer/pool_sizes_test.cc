@@ -14,8 +14,7 @@ PoolInputs inputs() {
   in.connections_max = 100;
   in.receive_window_bytes = 512 * 1024;
   in.send_window_bytes = 1024 * 1024;
-  in.channels_max = 4;
-  in.channel_credits = 512;
+  in.receives_posted = 4 * 512;
   in.rx_burst = 64;
   in.interfaces = 2;
   return in;
@@ -69,14 +68,17 @@ TEST(PoolSizes, NeverShrinkWhenMoreIsAskedForAndNeverOverflow) {
   const auto any = [&] { return static_cast<std::uint32_t>(random() >> (random() % 32)); };
   for (int i = 0; i < 20'000; ++i) {
     PoolInputs in;
-    std::uint32_t* fields[] = {&in.connections_max, &in.receive_window_bytes, &in.send_window_bytes,
-                               &in.channels_max,    &in.channel_credits,      &in.rx_burst,
-                               &in.interfaces};
+    std::uint32_t channels = 0;
+    std::uint32_t* fields[] = {&in.connections_max,   &in.receive_window_bytes,
+                               &in.send_window_bytes, &channels,
+                               &in.rx_burst,          &in.interfaces};
     for (std::uint32_t* field : fields) *field = any();
+    in.receives_posted = std::uint64_t{channels} * 65'536;
     if (random() % 2 == 0) in.ingress_bytes_max = in.egress_bytes_max = any();
     const PoolSizes before = derive_pool_sizes(in);
-    std::uint32_t* grown = fields[random() % 7];
+    std::uint32_t* grown = fields[random() % 6];
     *grown = random() % 2 == 0 ? UINT32_MAX : *grown + (UINT32_MAX - *grown) / 2;
+    in.receives_posted = std::uint64_t{channels} * 65'536;
     const PoolSizes after = derive_pool_sizes(in);
     ASSERT_GE(after.ingress_slots, before.ingress_slots);
     ASSERT_GE(after.egress_slots, before.egress_slots);

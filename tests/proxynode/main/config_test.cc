@@ -42,6 +42,8 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   ASSERT_EQ(config.fabrics.size(), 1u);
   EXPECT_EQ(config.fabrics[0].listen, "shm:/tmp/x.sock");
   EXPECT_FALSE(config.fabrics[0].shared_trust);
+  EXPECT_EQ(config.fabrics[0].scheme, "shm");
+  EXPECT_FALSE(config.fabrics[0].uses_pools());
   EXPECT_EQ(config.fabrics[0].credits, 512u);
   EXPECT_TRUE(config.services.empty());
 }
@@ -170,6 +172,40 @@ listen = "[::1]:9000"
   EXPECT_FALSE(config.services[1].restricted);
   EXPECT_EQ(config.services[2].binding, service::Binding::kAsJoined);
   EXPECT_EQ(config.admin_listen, "[::1]:9000");
+}
+
+TEST(Config, EveryKeyOfANetworkFabricLandsInItsField) {
+  const ProxyConfig config = load(kInterface + R"([[fabric]]
+listen = "tcp://10.9.0.1:7471"
+credits = 100
+max_nodes = 5
+channel_region_bytes = 2_000_000
+certificate = "/etc/proxy.pem"
+key = "/etc/proxy.key"
+ca = "/etc/ca.pem"
+max_streams = 3
+max_window_bytes = 100_000
+[[fabric]]
+listen = "verbs://[fd77::1]:7471"
+)");
+  ASSERT_EQ(config.fabrics.size(), 2u);
+  const FabricConfig& tcp = config.fabrics[0];
+  EXPECT_EQ(tcp.listen, "tcp://10.9.0.1:7471");
+  EXPECT_EQ(tcp.scheme, "tcp");
+  EXPECT_TRUE(tcp.uses_pools());
+  EXPECT_EQ(tcp.credits, 100u);
+  EXPECT_EQ(tcp.nodes_max, 5u);
+  EXPECT_EQ(tcp.channel_region_bytes, 2'000'000u);
+  EXPECT_EQ(tcp.certificate, "/etc/proxy.pem");
+  EXPECT_EQ(tcp.key, "/etc/proxy.key");
+  EXPECT_EQ(tcp.ca, "/etc/ca.pem");
+  EXPECT_EQ(tcp.streams_max, 3u);
+  EXPECT_EQ(tcp.window_bytes_max, 100'000u);
+  const FabricConfig& verbs = config.fabrics[1];
+  EXPECT_EQ(verbs.scheme, "verbs");
+  EXPECT_EQ(verbs.credits, 64u);
+  EXPECT_EQ(verbs.nodes_max, 32u);
+  EXPECT_EQ(verbs.channel_region_bytes, std::size_t{8} << 20);
 }
 
 TEST(Config, AnEmptyAdminAddressTurnsItOff) {

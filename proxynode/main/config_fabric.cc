@@ -1,0 +1,80 @@
+#include "proxynode/main/config_fabric.h"
+
+#include <set>
+
+#include "lwproto/fabric/address.h"
+#include "proxynode/main/config_reader.h"
+
+namespace sanproxy::proxy {
+namespace {
+
+// Over verbs and tcp a node's receive buffers are ours, 72 KB each: fewer than on shm.
+constexpr std::uint32_t kPoolCreditsDefault = 64;
+constexpr std::uint32_t kPoolNodesDefault = 32;
+// Only what is copied because something ran short goes there.
+constexpr std::size_t kPoolRegionBytesDefault = std::size_t{8} << 20;
+
+// What only some fabrics have: said for another one it is an error, not ignored.
+void check_fabric(const FabricConfig& fabric, const std::set<std::string>& given) {
+  const auto only = [&](const char* key, bool has_it, const char* where) {
+    if (given.count(key) == 0 || has_it) return;
+    throw std::invalid_argument(std::string(key) + " is for " + where + ", not for " +
+                                fabric.scheme);
+  };
+  only("trust", !fabric.uses_pools(), "shm");
+  only("max_nodes", fabric.uses_pools(), "verbs and tcp");
+  for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
+    only(key, fabric.scheme == "tcp", "tcp");
+  }
+  const int files = (fabric.certificate.empty() ? 0 : 1) + (fabric.key.empty() ? 0 : 1) +
+                    (fabric.ca.empty() ? 0 : 1);
+  if (files != 0 && files != 3) {
+    throw std::invalid_argument("TLS needs certificate, key and ca, all three");
+  }
+}
+
+void fill_in(FabricConfig& fabric, const std::set<std::string>& given) {
+  if (!fabric.uses_pools()) return;
+  if (given.count("credits") == 0) fabric.credits = kPoolCreditsDefault;
+  if (given.count("max_nodes") == 0) fabric.nodes_max = kPoolNodesDefault;
+  if (given.count("channel_region_bytes") == 0) {
+    fabric.channel_region_bytes = kPoolRegionBytesDefault;
+  }
+}
+
+}  // namespace
+
+void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  FabricConfig out;
+  TableReader r(path, "[[fabric]]", table);
+  r.text("listen", [&](const std::string& v) {
+    out.scheme = value_or_throw(fabric::FabricAddress::parse(v), v,
+                                "shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
+                     .scheme;
+    out.listen = v;
+  });
+  r.text("trust", [&](const std::string& v) {
+    out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
+  });
+  r.number("credits", out.credits, 32, 65'536);
+  r.number("max_nodes", out.nodes_max, 1, 65'536);
+  r.number("channel_region_bytes", out.channel_region_bytes, 1u << 20, 1024 * kGiB);
+  r.text("certificate", [&](const std::string& v) { out.certificate = v; });
+  r.text("key", [&](const std::string& v) { out.key = v; });
+  r.text("ca", [&](const std::string& v) { out.ca = v; });
+  r.number("max_streams", out.streams_max, 1, 64);
+  r.number("max_window_bytes", out.window_bytes_max, 65'536, kGiB);
+  r.read();
+  if (out.listen.empty()) r.missing("listen");
+  std::set<std::string> given;
+  for (const auto& [key, node] : table) given.emplace(key.str());
+  try {
+    check_fabric(out, given);
+  } catch (const std::invalid_argument& e) {
+    config_fail(path, table.source(), std::string("[[fabric]]: ") + e.what());
+  }
+  fill_in(out, given);
+  config.fabrics.push_back(std::move(out));
+}
+
+}  // namespace sanproxy::proxy
