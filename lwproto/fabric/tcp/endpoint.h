@@ -1,0 +1,151 @@
+// TcpEndpoint: one side of a channel over TCP.
+//
+// Document: docs/tcp_fabric.md.
+// Role: implements fabric::Endpoint over one or more connections: puts each transfer on one of
+//   them, and delivers them in the order of their numbers. Sending and receiving are in
+//   endpoint.cc, the end of a channel in endpoint_close.cc.
+// Owner: the caller of accept() or poll(). Thread: the fabric's.
+// Invariants:
+//   1. outstanding_ counts the cookies that poll() has not given back: in queues or in done_.
+//   2. delivered_ <= posted_ <= delivered_ + receive_depth; transfers below posted_ have a slot.
+//   3. open -> draining (a connection has ended: what has arrived is delivered) -> failing; or
+//      open -> closing (ours has; what was committed leaves) -> failing. failing: cookies come
+//      back -> done.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/tcp/core.h"
+#include "lwproto/fabric/tcp/handshake.h"
+#include "lwproto/fabric/tcp/receive_slots.h"
+#include "lwproto/fabric/tcp/send_queue.h"
+#include "lwproto/fabric/tcp/stream_in.h"
+
+namespace sanproxy::fabric::tcp {
+
+// Everything that a finished handshake has gathered. The connections are watched already.
+struct EndpointParts {
+  std::shared_ptr<Core> core;
+  std::vector<std::unique_ptr<Transport>> transports;
+  PeerIdentity identity;
+  EndpointOptions options;
+  LinkParameters link;
+  Sizes peer;
+};
+
+class TcpEndpoint final : public Endpoint, private Participant {
+ public:
+  // On failure the transports stay in `parts`.
+  static Result<std::unique_ptr<TcpEndpoint>> create(EndpointParts& parts);
+  ~TcpEndpoint() override;
+  TcpEndpoint(const TcpEndpoint&) = delete;
+  TcpEndpoint& operator=(const TcpEndpoint&) = delete;
+
+  Transport& first_transport() { return *streams_[0]->transport; }
+
+  const PeerIdentity& peer() const override { return identity_; }
+  LinkParameters link() const override { return link_; }
+  Result<RegionKey> attach(const buffer::MemoryRegion& region) override;
+  Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) override;
+  Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                     std::uint64_t cookie) override;
+  void flush() override;
+  void publish() override;
+  std::size_t poll(std::span<Completion> out) override;
+  void release(Loan loan) override { slots_->release(loan); }
+  std::uint32_t replenish() override;
+  void disconnect(Status reason) override;
+  bool connected() const override { return state_ == State::kOpen; }
+
+ private:
+  enum class State : std::uint8_t { kOpen, kDraining, kClosing, kFailing, kDone };
+
+  struct Stream final : PollTarget {
+    Stream(std::unique_ptr<Transport> connection, SendQueue queue, std::uint32_t inline_bytes_max)
+        : transport(std::move(connection)), out(std::move(queue)), in(inline_bytes_max) {}
+    void on_events(std::uint32_t events) override;
+    std::unique_ptr<Transport> transport;
+    SendQueue out;
+    StreamIn in;
+    bool writable = true;
+    bool broken = false;    // a write failed
+    bool finished = false;  // the peer's kEnd has been read
+  };
+  struct Region {
+    const std::byte* data = nullptr;
+    std::uint64_t bytes = 0;
+  };
+
+  explicit TcpEndpoint(EndpointParts& parts);
+
+  // Participant
+  bool take_work() override;
+  bool waiting() const override { return state_ == State::kDraining || state_ == State::kClosing; }
+  void on_tick() override;
+
+  // Sending.
+  Status closed_status() const;
+  Stream* choose_stream(std::size_t inline_bytes);
+  Status resolve(std::size_t inline_bytes, std::span<const GatherRef> refs, std::span<iovec> pieces,
+                 std::uint64_t& total) const;
+  void write(Stream& stream);
+  std::size_t take_cookies(std::span<Completion> out);
+
+  // Receiving.
+  std::size_t receive(std::span<Completion> out);
+  bool receive_from(Stream& stream, std::span<Completion> out, std::size_t& n);
+  void take_end(Stream& stream);
+  bool over(const Stream& stream) const { return stream.finished || stream.in.ended(); }
+
+  // The end.
+  void breach(const Status& status) { disconnect(status); }
+  void start_deadline();
+  void look_for_the_end();
+  void end_with(CloseMark mark);
+  void continue_closing();
+  void let_go();
+  std::size_t poll_failing(std::span<Completion> out);
+
+  std::shared_ptr<Core> core_;
+  PeerIdentity identity_;
+  LinkParameters link_;
+  State state_ = State::kOpen;
+  Status reason_;
+  std::uint64_t deadline_ns_ = 0;
+  CloseMark peer_mark_ = CloseMark{};  // none yet
+  std::vector<std::unique_ptr<Stream>> streams_;
+
+  // Limits agreed on in the handshake.
+  std::uint32_t inline_bytes_max_ = 0;
+  std::uint32_t transfer_bytes_max_ = 0;
+  std::uint32_t receive_depth_ = 0;
+  std::uint32_t send_depth_ = 0;
+  Sizes peer_;
+
+  // Sending.
+  std::vector<Region> regions_;  // by key - 1
+  std::uint64_t region_bytes_ = 0;
+  std::size_t current_ = 0;          // the stream that transfers go to
+  std::uint64_t current_bytes_ = 0;  // that it got since it was chosen
+  Stream* begun_ = nullptr;          // where begin_send() gave space
+  std::size_t space_bytes_ = 0;
+  std::uint64_t sent_ = 0;  // transfers committed
+  std::uint64_t unpublished_bytes_ = 0;
+  std::uint32_t outstanding_ = 0;
+  CookieRing done_;         // of written transfers
+  CookieRing lost_;         // of those that will never be
+  bool waiting_ = false;    // begin_send() found no room
+  bool room_news_ = false;  // poll() has found some since
+
+  // Receiving.
+  std::unique_ptr<ReceiveSlots> slots_;
+  std::uint64_t delivered_ = 0;
+  std::uint64_t posted_ = 0;
+  std::size_t receiving_ = 0;  // the stream that is looked at first
+};
+
+}  // namespace sanproxy::fabric::tcp

@@ -1,0 +1,127 @@
+// How a channel over TCP ends: docs/tcp_fabric.md "The end".
+#include <algorithm>
+
+#include "lwproto/fabric/tcp/endpoint.h"
+
+namespace sanproxy::fabric::tcp {
+
+void TcpEndpoint::start_deadline() {
+  deadline_ns_ = core_->now_ns() + core_->options().close_timeout_ms * 1'000'000ull;
+  core_->start_ticking();
+}
+
+void TcpEndpoint::on_tick() {
+  if (core_->now_ns() < deadline_ns_) return;
+  if (state_ == State::kDraining) end_with(peer_mark_);
+  if (state_ == State::kClosing) {
+    let_go();
+    state_ = State::kFailing;
+  }
+}
+
+void TcpEndpoint::disconnect(Status reason) {
+  if (state_ != State::kOpen && state_ != State::kDraining) return;
+  reason_ = reason;
+  begun_ = nullptr;
+  if (state_ == State::kDraining) {
+    let_go();
+    state_ = State::kFailing;
+    return;
+  }
+  const CloseMark mark =
+      reason.code() == Code::kProtocol ? CloseMark::kProtocol : CloseMark::kClosed;
+  for (const auto& stream : streams_) stream->out.commit_end(mark);
+  state_ = State::kClosing;
+  start_deadline();
+  continue_closing();
+}
+
+// What was committed before the end still leaves, if the peer takes it in time.
+void TcpEndpoint::continue_closing() {
+  bool all = true;
+  for (const auto& stream : streams_) {
+    write(*stream);
+    all = all && (stream->broken || stream->out.empty());
+  }
+  if (!all) return;
+  let_go();
+  state_ = State::kFailing;
+}
+
+// The connections are no longer ours.
+void TcpEndpoint::let_go() {
+  for (const auto& stream : streams_) {
+    stream->in.drop(*slots_);
+    stream->out.abandon(lost_);
+    if (stream->transport != nullptr) core_->part(std::move(stream->transport));
+  }
+}
+
+void TcpEndpoint::take_end(Stream& stream) {
+  const auto mark = static_cast<CloseMark>(stream.in.head().inline_bytes);
+  stream.in.skip();
+  stream.finished = true;
+  // A breach that one connection tells of weighs more than an ordinary end on another.
+  if (peer_mark_ != CloseMark::kProtocol) peer_mark_ = mark;
+}
+
+// Called when nothing more can be delivered at this moment.
+void TcpEndpoint::look_for_the_end() {
+  if (state_ != State::kOpen && state_ != State::kDraining) return;
+  std::size_t ended = 0;
+  bool failed = false;
+  for (const auto& stream : streams_) {
+    ended += over(*stream) ? 1 : 0;
+    failed = failed || (!stream->finished && stream->in.ended() && stream->in.failed());
+    // Its turn has not come yet, and may still.
+    if (stream->in.whole() && !stream->finished && stream->in.head().sequence() == delivered_) {
+      return;
+    }
+  }
+  if (ended == 0) return;
+  if (state_ == State::kOpen) {
+    state_ = State::kDraining;
+    start_deadline();
+  }
+  // A connection that was reset brings nothing more, and the others are of no use without it.
+  const bool done = std::all_of(streams_.begin(), streams_.end(), [this](const auto& stream) {
+    return over(*stream) || (stream->in.whole() && stream->in.head().sequence() != delivered_);
+  });
+  if (done || failed) end_with(peer_mark_);
+}
+
+void TcpEndpoint::end_with(CloseMark mark) {
+  switch (mark) {
+    case CloseMark::kProtocol:
+      reason_ = Status::error(Code::kProtocol, "the peer saw a breach of the protocol");
+      break;
+    case CloseMark::kClosed:
+      reason_ = Status::error(Code::kDisconnected, "the peer closed the channel");
+      break;
+    default:
+      reason_ = Status::error(Code::kDisconnected, "the peer vanished");
+      break;
+  }
+  let_go();
+  state_ = State::kFailing;
+}
+
+std::size_t TcpEndpoint::poll_failing(std::span<Completion> out) {
+  std::size_t n = take_cookies(out);
+  const auto complete = [&](Completion::Kind kind, std::uint64_t cookie) {
+    Completion& completion = out[n++];
+    completion.kind = kind;
+    completion.segment_count = 0;
+    completion.status = reason_;
+    completion.cookie = cookie;
+    completion.loan = kNoLoan;
+  };
+  while (n < out.size() && !lost_.empty()) complete(Completion::Kind::kSend, lost_.pop());
+  if (n < out.size() && done_.empty()) {
+    complete(Completion::Kind::kDisconnected, 0);
+    state_ = State::kDone;
+  }
+  return n;
+}
+
+}  // namespace sanproxy::fabric::tcp
