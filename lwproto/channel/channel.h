@@ -118,6 +118,7 @@ class Channel {
   bool closed() const { return closed_; }
 
   fabric::Endpoint& endpoint() { return *endpoint_; }
+  const wire::HelloBody& our_hello() const { return ours_; }
   const wire::HelloBody& peer_hello() const { return peers_; }
   std::string peer_name() const;  // node name from HELLO
   const ChannelCounters& counters() const { return counters_; }
@@ -139,6 +140,7 @@ class Channel {
   void finish_close(const Status& status);
 
   std::unique_ptr<fabric::Endpoint> endpoint_;
+  wire::HelloBody ours_;
   wire::HelloBody peers_;
   Delegate& delegate_;
   flow::CreditLedger ledger_;
@@ -159,7 +161,8 @@ class Channel {
   ChannelCounters counters_;
 };
 
-// The HELLO that this side sends, with the fields that depend on EndpointOptions filled in.
+// The HELLO that this side sends, with the fields that depend on EndpointOptions filled in and a
+// fresh nonce: one HELLO is for one channel.
 wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& options,
                            std::uint32_t stream_window_bytes, std::uint32_t streams_max,
                            const std::string& node_name);
