@@ -1,14 +1,15 @@
 // Link: the Node's side of one proxy: its channel while there is one, and the way back to one.
 //
 // Documents: docs/application_library.md "When a proxy goes away", docs/wire_format.md.
-// Role: connects (again and again, with a growing pause), says HELLO, joins, and hands the
-//   channel's messages to connections and services.
+// Role: connects (again and again, with a growing pause), says HELLO, proves its keys, joins, and
+//   hands the channel's messages to connections and services.
 // Owner: the Node. Thread: its.
 // Invariants:
 //   1. At most one of connecting_ and hold_ exists.
 //   2. When the channel ends, each of its connections is ended with kProxyLost, once.
 //   3. Loans that applications keep hold the ended channel's memory (ChannelHold), not the Link.
-//   4. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
+//   4. No service is joined before the proxy has answered for every key.
+//   5. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +50,7 @@ class Link final : public channel::Delegate {
   std::size_t poll(std::uint64_t now_ns);
   void flush();
   bool up() const { return hold_ != nullptr && !lost_; }
+  bool ready() const;  // up, and every key is answered for
   // When poll() must be called though nothing happened; 0 if never.
   std::uint64_t deadline_ns() const;
   const std::string& address() const { return address_; }
@@ -119,6 +121,9 @@ class Link final : public channel::Delegate {
   ::sanproxy::Status send_reject(const Reject& reject);
   bool flush_rejects();
 
+  bool prove_keys();  // false: not done yet
+  void on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode code);
+
   ::sanproxy::Status sync_service(std::size_t index);
   void on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code);
   void on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code);
@@ -127,13 +132,16 @@ class Link final : public channel::Delegate {
   NodeImpl& node_;
   FabricInUse& fabric_;
   std::string address_;
+  wire::HelloBody hello_{};  // of this attempt and its channel
   std::unique_ptr<fabric::Connecting> connecting_;
   std::unique_ptr<ChannelHold> hold_;
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
+  std::size_t keys_sent_ = 0, keys_answered_ = 0;
   std::uint64_t retry_at_ns_ = 0;
   std::uint64_t retry_pause_ns_ = kRetryFirstNs;
-  std::string last_reason_;  // so that a proxy that stays away is reported once
+  const char* our_reason_ = nullptr;  // why we ended the channel, if we did and people should know
+  std::string last_reason_;           // so that a proxy that stays away is reported once
 
   ConnectionTable table_;
   IntrusiveList<ConnectionImpl, &ConnectionImpl::blocked_hook> blocked_;

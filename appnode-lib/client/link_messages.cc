@@ -46,6 +46,9 @@ void Link::on_message(channel::Channel&, const wire::Message& message) {
     case MessageType::kJoinService:
       if (!answer) return breach("join request from a proxy");
       return on_join_answer(message.join, message.code);
+    case MessageType::kAuthenticate:
+      if (!answer) return breach("authenticate request from a proxy");
+      return on_key_answer(message.authenticate, message.code);
     case MessageType::kLeaveService:
     case MessageType::kShutdownService:
       return on_service_end(message.service, answer, message.code);

@@ -14,6 +14,7 @@ void Link::sync_services() {
   if (!up()) return;
   services_.resize(node_.services().size());
   services_blocked_ = false;
+  if (!prove_keys()) return;
   for (std::size_t i = 0; i < services_.size(); ++i) {
     if (sync_service(i).is_again()) {
       services_blocked_ = true;  // on_writable() comes back here

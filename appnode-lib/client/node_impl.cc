@@ -94,6 +94,7 @@ Status NodeImpl::set_up() {
   auto link = link_parameters(options_.link);
   if (!link.ok()) return link.status();
   link_parameters_ = *link;
+  if (const Status status = set_up_keys(); !status.ok()) return status;
   if (const Status status = set_up_memory(); !status.ok()) return status;
   if (const Status status = set_up_receive_memory(); !status.ok()) return status;
   return set_up_links();
@@ -166,7 +167,6 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
     out.options.receive_memory = {receive_pool_.get(), &receive_region_, 0};
     out.pool = receive_pool_.get();
   }
-  out.hello = make_hello(out.options);
   return &fabrics_.emplace(scheme, std::move(out)).first->second;
 }
 

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 
@@ -26,6 +27,9 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
       ->envname("SANPROXY_SERVICE")
       ->delimiter(',');
+  cli.add_option("--key", options.keys, "NAME:FILE, a key that the proxies may ask for")
+      ->envname("SANPROXY_KEY")
+      ->delimiter(',');
   cli.add_option("--weight", options.weight, "Our share, against other nodes of the service")
       ->check(CLI::Range(1, 65535));
   cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
@@ -46,8 +50,22 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
     spdlog::info("{}: joined {}", proxy, service);
   };
   node_options.on_join_refused = [](auto service, auto proxy, app::CloseCode code) {
-    spdlog::error("{}: {} is not ours: {}", proxy, service, app::to_string(code));
+    if (code == app::CloseCode::kNotPermitted) {
+      spdlog::error("{}: not permitted to join {} (not_permitted)", proxy, service);
+    } else {
+      spdlog::error("{}: {} is not ours: {}", proxy, service, app::to_string(code));
+    }
   };
+  node_options.on_key_refused = [](auto key, auto proxy, app::CloseCode code) {
+    spdlog::error("{}: the proxy refused key '{}': {}", proxy, key, app::to_string(code));
+  };
+  for (const std::string& text : options.keys) {
+    app::KeyOptions key;
+    const std::size_t colon = std::min(text.find(':'), text.size());
+    key.name = text.substr(0, colon);
+    key.file = text.substr(std::min(colon + 1, text.size()));
+    node_options.keys.push_back(std::move(key));
+  }
   auto node = app::Node::create(std::move(node_options));
   if (!node.ok()) {
     spdlog::error("no node: {}", node.status().to_string());

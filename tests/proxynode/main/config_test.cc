@@ -164,12 +164,12 @@ listen = "[::1]:9000"
   EXPECT_EQ(config.services[0].address, *SocketAddress::parse("10.77.0.10:80"));
   EXPECT_EQ(config.services[0].balance, service::Balance::kLeastConnections);
   EXPECT_EQ(config.services[0].binding, service::Binding::kImmediate);
-  EXPECT_TRUE(config.services[0].restricted);
-  EXPECT_EQ(config.services[0].allow_uids, (std::vector<std::uint32_t>{33, 0}));
+  EXPECT_EQ(config.services[0].allow, (service::AllowList{*service::AllowEntry::parse("uid:33"),
+                                                          *service::AllowEntry::parse("uid:0")}));
   EXPECT_EQ(config.services[1].address, *SocketAddress::parse("[fd77::10]:443"));
   EXPECT_EQ(config.services[1].balance, service::Balance::kWeighted);
   EXPECT_EQ(config.services[1].binding, service::Binding::kDelayed);
-  EXPECT_FALSE(config.services[1].restricted);
+  EXPECT_FALSE(config.services[1].allow);
   EXPECT_EQ(config.services[2].binding, service::Binding::kAsJoined);
   EXPECT_EQ(config.admin_listen, "[::1]:9000");
 }
