@@ -10,6 +10,7 @@
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "lwproto/fabric/verbs/handshake.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
+#include "tests/lwproto/fabric/sim/under_test.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
 namespace sanproxy::fabric::test {
@@ -25,8 +26,10 @@ std::string unused_verbs_address() {
          std::to_string(20'000 + next);
 }
 
-Result<std::unique_ptr<Fabric>> make_verbs() {
-  auto made = make_verbs_fabric();
+Result<std::unique_ptr<Fabric>> make_verbs(unsigned half_open_max) {
+  VerbsOptions options;
+  options.half_open_max = half_open_max;
+  auto made = make_verbs_fabric(options);
   if (!made.ok()) return made.status();
   return std::unique_ptr<Fabric>(std::move(*made));
 }
@@ -37,14 +40,18 @@ std::vector<FabricUnderTest> all_fabrics() {
       {.name = "shm",
        .make = [] { return make_shm_fabric(); },
        .unused_address = [] { return "shm:" + unused_path(); },
+       .make_bounded = [](unsigned most) { return make_shm_fabric({.half_open_max = most}); },
        .lends = true},
       {.name = "verbs",
-       .make = make_verbs,
+       .make = [] { return make_verbs(VerbsOptions().half_open_max); },
        .unused_address = unused_verbs_address,
+       .make_bounded = make_verbs,
        .blocks_on_receiver = false,
        .needs_device = true,
        .slowness = 20,
        .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
+      sim::under_test("sim", sim::Delivery::kLoans),
+      sim::under_test("sim_buffers", sim::Delivery::kReceiveBuffers),
   };
 }
 
@@ -61,6 +68,12 @@ std::vector<FabricUnderTest> fabrics_under_test() {
     const bool named = std::find(wanted.begin(), wanted.end(), fabric.name) != wanted.end();
     if (wanted.empty() ? !fabric.needs_device : named) chosen.push_back(std::move(fabric));
   }
+  return chosen;
+}
+
+std::vector<FabricUnderTest> fabrics_under_test(bool FabricUnderTest::*shape) {
+  std::vector<FabricUnderTest> chosen = fabrics_under_test();
+  std::erase_if(chosen, [shape](const FabricUnderTest& fabric) { return !(fabric.*shape); });
   return chosen;
 }
 
