@@ -16,14 +16,18 @@ Link::Link(NodeImpl& node, FabricInUse& fabric, std::string address)
 Link::~Link() = default;
 
 std::uint64_t Link::deadline_ns() const {
-  if (up()) return 0;
+  if (up()) return ask_again_at_ns_;
   return retry_at_ns_;
 }
 
 std::size_t Link::poll(std::uint64_t now_ns) {
   if (hold_ != nullptr) {
     const std::size_t handled = hold_->channel->poll(kPollBudget);
-    if (lost_) take_down();
+    if (lost_) {
+      take_down();
+    } else if (ask_again_at_ns_ != 0 && now_ns >= ask_again_at_ns_) {
+      ask_again();
+    }
     return handled;
   }
   if (connecting_ != nullptr) return poll_connecting(now_ns);
@@ -116,6 +120,7 @@ void Link::on_closed(channel::Channel&, wire::CloseCode code, const BaseStatus& 
 // Not inside on_closed(): the channel is still on the stack there.
 void Link::take_down() {
   node_.end_connections(*this, CloseCode::kProxyLost);
+  forget_limits();
   rejects_.clear();
   services_.assign(node_.services().size(), {});
   services_blocked_ = false;

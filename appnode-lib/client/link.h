@@ -40,6 +40,8 @@ class Link final : public channel::Delegate {
   static constexpr std::uint64_t kRetryFirstNs = 10'000'000;
   static constexpr std::uint64_t kRetryMaxNs = 200'000'000;
   static constexpr std::uint64_t kConnectMaxNs = 2'000'000'000;
+  static constexpr std::uint64_t kAskAgainFirstNs = 1'000'000'000;
+  static constexpr std::uint64_t kAskAgainMaxNs = 30'000'000'000;
   static constexpr std::size_t kUnsentRejectsMax = 4096;
   static constexpr std::size_t kPollBudget = 256;
 
@@ -92,7 +94,7 @@ class Link final : public channel::Delegate {
                  const ::sanproxy::Status& status) override;
 
  private:
-  enum class Phase : std::uint8_t { kNone, kJoining, kJoined, kLeaving, kGone, kRefused };
+  enum class Phase : std::uint8_t { kNone, kJoining, kJoined, kLeaving, kGone, kRefused, kLimited };
   struct ServiceState {
     Phase phase = Phase::kNone;
     std::uint32_t id = 0;  // the proxy's name for it, from kJoined to kGone
@@ -124,6 +126,9 @@ class Link final : public channel::Delegate {
   bool prove_keys();  // false: not done yet
   void on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode code);
 
+  void ask_again_later();
+  void ask_again();
+  void forget_limits();
   ::sanproxy::Status sync_service(std::size_t index);
   void on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code);
   void on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code);
@@ -138,6 +143,10 @@ class Link final : public channel::Delegate {
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
   std::size_t keys_sent_ = 0, keys_answered_ = 0;
+  bool keys_limited_ = false;  // a key met a limit: all are proven again at ask_again_at_ns_
+  // When what met a limit is asked for again; 0 if nothing did.
+  std::uint64_t ask_again_at_ns_ = 0;
+  std::uint64_t ask_again_pause_ns_ = kAskAgainFirstNs;
   std::uint64_t retry_at_ns_ = 0;
   std::uint64_t retry_pause_ns_ = kRetryFirstNs;
   const char* our_reason_ = nullptr;  // why we ended the channel, if we did and people should know

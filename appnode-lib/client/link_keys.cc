@@ -13,6 +13,7 @@ namespace sanproxy::app::internal {
 bool Link::ready() const { return up() && keys_answered_ == node_.keys().size(); }
 
 bool Link::prove_keys() {
+  if (keys_limited_ && keys_sent_ == 0) return false;  // until ask_again()
   const auto& keys = node_.keys();
   const channel::Channel& channel = *hold_->channel;
   while (keys_sent_ < keys.size()) {
@@ -51,9 +52,13 @@ void Link::on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode cod
       return;
     }
   } else {
+    keys_limited_ = keys_limited_ || code == wire::CloseCode::kLimitReached;
     node_.key_refused(keys_answered_, *this, to_public(code));
   }
-  if (++keys_answered_ == node_.keys().size()) sync_services();
+  if (++keys_answered_ < node_.keys().size()) return;
+  if (!keys_limited_) return sync_services();
+  keys_sent_ = keys_answered_ = 0;
+  ask_again_later();
 }
 
 }  // namespace sanproxy::app::internal

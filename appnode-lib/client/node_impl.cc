@@ -197,7 +197,7 @@ std::size_t NodeImpl::poll() {
   // Who sleeps on fd() leaves its wake-ups to us, and they would wake again and again.
   if (armed_) take_events(0);
   disarm();  // each time: this is also how fabrics notice dead peers
-  const std::uint64_t now = links_up_ == links_.size() ? 0 : now_ns();
+  const std::uint64_t now = time_matters() ? now_ns() : 0;
   std::size_t handled = 0;
   for (const auto& link : links_) handled += link->poll(now);
   if (!starved_.empty() && send_memory_->take_released()) run_starved();
@@ -230,11 +230,12 @@ void NodeImpl::flush_all() {
 // --- sleeping
 
 std::uint64_t NodeImpl::next_deadline_ns() const {
-  if (links_up_ == links_.size()) return 0;
+  if (!time_matters()) return 0;
   std::uint64_t next = 0;
   for (const auto& link : links_) {
     const std::uint64_t deadline = link->deadline_ns();
-    if (!link->up() && (next == 0 || deadline < next)) next = std::max<std::uint64_t>(deadline, 1);
+    if (link->up() && deadline == 0) continue;
+    if (next == 0 || deadline < next) next = std::max<std::uint64_t>(deadline, 1);
   }
   return next;
 }

@@ -100,6 +100,7 @@ class NodeImpl final : public Node {
   void link_up(Link& link);
   void link_lost();  // was up
   void link_down(Link& link, std::string_view reason);
+  void links_waiting(int more) { links_waiting_ += more; }
   void joined(std::size_t service, Link& link);
   void join_refused(std::size_t service, Link& link, CloseCode code);
   void key_refused(std::size_t key, Link& link, CloseCode code);
@@ -130,6 +131,7 @@ class NodeImpl final : public Node {
   void take_events(int timeout_ms);
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
+  bool time_matters() const { return links_up_ != links_.size() || links_waiting_ != 0; }
   std::uint64_t next_deadline_ns() const;
   void run_starved();
   std::size_t run_ended();
@@ -159,6 +161,7 @@ class NodeImpl final : public Node {
   ConnectionPool pool_;
   std::vector<std::unique_ptr<Link>> links_;
   std::size_t links_up_ = 0;
+  int links_waiting_ = 0;      // that are up and will ask for something again
   std::size_t next_link_ = 0;  // for outgoing connections
   StarvedList starved_;
   EndedList ended_;

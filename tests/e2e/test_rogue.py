@@ -12,6 +12,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # Rules that an application node has no way to break: they bind the proxy, or the fabric's form
 # does not let it happen.
 NOT_OURS = {"M13", "M14", "M21", "T10", "D5", "D6", "D7", "D8"}
+KEY = "no secret to the rogue"
+# So that a penalty is over before the next case begins.
+LIMITS = {"failures_per_s": 1000, "penalty_ms": 100}
 
 
 def rogue_path():
@@ -30,7 +33,7 @@ def all_cases():
 
 class Rogue:
     def run_cases(self, names):
-        one = self.lab()
+        one = self.lab(keys={"web": KEY}, config={"limits": LIMITS})
         victim = one.start_echo(name="victim")
         busy = load.EchoLoad(one, port=7, connections=16)
         self.addCleanup(busy.close)
@@ -39,7 +42,7 @@ class Rogue:
         for name in names:
             got = one.run(rogue_path(), "--proxy", one.proxy_address, "--service",
                           lab.service_address(4, 6666), "--foreign", lab.service_address(4, 7),
-                          "--case", name, timeout_s=120)
+                          "--key", one.key("web"), "--case", name, timeout_s=120)
             if got.returncode != 0:
                 wrong.append(f"{name} ({got.returncode}): "
                              f"{(got.stdout + got.stderr).decode().strip()}")

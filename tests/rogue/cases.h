@@ -17,6 +17,7 @@ namespace sanproxy::rogue {
 struct Context {
   std::string proxy;      // "shm:..."
   SocketAddress service;  // ours alone
+  std::string key;        // "NAME:FILE", that the proxy has too
   SocketAddress foreign;  // a well-behaved node's, in service at this moment
 };
 
@@ -34,6 +35,7 @@ std::vector<Case> transfer_cases();
 std::vector<Case> message_cases();
 std::vector<Case> stream_cases();
 std::vector<Case> service_cases();
+std::vector<Case> key_cases();
 std::vector<Case> resource_cases();
 std::vector<Case> shm_cases();
 

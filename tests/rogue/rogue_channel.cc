@@ -7,6 +7,7 @@
 #include <array>
 #include <thread>
 
+#include "lwproto/base/random.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
 
 namespace sanproxy::rogue {
@@ -32,6 +33,7 @@ wire::HelloBody RogueChannel::correct_hello() {
   hello.stream_window_bytes = 256 * 1024;
   hello.streams_max = 1024;
   std::memcpy(hello.node_name, "rogue", 5);
+  fill_random(std::as_writable_bytes(std::span(hello.nonce)));
   return hello;
 }
 
@@ -49,6 +51,7 @@ RogueChannel::~RogueChannel() {
 }
 
 void RogueChannel::connect(const std::string& address, std::span<const std::byte> hello) {
+  std::memcpy(&our_hello_, hello.data(), std::min(hello.size(), sizeof(our_hello_)));
   auto fabric = fabric::make_shm_fabric();
   if (!fabric.ok()) {
     refusal_ = fabric.status();

@@ -201,7 +201,10 @@ void FakeProxy::on_authenticate(const wire::Message& message) {
   wire::AuthenticateBody answer = message.authenticate;
   std::memset(answer.proof, 0, sizeof(answer.proof));
   wire::CloseCode code = wire::CloseCode::kNotPermitted;
+  const bool limited = options.key_limit > 0 && options.key_limit-- > 0;
+  if (limited) code = wire::CloseCode::kLimitReached;
   for (const auth::Key& key : options.keys) {
+    if (limited) break;
     const auth::Proof expected = *mac.prove(auth::Prover::kApplication, key, hellos);
     if (key.name() != name || expected != auth::proof_of(message.authenticate)) continue;
     proven.push_back(name);

@@ -44,6 +44,7 @@ class FakeProxy final : public channel::Delegate {
     bool hold_loans = false;   // keep what came by reference until release_loans()
     wire::CloseCode join_code = wire::CloseCode::kNone;
     bool answer_keys = true;
+    int key_limit = 0;  // so many AUTHENTICATEs are refused with kLimitReached
     std::vector<auth::Key> keys = {};
     const auth::Key* impostor_key = nullptr;  // answers every AUTHENTICATE with this one's proof
   };

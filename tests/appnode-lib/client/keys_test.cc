@@ -145,6 +145,27 @@ TEST_F(KeysTest, AfterALostProxyTheKeysAreProvenAnewWithAFreshNonce) {
   EXPECT_NE(std::memcmp(first.nonce, second.nonce, sizeof(first.nonce)), 0);
 }
 
+TEST_F(KeysTest, AKeyThatMetALimitIsProvenAgainBeforeAnythingIsJoined) {
+  proxy_.options.keys = {web_, db_};
+  proxy_.options.key_limit = 1;  // the first is refused
+  proxy_.start();
+  NodeOptions options = options_with({{.name = "web", .secret = "the key of the web servers"},
+                                      {.name = "db", .secret = "the key of the data bases"}});
+  options.on_key_refused = [this](auto key, auto, AppCode code) {
+    EXPECT_EQ(code, AppCode::kLimitReached);
+    refused_.emplace_back(key);
+  };
+  make_node(options);
+  join();
+  ASSERT_TRUE(pump_until([&] { return !refused_.empty() && proxy_.proven.size() == 1; }));
+  pump_some();
+  EXPECT_EQ(proxy_.joins, 0u);
+  clock_.advance_ns(internal::Link::kAskAgainFirstNs);
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 1; }));
+  EXPECT_EQ(proxy_.proven, (std::vector<std::string>{"db", "web", "db"}));
+  EXPECT_EQ(refused_, std::vector<std::string>{"web"});
+}
+
 TEST_F(KeysTest, KeysComeFromFilesOrFromTheEnvironment) {
   proxy_.options.keys = {web_};
   proxy_.start();

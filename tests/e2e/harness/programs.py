@@ -25,7 +25,7 @@ def toml_section(header, values):
 
 
 def proxy_config(topology, listen, config, services, fabric):
-    """`config`: {"proxy": {...}, "interface": {...}, "any other section": {...}}."""
+    """`config`: {"proxy": {...}, "interface": {...}, "any other section": {...} or [{...}, ...]}."""
     config = dict(config)
     own = {"tun": ["10.77.0.1/24", "fd77::1/64"], "packet": ["10.88.0.1/24", "fd88::1/64"]}
     proxy = {"name": "proxy-e2e", "max_connections": 20000, **config.pop("proxy", {})}
@@ -38,7 +38,9 @@ def proxy_config(topology, listen, config, services, fabric):
         text += toml_section("[[service]]", one)
     text += toml_section("[admin]", {"listen": f"127.0.0.1:{PORT}", **config.pop("admin", {})})
     for name, values in config.items():
-        text += toml_section(f"[{name}]", values)
+        many = isinstance(values, (list, tuple))
+        for one in values if many else [values]:
+            text += toml_section(f"[[{name}]]" if many else f"[{name}]", one)
     return text
 
 
