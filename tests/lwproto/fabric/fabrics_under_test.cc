@@ -1,5 +1,8 @@
 #include "tests/lwproto/fabric/fabrics_under_test.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,7 +10,9 @@
 #include <iterator>
 #include <sstream>
 
+#include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "lwproto/fabric/verbs/handshake.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
 #include "tests/lwproto/fabric/sim/under_test.h"
@@ -34,6 +39,34 @@ Result<std::unique_ptr<Fabric>> make_verbs(unsigned half_open_max) {
   return std::unique_ptr<Fabric>(std::move(*made));
 }
 
+std::string unused_tcp_address() {
+  // The kernel names a port that is free, and does not name it again soon.
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  if (::bind(fd, generic, length) != 0 || ::getsockname(fd, generic, &length) != 0) std::abort();
+  ::close(fd);
+  return "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+}
+
+FabricUnderTest tcp_under_test(const std::string& name, const TcpOptions& options) {
+  FabricUnderTest out;
+  out.name = name;
+  out.make = [options] { return make_tcp_fabric(options); };
+  out.make_bounded = [options](unsigned most) {
+    TcpOptions bounded = options;
+    bounded.half_open_max = most;
+    return make_tcp_fabric(bounded);
+  };
+  out.unused_address = unused_tcp_address;
+  out.honours = kLinkWindow | kLinkStreams | kLinkCongestion | kLinkQuality | kLinkRate |
+                kLinkBurst | kLinkDscp | kLinkPriority;
+  return out;
+}
+
 // One entry a fabric.
 std::vector<FabricUnderTest> all_fabrics() {
   return {
@@ -50,6 +83,8 @@ std::vector<FabricUnderTest> all_fabrics() {
        .needs_device = true,
        .slowness = 20,
        .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
+      tcp_under_test("tcp", {}),
+      tcp_under_test("tcp_streams", {.parallel_streams = 3}),
       sim::under_test("sim", sim::Delivery::kLoans),
       sim::under_test("sim_buffers", sim::Delivery::kReceiveBuffers),
   };
