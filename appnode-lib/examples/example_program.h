@@ -19,7 +19,8 @@ namespace app = sanproxy::app;
 struct CommonOptions {
   std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
   std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
-  std::vector<std::string> keys;      // --key NAME:FILE, or SANPROXY_KEY
+  app::LinkOptions link;              // --link, or SANPROXY_LINK
+  app::TlsFiles tls;                  // --tls-certificate, ...
   unsigned weight = 1;
   unsigned connections_max = 0;
   bool immediate = false;
@@ -27,7 +28,7 @@ struct CommonOptions {
   std::string log_level = "info";
 };
 
-// Adds --proxy, --service, --key, ..., --version to `cli`.
+// Adds --proxy, --service, ..., --version to `cli`.
 void add_common_options(CLI::App& cli, CommonOptions& options);
 
 class ExampleProgram {
