@@ -24,13 +24,6 @@ std::size_t ConnectionImpl::admit(std::size_t bytes) const {
   return std::min({bytes, available, std::size_t{piece_bytes}});
 }
 
-bool ConnectionImpl::take_turn() {
-  if (!sendable()) return false;
-  if (!link->others_wait()) return true;
-  link->block(*this);
-  return false;
-}
-
 bool ConnectionImpl::send_failed(const BaseStatus& status) {
   if (status.ok()) return false;
   if (status.is_again()) link->block(*this);
@@ -39,8 +32,7 @@ bool ConnectionImpl::send_failed(const BaseStatus& status) {
 
 std::size_t ConnectionImpl::send_copy(Bytes bytes) {
   std::size_t sent = 0;
-  const bool turn = take_turn();
-  while (turn && sendable() && sent < bytes.size()) {
+  while (sendable() && sent < bytes.size()) {
     std::size_t n = admit(bytes.size() - sent);
     if (n == 0) break;
     BaseStatus status;
@@ -90,7 +82,7 @@ BaseStatus ConnectionImpl::send_piece(Region& region, std::size_t offset, std::s
 std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std::size_t length,
                                         SendDone done) {
   SANPROXY_CHECK(offset <= region.bytes && length <= region.bytes - offset);
-  if (!take_turn()) {
+  if (!sendable()) {
     want_writable = true;
     return 0;
   }
@@ -119,7 +111,7 @@ std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std:
 SendChunk ConnectionImpl::acquire_chunk(std::size_t bytes_wanted) {
   SendChunk chunk;
   if (bytes_wanted == 0) return chunk;
-  const std::size_t n = take_turn() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
+  const std::size_t n = sendable() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
   const SendMemory::Slot slot_taken =
       n == 0 ? SendMemory::Slot{} : link->node().send_memory().acquire(n);
   if (slot_taken.capacity == 0) {

@@ -16,14 +16,18 @@ Link::Link(NodeImpl& node, FabricInUse& fabric, std::string address)
 Link::~Link() = default;
 
 std::uint64_t Link::deadline_ns() const {
-  if (up()) return 0;
+  if (up()) return ask_again_at_ns_;
   return retry_at_ns_;
 }
 
 std::size_t Link::poll(std::uint64_t now_ns) {
   if (hold_ != nullptr) {
     const std::size_t handled = hold_->channel->poll(kPollBudget);
-    if (lost_) take_down();
+    if (lost_) {
+      take_down();
+    } else if (ask_again_at_ns_ != 0 && now_ns >= ask_again_at_ns_) {
+      ask_again();
+    }
     return handled;
   }
   if (connecting_ != nullptr) return poll_connecting(now_ns);
@@ -38,7 +42,8 @@ void Link::flush() {
 
 void Link::start_connecting(std::uint64_t now_ns) {
   std::array<std::byte, sizeof(wire::HelloBody)> hello;
-  wire::encode_hello(fabric_.hello, hello);
+  hello_ = node_.make_hello(fabric_.options);
+  wire::encode_hello(hello_, hello);
   auto attempt = fabric_.fabric->connect(address_, hello, fabric_.options);
   if (!attempt.ok()) return retry_later(attempt.status().text());
   connecting_ = std::move(*attempt);
@@ -76,9 +81,10 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   if (!key.ok()) return key.status();
   send_memory_key_ = *key;
   hold_ = std::make_unique<ChannelHold>();
-  hold_->channel =
-      std::make_unique<channel::Channel>(std::move(endpoint), fabric_.hello, *peer, *this);
+  hold_->channel = std::make_unique<channel::Channel>(std::move(endpoint), hello_, *peer, *this);
   lost_ = false;
+  keys_sent_ = keys_answered_ = 0;
+  our_reason_ = nullptr;
   retry_pause_ns_ = kRetryFirstNs;
   last_reason_.clear();
   region_keys_.clear();
@@ -106,12 +112,15 @@ void Link::attach(Region& region) {
 
 void Link::on_closed(channel::Channel&, wire::CloseCode code, const BaseStatus& status) {
   lost_ = true;
-  last_reason_ = code == wire::CloseCode::kNodeDied ? status.text() : wire::close_code_name(code);
+  last_reason_ = our_reason_ != nullptr               ? our_reason_
+                 : code == wire::CloseCode::kNodeDied ? status.text()
+                                                      : wire::close_code_name(code);
 }
 
 // Not inside on_closed(): the channel is still on the stack there.
 void Link::take_down() {
   node_.end_connections(*this, CloseCode::kProxyLost);
+  forget_limits();
   rejects_.clear();
   services_.assign(node_.services().size(), {});
   services_blocked_ = false;

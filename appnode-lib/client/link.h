@@ -1,14 +1,15 @@
 // Link: the Node's side of one proxy: its channel while there is one, and the way back to one.
 //
 // Documents: docs/application_library.md "When a proxy goes away", docs/wire_format.md.
-// Role: connects (again and again, with a growing pause), says HELLO, joins, and hands the
-//   channel's messages to connections and services.
+// Role: connects (again and again, with a growing pause), says HELLO, proves its keys, joins, and
+//   hands the channel's messages to connections and services.
 // Owner: the Node. Thread: its.
 // Invariants:
 //   1. At most one of connecting_ and hold_ exists.
 //   2. When the channel ends, each of its connections is ended with kProxyLost, once.
 //   3. Loans that applications keep hold the ended channel's memory (ChannelHold), not the Link.
-//   4. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
+//   4. No service is joined before the proxy has answered for every key.
+//   5. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +40,8 @@ class Link final : public channel::Delegate {
   static constexpr std::uint64_t kRetryFirstNs = 10'000'000;
   static constexpr std::uint64_t kRetryMaxNs = 200'000'000;
   static constexpr std::uint64_t kConnectMaxNs = 2'000'000'000;
+  static constexpr std::uint64_t kAskAgainFirstNs = 1'000'000'000;
+  static constexpr std::uint64_t kAskAgainMaxNs = 30'000'000'000;
   static constexpr std::size_t kUnsentRejectsMax = 4096;
   static constexpr std::size_t kPollBudget = 256;
 
@@ -49,6 +52,7 @@ class Link final : public channel::Delegate {
   std::size_t poll(std::uint64_t now_ns);
   void flush();
   bool up() const { return hold_ != nullptr && !lost_; }
+  bool ready() const;  // up, and every key is answered for
   // When poll() must be called though nothing happened; 0 if never.
   std::uint64_t deadline_ns() const;
   const std::string& address() const { return address_; }
@@ -77,8 +81,6 @@ class Link final : public channel::Delegate {
   void forget(ConnectionImpl& connection) { table_.erase(connection); }
   void block(ConnectionImpl& connection) { blocked_.push_back(connection); }
   void unblock(ConnectionImpl& connection) { blocked_.remove(connection); }
-  // Others were refused a credit before: who comes now waits behind them.
-  bool others_wait() const { return !serving_blocked_ && !blocked_.empty(); }
 
   void breach(const char* text);  // the proxy broke a rule: end the channel
 
@@ -92,7 +94,7 @@ class Link final : public channel::Delegate {
                  const ::sanproxy::Status& status) override;
 
  private:
-  enum class Phase : std::uint8_t { kNone, kJoining, kJoined, kLeaving, kGone, kRefused };
+  enum class Phase : std::uint8_t { kNone, kJoining, kJoined, kLeaving, kGone, kRefused, kLimited };
   struct ServiceState {
     Phase phase = Phase::kNone;
     std::uint32_t id = 0;  // the proxy's name for it, from kJoined to kGone
@@ -121,6 +123,12 @@ class Link final : public channel::Delegate {
   ::sanproxy::Status send_reject(const Reject& reject);
   bool flush_rejects();
 
+  bool prove_keys();  // false: not done yet
+  void on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode code);
+
+  void ask_again_later();
+  void ask_again();
+  void forget_limits();
   ::sanproxy::Status sync_service(std::size_t index);
   void on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code);
   void on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code);
@@ -129,14 +137,20 @@ class Link final : public channel::Delegate {
   NodeImpl& node_;
   FabricInUse& fabric_;
   std::string address_;
+  wire::HelloBody hello_{};  // of this attempt and its channel
   std::unique_ptr<fabric::Connecting> connecting_;
   std::unique_ptr<ChannelHold> hold_;
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
-  bool serving_blocked_ = false;
+  std::size_t keys_sent_ = 0, keys_answered_ = 0;
+  bool keys_limited_ = false;  // a key met a limit: all are proven again at ask_again_at_ns_
+  // When what met a limit is asked for again; 0 if nothing did.
+  std::uint64_t ask_again_at_ns_ = 0;
+  std::uint64_t ask_again_pause_ns_ = kAskAgainFirstNs;
   std::uint64_t retry_at_ns_ = 0;
   std::uint64_t retry_pause_ns_ = kRetryFirstNs;
-  std::string last_reason_;  // so that a proxy that stays away is reported once
+  const char* our_reason_ = nullptr;  // why we ended the channel, if we did and people should know
+  std::string last_reason_;           // so that a proxy that stays away is reported once
 
   ConnectionTable table_;
   IntrusiveList<ConnectionImpl, &ConnectionImpl::blocked_hook> blocked_;

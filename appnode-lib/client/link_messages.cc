@@ -46,6 +46,9 @@ void Link::on_message(channel::Channel&, const wire::Message& message) {
     case MessageType::kJoinService:
       if (!answer) return breach("join request from a proxy");
       return on_join_answer(message.join, message.code);
+    case MessageType::kAuthenticate:
+      if (!answer) return breach("authenticate request from a proxy");
+      return on_key_answer(message.authenticate, message.code);
     case MessageType::kLeaveService:
     case MessageType::kShutdownService:
       return on_service_end(message.service, answer, message.code);
@@ -153,14 +156,11 @@ void Link::on_writable(channel::Channel& channel) {
   if (!flush_rejects()) return;
   if (services_blocked_) sync_services();
   // Each that waits is tried once; those that block again go to the end, so nobody starves.
-  serving_blocked_ = true;
   for (std::size_t left = blocked_.size(); left > 0 && channel.data_writable(); --left) {
     ConnectionImpl* connection = blocked_.pop_front();
     if (connection == nullptr) break;
     connection->retry();
   }
-  serving_blocked_ = false;
-  if (!blocked_.empty()) channel.ask_writable();
 }
 
 }  // namespace sanproxy::app::internal

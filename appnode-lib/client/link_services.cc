@@ -3,6 +3,8 @@
 // What the application wants stands in the Node's ServiceImpl; what the proxy knows stands in
 // ServiceState. sync_services() sends what leads from one to the other, so that nothing has to be
 // remembered across a lost channel or a full queue.
+#include <algorithm>
+
 #include "appnode-lib/client/convert.h"
 #include "appnode-lib/client/link.h"
 #include "appnode-lib/client/node_impl.h"
@@ -14,6 +16,7 @@ void Link::sync_services() {
   if (!up()) return;
   services_.resize(node_.services().size());
   services_blocked_ = false;
+  if (!prove_keys()) return;
   for (std::size_t i = 0; i < services_.size(); ++i) {
     if (sync_service(i).is_again()) {
       services_blocked_ = true;  // on_writable() comes back here
@@ -55,7 +58,7 @@ bool Link::service_joined(std::size_t index) const {
 bool Link::service_settled(std::size_t index) const {
   if (!up() || index >= services_.size()) return true;
   const Phase phase = services_[index].phase;
-  return phase == Phase::kNone || phase == Phase::kGone || phase == Phase::kRefused;
+  return phase != Phase::kJoining && phase != Phase::kJoined && phase != Phase::kLeaving;
 }
 
 // services_.size() if no service has this id. There are few, and a node that serves many has the
@@ -77,14 +80,42 @@ void Link::on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode cod
   }
   ServiceState& state = services_[index];
   if (code != wire::CloseCode::kNone) {
-    state.phase = Phase::kRefused;
+    // Limits pass. Other refusals stand as long as the channel.
+    const bool limited = code == wire::CloseCode::kLimitReached;
+    state.phase = limited ? Phase::kLimited : Phase::kRefused;
+    if (limited) ask_again_later();
     node_.join_refused(index, *this, to_public(code));
     return;
   }
+  ask_again_pause_ns_ = kAskAgainFirstNs;
   state.phase = Phase::kJoined;
   state.id = body.service;
   node_.joined(index, *this);
   sync_services();  // it may have been left meanwhile
+}
+
+void Link::ask_again_later() {
+  if (ask_again_at_ns_ != 0) return;
+  ask_again_at_ns_ = node_.now_ns() + ask_again_pause_ns_;
+  ask_again_pause_ns_ = std::min(ask_again_pause_ns_ * 2, kAskAgainMaxNs);
+  node_.links_waiting(1);
+}
+
+void Link::ask_again() {
+  ask_again_at_ns_ = 0;
+  node_.links_waiting(-1);
+  keys_limited_ = false;
+  for (ServiceState& state : services_) {
+    if (state.phase == Phase::kLimited) state.phase = Phase::kNone;
+  }
+  sync_services();
+}
+
+void Link::forget_limits() {
+  if (ask_again_at_ns_ != 0) node_.links_waiting(-1);
+  ask_again_at_ns_ = 0;
+  ask_again_pause_ns_ = kAskAgainFirstNs;
+  keys_limited_ = false;
 }
 
 // The answer to our LEAVE or SHUTDOWN, or the news that the service has ended for all.

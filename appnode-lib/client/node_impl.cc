@@ -14,7 +14,6 @@
 #include "appnode-lib/client/link_options.h"
 #include "lwproto/base/check.h"
 #include "lwproto/buffer/pool_sizes.h"
-#include "lwproto/fabric/address.h"
 
 namespace sanproxy::app::internal {
 namespace {
@@ -95,6 +94,7 @@ Status NodeImpl::set_up() {
   auto link = link_parameters(options_.link);
   if (!link.ok()) return link.status();
   link_parameters_ = *link;
+  if (const Status status = set_up_keys(); !status.ok()) return status;
   if (const Status status = set_up_memory(); !status.ok()) return status;
   if (const Status status = set_up_receive_memory(); !status.ok()) return status;
   return set_up_links();
@@ -154,9 +154,6 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
   if (kind == assembly_.fabrics.end()) {
     return Status(Code::kUnsupported, "this library has no fabric for that address");
   }
-  if (const auto parsed = fabric::FabricAddress::parse(address); !parsed.ok()) {
-    return to_public(parsed.status());
-  }
   auto fabric = kind->second.make(options_);
   if (!fabric.ok()) return to_public(fabric.status());
   (*fabric)->wake_in(epoll_fd_);
@@ -170,7 +167,6 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
     out.options.receive_memory = {receive_pool_.get(), &receive_region_, 0};
     out.pool = receive_pool_.get();
   }
-  out.hello = make_hello(out.options);
   return &fabrics_.emplace(scheme, std::move(out)).first->second;
 }
 
@@ -201,7 +197,7 @@ std::size_t NodeImpl::poll() {
   // Who sleeps on fd() leaves its wake-ups to us, and they would wake again and again.
   if (armed_) take_events(0);
   disarm();  // each time: this is also how fabrics notice dead peers
-  const std::uint64_t now = links_up_ == links_.size() ? 0 : now_ns();
+  const std::uint64_t now = time_matters() ? now_ns() : 0;
   std::size_t handled = 0;
   for (const auto& link : links_) handled += link->poll(now);
   if (!starved_.empty() && send_memory_->take_released()) run_starved();
@@ -234,11 +230,12 @@ void NodeImpl::flush_all() {
 // --- sleeping
 
 std::uint64_t NodeImpl::next_deadline_ns() const {
-  if (links_up_ == links_.size()) return 0;
+  if (!time_matters()) return 0;
   std::uint64_t next = 0;
   for (const auto& link : links_) {
     const std::uint64_t deadline = link->deadline_ns();
-    if (!link->up() && (next == 0 || deadline < next)) next = std::max<std::uint64_t>(deadline, 1);
+    if (link->up() && deadline == 0) continue;
+    if (next == 0 || deadline < next) next = std::max<std::uint64_t>(deadline, 1);
   }
   return next;
 }

@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,7 @@
 #include "appnode-lib/client/kept.h"
 #include "appnode-lib/client/link.h"
 #include "appnode-lib/client/send_memory.h"
+#include "lwproto/auth/proof.h"
 #include "lwproto/base/clock.h"
 #include "lwproto/fabric/fabric.h"
 #include "sanproxy/node.h"
@@ -58,7 +60,6 @@ Assembly default_assembly();
 struct FabricInUse {
   std::unique_ptr<fabric::Fabric> fabric;
   fabric::EndpointOptions options;
-  wire::HelloBody hello{};
   const buffer::SlotPool* pool = nullptr;  // where receives land, if in memory of ours
 };
 
@@ -66,6 +67,7 @@ class NodeImpl final : public Node {
  public:
   static constexpr std::size_t kServicesMax = 1024;
   static constexpr std::size_t kProxiesMax = 64;
+  static constexpr std::size_t kKeysMax = 8;  // rule S21 of docs/wire_format.md
 
   static Result<std::unique_ptr<NodeImpl>> create(NodeOptions options, Assembly assembly);
   ~NodeImpl() override;
@@ -88,6 +90,9 @@ class NodeImpl final : public Node {
 
   // --- for Links
   std::uint64_t now_ns() const { return clock_->now_ns(); }
+  wire::HelloBody make_hello(const fabric::EndpointOptions& endpoint) const;  // for one channel
+  const std::vector<auth::Key>& keys() const { return keys_; }
+  const auth::Mac& mac() const { return *mac_; }  // there when there are keys
   std::uint32_t receive_window_bytes() const { return options_.receive_window_bytes; }
   const std::vector<std::unique_ptr<ServiceImpl>>& services() const { return services_; }
   const std::vector<std::unique_ptr<Region>>& regions() const { return regions_; }
@@ -95,8 +100,10 @@ class NodeImpl final : public Node {
   void link_up(Link& link);
   void link_lost();  // was up
   void link_down(Link& link, std::string_view reason);
+  void links_waiting(int more) { links_waiting_ += more; }
   void joined(std::size_t service, Link& link);
   void join_refused(std::size_t service, Link& link, CloseCode code);
+  void key_refused(std::size_t key, Link& link, CloseCode code);
   void end_connections(Link& link, CloseCode reason);
   void bury(std::unique_ptr<ChannelHold> hold);
 
@@ -114,16 +121,17 @@ class NodeImpl final : public Node {
  private:
   NodeImpl(NodeOptions options, Assembly assembly);
   Status set_up();
+  Status set_up_keys();
   Status set_up_memory();
   Status set_up_links();
   Status set_up_receive_memory();
   Result<FabricInUse*> fabric_for(std::string_view address);
-  wire::HelloBody make_hello(const fabric::EndpointOptions& endpoint) const;
   Status watch(int fd);
   void disarm();
   void take_events(int timeout_ms);
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
+  bool time_matters() const { return links_up_ != links_.size() || links_waiting_ != 0; }
   std::uint64_t next_deadline_ns() const;
   void run_starved();
   std::size_t run_ended();
@@ -135,6 +143,8 @@ class NodeImpl final : public Node {
   const Clock* clock_;
   std::uint64_t epoch_ = 0;
   fabric::LinkParameters link_parameters_;
+  std::vector<auth::Key> keys_;
+  std::optional<auth::Mac> mac_;
 
   buffer::MemoryRegion send_region_;
   std::unique_ptr<SendMemory> send_memory_;
@@ -151,6 +161,7 @@ class NodeImpl final : public Node {
   ConnectionPool pool_;
   std::vector<std::unique_ptr<Link>> links_;
   std::size_t links_up_ = 0;
+  int links_waiting_ = 0;      // that are up and will ask for something again
   std::size_t next_link_ = 0;  // for outgoing connections
   StarvedList starved_;
   EndedList ended_;

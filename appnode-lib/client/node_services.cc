@@ -64,9 +64,13 @@ Result<Connection*> NodeImpl::connect(std::string_view remote, ConnectionHandler
   auto address = Address::parse(remote);
   if (!address.ok()) return address.status();
   if (address->port == 0) return Status(Code::kInvalidArgument, "a remote end needs a port");
-  if (links_up_ == 0) return Status(Code::kDisconnected, "no proxy is connected");
-  while (!links_[next_link_ % links_.size()]->up()) ++next_link_;
-  Link& link = *links_[next_link_++ % links_.size()];
+  Link* ready = nullptr;
+  for (std::size_t tried = 0; tried < links_.size() && ready == nullptr; ++tried) {
+    Link& next = *links_[next_link_++ % links_.size()];
+    if (next.ready()) ready = &next;
+  }
+  if (ready == nullptr) return Status(Code::kDisconnected, "no proxy is connected");
+  Link& link = *ready;
   ConnectionImpl* connection = pool_.acquire();
   if (connection == nullptr) return Status(Code::kExhausted, "connections_max");
   connection->begin(link, ConnectionImpl::State::kConnecting, options_.receive_window_bytes);
@@ -124,6 +128,10 @@ void NodeImpl::join_refused(std::size_t service, Link& link, CloseCode code) {
   if (options_.on_join_refused) {
     options_.on_join_refused(services_[service]->name, link.address(), code);
   }
+}
+
+void NodeImpl::key_refused(std::size_t key, Link& link, CloseCode code) {
+  if (options_.on_key_refused) options_.on_key_refused(keys_[key].name(), link.address(), code);
 }
 
 void NodeImpl::end_connections(Link& link, CloseCode reason) {

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 
@@ -16,37 +17,19 @@ void on_signal(int) {
   g_node->stop();
 }
 
-// The library reads the environment itself where these are not given.
-void add_link_options(CLI::App& cli, CommonOptions& options) {
-  cli.add_option_function<std::string>(
-         "--link",
-         [&options](const std::string& text) {
-           auto link = app::LinkOptions::parse(text);
-           if (!link.ok()) throw CLI::ValidationError("--link", link.status().text());
-           options.link = *link;
-         },
-         "Asked of every link, such as window=4MiB,streams=4,congestion=cubic (or SANPROXY_LINK)")
-      ->type_name("TEXT");
-  cli.add_option("--tls-certificate", options.tls.certificate,
-                 "tcp: use TLS, with this certificate (or SANPROXY_TLS_CERTIFICATE)");
-  cli.add_option("--tls-key", options.tls.key, "its key (or SANPROXY_TLS_KEY)");
-  cli.add_option("--tls-ca", options.tls.ca, "who signs the proxies' (or SANPROXY_TLS_CA)");
-  cli.add_option("--tls-proxy-name", options.tls.proxy_name,
-                 "take only a proxy whose certificate has this name");
-}
-
 }  // namespace
 
 void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.set_version_flag("--version", "sanproxy " SANPROXY_VERSION);
-  cli.add_option("--proxy", options.proxies,
-                 "A proxy node: shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
+  cli.add_option("--proxy", options.proxies, "A proxy node, such as shm:/run/sanproxy/proxy.sock")
       ->envname("SANPROXY_PROXY")
       ->delimiter(',');
   cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
       ->envname("SANPROXY_SERVICE")
       ->delimiter(',');
-  add_link_options(cli, options);
+  cli.add_option("--key", options.keys, "NAME:FILE, a key that the proxies may ask for")
+      ->envname("SANPROXY_KEY")
+      ->delimiter(',');
   cli.add_option("--weight", options.weight, "Our share, against other nodes of the service")
       ->check(CLI::Range(1, 65535));
   cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
@@ -61,16 +44,28 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
   spdlog::set_level(spdlog::level::from_str(options.log_level));
   app::NodeOptions node_options;
   node_options.proxies = options.proxies;
-  node_options.link = options.link;
-  node_options.tls = options.tls;
   node_options.on_proxy_up = [](auto proxy) { spdlog::info("{}: connected", proxy); };
   node_options.on_proxy_down = [](auto proxy, auto why) { spdlog::warn("{}: {}", proxy, why); };
   node_options.on_joined = [](auto service, auto proxy) {
     spdlog::info("{}: joined {}", proxy, service);
   };
   node_options.on_join_refused = [](auto service, auto proxy, app::CloseCode code) {
-    spdlog::error("{}: {} is not ours: {}", proxy, service, app::to_string(code));
+    if (code == app::CloseCode::kNotPermitted) {
+      spdlog::error("{}: not permitted to join {} (not_permitted)", proxy, service);
+    } else {
+      spdlog::error("{}: {} is not ours: {}", proxy, service, app::to_string(code));
+    }
   };
+  node_options.on_key_refused = [](auto key, auto proxy, app::CloseCode code) {
+    spdlog::error("{}: the proxy refused key '{}': {}", proxy, key, app::to_string(code));
+  };
+  for (const std::string& text : options.keys) {
+    app::KeyOptions key;
+    const std::size_t colon = std::min(text.find(':'), text.size());
+    key.name = text.substr(0, colon);
+    key.file = text.substr(std::min(colon + 1, text.size()));
+    node_options.keys.push_back(std::move(key));
+  }
   auto node = app::Node::create(std::move(node_options));
   if (!node.ok()) {
     spdlog::error("no node: {}", node.status().to_string());

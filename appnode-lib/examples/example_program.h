@@ -19,8 +19,7 @@ namespace app = sanproxy::app;
 struct CommonOptions {
   std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
   std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
-  app::LinkOptions link;              // --link, or SANPROXY_LINK
-  app::TlsFiles tls;                  // --tls-certificate, ...
+  std::vector<std::string> keys;      // --key NAME:FILE, or SANPROXY_KEY
   unsigned weight = 1;
   unsigned connections_max = 0;
   bool immediate = false;
@@ -28,7 +27,7 @@ struct CommonOptions {
   std::string log_level = "info";
 };
 
-// Adds --proxy, --service, ..., --version to `cli`.
+// Adds --proxy, --service, --key, ..., --version to `cli`.
 void add_common_options(CLI::App& cli, CommonOptions& options);
 
 class ExampleProgram {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "lwproto/base/random.h"
+
 namespace sanproxy::channel {
 namespace {
 
@@ -18,6 +20,7 @@ constexpr std::uint32_t kPublishCallsMax = 4;
 Channel::Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& ours,
                  const wire::HelloBody& peers, Delegate& delegate)
     : endpoint_(std::move(endpoint)),
+      ours_(ours),
       peers_(peers),
       delegate_(delegate),
       ledger_(peers.credits_initial, peers.credits_reserved, ours.credits_initial) {}
@@ -296,6 +299,7 @@ wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& o
   hello.streams_max = streams_max;
   std::memcpy(hello.node_name, node_name.data(),
               std::min(node_name.size(), sizeof(hello.node_name)));
+  fill_random(std::as_writable_bytes(std::span(hello.nonce)));
   return hello;
 }
 

@@ -106,9 +106,6 @@ class Channel {
   // only bulk data, CREDITs and returns have gathered, a sleeping peer is woken after a few calls
   // or when the loop sleeps, not at once. A wake-up costs both sides more than a message.
   void publish();
-  // on_writable() will follow as if a send had returned kAgain: for a delegate that has senders in
-  // waiting and serves them in turn.
-  void ask_writable() { blocked_ = true; }
   bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
 
   // --- receiving: handles up to `budget` completions; returns how many there were.
@@ -121,6 +118,7 @@ class Channel {
   bool closed() const { return closed_; }
 
   fabric::Endpoint& endpoint() { return *endpoint_; }
+  const wire::HelloBody& our_hello() const { return ours_; }
   const wire::HelloBody& peer_hello() const { return peers_; }
   std::string peer_name() const;  // node name from HELLO
   const ChannelCounters& counters() const { return counters_; }
@@ -142,6 +140,7 @@ class Channel {
   void finish_close(const Status& status);
 
   std::unique_ptr<fabric::Endpoint> endpoint_;
+  wire::HelloBody ours_;
   wire::HelloBody peers_;
   Delegate& delegate_;
   flow::CreditLedger ledger_;
@@ -162,7 +161,8 @@ class Channel {
   ChannelCounters counters_;
 };
 
-// The HELLO that this side sends, with the fields that depend on EndpointOptions filled in.
+// The HELLO that this side sends, with the fields that depend on EndpointOptions filled in and a
+// fresh nonce: one HELLO is for one channel.
 wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& options,
                            std::uint32_t stream_window_bytes, std::uint32_t streams_max,
                            const std::string& node_name);

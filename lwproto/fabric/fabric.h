@@ -156,8 +156,8 @@ class Endpoint {
   virtual ~Endpoint() = default;
 
   virtual const PeerIdentity& peer() const = 0;
-  // What is in force on this link: what was asked for, and for the rest what the system chose where
-  // that can be known.
+  // What is in force on this link: what was asked for (window_bytes as the system reports it, which
+  // may count some overhead), and for the rest what the system chose where that can be known.
   virtual LinkParameters link() const { return {}; }
 
   // Makes `region` usable in GatherRefs of this endpoint. The region must outlive the endpoint.

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
@@ -114,6 +115,7 @@ struct Message {
     CloseConnectionBody close;
     CreditBody credit;
     ErrorBody error;
+    AuthenticateBody authenticate;
   };
   // kData: payload bytes. kError: text. If `referenced` the payload is not here but in the
   // segments behind the first one, and makes up all of them.
@@ -169,6 +171,11 @@ std::string error_text(const Message& message);
 // kUnsupported for a version that we do not speak.
 void encode_hello(const HelloBody& hello, std::span<std::byte, sizeof(HelloBody)> out);
 Result<HelloBody> decode_hello(std::span<const std::byte> in);
+
+// Whether `name` is one that a key may have: 1 to kKeyNameBytesMax letters, digits, '.', '_', '-'.
+bool key_name_legal(std::string_view name);
+// The name in an AUTHENTICATE whose form was checked.
+std::string_view key_name_of(const AuthenticateBody& body);
 
 const char* message_type_name(MessageType type);
 const char* close_code_name(CloseCode code);

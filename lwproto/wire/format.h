@@ -28,6 +28,9 @@ inline constexpr std::size_t kDataPayloadBytesMax = 65536;
 inline constexpr std::size_t kTransferInlineBytesMax = 8192;
 inline constexpr std::size_t kNodeNameBytesMax = 64;
 inline constexpr std::size_t kErrorTextBytesMax = 256;
+inline constexpr std::size_t kNonceBytes = 32;
+inline constexpr std::size_t kKeyNameBytesMax = 32;
+inline constexpr std::size_t kProofBytes = 32;  // HMAC-SHA-256
 // The longest transfer: a full inline part and one referenced payload.
 inline constexpr std::size_t kTransferBytesMax = kTransferInlineBytesMax + kDataPayloadBytesMax;
 // Limits of what HELLO and the windows may name, so that no sum of them overflows anywhere.
@@ -53,6 +56,7 @@ enum class MessageType : std::uint8_t {
   kCloseConnection = 9,
   kCredit = 10,
   kError = 11,
+  kAuthenticate = 12,
 };
 
 // Why a stream, a join or a channel ended. One list for REJECT, CLOSE, JOIN answers and ERROR.
@@ -111,10 +115,11 @@ struct HelloBody {
   std::uint32_t stream_window_bytes;  // the largest window that the sender opens for one stream
   std::uint32_t streams_max;
   std::uint8_t node_name[kNodeNameBytesMax];  // UTF-8, zero-padded, printable
+  std::uint8_t nonce[kNonceBytes];            // random, fresh for each channel
 };
-static_assert(sizeof(HelloBody) == 96);
+static_assert(sizeof(HelloBody) == 128);
 
-// Flags: kFlagAnswer on JOIN, LEAVE and SHUTDOWN; kFlagActive on CONNECTION_REQUEST;
+// Flags: kFlagAnswer on JOIN, LEAVE, SHUTDOWN and AUTHENTICATE; kFlagActive on CONNECTION_REQUEST;
 // kFlagImmediate on a JOIN that is no answer. Every other bit and every other message has 0.
 inline constexpr std::uint8_t kFlagAnswer = 0x01;     // the proxy's answer; `code` says how it went
 inline constexpr std::uint8_t kFlagActive = 0x02;     // CONNECTION_REQUEST from the application
@@ -205,6 +210,16 @@ struct ErrorBody {
   std::uint32_t text_bytes;
 };
 static_assert(sizeof(ErrorBody) == 8);
+
+// The application proves that it has a key (lwproto/auth/proof.h); the answer proves that the proxy
+// has it too.
+struct AuthenticateBody {
+  std::uint32_t request;  // chosen by the application node, returned in the answer
+  std::uint32_t reserved;
+  std::uint8_t key_name[kKeyNameBytesMax];  // letters, digits, '.', '_', '-'; zero-padded
+  std::uint8_t proof[kProofBytes];          // all zeros in a refusal
+};
+static_assert(sizeof(AuthenticateBody) == 72);
 
 // A connection's 64-bit name: proxy epoch (16) | generation (24) | index (24). It never repeats
 // within an epoch's lifetime: an index is reused only after every other free one, and its

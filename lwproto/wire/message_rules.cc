@@ -8,7 +8,7 @@ namespace sanproxy::wire {
 namespace {
 
 // Indexed by type; 0 for HELLO, which never travels inside a transfer.
-constexpr std::array<std::uint8_t, 12> kBodyBytes = {0,
+constexpr std::array<std::uint8_t, 13> kBodyBytes = {0,
                                                      0,
                                                      sizeof(JoinServiceBody),
                                                      sizeof(ServiceBody),
@@ -19,7 +19,8 @@ constexpr std::array<std::uint8_t, 12> kBodyBytes = {0,
                                                      sizeof(DataBody),
                                                      sizeof(CloseConnectionBody),
                                                      sizeof(CreditBody),
-                                                     sizeof(ErrorBody)};
+                                                     sizeof(ErrorBody),
+                                                     sizeof(AuthenticateBody)};
 
 constexpr std::uint32_t set_of(std::initializer_list<CloseCode> codes) {
   std::uint32_t out = 0;
@@ -91,6 +92,25 @@ const char* service_rule(const Message& m) {
   return nullptr;
 }
 
+const char* authenticate_rule(const Message& m) {
+  const AuthenticateBody& b = m.authenticate;
+  const bool answer = (m.flags & kFlagAnswer) != 0;
+  if ((m.flags & ~kFlagAnswer) != 0) return "an AUTHENTICATE has unknown flags";
+  if (m.code != kNone && !(answer && in(m.code, kServiceRefusals))) {
+    return "an AUTHENTICATE has a code that it cannot have";
+  }
+  if (b.reserved != 0) return "a reserved field of an AUTHENTICATE is not zero";
+  const std::string_view name = key_name_of(b);
+  if (!key_name_legal(name) ||
+      !all_zero(b.key_name + name.size(), kKeyNameBytesMax - name.size())) {
+    return "the key name of an AUTHENTICATE is malformed";
+  }
+  if (m.code != kNone && !all_zero(b.proof, sizeof(b.proof))) {
+    return "a refused AUTHENTICATE has a proof";
+  }
+  return nullptr;
+}
+
 const char* request_rule(const Message& m) {
   const ConnectionRequestBody& b = m.request;
   const bool active = (m.flags & kFlagActive) != 0;
@@ -156,6 +176,20 @@ const char* reject_rule(const Message& m) {
 
 }  // namespace
 
+bool key_name_legal(std::string_view name) {
+  const auto legal = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  };
+  return !name.empty() && name.size() <= kKeyNameBytesMax &&
+         std::all_of(name.begin(), name.end(), legal);
+}
+
+std::string_view key_name_of(const AuthenticateBody& body) {
+  const auto* name = reinterpret_cast<const char*>(body.key_name);
+  return {name, strnlen(name, sizeof(body.key_name))};
+}
+
 std::size_t body_bytes_of(std::uint8_t type) {
   return type < kBodyBytes.size() ? kBodyBytes[type] : 0;
 }
@@ -201,6 +235,8 @@ const char* broken_rule(const Message& m) {
     case MessageType::kError:
       if (m.flags != 0) return "an ERROR has flags";
       return in(m.code, kChannelEnds) ? nullptr : "an ERROR has a code that it cannot have";
+    case MessageType::kAuthenticate:
+      return authenticate_rule(m);
     case MessageType::kData:   // checked by the reader itself
     case MessageType::kHello:  // never here
       break;
@@ -220,6 +256,7 @@ Status check_direction(const Message& m, Receiver receiver) {
       break;
     case MessageType::kJoinService:
     case MessageType::kLeaveService:
+    case MessageType::kAuthenticate:
       legal = answer != to_proxy;
       break;
     case MessageType::kShutdownService:

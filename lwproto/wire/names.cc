@@ -26,6 +26,8 @@ const char* message_type_name(MessageType type) {
       return "CREDIT";
     case MessageType::kError:
       return "ERROR";
+    case MessageType::kAuthenticate:
+      return "AUTHENTICATE";
   }
   return "unknown";
 }

@@ -132,6 +132,15 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("channels_total", channels, c.channels_refused, "event=\"refused\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins, "result=\"accepted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins_refused, "result=\"refused\"");
+  const char* join_refused = "JOIN_SERVICE requests refused, by reason";
+  m.counter("joins_refused_total", join_refused, c.joins_not_permitted, "reason=\"not_permitted\"");
+  m.counter("joins_refused_total", join_refused, c.joins_limited, "reason=\"limit_reached\"");
+  m.counter("joins_refused_total", join_refused,
+            c.joins_refused - c.joins_not_permitted - c.joins_limited, "reason=\"other\"");
+  const char* proofs = "AUTHENTICATE requests by result";
+  m.counter("authentications_total", proofs, c.proofs, "result=\"proven\"");
+  m.counter("authentications_total", proofs, c.proofs_not_permitted, "result=\"not_permitted\"");
+  m.counter("authentications_total", proofs, c.proofs_limited, "result=\"limit_reached\"");
   m.counter("leaves_total", "Memberships ended", c.leaves);
   m.counter("backpressure_total", "Times that a sender was held back", c.refused_payloads,
             "kind=\"client_payload\"");
@@ -234,6 +243,7 @@ json node_json(const translate::AppNode& node) {
           {"pid", node.peer.pid},
           {"gid", node.peer.gid},
           {"certificate", node.peer.certificate_name},
+          {"keys", node.who.keys},
           {"fabric", node.from->fabric},
           {"listen", node.from->listener->address()},
           {"trust", node.lend_ingress ? "shared" : "isolated"},

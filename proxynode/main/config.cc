@@ -1,5 +1,6 @@
 #include "proxynode/main/config.h"
 
+#include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
 #include "proxynode/main/config_reader.h"
 
@@ -89,20 +90,7 @@ void read_service(const std::string& path, const toml::table& table, ProxyConfig
     out.binding = choose<service::Binding>(
         v, {{"immediate", service::Binding::kImmediate}, {"delayed", service::Binding::kDelayed}});
   });
-  r.texts("allow", [&](const std::string& v) {
-    out.restricted = true;
-    std::size_t used = 0;
-    unsigned long uid = 0;
-    try {
-      if (v.rfind("uid:", 0) == 0) uid = std::stoul(v.substr(4), &used);
-    } catch (const std::exception&) {
-      used = 0;
-    }
-    if (used == 0 || used + 4 != v.size() || uid > kU32) {
-      throw std::invalid_argument("expected \"uid:NUMBER\", not \"" + v + "\"");
-    }
-    out.allow_uids.push_back(static_cast<std::uint32_t>(uid));
-  });
+  allow_list(r, out.allow);
   r.read();
   if (out.address.port == 0) r.missing("address");
   config.services.push_back(std::move(out));
@@ -148,6 +136,12 @@ ProxyConfig load_config(const std::string& path) {
       const auto* table = node.as_table();
       if (table == nullptr) config_fail(path, node.source(), "expected a table [" + name + "]");
       (name == "proxy" ? read_proxy : read_admin)(path, *table, config);
+    } else if (name == "limits") {
+      const auto* table = node.as_table();
+      if (table == nullptr) config_fail(path, node.source(), "expected a table [limits]");
+      read_limits(path, *table, config);
+    } else if (name == "key") {
+      read_sections(path, name, node, read_key, config);
     } else if (name == "interface") {
       read_sections(path, name, node, read_interface, config);
     } else if (name == "fabric") {
@@ -155,13 +149,15 @@ ProxyConfig load_config(const std::string& path) {
     } else if (name == "service") {
       read_sections(path, name, node, read_service, config);
     } else {
-      config_fail(
-          path, key.source(),
-          "unknown section \"" + name + "\"; known: admin, fabric, interface, proxy, service");
+      config_fail(path, key.source(),
+                  "unknown section \"" + name +
+                      "\"; known: admin, fabric, interface, key, limits, "
+                      "proxy, service");
     }
   }
   if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
+  check_allow_lists(path, config);
   return config;
 }
 

@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/auth/key.h"
 #include "netnode/packet_io/packet_io.h"
+#include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
 
@@ -26,7 +28,8 @@ struct FabricConfig {
   bool shared_trust = false;  // shm: trust = "isolated" | "shared"
   std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
   std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
-  std::size_t channel_region_bytes = 0;  // shm: that of [proxy] by default; verbs, tcp: 16 MiB
+  std::size_t channel_region_bytes = 0;  // shm: that of [proxy] by default; verbs, tcp: 8 MiB
+  service::AllowList allow;              // to services without a list of their own
   // tcp
   std::string certificate, key, ca;  // all or none
   std::uint32_t streams_max = 16;    // that a node may ask for
@@ -52,6 +55,8 @@ struct ProxyConfig {
   std::vector<packet_io::InterfaceOptions> interfaces;
   std::vector<FabricConfig> fabrics;
   std::vector<service::Policy> services;
+  std::vector<auth::Key> keys;
+  service::RateLimits limits;
   std::string admin_listen = "127.0.0.1:9477";  // empty: no admin endpoint
   std::string log_level = "info";
 };

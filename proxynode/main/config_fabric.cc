@@ -3,6 +3,7 @@
 #include <set>
 
 #include "lwproto/fabric/address.h"
+#include "proxynode/main/config_access.h"
 #include "proxynode/main/config_reader.h"
 
 namespace sanproxy::proxy {
@@ -12,7 +13,7 @@ namespace {
 constexpr std::uint32_t kPoolCreditsDefault = 64;
 constexpr std::uint32_t kPoolNodesDefault = 32;
 // Only what is copied because something ran short goes there.
-constexpr std::size_t kPoolRegionBytesDefault = std::size_t{16} << 20;
+constexpr std::size_t kPoolRegionBytesDefault = std::size_t{8} << 20;
 
 // What only some fabrics have: said for another one it is an error, not ignored.
 void check_fabric(const FabricConfig& fabric, const std::set<std::string>& given) {
@@ -64,6 +65,8 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
   r.text("ca", [&](const std::string& v) { out.ca = v; });
   r.number("max_streams", out.streams_max, 1, 64);
   r.number("max_window_bytes", out.window_bytes_max, 65'536, kGiB);
+  std::optional<service::AllowList> allow;
+  allow_list(r, allow);
   r.read();
   if (out.listen.empty()) r.missing("listen");
   std::set<std::string> given;
@@ -74,6 +77,7 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
     config_fail(path, table.source(), std::string("[[fabric]]: ") + e.what());
   }
   fill_in(out, given);
+  out.allow = allow ? *allow : default_allow(out.listen);
   config.fabrics.push_back(std::move(out));
 }
 

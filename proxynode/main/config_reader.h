@@ -58,10 +58,13 @@ class TableReader {
       out = value->get();
     });
   }
-  void texts(const char* key, const std::function<void(const std::string&)>& add) {
-    declare(key, "a list of strings", [this, add, key](const toml::node& node) {
+  // `found` is called before the first `add`, also for a list with nothing in it.
+  void texts(const char* key, const std::function<void(const std::string&)>& add,
+             const std::function<void()>& found = nullptr) {
+    declare(key, "a list of strings", [this, add, found, key](const toml::node& node) {
       const auto* list = node.as_array();
       if (list == nullptr) wrong(key, node, "a list of strings");
+      if (found) found();
       for (const toml::node& item : *list) {
         const auto* value = item.as_string();
         if (value == nullptr) wrong(key, item, "a list of strings");

@@ -92,6 +92,8 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   options.tx_records_max = config.tx_records_max;
   options.channel_region_bytes = config.channel_region_bytes;
   options.outgoing = config.outgoing;
+  options.keys = config.keys;
+  options.limits = config.limits;
   translator_ = std::make_unique<translate::Translator>(
       options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
   stack_ = take(stack::Stack::create(config.stack, clock_, *ingress_, *translator_), "TCP stack");
@@ -147,6 +149,7 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
     entry.options.receive_memory = translator_->receive_memory(egress_region_);
     entry.nodes_max = config.nodes_max;
   }
+  entry.allow = config.allow;
   entry.listener = take(fabric->listen(config.listen, entry.options), config.listen);
   translator_->add_listener(std::move(entry));
   watch(fabric->event_fd());

@@ -108,13 +108,31 @@ const Policy* ServiceTable::policy_for(const SocketAddress& address) const {
   return nullptr;
 }
 
-Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
-  const Policy* policy = policy_for(request.address);
-  if (policy != nullptr && policy->restricted &&
-      std::none_of(policy->allow_uids.begin(), policy->allow_uids.end(),
-                   [&](std::uint32_t uid) { return std::int64_t{uid} == request.uid; })) {
-    return Status::error(Code::kPermission, "the service's allow list does not name this node");
+// The list of the address itself decides; without one that of "every address" at its port; without
+// that one the fabric's. Who joins "every address" gets the connections of each that nobody serves
+// by name, so the lists of all these must allow it as well.
+bool ServiceTable::permits(const JoinRequest& request) const {
+  const SocketAddress& address = request.address;
+  const SocketAddress every = {{address.ip.family, {}}, address.port};
+  const AllowList* list = &request.otherwise;
+  for (const SocketAddress& at : {every, address}) {
+    const Policy* policy = policy_for(at);
+    if (policy != nullptr && policy->allow) list = &*policy->allow;
   }
+  if (!allows(*list, request.who)) return false;
+  if (address != every) return true;
+  return std::all_of(policies_.begin(), policies_.end(), [&](const Policy& policy) {
+    const bool covered =
+        policy.address.port == address.port && policy.address.ip.family == address.ip.family;
+    return !covered || !policy.allow || allows(*policy.allow, request.who);
+  });
+}
+
+Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
+  if (!permits(request)) {
+    return Status::error(Code::kPermission, "no allow list of the service names this node");
+  }
+  const Policy* policy = policy_for(request.address);
   Service* service = nullptr;
   bool created = false;
   if (const auto it = by_address_.find(request.address); it != by_address_.end()) {

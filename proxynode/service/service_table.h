@@ -8,19 +8,23 @@
 //   1. A service exists exactly while it has a member. Its id is not reused while the process
 //      lives.
 //   2. A member's `connections` is the number of connections bound to it and not yet unbound.
-//   3. pick() never yields a member at its connections_max or one that is not eligible.
+//   3. Whoever is allowed less than everything cannot get a service's connections by joining an
+//      address that covers it, or that it covers: the lists of both hold.
+//   4. pick() never yields a member at its connections_max or one that is not eligible.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "proxynode/service/admission.h"
 
 namespace sanproxy::service {
 
@@ -36,8 +40,7 @@ struct Policy {
   SocketAddress address;
   Balance balance = Balance::kRoundRobin;
   Binding binding = Binding::kAsJoined;
-  std::vector<std::uint32_t> allow_uids;  // empty: everyone who can reach the fabric
-  bool restricted = false;                // an allow list was given
+  std::optional<AllowList> allow = std::nullopt;  // who may join; without: what the joining side's fabric says
 };
 
 struct Member {
@@ -52,7 +55,8 @@ struct Member {
 struct JoinRequest {
   SocketAddress address;
   NodeId node = 0;
-  std::int64_t uid = -1;
+  Credentials who;
+  AllowList otherwise = anybody();  // who may join a service without a list of its own
   std::uint32_t weight = 1;
   std::uint32_t connections_max = 0;
   bool immediate = false;
@@ -114,6 +118,7 @@ class ServiceTable {
 
  private:
   const Policy* policy_for(const SocketAddress& address) const;
+  bool permits(const JoinRequest& request) const;
 
   std::vector<Policy> policies_;
   std::uint32_t services_max_;

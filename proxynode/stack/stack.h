@@ -137,12 +137,12 @@ class Delegate {
 };
 
 struct StackOptions {
-  std::uint32_t connections_max = 100'000;          // all states but TIME_WAIT
-  std::uint32_t time_wait_max = 65'536;             // beyond, the oldest is dropped
-  std::uint32_t half_open_max = 8'192;              // SYN_RCVD at a time
-  bool refuse_with_reset = true;                    // at connections_max: RST, else no answer
-  std::uint32_t receive_window_bytes = 512 * 1024;  // 64 KB .. 4 MB
-  std::uint32_t send_buffer_bytes = 1024 * 1024;    // 64 KB .. 4 MB
+  std::uint32_t connections_max = 100'000;               // all states but TIME_WAIT
+  std::uint32_t time_wait_max = 65'536;                  // beyond, the oldest is dropped
+  std::uint32_t half_open_max = 8'192;                   // SYN_RCVD at a time
+  bool refuse_with_reset = true;                         // at connections_max: RST, else no answer
+  std::uint32_t receive_window_bytes = 4 * 1024 * 1024;  // 64 KB .. 4 MB
+  std::uint32_t send_buffer_bytes = 1024 * 1024;         // 64 KB .. 4 MB
   std::size_t heap_bytes_max = std::size_t{1} << 30;
   std::uint32_t time_wait_ms = 60'000;
   std::uint32_t keepalive_idle_ms = 7'200'000;  // 0 is off

@@ -36,6 +36,8 @@ void Translator::on_message(channel::Channel& channel, const wire::Message& mess
   switch (message.type) {
     case wire::MessageType::kJoinService:
       return on_join(node, message);
+    case wire::MessageType::kAuthenticate:
+      return on_authenticate(node, message);
     case wire::MessageType::kLeaveService:
       return on_leave(node, message);
     case wire::MessageType::kShutdownService:

@@ -24,26 +24,40 @@ wire::CloseCode code_of(const Status& status) {
 void Translator::on_join(AppNode& node, const wire::Message& message) {
   wire::JoinServiceBody answer = message.join;
   answer.service = 0;
+  const auto address = wire::from_wire(message.join.address);
   const auto refuse = [&](wire::CloseCode code, const char* why) {
     ++counters_.joins_refused;
-    spdlog::warn("node {} \"{}\" may not join: {} ({})", node.index, node.name, why,
-                 wire::close_code_name(code));
+    if (code == wire::CloseCode::kNotPermitted) ++counters_.joins_not_permitted;
+    if (code == wire::CloseCode::kLimitReached) ++counters_.joins_limited;
+    if (may_log()) {
+      spdlog::warn("node {} \"{}\" ({}) may not join {}: {} ({})", node.index, node.name,
+                   node.peer.address, address.ok() ? address->to_string() : "?", why,
+                   wire::close_code_name(code));
+    }
     send_or_owe(node, wire::MessageType::kJoinService, wire::kFlagAnswer, code, answer, true);
   };
-  const auto address = wire::from_wire(message.join.address);
   if (!address.ok()) return refuse(wire::CloseCode::kProtocolError, "address");
   if (address->port == 0) return refuse(wire::CloseCode::kProtocolError, "port 0");
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
 
+  const std::uint64_t now_ns = clock_.now_ns();
+  if (!limiter_.may_try(node.peer_key, now_ns)) {
+    return refuse(wire::CloseCode::kLimitReached, "too many attempts");
+  }
+
   service::JoinRequest request;
   request.address = *address;
   request.node = node.index;
-  request.uid = node.peer.uid;
+  request.who = node.who;
+  request.otherwise = node.from->allow;
   request.weight = message.join.weight;
   request.connections_max = message.join.connections_max;
   request.immediate = (message.flags & wire::kFlagImmediate) != 0;
   auto joined = services_.join(request);
-  if (!joined.ok()) return refuse(code_of(joined.status()), joined.status().text());
+  if (!joined.ok()) {
+    if (joined.status().code() == Code::kPermission) limiter_.on_failure(node.peer_key, now_ns);
+    return refuse(code_of(joined.status()), joined.status().text());
+  }
   service::Service& service = *joined->service;
   if (joined->created) {
     auto listener = stack_->listen(*address, service.id());

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "lwproto/base/check.h"
+#include "proxynode/translate/peer_key.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {
@@ -26,7 +27,12 @@ Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingre
       services_(std::move(policies), services_max),
       streams_(options.connections_max),
       records_(options.tx_records_max),
-      clock_(options.clock != nullptr ? *options.clock : steady_clock_) {
+      clock_(options.clock != nullptr ? *options.clock : steady_clock_),
+      limiter_(options.limits) {
+  if (!options_.keys.empty()) {
+    auto mac = auth::Mac::create();
+    if (mac.ok()) mac_.emplace(std::move(*mac));
+  }
   nodes_.resize(options.nodes_max);
   present_.reserve(options.nodes_max);
   dirty_.reserve(options.connections_max);
@@ -51,8 +57,10 @@ std::size_t Translator::poll_listeners() {
 void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
   const auto refuse = [&](wire::CloseCode code, const char* why) {
     ++counters_.channels_refused;
-    spdlog::warn("channel from {} refused: {} ({})", request.peer.address, why,
-                 wire::close_code_name(code));
+    if (may_log()) {
+      spdlog::warn("channel from {} refused: {} ({})", request.peer.address, why,
+                   wire::close_code_name(code));
+    }
     wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
                                static_cast<std::uint16_t>(code), sizeof(wire::MessageHeader)};
     from.listener->reject(request, std::as_bytes(std::span(&reason, 1)));
@@ -95,6 +103,9 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->index = index;
   node->peer = request.peer;
   node->from = &from;
+  node->peer_key = peer_key(request.peer);
+  node->who.uid = request.peer.uid;
+  node->who.certificate_name = request.peer.certificate_name;
   node->lend_ingress = from.lend_ingress;
   node->receives_into_egress = from.options.receive_memory.pool == &egress_;
   node->chunks = std::make_unique<ChunkRegion>(std::move(*region));

@@ -153,7 +153,9 @@ void Translator::on_active_request(AppNode& node, const wire::Message& message) 
       !window_is_its_own(node, body.send_window_bytes)) {
     return refuse(wire::CloseCode::kProtocolError);
   }
-  if (!options_.outgoing) return refuse(wire::CloseCode::kNotPermitted);
+  if (!options_.outgoing || !allowed_anything(node)) {
+    return refuse(wire::CloseCode::kNotPermitted);
+  }
   if (body.service != 0) {
     service::Service* service = services_.find(body.service);
     if (service == nullptr || service->find(node.index) == nullptr) {

@@ -4,6 +4,7 @@
 // Role: turns what the stack reports into lightweight messages and back; owns the application
 //   nodes, the streams and the decision who serves a connection.
 //     nodes.cc         channels come, are polled and flushed, die
+//     authenticate.cc  AUTHENTICATE, and who may try how often
 //     joins.cc         JOIN, LEAVE, SHUTDOWN
 //     requests.cc      a connection is bound, requested, accepted, rejected; outgoing ones
 //     tcp_to_san.cc    client bytes to the application node
@@ -25,14 +26,18 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "lwproto/auth/proof.h"
 #include "lwproto/base/clock.h"
 #include "lwproto/base/reserved_array.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
+#include "proxynode/service/admission.h"
+#include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/chunk_region.h"
@@ -50,6 +55,8 @@ struct TranslatorOptions {
   std::size_t channel_region_bytes = std::size_t{256} << 20;
   bool outgoing = true;          // application nodes may open connections
   const Clock* clock = nullptr;  // null: the system's
+  std::vector<auth::Key> keys = {};
+  service::RateLimits limits = {};
 };
 
 struct TranslatorCounters {
@@ -64,6 +71,8 @@ struct TranslatorCounters {
   std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
                 channels_refused = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
+  std::uint64_t joins_not_permitted = 0, joins_limited = 0;  // of those refused
+  std::uint64_t proofs = 0, proofs_not_permitted = 0, proofs_limited = 0;
   std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
   std::uint64_t waiting_rounds = 0;    // rounds without polling: the EgressPool was low as well
   std::uint64_t held_writes = 0;       // application bytes that wait because TCP memory is low
@@ -78,6 +87,7 @@ struct FabricListener {
       false;  // shared trust, or a fabric that sends from the pool without showing it
   std::uint32_t nodes_max = 1u << 24;    // that come through it, beside nodes_max of all
   std::size_t channel_region_bytes = 0;  // 0: TranslatorOptions'
+  service::AllowList allow = service::anybody();  // to services without a list of their own
 };
 
 // Slots of the EgressPool that endpoints must leave free: EndpointOptions::receive_memory.
@@ -99,6 +109,8 @@ struct AppNode {
   const FabricListener* from = nullptr;
   std::string name;
   fabric::PeerIdentity peer;
+  std::string peer_key;  // whom its joins are counted for
+  service::Credentials who;
   std::unique_ptr<channel::Channel> channel;
   std::unique_ptr<ChunkRegion> chunks;
   fabric::RegionKey chunk_key = 0;
@@ -118,7 +130,7 @@ struct AppNode {
     wire::CloseCode code;
     bool control;
     std::uint8_t body_bytes;
-    std::array<std::byte, sizeof(wire::JoinServiceBody)> body;
+    std::array<std::byte, sizeof(wire::AuthenticateBody)> body;
   };
   std::deque<Owed> owed;
   std::size_t owed_max = 0;
@@ -184,6 +196,13 @@ class Translator final : public stack::Delegate, public channel::Delegate {
     return *static_cast<AppNode*>(channel.user);
   }
 
+  // authenticate.cc
+  void on_authenticate(AppNode& node, const wire::Message& message);
+  bool prove(AppNode& node, const auth::Key* key, wire::AuthenticateBody& answer,
+             const auth::Proof& claimed);
+  bool allowed_anything(const AppNode& node) const;
+  bool may_log();
+
   // joins.cc
   void on_join(AppNode& node, const wire::Message& message);
   void on_leave(AppNode& node, const wire::Message& message);
@@ -203,7 +222,6 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   SocketAddress source_for(AppNode& node, const SocketAddress& remote);
 
   // tcp_to_san.cc
-  bool may_send_now(Stream& s, AppNode& node);
   bool take_inline(Stream& s, AppNode& node, stack::RxPayload& payload);
   bool lend(Stream& s, AppNode& node, stack::RxPayload& payload);
   bool stash(Stream& s, AppNode& node, stack::RxPayload& payload);
@@ -288,6 +306,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::uint32_t node_search_ = 0;
   SteadyClock steady_clock_;
   const Clock& clock_;
+  std::optional<auth::Mac> mac_;  // there when there are keys
+  service::PeerLimiter limiter_;
+  service::LogGate refusals_log_;
   std::uint64_t low_since_ns_ = 0;  // since when application nodes wait for memory
   std::uint64_t holder_id_ = 0;     // who held most of it then, and how far its client was
   std::uint64_t holder_freed_ = 0;

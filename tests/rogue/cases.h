@@ -15,8 +15,9 @@
 namespace sanproxy::rogue {
 
 struct Context {
-  std::string proxy;      // "shm:...", "tcp://...", "verbs://..."
+  std::string proxy;      // "shm:..."
   SocketAddress service;  // ours alone
+  std::string key;        // "NAME:FILE", that the proxy has too
   SocketAddress foreign;  // a well-behaved node's, in service at this moment
 };
 
@@ -28,13 +29,13 @@ struct Case {
   std::string rule;  // what is broken
   std::function<Verdict(const Context&)> run;
 };
-// Cases whose name begins with "shm_" need a proxy that listens on shm; the others take any.
 
 std::vector<Case> hello_cases();
 std::vector<Case> transfer_cases();
 std::vector<Case> message_cases();
 std::vector<Case> stream_cases();
 std::vector<Case> service_cases();
+std::vector<Case> key_cases();
 std::vector<Case> resource_cases();
 std::vector<Case> shm_cases();
 

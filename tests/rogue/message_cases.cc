@@ -77,6 +77,40 @@ std::vector<Case> service_message_cases() {
 }
 
 template <typename Change>
+wire::AuthenticateBody authenticate_with(Change change) {
+  wire::AuthenticateBody body{};
+  body.request = 1;
+  std::memcpy(body.key_name, "web", 3);
+  change(body);
+  return body;
+}
+
+std::vector<Case> authenticate_cases() {
+  using wire::AuthenticateBody;
+  const auto type = MessageType::kAuthenticate;
+  const auto plain = authenticate_with([](AuthenticateBody&) {});
+  return {
+      broken("authenticate_answer", "D1: answers come from the proxy", type, plain,
+             wire::kFlagAnswer),
+      broken("authenticate_flag", "M2: unknown flags are 0", type, plain, wire::kFlagImmediate),
+      broken("authenticate_code", "M3: a request has no code", type, plain, 0,
+             CloseCode::kNotPermitted),
+      broken("authenticate_tail", "M4: one length", type, plain, 0, CloseCode::kNone, 8),
+      broken("authenticate_reserved", "M7: reserved is 0", type,
+             authenticate_with([](AuthenticateBody& b) { b.reserved = 1; })),
+      broken("authenticate_no_name", "M26: a key has a name", type,
+             authenticate_with([](AuthenticateBody& b) { b.key_name[0] = 0; })),
+      broken("authenticate_name_of_escapes", "M26: a name is letters, digits, '.', '_', '-'", type,
+             authenticate_with([](AuthenticateBody& b) { b.key_name[0] = 0x1b; })),
+      broken("authenticate_bytes_after_name", "M26: a name is zero-padded", type,
+             authenticate_with([](AuthenticateBody& b) { b.key_name[31] = 'x'; })),
+      broken("authenticate_refusal_with_proof", "M27: a refusal has no proof", type,
+             authenticate_with([](AuthenticateBody& b) { b.proof[0] = 1; }), wire::kFlagAnswer,
+             CloseCode::kNotPermitted),
+  };
+}
+
+template <typename Change>
 wire::ConnectionRequestBody active_with(Change change) {
   wire::ConnectionRequestBody body{};
   body.request = 5;
@@ -201,7 +235,8 @@ std::vector<Case> connection_cases() {
 
 std::vector<Case> message_cases() {
   std::vector<Case> out;
-  for (auto make : {join_cases, service_message_cases, request_cases, connection_cases}) {
+  for (auto make :
+       {join_cases, service_message_cases, authenticate_cases, request_cases, connection_cases}) {
     for (Case& one : make()) out.push_back(std::move(one));
   }
   out.push_back(

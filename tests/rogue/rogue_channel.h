@@ -44,6 +44,7 @@ class RogueChannel {
 
   bool connected() const { return endpoint_ && endpoint_->connected() && !ended_; }
   const Status& refusal() const { return refusal_; }
+  const wire::HelloBody& our_hello() const { return our_hello_; }
   const wire::HelloBody& proxy_hello() const { return proxy_hello_; }
 
   // --- sending: false when the channel has ended or no room came within the deadline
@@ -95,6 +96,7 @@ class RogueChannel {
   std::unique_ptr<fabric::Endpoint> endpoint_;
   buffer::MemoryRegion memory_;
   std::optional<fabric::RegionKey> memory_key_;
+  wire::HelloBody our_hello_{};
   wire::HelloBody proxy_hello_{};
   std::uint32_t peer_granted_ = 0;
   std::uint32_t sent_ = 0;

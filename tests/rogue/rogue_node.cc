@@ -1,7 +1,7 @@
 // rogue_node: an application node that breaks the rules, one case at a time.
 //
 //   rogue_node --list                                       every case with the rule that it breaks
-//   rogue_node --case NAME --proxy ADDRESS --service IP:PORT --foreign IP:PORT
+//   rogue_node --case NAME --proxy ADDRESS --service IP:PORT --foreign IP:PORT --key NAME:FILE
 //
 // Exit code 0: the proxy answered as docs/wire_format.md says. 1: it did not (said on stdout).
 #include <CLI/CLI.hpp>
@@ -16,7 +16,7 @@ namespace {
 std::vector<Case> all_cases() {
   std::vector<Case> out;
   for (auto make : {hello_cases, transfer_cases, message_cases, stream_cases, service_cases,
-                    resource_cases, shm_cases}) {
+                    resource_cases, shm_cases, key_cases}) {
     for (Case& one : make()) out.push_back(std::move(one));
   }
   return out;
@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
   app.add_option("--case", names, "run this case (repeatable)");
   app.add_option("--proxy", context.proxy, "the proxy node's address");
   app.add_option("--service", service, "a service of our own");
+  app.add_option("--key", context.key, "NAME:FILE, a key that the proxy has too");
   app.add_option("--foreign", foreign, "a service of somebody else");
   CLI11_PARSE(app, argc, argv);
   const std::vector<rogue::Case> cases = rogue::all_cases();

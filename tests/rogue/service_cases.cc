@@ -62,6 +62,24 @@ std::vector<Case> stranger_cases() {
       never_issued("stranger_epoch",
                    [](std::uint64_t id) { return id ^ (std::uint64_t{1} << 48); }),
       never_issued("stranger_index", [](std::uint64_t id) { return id | 0xff'ffff; }),
+      {"stranger_connection_of_another_channel", "S1: only connections of this channel",
+       // Neither a member of anything nor guessing: it knows the id of a connection that lives.
+       [](const Context& context) -> Verdict {
+         Asked asked(context);
+         if (!asked.ok() || !asked.accept()) return "no CONNECTION_REQUEST came";
+         for (const Word word : kWords) {
+           RogueChannel stranger(context.proxy);
+           if (!stranger.connected()) return "not connected: " + stranger.refusal().to_string();
+           say(stranger, word, asked.connection);
+           Verdict verdict = channel_closed(stranger, CloseCode::kNotFound);
+           if (!verdict.empty()) return verdict;
+         }
+         asked.channel.send_one(MessageType::kCloseConnection,
+                                wire::CloseConnectionBody{asked.connection, 0}, 0,
+                                CloseCode::kFinBoth);
+         const std::string end = asked.client->end();
+         return end == "fin" ? "" : "the owner's connection is " + end;
+       }},
       {"stranger_every_connection", "S1: only connections of this channel",
        // The well-behaved node's connections are among these: whatever becomes of the rogue's
        // channel, the load of the other must not notice.

@@ -20,11 +20,21 @@
 
 namespace sanproxy::app {
 
+// A secret that the proxies have too, and may ask for before they let us join.
+struct KeyOptions {
+  std::string name{};    // as the proxies call it
+  std::string file{};    // holds the secret: 16 to 4096 bytes, not readable by everybody; or
+  std::string secret{};  // the secret itself
+};
+
 struct NodeOptions {
   // "shm:/run/sanproxy/proxy.sock", "verbs://10.9.0.1:7471", "tcp://10.9.0.1:7471", any mixture;
   // if empty, SANPROXY_PROXY (comma separated) is used.
   std::vector<std::string> proxies{};
   std::string name{};  // shown by the proxy; by default the program's name and pid
+  // At most 8; if empty, SANPROXY_KEY ("NAME:FILE", comma separated) is used. Each proxy is asked
+  // to prove that it has the key as well: one that shows a wrong proof is not joined.
+  std::vector<KeyOptions> keys{};
 
   // --- links. Where not set, SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY and _CA are used.
   LinkOptions link{};  // asked of every proxy's link
@@ -49,6 +59,8 @@ struct NodeOptions {
   std::function<void(std::string_view service, std::string_view proxy)> on_joined{};
   std::function<void(std::string_view service, std::string_view proxy, CloseCode)>
       on_join_refused{};
+  // The proxy does not take the proof of this key. Services are asked for all the same.
+  std::function<void(std::string_view key, std::string_view proxy, CloseCode)> on_key_refused{};
 };
 
 struct JoinOptions {

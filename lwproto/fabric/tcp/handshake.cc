@@ -17,6 +17,10 @@ Status check_options(const EndpointOptions& options) {
                     options.transfer_bytes_max <= kTransferBytesMax && options.receive_depth > 0 &&
                     options.receive_depth <= kReceiveDepthMax && options.send_depth > 0;
   if (!good) return Status::error(Code::kInvalidArgument, "endpoint options out of range for tcp");
+  const ReceiveMemory& memory = options.receive_memory;
+  if (memory.pool != nullptr && memory.pool->slot_bytes() < options.transfer_bytes_max) {
+    return Status::error(Code::kInvalidArgument, "a receive slot holds less than a transfer");
+  }
   return {};
 }
 

@@ -161,6 +161,9 @@ void FakeProxy::on_message(channel::Channel&, const wire::Message& message) {
     case MessageType::kJoinService:
       on_join(message);
       break;
+    case MessageType::kAuthenticate:
+      on_authenticate(message);
+      break;
     case MessageType::kLeaveService:
     case MessageType::kShutdownService:
       if (options.answer_joins) {
@@ -188,6 +191,36 @@ void FakeProxy::on_join(const wire::Message& message) {
                   ->send_control(wire::MessageType::kJoinService, wire::kFlagAnswer,
                                  options.join_code, body)
                   .ok());
+}
+
+void FakeProxy::on_authenticate(const wire::Message& message) {
+  if (!options.answer_keys) return;
+  const auth::Hellos hellos{channel_->peer_hello(), channel_->our_hello()};
+  const auth::Mac mac = std::move(auth::Mac::create()).value();
+  const std::string name(wire::key_name_of(message.authenticate));
+  wire::AuthenticateBody answer = message.authenticate;
+  std::memset(answer.proof, 0, sizeof(answer.proof));
+  wire::CloseCode code = wire::CloseCode::kNotPermitted;
+  const bool limited = options.key_limit > 0 && options.key_limit-- > 0;
+  if (limited) code = wire::CloseCode::kLimitReached;
+  for (const auth::Key& key : options.keys) {
+    if (limited) break;
+    const auth::Proof expected = *mac.prove(auth::Prover::kApplication, key, hellos);
+    if (key.name() != name || expected != auth::proof_of(message.authenticate)) continue;
+    proven.push_back(name);
+    code = wire::CloseCode::kNone;
+    answer =
+        auth::authenticate_body(answer.request, key, *mac.prove(auth::Prover::kProxy, key, hellos));
+  }
+  if (options.impostor_key != nullptr) {
+    code = wire::CloseCode::kNone;
+    answer =
+        auth::authenticate_body(answer.request, *options.impostor_key,
+                                *mac.prove(auth::Prover::kProxy, *options.impostor_key, hellos));
+  }
+  EXPECT_TRUE(
+      channel_->send_control(wire::MessageType::kAuthenticate, wire::kFlagAnswer, code, answer)
+          .ok());
 }
 
 void FakeProxy::on_close(const wire::Message& message) {

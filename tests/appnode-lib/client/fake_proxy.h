@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "appnode-lib/client/node_impl.h"
+#include "lwproto/auth/proof.h"
 #include "lwproto/base/clock.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
@@ -42,6 +43,10 @@ class FakeProxy final : public channel::Delegate {
     bool free_at_once = true;  // CREDIT for every DATA
     bool hold_loans = false;   // keep what came by reference until release_loans()
     wire::CloseCode join_code = wire::CloseCode::kNone;
+    bool answer_keys = true;
+    int key_limit = 0;  // so many AUTHENTICATEs are refused with kLimitReached
+    std::vector<auth::Key> keys = {};
+    const auth::Key* impostor_key = nullptr;  // answers every AUTHENTICATE with this one's proof
   };
 
   explicit FakeProxy(std::string address);
@@ -64,6 +69,7 @@ class FakeProxy final : public channel::Delegate {
   Options options;
   std::vector<wire::Message> messages;  // all but DATA and CREDIT
   std::uint32_t joins = 0;
+  std::vector<std::string> proven;  // names of keys
   std::uint32_t last_service = 0;
   std::size_t loans_held() const { return loans_.size(); }
   std::size_t sent_back = 0;  // completed references of ours
@@ -79,6 +85,7 @@ class FakeProxy final : public channel::Delegate {
     closed_code = code;
   }
   void on_join(const wire::Message& message);
+  void on_authenticate(const wire::Message& message);
   void on_close(const wire::Message& message);
 
   std::string address_;

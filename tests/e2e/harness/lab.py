@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 
-from . import admin, fabrics, netns, programs, settings, wait
+from . import admin, netns, programs, settings, wait
 from .process import Program
 
 V4 = "10.77.0.10"
@@ -31,28 +31,42 @@ def service_address(family, port):
 
 
 class Lab:
-    def __init__(self, topology, label, config=None, services=(), fabric=None, kinds=("shm",)):
-        """`config`: sections or keys merged into the configuration; `services`: policies; `kinds`:
-        of fabrics, the first is the one that nodes use by default; `fabric`: keys of theirs."""
+    def __init__(self, topology, label, config=None, services=(), fabric=None, keys=None):
+        """`config`: sections or keys merged into the configuration; `services`: policies; `keys`:
+        {name: secret} that the proxy has, see key()."""
         self.topology = topology
         self.log_dir = os.path.join(settings.log_dir, label)
         os.makedirs(self.log_dir, exist_ok=True)
         # Unix socket paths are short: they live apart from the logs.
         self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
-        self.kinds = kinds
-        self.proxy_address = fabrics.address(kinds[0], self.run_dir)
+        self.proxy_address = f"shm:{self.run_dir}/proxy.sock"
+        config = dict(config or {})
+        if keys:
+            config["key"] = [{"name": name, "file": self.write_key(name, secret)}
+                             for name, secret in keys.items()]
         self.programs = []
         self.proxy = None
         self._starts = 0
         self._counts = {}
         _open_labs.append(self)
-        self.client = netns.Own() if "verbs" in kinds else netns.Namespace("c")
+        self.client = netns.Namespace("c")
         self.proxy_ns = self.client if topology == "tun" else netns.Namespace("p")
         if topology == "packet":
             self._make_segment()
-        sections = [fabrics.section(kind, self.run_dir, fabric or {}) for kind in kinds]
-        self.config = programs.proxy_config(topology, sections, config or {}, services)
+        self.config = programs.proxy_config(topology, self.proxy_address, config,
+                                            services, fabric or {})
         self.config_path = os.path.join(self.log_dir, "proxynode.toml")
+
+    def write_key(self, name, secret, label="proxy"):
+        """A key file; the proxy's, or what somebody else takes for it."""
+        path = os.path.join(self.run_dir, f"{label}-{name}.key")
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secret + "\n")
+        return path
+
+    def key(self, name):
+        """NAME:FILE of one of the proxy's keys."""
+        return f"{name}:{self.run_dir}/proxy-{name}.key"
 
     def _make_segment(self):
         self.client.ip("link", "add", "eth0", "type", "veth", "peer", "name", "san0",
@@ -71,8 +85,8 @@ class Lab:
         self._counts[base] = self._counts.get(base, 0) + 1
         return base if self._counts[base] == 1 else f"{base}-{self._counts[base]}"
 
-    def start(self, base, argv, namespace=None, env=None):
-        program = Program(self._label(base), argv, self.log_dir, namespace, env)
+    def start(self, base, argv, namespace=None, env=None, uid=None):
+        program = Program(self._label(base), argv, self.log_dir, namespace, env, uid)
         self.programs.append(program)
         return program
 
@@ -89,24 +103,18 @@ class Lab:
                                      f"{self.proxy.log()[-3000:]}")
         return self.proxy
 
-    def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True,
-                    kind=None):
-        argv = programs.httpd_argv(*self._way(kind, service_address(family, port)), root, extra)
+    def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True):
+        argv = programs.httpd_argv(self.proxy_address, service_address(family, port), root, extra)
         return self._start_node(name or "httpd", argv, family, port, joined)
 
     def start_echo(self, mode="echo", port=7, family=4, name=None, extra=(), joined=True,
-                   kind=None):
-        argv = programs.echo_argv(mode, *self._way(kind, service_address(family, port)), extra)
-        return self._start_node(name or "echo-" + mode, argv, family, port, joined)
+                   **how):
+        argv = programs.echo_argv(mode, self.proxy_address, service_address(family, port), extra)
+        return self._start_node(name or "echo-" + mode, argv, family, port, joined, **how)
 
-    def _way(self, kind, service):
-        """How a node gets to the proxy over a fabric of this kind, and what it serves."""
-        kind = kind or self.kinds[0]
-        return [fabrics.address(kind, self.run_dir), *fabrics.node_words(kind)], service
-
-    def _start_node(self, base, argv, family, port, joined):
+    def _start_node(self, base, argv, family, port, joined, **how):
         before = self.node_count(port, family) if joined else 0
-        program = self.start(base, argv, self.proxy_ns)
+        program = self.start(base, argv, **how)
         program.service = service_address(family, port)
         if joined:
             wait.until(lambda: self.node_count(port, family) > before or not program.alive(),

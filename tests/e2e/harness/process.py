@@ -22,14 +22,14 @@ def _die_with_parent():
 class Program:
     """One running program."""
 
-    def __init__(self, label, argv, log_dir, namespace=None, env=None):
+    def __init__(self, label, argv, log_dir, namespace=None, env=None, uid=None):
         self.label = label
         self.argv = [str(word) for word in argv]
         self.log_path = os.path.join(log_dir, label + ".log")
         full = namespace.argv(self.argv) if namespace else self.argv
         self._log = open(self.log_path, "ab")
         self._popen = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=self._log,
-                                       stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,
+                                       stderr=subprocess.STDOUT, preexec_fn=_die_with_parent, user=uid,
                                        env={**os.environ, **(env or {})})
         self.pid = self._popen.pid
         self._stopped = False

@@ -299,12 +299,14 @@ MemoryPair make_memory_pair(const MemoryOptions& options) {
 // --- the listener
 
 std::uint64_t MemoryListener::dial(std::span<const std::byte> private_data,
-                                   const EndpointOptions& theirs, std::int64_t uid) {
+                                   const EndpointOptions& theirs, std::int64_t uid,
+                                   const std::string& certificate_name) {
   const std::uint64_t token = next_token_++;
   ConnectRequest request;
   request.token = token;
   request.peer.address = "memory";
   request.peer.uid = uid;
+  request.peer.certificate_name = certificate_name;
   request.private_data.assign(private_data.begin(), private_data.end());
   waiting_[token] = {std::move(request), theirs};
   to_poll_.push_back(token);

@@ -98,7 +98,7 @@ class MemoryListener final : public Listener {
   void reject(const ConnectRequest& request, std::span<const std::byte> private_data) override;
 
   std::uint64_t dial(std::span<const std::byte> private_data, const EndpointOptions& theirs,
-                     std::int64_t uid = 1000);
+                     std::int64_t uid = 1000, const std::string& certificate_name = "");
   std::optional<Dialled> answer(std::uint64_t token);
 
  private:

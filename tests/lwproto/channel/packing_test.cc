@@ -213,6 +213,10 @@ TEST_F(Packing, HelloCarriesTheEndpointsDepthAndTheNodesName) {
     wire::encode_hello(hello, bytes);
     EXPECT_TRUE(wire::decode_hello(bytes).ok()) << depth;
   }
+  EXPECT_NE(std::memcmp(make_hello(1, options, 1, 1, "x").nonce,
+                        make_hello(1, options, 1, 1, "x").nonce, wire::kNonceBytes),
+            0)
+      << "a nonce is for one channel";
   make();
   EXPECT_EQ(a_.channel->peer_name(), "b");
   EXPECT_EQ(b_.channel->peer_name(), "a");

@@ -40,24 +40,35 @@ inline Bytes pattern(std::size_t length, unsigned seed) {
   return out;
 }
 
-// Sleeps on the fabrics, as their owners would, until one has something to do. The limit is only
-// there to end a test that would hang.
-inline void sleep_on(std::initializer_list<Fabric*> fabrics) {
+// Far longer than anything takes, on the slowest machine: it only makes a test fail that would
+// hang.
+inline constexpr std::chrono::seconds kGiveUp{120};
+
+// Sleeps on the fabrics, as their owners would, until one has something to do. False if that was
+// never: a wake-up is lost, or there was nothing to wait for.
+inline bool sleep_on(const std::vector<Fabric*>& fabrics) {
   std::vector<pollfd> fds;
   bool idle = true;
   for (Fabric* fabric : fabrics) {
     idle = fabric->arm() && idle;
     fds.push_back({fabric->event_fd(), POLLIN, 0});
   }
-  if (idle) ::poll(fds.data(), fds.size(), 20'000);
+  const auto limit_ms = std::chrono::duration_cast<std::chrono::milliseconds>(kGiveUp) / 2;
+  const bool woken =
+      !idle || ::poll(fds.data(), fds.size(), static_cast<int>(limit_ms.count())) != 0;
   for (Fabric* fabric : fabrics) fabric->disarm();
+  return woken;
 }
 
-inline bool eventually(std::initializer_list<Fabric*> fabrics, const std::function<bool()>& done) {
-  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+inline bool eventually(const std::vector<Fabric*>& fabrics, const std::function<bool()>& done) {
+  const auto give_up = std::chrono::steady_clock::now() + kGiveUp;
   while (!done()) {
     if (std::chrono::steady_clock::now() > give_up) return false;
-    sleep_on(fabrics);
+    if (!sleep_on(fabrics)) {
+      // Told apart from slowness: the state may be right, and nobody has said so.
+      ADD_FAILURE() << "slept for ever" << (done() ? ", though what it waited for had come" : "");
+      return false;
+    }
   }
   return true;
 }
@@ -66,6 +77,16 @@ struct Received {
   Bytes content;
   Loan loan = kNoLoan;
   std::vector<Segment> segments;
+
+  // What is still lent has not changed.
+  bool intact() const {
+    std::size_t at = 0;
+    for (const Segment& s : segments) {
+      if (!s.transient && std::memcmp(s.data, content.data() + at, s.length) != 0) return false;
+      at += s.length;
+    }
+    return true;
+  }
 };
 
 // One end of a channel, with everything that it has reported.
@@ -81,6 +102,7 @@ struct Side {
   std::size_t poll(std::size_t at_most = 64) {
     std::vector<Completion> out(at_most);
     const std::size_t n = endpoint->poll(out);
+    EXPECT_LE(n, at_most);
     for (std::size_t i = 0; i < n; ++i) take(out[i]);
     if (replenish) endpoint->replenish();
     return n;
@@ -94,17 +116,31 @@ struct Side {
       case Completion::Kind::kDisconnected:
         disconnected = c.status;
         break;
-      case Completion::Kind::kReceive: {
-        Received r;
-        for (std::size_t k = 0; k < c.segment_count; ++k) {
-          const Segment& s = c.segments[k];
-          r.segments.push_back(s);
-          r.content.insert(r.content.end(), s.data, s.data + s.length);
-        }
-        r.loan = c.loan;
-        if (release_at_once && c.loan != kNoLoan) endpoint->release(c.loan);
-        received.push_back(std::move(r));
-      }
+      case Completion::Kind::kReceive:
+        received.push_back(read(c));
+        if (release_at_once) release(received.back());
+    }
+  }
+  static Received read(const Completion& c) {
+    Received r;
+    EXPECT_GE(c.segment_count, 1);
+    bool lent = false;
+    for (std::size_t k = 0; k < c.segment_count; ++k) {
+      const Segment& s = c.segments[k];
+      lent = lent || !s.transient;
+      r.segments.push_back(s);
+      r.content.insert(r.content.end(), s.data, s.data + s.length);
+    }
+    EXPECT_EQ(lent, c.loan != kNoLoan) << "a loan is what is not transient";
+    r.loan = c.loan;
+    return r;
+  }
+  void release(Received& r) {
+    if (r.loan != kNoLoan) endpoint->release(std::exchange(r.loan, kNoLoan));
+  }
+  void release_all() {
+    for (Received& r : received) {
+      if (endpoint) release(r);
     }
   }
   // Commits without flushing.
@@ -131,7 +167,7 @@ inline std::unique_ptr<Fabric> make(const std::function<Result<std::unique_ptr<F
 }
 
 inline std::optional<ConnectRequest> next_request(Listener& listener,
-                                                  std::initializer_list<Fabric*> fabrics) {
+                                                  const std::vector<Fabric*>& fabrics) {
   std::optional<ConnectRequest> request;
   eventually(fabrics, [&] {
     auto polled = listener.poll();
@@ -142,7 +178,7 @@ inline std::optional<ConnectRequest> next_request(Listener& listener,
 }
 
 inline Result<std::unique_ptr<Endpoint>> finish(Connecting& connecting,
-                                                std::initializer_list<Fabric*> fabrics) {
+                                                const std::vector<Fabric*>& fabrics) {
   Result<std::unique_ptr<Endpoint>> answer = Status::again();
   eventually(fabrics, [&] {
     answer = connecting.poll();

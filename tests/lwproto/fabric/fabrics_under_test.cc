@@ -1,5 +1,8 @@
 #include "tests/lwproto/fabric/fabrics_under_test.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,9 +10,12 @@
 #include <iterator>
 #include <sstream>
 
+#include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "lwproto/fabric/verbs/handshake.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
+#include "tests/lwproto/fabric/sim/under_test.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
 namespace sanproxy::fabric::test {
@@ -25,10 +31,40 @@ std::string unused_verbs_address() {
          std::to_string(20'000 + next);
 }
 
-Result<std::unique_ptr<Fabric>> make_verbs() {
-  auto made = make_verbs_fabric();
+Result<std::unique_ptr<Fabric>> make_verbs(unsigned half_open_max) {
+  VerbsOptions options;
+  options.half_open_max = half_open_max;
+  auto made = make_verbs_fabric(options);
   if (!made.ok()) return made.status();
   return std::unique_ptr<Fabric>(std::move(*made));
+}
+
+std::string unused_tcp_address() {
+  // The kernel names a port that is free, and does not name it again soon.
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  if (::bind(fd, generic, length) != 0 || ::getsockname(fd, generic, &length) != 0) std::abort();
+  ::close(fd);
+  return "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+}
+
+FabricUnderTest tcp_under_test(const std::string& name, const TcpOptions& options) {
+  FabricUnderTest out;
+  out.name = name;
+  out.make = [options] { return make_tcp_fabric(options); };
+  out.make_bounded = [options](unsigned most) {
+    TcpOptions bounded = options;
+    bounded.half_open_max = most;
+    return make_tcp_fabric(bounded);
+  };
+  out.unused_address = unused_tcp_address;
+  out.honours = kLinkWindow | kLinkStreams | kLinkCongestion | kLinkQuality | kLinkRate |
+                kLinkBurst | kLinkDscp | kLinkPriority;
+  return out;
 }
 
 // One entry a fabric.
@@ -37,14 +73,20 @@ std::vector<FabricUnderTest> all_fabrics() {
       {.name = "shm",
        .make = [] { return make_shm_fabric(); },
        .unused_address = [] { return "shm:" + unused_path(); },
+       .make_bounded = [](unsigned most) { return make_shm_fabric({.half_open_max = most}); },
        .lends = true},
       {.name = "verbs",
-       .make = make_verbs,
+       .make = [] { return make_verbs(VerbsOptions().half_open_max); },
        .unused_address = unused_verbs_address,
+       .make_bounded = make_verbs,
        .blocks_on_receiver = false,
        .needs_device = true,
        .slowness = 20,
        .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
+      tcp_under_test("tcp", {}),
+      tcp_under_test("tcp_streams", {.parallel_streams = 3}),
+      sim::under_test("sim", sim::Delivery::kLoans),
+      sim::under_test("sim_buffers", sim::Delivery::kReceiveBuffers),
   };
 }
 
@@ -61,6 +103,12 @@ std::vector<FabricUnderTest> fabrics_under_test() {
     const bool named = std::find(wanted.begin(), wanted.end(), fabric.name) != wanted.end();
     if (wanted.empty() ? !fabric.needs_device : named) chosen.push_back(std::move(fabric));
   }
+  return chosen;
+}
+
+std::vector<FabricUnderTest> fabrics_under_test(bool FabricUnderTest::*shape) {
+  std::vector<FabricUnderTest> chosen = fabrics_under_test();
+  std::erase_if(chosen, [shape](const FabricUnderTest& fabric) { return !(fabric.*shape); });
   return chosen;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -22,29 +23,33 @@ struct FabricUnderTest {
   std::function<Result<std::unique_ptr<Fabric>>()> make;
   std::function<std::string()> unused_address;  // another one at each call
 
+  // A fabric whose listeners hold at most so many requests that are not answered.
+  std::function<Result<std::unique_ptr<Fabric>>(unsigned half_open_max)> make_bounded;
+
   // References arrive as loans of the sender's memory: a completion waits for release(), attach()
   // for what the peer is willing to map, and receive_memory is not used.
   bool lends = false;
-  // A sender is held up by a receiver that does not poll before it has spent a few thousand
-  // posted receives.
+  // A sender is held up by a receiver that does not poll long before it has spent 2,000 posted
+  // receives of 8 KB.
   bool blocks_on_receiver = true;
   // Two fabrics may be in two threads; in two processes.
   bool threads = true;
   bool processes = true;
   bool needs_device = false;  // runs only when SANPROXY_FABRICS names it
   unsigned slowness = 1;      // the counts of the long tests are divided by this
-  // Requests that a listener holds unanswered at most.
-  unsigned half_open_max = 128;
   std::uint32_t honours = 0;  // link parameters (LinkField); the others are refused by name
-  // Before each test, and what to do to see its failure again.
-  std::function<void()> start = [] {};
-  std::function<std::string()> replay = [] { return std::string(); };
+  // Before each test; for what leaves something to chance.
+  std::function<void(std::uint64_t seed)> start = [](std::uint64_t) {};
 
-  unsigned scaled(unsigned count) const { return count / slowness + 1; }
+  unsigned scaled(unsigned count) const { return (count - 1) / slowness + 1; }
 };
+
+inline void PrintTo(const FabricUnderTest& fabric, std::ostream* out) { *out << fabric.name; }
 
 // Those that the environment asks for.
 std::vector<FabricUnderTest> fabrics_under_test();
+// Those of them that `shape` is true for: suites that need two threads or processes.
+std::vector<FabricUnderTest> fabrics_under_test(bool FabricUnderTest::*shape);
 // The one of that name, whatever the environment says; an element without a name if there is none.
 FabricUnderTest fabric_under_test(const std::string& name);
 

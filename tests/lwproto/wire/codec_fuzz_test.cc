@@ -59,7 +59,7 @@ class Mutator {
     const auto flag = static_cast<std::uint8_t>(1u << pick(3));
     const auto flags = pick(2) == 0 ? std::uint8_t{0} : flag;
     const auto code = static_cast<CloseCode>(pick(2) == 0 ? 0 : pick(17));
-    switch (pick(9)) {
+    switch (pick(10)) {
       case 0:
         (void)writer.append(MessageType::kJoinService, flags, code,
                             JoinServiceBody{some_address(), small(), flags & 1u, 1, 0});
@@ -111,6 +111,14 @@ class Mutator {
         const ErrorBody body{0, static_cast<std::uint32_t>(text.size())};
         (void)writer.append(MessageType::kError, 0, CloseCode::kProtocolError, &body, sizeof(body),
                             text);
+        break;
+      }
+      case 8: {
+        AuthenticateBody body{};
+        const std::size_t name_bytes = pick(8) == 0 ? 32 : pick(6);
+        std::memset(body.key_name, pick(9) == 0 ? '/' : 'k', name_bytes);
+        if (code == CloseCode::kNone) body.proof[pick(32)] = 7;
+        (void)writer.append(MessageType::kAuthenticate, flags & 1u, code, body);
         break;
       }
       default: {

@@ -212,7 +212,7 @@ TEST(WireAddress, ComesBackAsItWasSent) {
 
 TEST(Names, EveryTypeAndCodeHasOneOfItsOwn) {
   std::set<std::string> names;
-  for (int type = 1; type <= 11; ++type) {
+  for (int type = 1; type <= 12; ++type) {
     EXPECT_TRUE(names.insert(message_type_name(static_cast<MessageType>(type))).second) << type;
   }
   for (int code = 0; code <= 15; ++code) {

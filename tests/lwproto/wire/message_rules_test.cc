@@ -166,6 +166,23 @@ Draft error(std::uint32_t text_bytes = 5) {
   return out;
 }
 
+AuthenticateBody authenticate_body(std::string_view name = "web") {
+  AuthenticateBody body{};
+  body.request = 3;
+  std::memcpy(body.key_name, name.data(), name.size());
+  std::memset(body.proof, 0x5c, sizeof(body.proof));
+  return body;
+}
+Draft authenticate(std::string_view name = "web") {
+  return Draft::of(MessageType::kAuthenticate, 0, CloseCode::kNone, authenticate_body(name));
+}
+Draft authenticate_refused() {
+  return authenticate()
+      .flagged(kFlagAnswer)
+      .coded(CloseCode::kNotPermitted)
+      .with<AuthenticateBody>([](auto& b) { std::memset(b.proof, 0, sizeof(b.proof)); });
+}
+
 struct Named {
   const char* name;
   Draft draft;
@@ -195,7 +212,12 @@ std::vector<Named> good_messages() {
           {"CREDIT", credit()},
           {"ERROR", error()},
           {"ERROR without text", error(0)},
-          {"ERROR with all of its text", error(kErrorTextBytesMax)}};
+          {"ERROR with all of its text", error(kErrorTextBytesMax)},
+          {"AUTHENTICATE", authenticate()},
+          {"AUTHENTICATE, every letter", authenticate("azAZ09._-")},
+          {"AUTHENTICATE, longest name", authenticate(std::string(kKeyNameBytesMax, 'k'))},
+          {"AUTHENTICATE answer", authenticate().flagged(kFlagAnswer)},
+          {"AUTHENTICATE refusal", authenticate_refused()}};
 }
 
 struct Broken {
@@ -253,12 +275,22 @@ std::vector<Broken> broken_forms() {
   std::vector<Broken> out = {
       {"M1", raw_type(0)},
       {"M1", raw_type(1)},
-      {"M1", raw_type(12)},
+      {"M1", raw_type(13)},
       {"M1", raw_type(255)},
       {"M2", join_answer().flagged(kFlagAnswer | kFlagImmediate)},
       {"M2", join().flagged(kFlagActive)},
       {"M2", leave().flagged(kFlagImmediate)},
       {"M2", passive().flagged(kFlagAnswer)},
+      {"M2", authenticate().flagged(kFlagImmediate)},
+      {"M7", set(authenticate(), &AuthenticateBody::reserved, 1)},
+      {"M26", authenticate("")},
+      {"M26", authenticate("a b")},
+      {"M26", authenticate("web/key")},
+      {"M26", authenticate("k\xc3\xa4se")},
+      {"M26", authenticate(std::string_view("a\0b", 3))},
+      {"M26", authenticate("web").with<AuthenticateBody>([](auto& b) { b.key_name[31] = 'x'; })},
+      {"M27", authenticate().flagged(kFlagAnswer).coded(CloseCode::kNotPermitted)},
+      {"M27", authenticate_refused().with<AuthenticateBody>([](auto& b) { b.proof[31] = 1; })},
       {"M9", join().with<J>([](J& b) { b.address.port = 0; })},
       {"M10", set(join(), &J::weight, 0)},
       {"M10", set(join(), &J::weight, 65536)},
@@ -375,6 +407,8 @@ TEST(MessageRules, EachTypeTakesExactlyTheCodesOfTheTable) {  // M3 and the tabl
       {"CLOSE", close_fin(), {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}},
       {"CREDIT", credit(), {0}},
       {"ERROR", error(), {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}},
+      {"AUTHENTICATE", authenticate(), {0}},
+      {"AUTHENTICATE answer", authenticate_refused(), {0, 4, 7, 8, 9, 10, 11, 12, 15}},
   };
   for (const auto& row : rows) {
     for (int code = 0; code <= 20; ++code) {
@@ -527,6 +561,9 @@ TEST(DirectionRules, EachMessageTravelsWhereTheTableSays) {
       {"CLOSE", close_fin(), kBoth},
       {"CREDIT", credit(), kBoth},
       {"ERROR", error(), kBoth},
+      {"AUTHENTICATE (D5)", authenticate(), kToProxy},
+      {"AUTHENTICATE answer (D1)", authenticate().flagged(kFlagAnswer), kToApplication},
+      {"AUTHENTICATE refusal (D1)", authenticate_refused(), kToApplication},
   };
   for (const auto& row : rows) {
     Message message;

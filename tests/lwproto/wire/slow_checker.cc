@@ -56,6 +56,8 @@ std::size_t body_size(int type) {
       return 24;
     case 11:
       return 8;
+    case 12:
+      return 72;
     default:
       return 0;
   }
@@ -103,6 +105,18 @@ bool accept_ok(const Reading& m, Bytes b) {
   return address_ok(b, 16, false) && b[50] <= 14 && b[51] <= 14 && number(b, 52, 4) <= 7;
 }
 
+bool authenticate_ok(const Reading& m, Bytes b) {
+  if (m.flags > 1 || !zeros(b, 4, 8)) return false;
+  if (m.code != 0 && (m.flags != 1 || !kAnswers.count(m.code) || !zeros(b, 40, 72))) return false;
+  static const std::string kLetters =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+  std::size_t at = 8;
+  while (at < 40 && b[at] != 0 && kLetters.find(static_cast<char>(b[at])) != std::string::npos) {
+    ++at;
+  }
+  return at > 8 && zeros(b, at, 40);
+}
+
 bool fields_ok(const Reading& m) {
   const Bytes b = m.body;
   switch (m.type) {
@@ -127,6 +141,8 @@ bool fields_ok(const Reading& m) {
              number(b, 16, 8) <= number(b, 8, 8);
     case 11:
       return m.flags == 0 && kErrors.count(m.code) != 0;
+    case 12:
+      return authenticate_ok(m, b);
     default:
       return false;
   }

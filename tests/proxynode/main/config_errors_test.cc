@@ -29,7 +29,8 @@ const BadFile kBadFiles[] = {
      "unknown key \"mtuu\" in [[interface]]; known: addresses, driver, gateways, mtu, name, "
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
-     "unknown key \"depth\" in [[fabric]]; known: ca, certificate, channel_region_bytes, credits, "
+     "unknown key \"depth\" in [[fabric]]; known: allow, ca, certificate, channel_region_bytes, "
+     "credits, "
      "key, listen, "
      "max_nodes, max_streams, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
@@ -123,20 +124,19 @@ const BadFile kBadFiles[] = {
     {"an_unknown_binding", kService + "binding = \"lazy\"\n", 8,
      "[[service]].binding: expected one of \"immediate\", \"delayed\", not \"lazy\""},
     {"an_allowed_user_by_name", kService + "allow = [\"uid:www\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\", not \"uid:www\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\", \"key:NAME\" or \"cert:NAME\", not "
+     "\"uid:www\""},
     {"an_allowed_user_too_large", kService + "allow = [\"uid:4294967296\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_allowed_user_beyond_all_bounds",
      kService + "allow = [\"uid:99999999999999999999999999\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_allowed_user_with_a_tail", kService + "allow = [\"uid:33 \"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_allowed_user_without_number", kService + "allow = [\"uid:\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_allowed_user_below_zero", kService + "allow = [\"uid:-1\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\""},
-    {"an_allowed_key_of_a_later_build", kService + "allow = [\"key:web\"]\n", 8,
-     "[[service]].allow: expected \"uid:NUMBER\", not \"key:web\""},
+     "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_admin_address_without_port", kAdmin + "listen = \"localhost\"\n", 7,
      "[admin].listen: expected IP:PORT or nothing, not \"localhost\""},
 };
@@ -169,7 +169,7 @@ TEST(ConfigError, AFileThatIsNotThereIsNamed) {
   }
 }
 
-TEST(ConfigError, DISABLED_AUserIdIsNothingButDigits) {
+TEST(ConfigError, AUserIdIsNothingButDigits) {
   for (const char* uid : {"uid: 33", "uid:+33", "uid:-18446744073709551583"}) {
     EXPECT_NE(error_of(kService + "allow = [\"" + uid + "\"]\n"), "") << uid;
   }

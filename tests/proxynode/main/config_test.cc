@@ -15,7 +15,7 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   EXPECT_EQ(config.nodes_max, 1024u);
   EXPECT_EQ(config.services_max, 1024u);
   EXPECT_EQ(config.tx_records_max, 1048576u);
-  EXPECT_EQ(config.stack.receive_window_bytes, 524288u);
+  EXPECT_EQ(config.stack.receive_window_bytes, 4u << 20);
   EXPECT_EQ(config.stack.send_buffer_bytes, 1048576u);
   EXPECT_EQ(config.stack.heap_bytes_max, std::size_t{1} << 30);
   EXPECT_EQ(config.ingress_pool_bytes, std::size_t{256} << 20);
@@ -164,12 +164,12 @@ listen = "[::1]:9000"
   EXPECT_EQ(config.services[0].address, *SocketAddress::parse("10.77.0.10:80"));
   EXPECT_EQ(config.services[0].balance, service::Balance::kLeastConnections);
   EXPECT_EQ(config.services[0].binding, service::Binding::kImmediate);
-  EXPECT_TRUE(config.services[0].restricted);
-  EXPECT_EQ(config.services[0].allow_uids, (std::vector<std::uint32_t>{33, 0}));
+  EXPECT_EQ(config.services[0].allow, (service::AllowList{*service::AllowEntry::parse("uid:33"),
+                                                          *service::AllowEntry::parse("uid:0")}));
   EXPECT_EQ(config.services[1].address, *SocketAddress::parse("[fd77::10]:443"));
   EXPECT_EQ(config.services[1].balance, service::Balance::kWeighted);
   EXPECT_EQ(config.services[1].binding, service::Binding::kDelayed);
-  EXPECT_FALSE(config.services[1].restricted);
+  EXPECT_FALSE(config.services[1].allow);
   EXPECT_EQ(config.services[2].binding, service::Binding::kAsJoined);
   EXPECT_EQ(config.admin_listen, "[::1]:9000");
 }
@@ -205,7 +205,7 @@ listen = "verbs://[fd77::1]:7471"
   EXPECT_EQ(verbs.scheme, "verbs");
   EXPECT_EQ(verbs.credits, 64u);
   EXPECT_EQ(verbs.nodes_max, 32u);
-  EXPECT_EQ(verbs.channel_region_bytes, std::size_t{16} << 20);
+  EXPECT_EQ(verbs.channel_region_bytes, std::size_t{8} << 20);
 }
 
 TEST(Config, AnEmptyAdminAddressTurnsItOff) {

@@ -19,10 +19,14 @@ inline JoinRequest request(NodeId node, const SocketAddress& where = kWeb, std::
   JoinRequest out;
   out.address = where;
   out.node = node;
-  out.uid = 1000;
+  out.who.uid = 1000;
   out.weight = weight;
   out.connections_max = connections_max;
   return out;
+}
+
+inline AllowEntry uid(std::uint32_t number) {
+  return *AllowEntry::parse("uid:" + std::to_string(number));
 }
 
 inline bool everyone(NodeId) { return true; }
@@ -31,7 +35,7 @@ inline bool everyone(NodeId) { return true; }
 struct OneService {
   OneService(Balance balance, const std::vector<std::uint32_t>& weights,
              std::uint32_t connections_max = 0)
-      : table({Policy{.address = kWeb, .balance = balance, .allow_uids = {}}}, 10) {
+      : table({Policy{.address = kWeb, .balance = balance}}, 10) {
     for (NodeId node = 0; node < weights.size(); ++node) {
       auto joined = table.join(request(node, kWeb, weights[node], connections_max));
       EXPECT_TRUE(joined.ok()) << joined.status().to_string();

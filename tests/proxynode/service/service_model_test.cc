@@ -25,9 +25,9 @@ class Model {
  public:
   explicit Model(unsigned seed)
       : random_(seed),
-        table_({Policy{.address = at(0), .balance = Balance::kWeighted, .allow_uids = {}},
-                Policy{.address = at(1), .balance = Balance::kLeastConnections, .allow_uids = {}},
-                Policy{.address = at(2), .allow_uids = {33}, .restricted = true}},
+        table_({Policy{.address = at(0), .balance = Balance::kWeighted},
+                Policy{.address = at(1), .balance = Balance::kLeastConnections},
+                Policy{.address = at(2), .allow = AllowList{uid(33)}}},
                kServicesMax) {}
 
   void step() {
@@ -73,10 +73,10 @@ class Model {
 
   void join() {
     JoinRequest ask = request(below(kNodes), at(below(6)), 1 + below(5), below(4));
-    ask.uid = below(2) == 0 ? 33 : 1000;
+    ask.who.uid = below(2) == 0 ? 33 : 1000;
     const auto it = services_.find(ask.address);
     std::optional<Code> refusal;
-    if (ask.address == at(2) && ask.uid != 33) {
+    if (ask.address == at(2) && ask.who.uid != 33) {
       refusal = Code::kPermission;
     } else if (it != services_.end() && it->second.members.count(ask.node) != 0) {
       refusal = Code::kExists;

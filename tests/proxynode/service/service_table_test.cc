@@ -109,34 +109,34 @@ TEST(ServiceTable, BeyondServicesMaxNewAddressesAreRefusedAndOldOnesStillTaken) 
 }
 
 TEST(ServiceTable, AnAllowListNamesWhoMayJoinItsAddressAndNoOther) {
-  ServiceTable table({Policy{.address = kWeb, .allow_uids = {33, 0}, .restricted = true}}, 10);
+  ServiceTable table({Policy{.address = kWeb, .allow = AllowList{uid(33), uid(0)}}}, 10);
   JoinRequest ask = request(1);
-  for (const std::int64_t uid :
+  for (const std::int64_t other :
        {std::int64_t{1000}, std::int64_t{-1}, std::int64_t{0x1'0000'0021}}) {
-    ask.uid = uid;
-    EXPECT_EQ(table.join(ask).status().code(), Code::kPermission) << uid;
+    ask.who.uid = other;
+    EXPECT_EQ(table.join(ask).status().code(), Code::kPermission) << other;
   }
   EXPECT_EQ(table.size(), 0u) << "a refused join leaves nothing behind";
-  ask.uid = 33;
+  ask.who.uid = 33;
   EXPECT_TRUE(table.join(ask).ok());
   ask.node = 2;
-  ask.uid = 0;
+  ask.who.uid = 0;
   EXPECT_TRUE(table.join(ask).ok());
   ask.node = 3;
-  ask.uid = 1000;
+  ask.who.uid = 1000;
   EXPECT_EQ(table.join(ask).status().code(), Code::kPermission) << "also when it exists already";
   ask.address = address("10.77.0.10:81");
   EXPECT_TRUE(table.join(ask).ok());
 }
 
 TEST(ServiceTable, AnEmptyAllowListLetsNobodyIn) {
-  ServiceTable table({Policy{.address = kWeb, .allow_uids = {}, .restricted = true}}, 10);
+  ServiceTable table({Policy{.address = kWeb, .allow = AllowList{}}}, 10);
   EXPECT_EQ(table.join(request(1)).status().code(), Code::kPermission);
 }
 
 TEST(ServiceTable, BindingIsThePolicysOrElseThatOfTheFirstMember) {
   const auto immediate_with = [](Binding binding, bool asked) {
-    ServiceTable table({Policy{.address = kWeb, .binding = binding, .allow_uids = {}}}, 10);
+    ServiceTable table({Policy{.address = kWeb, .binding = binding}}, 10);
     JoinRequest ask = request(1);
     ask.immediate = asked;
     const bool first = table.join(ask)->service->immediate();
@@ -152,11 +152,10 @@ TEST(ServiceTable, BindingIsThePolicysOrElseThatOfTheFirstMember) {
 }
 
 TEST(ServiceTable, AServiceWithoutAPolicyIsRoundRobinForEveryone) {
-  ServiceTable table({Policy{.address = address("10.0.0.9:9"),
-                             .balance = Balance::kWeighted,
-                             .allow_uids = {},
-                             .restricted = true}},
-                     10);
+  ServiceTable table(
+      {Policy{
+          .address = address("10.0.0.9:9"), .balance = Balance::kWeighted, .allow = AllowList{}}},
+      10);
   const auto joined = table.join(request(1));
   ASSERT_TRUE(joined.ok());
   EXPECT_EQ(joined->service->policy().balance, Balance::kRoundRobin);

@@ -30,6 +30,7 @@ TEST_F(StackReceiving, payload_stays_in_the_slot_it_arrived_in) {
 }
 
 TEST_F(StackReceiving, the_window_closes_by_what_is_not_consumed_and_opens_again) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
   Peer peer;
   const ConnIndex conn = open(peer);
   recorder_.consume = false;
@@ -42,14 +43,14 @@ TEST_F(StackReceiving, the_window_closes_by_what_is_not_consumed_and_opens_again
     ASSERT_EQ(sent.size(), 1u) << "more than one segment is acknowledged at once";
     window = window_of(sent[0]);
     EXPECT_EQ(sent[0].tcp.ack, peer.snd);
-    EXPECT_EQ(window, (512u * 1024u - total) & ~127u) << "in units of the scale";
+    EXPECT_EQ(window, (kWindowBytes - total) & ~127u) << "in units of the scale";
   }
   stack_->consume(conn, 1000);
   EXPECT_TRUE(take().empty()) << "not worth a packet";
   stack_->consume(conn, total);  // more than there is: clamped
   const auto sent = take();
   ASSERT_EQ(sent.size(), 1u);
-  EXPECT_EQ(window_of(sent[0]), 512u * 1024u);
+  EXPECT_EQ(window_of(sent[0]), kWindowBytes);
 }
 
 TEST_F(StackReceiving, bytes_beyond_the_window_are_not_taken) {

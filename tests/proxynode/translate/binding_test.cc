@@ -48,12 +48,9 @@ TEST_F(BindingOfConnections, ImmediateANodeHearsOfAConnectionAtOnceAndMaySpeakFi
 
 TEST_F(BindingOfConnections, ThePolicyDecidesAgainstTheJoin) {
   WorldOptions options;
-  options.policies = {{.address = *SocketAddress::parse("10.77.0.10:25"),
-                       .binding = service::Binding::kImmediate,
-                       .allow_uids = {}},
-                      {.address = *SocketAddress::parse(kWeb),
-                       .binding = service::Binding::kDelayed,
-                       .allow_uids = {}}};
+  options.policies = {
+      {.address = *SocketAddress::parse("10.77.0.10:25"), .binding = service::Binding::kImmediate},
+      {.address = *SocketAddress::parse(kWeb), .binding = service::Binding::kDelayed}};
   make(options);
   Node& node = add_member({}, wire::kFlagImmediate);
   node.join("10.77.0.10:25");
@@ -96,9 +93,8 @@ TEST_F(BindingOfConnections, ConnectionsAreSharedAmongMembers) {
 
 TEST_F(BindingOfConnections, WeightsAreThoseOfTheJoins) {
   WorldOptions options;
-  options.policies = {{.address = *SocketAddress::parse(kWeb),
-                       .balance = service::Balance::kWeighted,
-                       .allow_uids = {}}};
+  options.policies = {
+      {.address = *SocketAddress::parse(kWeb), .balance = service::Balance::kWeighted}};
   make(options);
   Node& a = add_node({.name = "a"});
   Node& b = add_node({.name = "b"});

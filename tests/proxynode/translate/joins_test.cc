@@ -117,8 +117,8 @@ TEST_F(Joins, S15_BeyondServicesMaxIsLimitReached) {
 
 TEST_F(Joins, S15_WhatPolicyForbidsIsNotPermitted) {
   WorldOptions options;
-  options.policies = {
-      {.address = *SocketAddress::parse(kWeb), .allow_uids = {33}, .restricted = true}};
+  options.policies = {{.address = *SocketAddress::parse(kWeb),
+                       .allow = service::AllowList{*service::AllowEntry::parse("uid:33")}}};
   make(options);
   Node& stranger = add_node({.name = "stranger", .uid = 1000});
   stranger.join(kWeb);

@@ -12,19 +12,16 @@ Node::Node(const NodeOptions& options) : options_(options) {
   region_ = buffer::MemoryRegion::create("scripted-node", kSlots * kSlotBytes).value();
   slots_.resize(kSlots);
   for (std::size_t i = 0; i < kSlots; ++i) free_slots_.push_back(i);
+  hello_ = channel::make_hello(1, endpoint_options(), options_.window_bytes, options_.streams_max,
+                               options_.name);
+  hello_.credits_reserved = options_.reserve;
+  if (options_.hello) hello_ = *options_.hello;
 }
 
 fabric::EndpointOptions Node::endpoint_options() const {
   fabric::EndpointOptions out;
   out.receive_depth = options_.credits;
   return out;
-}
-
-wire::HelloBody Node::hello() const {
-  wire::HelloBody hello = channel::make_hello(1, endpoint_options(), options_.window_bytes,
-                                              options_.streams_max, options_.name);
-  hello.credits_reserved = options_.reserve;
-  return hello;
 }
 
 void Node::start(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& proxys) {
@@ -58,6 +55,22 @@ std::uint32_t Node::join(const std::string& address, std::uint8_t flags, std::ui
     return channel_->send_control(MessageType::kJoinService, flags, CloseCode::kNone, body);
   });
   return request;
+}
+
+auth::Proof Node::proof(const auth::Key& key, auth::Prover who) const {
+  return *auth::Mac::create()->prove(who, key, {hello_, channel_->peer_hello()});
+}
+
+std::uint32_t Node::authenticate(const auth::Key& key) {
+  const std::uint32_t request = next_request_++;
+  authenticate(auth::authenticate_body(request, key, proof(key)));
+  return request;
+}
+
+void Node::authenticate(const wire::AuthenticateBody& body) {
+  say([this, body] {
+    return channel_->send_control(MessageType::kAuthenticate, 0, CloseCode::kNone, body);
+  });
 }
 
 void Node::leave(std::uint32_t service, std::uint32_t request) {

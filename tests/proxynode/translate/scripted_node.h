@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/auth/proof.h"
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/channel/channel.h"
 #include "tests/lwproto/channel/memory_fabric.h"
@@ -25,6 +26,8 @@ struct NodeOptions {
   std::uint32_t window_bytes = 512 * 1024;
   std::uint32_t streams_max = 1000;
   std::int64_t uid = 1000;
+  std::string certificate_name = {};
+  std::optional<wire::HelloBody> hello = {};  // instead of one of its own
 };
 
 class Node final : public channel::Delegate {
@@ -46,7 +49,7 @@ class Node final : public channel::Delegate {
   };
 
   explicit Node(const NodeOptions& options);
-  wire::HelloBody hello() const;
+  const wire::HelloBody& hello() const { return hello_; }
   fabric::EndpointOptions endpoint_options() const;
   void start(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& proxys);
 
@@ -60,6 +63,8 @@ class Node final : public channel::Delegate {
   // --- words, each sent as soon as there is a credit
   std::uint32_t join(const std::string& address, std::uint8_t flags = 0, std::uint32_t weight = 1,
                      std::uint32_t connections_max = 0);
+  std::uint32_t authenticate(const auth::Key& key);
+  void authenticate(const wire::AuthenticateBody& body);
   void leave(std::uint32_t service, std::uint32_t request = 77);
   void shut_down(std::uint32_t service, std::uint32_t request = 78);
   void accept_connection(std::uint64_t id);
@@ -83,6 +88,9 @@ class Node final : public channel::Delegate {
   void die();  // the process is gone, with everything that it holds
   bool alive() const { return channel_ != nullptr && closed == 0; }
   channel::Channel& channel() { return *channel_; }
+
+  // The proof of `key` for this channel.
+  auth::Proof proof(const auth::Key& key, auth::Prover who = auth::Prover::kApplication) const;
 
   // --- what it has been told
   std::map<std::uint64_t, Conn> conns;
@@ -112,6 +120,7 @@ class Node final : public channel::Delegate {
   static constexpr std::size_t kSlots = 128;
   static constexpr std::size_t kSlotBytes = 65536;
   NodeOptions options_;
+  wire::HelloBody hello_{};
   buffer::MemoryRegion region_;  // outlives the endpoint
   fabric::RegionKey key_ = 0;
   std::vector<bool> slots_;  // in use

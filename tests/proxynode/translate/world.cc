@@ -36,6 +36,7 @@ void World::make(const WorldOptions& options) {
   if (options.pool) {
     entry.options.receive_memory = translator_->receive_memory(egress_region_);
   }
+  entry.allow = options.allow;
   if (options.shm) {
     server_fabric_ = fabric::make_shm_fabric().value();
     client_fabric_ = fabric::make_shm_fabric().value();
@@ -83,7 +84,8 @@ Node& World::add_node(const NodeOptions& options) {
   }
   std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
   wire::encode_hello(node.hello(), bytes);
-  const std::uint64_t token = listener_->dial(bytes, node.endpoint_options(), options.uid);
+  const std::uint64_t token =
+      listener_->dial(bytes, node.endpoint_options(), options.uid, options.certificate_name);
   translator_->poll_listeners();
   auto answer = listener_->answer(token);
   EXPECT_TRUE(answer && answer->endpoint != nullptr) << "the proxy refused a good node";

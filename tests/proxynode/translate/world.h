@@ -43,6 +43,7 @@ struct WorldOptions {
   bool shm = false;            // the real fabric instead of the one in memory
   bool lend_ingress = false;   // shared trust
   bool pool = false;           // as verbs and tcp: received into the EgressPool, sent from slots
+  service::AllowList allow = service::anybody();
   std::uint32_t credits = 64;  // of the proxy
   std::uint32_t fabric_nodes_max = 64;
 };

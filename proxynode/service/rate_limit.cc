@@ -1,0 +1,63 @@
+#include "proxynode/service/rate_limit.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace sanproxy::service {
+namespace {
+
+constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
+constexpr std::uint64_t kNsPerMs = 1'000'000;
+
+}  // namespace
+
+bool TokenBucket::take(const Rate& rate, std::uint64_t now_ns) {
+  const std::uint64_t token_ns = kNsPerSecond / rate.per_s;
+  const std::uint64_t full_at_ns = std::max(full_at_ns_, now_ns);
+  // What is missing already, and the token asked for, must fit the bucket.
+  if (full_at_ns - now_ns > (std::uint64_t{rate.burst} - 1) * token_ns) return false;
+  full_at_ns_ = full_at_ns + token_ns;
+  return true;
+}
+
+bool PeerLimiter::may_try(const std::string& name, std::uint64_t now_ns) {
+  Peer& peer = peer_of(name, now_ns);
+  return peer.penalty_until_ns <= now_ns && peer.joins.take(limits_.joins, now_ns);
+}
+
+void PeerLimiter::on_failure(const std::string& name, std::uint64_t now_ns) {
+  Peer& peer = peer_of(name, now_ns);
+  if (peer.failures.take(limits_.failures, now_ns)) return;
+  peer.penalty_until_ns = now_ns + limits_.penalty_ms * kNsPerMs;
+}
+
+PeerLimiter::Peer& PeerLimiter::peer_of(const std::string& name, std::uint64_t now_ns) {
+  auto it = peers_.find(name);
+  if (it == peers_.end()) {
+    if (peers_.size() >= limits_.peers_max) make_room(now_ns);
+    it = peers_.emplace(name, Peer{}).first;
+  }
+  it->second.seen_ns = now_ns;
+  return it->second;
+}
+
+void PeerLimiter::make_room(std::uint64_t now_ns) {
+  std::erase_if(peers_, [now_ns](const auto& entry) {
+    const Peer& peer = entry.second;
+    return peer.joins.full(now_ns) && peer.failures.full(now_ns) && peer.penalty_until_ns <= now_ns;
+  });
+  if (peers_.size() < limits_.peers_max) return;
+  peers_.erase(std::min_element(peers_.begin(), peers_.end(), [](const auto& a, const auto& b) {
+    return a.second.seen_ns < b.second.seen_ns;
+  }));
+}
+
+bool LogGate::open(std::uint64_t now_ns) {
+  if (bucket_.take(rate_, now_ns)) return true;
+  ++held_;
+  return false;
+}
+
+std::uint64_t LogGate::take_held() { return std::exchange(held_, 0); }
+
+}  // namespace sanproxy::service
