@@ -121,7 +121,8 @@ struct LinkParameters {
 // Where a fabric that receives into our memory (verbs, tcp) takes its receive buffers from: slots
 // of at least transfer_bytes_max bytes over `region` (else kInvalidArgument). Both outlive every
 // endpoint that uses them, and its destruction gives all its slots back.
-// Shared by many endpoints; a received loan is one slot until release(). A pool that runs dry
+// Shared by many endpoints; a received loan is one slot until release(). An endpoint may hold a few
+// slots more than receive_depth, for messages of its fabric's own. A pool that runs dry
 // posts fewer receives (replenish() returns less), so the peer gets fewer credits: back-pressure,
 // never the end. Who releases a loan may thereby make room for *another* endpoint of the pool,
 // which is not told: its owner calls replenish() on each before it sleeps.

@@ -24,6 +24,11 @@ Status check_options(const EndpointOptions& options) {
   if (options.transfer_bytes_max < kHandshakeBytesMax) {
     return Status::error(Code::kInvalidArgument, "transfer_bytes_max does not hold a handshake");
   }
+  const ReceiveMemory& memory = options.receive_memory;
+  if (memory.pool != nullptr && memory.pool->slot_bytes() < options.transfer_bytes_max) {
+    return Status::error(Code::kInvalidArgument,
+                         "the slots of receive_memory are smaller than transfer_bytes_max");
+  }
   return {};
 }
 

@@ -1,4 +1,4 @@
-// Channels over the memory fabric, and what their delegates have been told.
+// Channels over simulated endpoints in calm weather, and what their delegates have been told.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "lwproto/channel/channel.h"
-#include "tests/lwproto/channel/memory_fabric.h"
+#include "tests/lwproto/fabric/sim/endpoint.h"
 
 namespace sanproxy::channel::testing {
 
-using fabric::testing::Delivery;
-using fabric::testing::MemoryEndpoint;
+using fabric::sim::Delivery;
+using fabric::sim::SimEndpoint;
 using Bytes = std::vector<std::byte>;
 
 inline Bytes pattern(std::size_t length, unsigned seed) {
@@ -96,9 +96,9 @@ class Recorder final : public Delegate {
   Status status;
 };
 
-// One end: a channel over a memory endpoint, with memory to send from.
+// One end: a channel over a simulated endpoint, with memory to send from.
 struct End {
-  void make(std::unique_ptr<MemoryEndpoint> own, const wire::HelloBody& ours,
+  void make(std::unique_ptr<SimEndpoint> own, const wire::HelloBody& ours,
             const wire::HelloBody& peers) {
     endpoint = own.get();
     region = buffer::MemoryRegion::create("channel-test", 1 << 20).value();
@@ -131,7 +131,7 @@ struct End {
   fabric::RegionKey key = 0;
   Recorder recorder;
   std::unique_ptr<Channel> channel;
-  MemoryEndpoint* endpoint = nullptr;  // the channel's
+  SimEndpoint* endpoint = nullptr;  // the channel's
 };
 
 struct Settings {
@@ -149,11 +149,11 @@ inline wire::HelloBody hello_of(const Settings& settings, int side) {
   return hello;
 }
 
-inline fabric::testing::MemoryPair endpoints_of(const Settings& settings) {
-  fabric::testing::MemoryOptions options{.delivery = settings.delivery,
-                                         .transfers_max = settings.transfers_max};
-  for (int i = 0; i < 2; ++i) options.endpoint[i].receive_depth = settings.depth[i];
-  return fabric::testing::make_memory_pair(options);
+inline fabric::sim::EndpointPair endpoints_of(const Settings& settings) {
+  std::array<fabric::EndpointOptions, 2> options;
+  for (std::size_t i = 0; i < 2; ++i) options[i].receive_depth = settings.depth[i];
+  return fabric::sim::make_pair(
+      {.delivery = settings.delivery, .transfers_max = settings.transfers_max}, options);
 }
 
 // Two channels that talk to each other.
@@ -171,8 +171,8 @@ class PairTest : public ::testing::Test {
       const std::size_t work = a_.poll() + b_.poll();
       a_.channel->flush();
       b_.channel->flush();
-      const bool arrived = a_.endpoint->to_poll() + b_.endpoint->to_poll() != 0;
-      if (work == 0 && transfers() == before && !arrived) return;
+      const bool idle = a_.endpoint->idle() && b_.endpoint->idle();
+      if (work == 0 && transfers() == before && idle) return;
     }
     FAIL() << "the channels never come to rest";
   }
@@ -264,7 +264,7 @@ class RawTest : public ::testing::Test {
   }
 
   End a_;
-  std::unique_ptr<MemoryEndpoint> raw_;
+  std::unique_ptr<SimEndpoint> raw_;
   wire::HelloBody ours_{}, theirs_{};
   std::uint32_t sequence_ = 0, granted_ = 0;
 };

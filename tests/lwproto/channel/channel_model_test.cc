@@ -210,17 +210,18 @@ void run_in_memory(unsigned seed, Delivery delivery) {
   std::mt19937 random(seed);
   const Plan plan = make_plan(random, seed % 3 == 0 ? 40 : 8, 200);
   SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(plan));
-  fabric::testing::MemoryOptions options;
-  options.delivery = delivery;
-  options.transfers_max = random() % 3 == 0 ? 1 + random() % 4 : SIZE_MAX;
-  for (int i = 0; i < 2; ++i) {
-    options.endpoint[i].receive_depth = plan.depth[i];
-    options.endpoint[i].send_depth = 1 + static_cast<std::uint32_t>(random()) % 8;
+  fabric::sim::LinkOptions link;
+  link.delivery = delivery;
+  link.transfers_max = random() % 3 == 0 ? 1 + random() % 4 : SIZE_MAX;
+  std::array<fabric::EndpointOptions, 2> options;
+  for (std::size_t i = 0; i < 2; ++i) {
+    options[i].receive_depth = plan.depth[i];
+    options[i].send_depth = 1 + static_cast<std::uint32_t>(random()) % 8;
   }
   Actor a(plan.messages[0], plan.messages[1], seed + 1);
   Actor b(plan.messages[1], plan.messages[0], seed + 2);
-  auto pair = fabric::testing::make_memory_pair(options);
-  fabric::testing::MemoryEndpoint* raw[] = {pair.a.get(), pair.b.get()};
+  auto pair = fabric::sim::make_pair(link, options);
+  fabric::sim::SimEndpoint* raw[] = {pair.a.get(), pair.b.get()};
   a.start(std::move(pair.a), hello_for(plan, 0), hello_for(plan, 1));
   b.start(std::move(pair.b), hello_for(plan, 1), hello_for(plan, 0));
   for (int idle = 0; !(a.done() && b.done());) {

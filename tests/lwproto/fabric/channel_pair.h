@@ -187,20 +187,29 @@ inline Result<std::unique_ptr<Endpoint>> finish(Connecting& connecting,
   return answer;
 }
 
-// Connects `client` to `server` through `listener`.
+// Connects `client` to `server` through `listener`; false if either is refused.
 inline bool connect_sides(Fabric& server_fabric, Listener& listener, Fabric& client_fabric,
                           const EndpointOptions& client_options, Side& server, Side& client) {
   auto connecting = client_fabric.connect(listener.address(), {}, client_options);
   if (!connecting.ok()) return false;
-  auto request = next_request(listener, {&server_fabric, &client_fabric});
-  if (!request) return false;
-  auto accepted = listener.accept(*request, {});
-  if (!accepted.ok()) return false;
-  server.endpoint = std::move(*accepted);
-  auto connected = finish(**connecting, {&server_fabric, &client_fabric});
-  if (!connected.ok()) return false;
-  client.endpoint = std::move(*connected);
-  return true;
+  bool refused = false;
+  eventually({&server_fabric, &client_fabric}, [&] {
+    if (!server.endpoint) {
+      if (auto request = listener.poll(); request.ok()) {
+        auto accepted = listener.accept(*request, {});
+        refused = !accepted.ok();
+        if (accepted.ok()) server.endpoint = std::move(*accepted);
+      }
+    }
+    auto connected = (*connecting)->poll();
+    if (connected.ok()) {
+      client.endpoint = std::move(*connected);
+    } else {
+      refused = refused || !connected.status().is_again();
+    }
+    return refused || (client.endpoint && server.endpoint);
+  });
+  return client.endpoint && server.endpoint;
 }
 
 }  // namespace sanproxy::fabric::test

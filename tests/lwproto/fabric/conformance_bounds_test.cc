@@ -106,15 +106,16 @@ TEST_P(Conformance, CookiesThatWereNotTakenAreBoundedBySendDepth) {
   ASSERT_TRUE(run_until([&] { return server_.received.size() == 9; }));
 }
 
-// Two endpoints of the server share one pool of 20 slots, with a depth of 8 each.
+// Two endpoints of the server share one pool; both have four slots more than they must.
 class SharedPool : public Conformance {
  protected:
   static constexpr std::uint32_t kDepth = 8;
-  static constexpr std::size_t kSlots = 20;
   static constexpr std::size_t kSlotBytes = 16 * 1024;
 
-  void make_pool(std::size_t slots, std::size_t slot_bytes = kSlotBytes) {
-    regions_.push_back(make_region(slots * slot_bytes));
+  std::size_t held_by_each() const { return kDepth + GetParam().extra_slots; }
+  std::size_t slots() const { return 2 * held_by_each() + 4; }
+  void make_pool(std::size_t count, std::size_t slot_bytes = kSlotBytes) {
+    regions_.push_back(make_region(count * slot_bytes));
     pool_.emplace(regions_.back().bytes(), slot_bytes);
   }
   EndpointOptions pooled(std::size_t keep_free = 0) {
@@ -161,16 +162,16 @@ class SharedPool : public Conformance {
 INSTANTIATE_TEST_SUITE_P(Fabrics, SharedPool, testing::ValuesIn(fabrics_under_test()), fabric_name);
 
 TEST_P(SharedPool, ThatRunsDryIsBackPressureAndNotTheEnd) {
-  make_pool(kSlots);
+  make_pool(slots());
   listen(pooled());
   ASSERT_TRUE(connect_more(small_options(kDepth), server_, client_));
   ASSERT_TRUE(connect_more(small_options(kDepth), server2_, client2_));
   if (GetParam().lends) {
     hold_everything();
-    EXPECT_EQ(pool_->free_count_min(), kSlots) << "nothing is received into memory of ours";
+    EXPECT_EQ(pool_->free_count_min(), slots()) << "nothing is received into memory of ours";
     return;
   }
-  EXPECT_EQ(pool_->posted_count(), 2u * kDepth);
+  EXPECT_EQ(pool_->posted_count(), 2 * held_by_each());
   hold_everything();
   EXPECT_EQ(pool_->received_count(), held(server_) + held(server2_));
   std::uint32_t posted = 0;
@@ -180,7 +181,7 @@ TEST_P(SharedPool, ThatRunsDryIsBackPressureAndNotTheEnd) {
     posted2 += server2_.endpoint->replenish();
     poll_all();
   }
-  EXPECT_LE(posted + posted2, kSlots - held(server_) - held(server2_));
+  EXPECT_LE(posted + posted2, slots() - held(server_) - held(server2_));
   // So many credits are there, and no more are used.
   for (unsigned i = 0; i < posted; ++i) ASSERT_TRUE(send(client_, pattern(9, i)).ok());
   ASSERT_TRUE(eventually([&] {
@@ -205,7 +206,7 @@ TEST_P(SharedPool, ThatRunsDryIsBackPressureAndNotTheEnd) {
 }
 
 TEST_P(SharedPool, GetsAllItsSlotsBackHoweverTheEndpointsEnd) {
-  make_pool(kSlots);
+  make_pool(slots());
   for (int how = 0; how < 4; ++how) {
     SCOPED_TRACE(how);
     address_ = GetParam().unused_address();
@@ -225,13 +226,13 @@ TEST_P(SharedPool, GetsAllItsSlotsBackHoweverTheEndpointsEnd) {
       ASSERT_TRUE(run_until([&] { return server_.disconnected.has_value(); }));
     }
     end_all();
-    EXPECT_EQ(pool_->free_count(), kSlots);
+    EXPECT_EQ(pool_->free_count(), slots());
   }
 }
 
 TEST_P(SharedPool, LeavesToItsOwnerWhatIsTheOwners) {
   constexpr std::size_t kKeep = 3;
-  make_pool(kSlots);
+  make_pool(slots());
   listen(pooled(kKeep));
   ASSERT_TRUE(connect_more(small_options(kDepth), server_, client_));
   ASSERT_TRUE(connect_more(small_options(kDepth), server2_, client2_));
@@ -246,7 +247,7 @@ TEST_P(SharedPool, LeavesToItsOwnerWhatIsTheOwners) {
 
 TEST_P(SharedPool, TooSmallForTheFirstReceivesRefusesTheEndpointAlone) {
   if (GetParam().lends) return;  // not used
-  make_pool(kDepth + 1);
+  make_pool(held_by_each() + 1);
   listen(pooled());
   ASSERT_TRUE(connect_more(small_options(kDepth), server_, client_));
   auto connecting = client_fabric_->connect(address_, {}, small_options(kDepth));
@@ -262,14 +263,14 @@ TEST_P(SharedPool, TooSmallForTheFirstReceivesRefusesTheEndpointAlone) {
 
 TEST_P(SharedPool, OfSlotsTooSmallForATransferIsRefused) {
   if (GetParam().lends) return;  // not used
-  make_pool(kSlots, 4096);
+  make_pool(slots(), 4096);
   EXPECT_EQ(server_fabric_->listen(address_, pooled()).status().code(), Code::kInvalidArgument);
   EXPECT_EQ(client_fabric_->connect(address_, {}, pooled()).status().code(),
             Code::kInvalidArgument);
 }
 
 TEST_P(SharedPool, ServesTheConnectingSideAlike) {
-  make_pool(kSlots);
+  make_pool(slots());
   listen(small_options(kDepth));
   ASSERT_TRUE(connect_more(pooled(), server_, client_));
   ASSERT_TRUE(connect_more(pooled(), server2_, client2_));
@@ -284,7 +285,7 @@ TEST_P(SharedPool, ServesTheConnectingSideAlike) {
   EXPECT_EQ(client_.received.back().content, pattern(900, kDepth - 1));
   EXPECT_EQ(client2_.received.back().content, pattern(901, kDepth - 1));
   end_all();
-  EXPECT_EQ(pool_->free_count(), kSlots);
+  EXPECT_EQ(pool_->free_count(), slots());
 }
 
 }  // namespace

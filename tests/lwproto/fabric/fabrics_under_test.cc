@@ -79,6 +79,7 @@ std::vector<FabricUnderTest> all_fabrics() {
        .make = [] { return make_verbs(VerbsOptions().half_open_max); },
        .unused_address = unused_verbs_address,
        .make_bounded = make_verbs,
+       .extra_slots = 2,
        .blocks_on_receiver = false,
        .needs_device = true,
        .slowness = 20,

@@ -29,6 +29,8 @@ struct FabricUnderTest {
   // References arrive as loans of the sender's memory: a completion waits for release(), attach()
   // for what the peer is willing to map, and receive_memory is not used.
   bool lends = false;
+  // Slots of a pool that an endpoint holds beyond its receive_depth.
+  std::uint32_t extra_slots = 0;
   // A sender is held up by a receiver that does not poll long before it has spent 2,000 posted
   // receives of 8 KB.
   bool blocks_on_receiver = true;

@@ -12,7 +12,7 @@
 #include "lwproto/auth/proof.h"
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/channel/channel.h"
-#include "tests/lwproto/channel/memory_fabric.h"
+#include "tests/lwproto/fabric/sim/endpoint.h"
 #include "tests/proxynode/stack/stack_harness.h"
 
 namespace sanproxy::translate::testing {

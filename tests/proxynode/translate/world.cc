@@ -43,7 +43,7 @@ void World::make(const WorldOptions& options) {
     shm_address_ = "shm:" + fabric::test::unused_path();
     entry.listener = server_fabric_->listen(shm_address_, entry.options).value();
   } else {
-    auto listener = std::make_unique<fabric::testing::MemoryListener>(
+    auto listener = std::make_unique<fabric::sim::ManualListener>(
         options.pool ? Delivery::kReceiveBuffers : options.delivery, entry.options);
     listener_ = listener.get();
     entry.listener = std::move(listener);

@@ -8,14 +8,14 @@
 
 #include "lwproto/fabric/fabric.h"
 #include "proxynode/translate/translator.h"
-#include "tests/lwproto/channel/memory_fabric.h"
+#include "tests/lwproto/fabric/sim/manual_listener.h"
 #include "tests/proxynode/stack/stack_harness.h"
 #include "tests/proxynode/translate/scripted_client.h"
 #include "tests/proxynode/translate/scripted_node.h"
 
 namespace sanproxy::translate::testing {
 
-using fabric::testing::Delivery;
+using fabric::sim::Delivery;
 using stack::testing::pattern;
 using wire::CloseCode;
 using wire::MessageType;
@@ -40,9 +40,9 @@ struct WorldOptions {
   std::uint32_t services_max = 8;
   std::vector<service::Policy> policies = {};
   Delivery delivery = Delivery::kLoans;
-  bool shm = false;            // the real fabric instead of the one in memory
-  bool lend_ingress = false;   // shared trust
-  bool pool = false;           // as verbs and tcp: received into the EgressPool, sent from slots
+  bool shm = false;           // the real fabric instead of the one in memory
+  bool lend_ingress = false;  // shared trust
+  bool pool = false;          // as verbs and tcp: received into the EgressPool, sent from slots
   service::AllowList allow = service::anybody();
   std::uint32_t credits = 64;  // of the proxy
   std::uint32_t fabric_nodes_max = 64;
@@ -95,7 +95,7 @@ class World : public ::testing::Test, public Host {
   std::deque<Client> clients_;
   std::deque<Sent> strays_;  // what no client waits for
   std::vector<SocketAddress> opened_, closed_;
-  fabric::testing::MemoryListener* listener_ = nullptr;  // the translator's
+  fabric::sim::ManualListener* listener_ = nullptr;  // the translator's
   std::string shm_address_;
   std::uint16_t next_port_ = 40'000;
 

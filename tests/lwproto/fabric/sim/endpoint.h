@@ -47,7 +47,8 @@ class SimEndpoint final : public Endpoint {
   std::uint32_t posted() const { return mine().posted; }  // receives that wait for a transfer
   std::size_t loans_out() const { return mine().loans.size(); }
   std::size_t cookies_outstanding() const { return mine().outstanding.size(); }
-  std::size_t to_poll() const { return mine().arrived.size(); }
+  std::size_t to_poll() const { return mine().arrived.size(); }  // transfers that have arrived
+  bool idle() const { return mine().arrived.empty() && mine().sends.empty(); }
   PeerIdentity identity;
   int refuse_sends = 0;           // so many begin_send() answer kAgain
   bool keep_buffers = false;      // replenish() posts nothing

@@ -101,7 +101,7 @@ struct LinkOptions {
   Delivery delivery = Delivery::kLoans;
   std::size_t transfers_max = SIZE_MAX;  // on their way in one direction; beyond: kAgain
   std::uint32_t spare_buffers = 0;       // receive buffers beyond the depth
-  LinkParameters parameters;
+  LinkParameters parameters = {};
 };
 
 class Link : public std::enable_shared_from_this<Link> {

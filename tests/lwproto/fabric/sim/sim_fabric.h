@@ -20,7 +20,7 @@
 namespace sanproxy::fabric::sim {
 
 struct SimOptions {
-  LinkOptions link;  // `parameters` aside: they are the connecting side's
+  LinkOptions link = {};  // `parameters` aside: they are the connecting side's
   unsigned half_open_max = 128;
   bool misuse_is_failure = true;
 };
