@@ -54,6 +54,7 @@ struct Worker::Interface {
   std::array<buffer::SlotIndex, kBurst> slots{};
   std::array<packet_io::ReceiveBuffer, kBurst> buffers{};
   std::array<packet_io::ReceivedPacket, kBurst> packets{};
+  std::array<std::span<const std::byte>, kBurst> bytes{};  // of the same packets
 };
 
 Worker::Worker(const ProxyConfig& config, std::string version)
@@ -210,6 +211,11 @@ std::size_t Worker::receive(Interface& in) {
   while (in.posted < kBurst && post(in, in.posted)) ++in.posted;
   const std::size_t count =
       in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
+  for (std::size_t i = 0; i < count; ++i) {
+    const packet_io::ReceivedPacket& packet = in.packets[i];
+    in.bytes[i] = {in.buffers[packet.buffer].data + packet.offset, packet.length};
+  }
+  stack_->expect({in.bytes.data(), count});
   for (std::size_t i = 0; i < count; ++i) {
     const buffer::SlotIndex slot = std::exchange(in.slots[in.packets[i].buffer], buffer::kNoSlot);
     stack_->input(in.index, slot, in.packets[i]);

@@ -25,7 +25,18 @@ std::uint32_t FlowTable::find(const net::FlowKey& key, std::uint32_t hash) {
   return kNone;
 }
 
+void FlowTable::prefetch_node(std::uint32_t hash) const {
+  const std::uint32_t at = buckets_[hash & mask_];
+  if (at == 0) return;
+  const std::uint32_t entry = at - 1;
+  const void* const first = (entry & kTimeWaitFlag) != 0
+                                ? static_cast<const void*>(&time_waits_[entry & ~kTimeWaitFlag])
+                                : &connections_[entry];
+  __builtin_prefetch(first, 1);
+}
+
 void FlowTable::insert(std::uint32_t entry) {
+  ++size_;
   FlowNode& added = node(entry);
   std::uint32_t& head = buckets_[added.hash & mask_];
   added.next = head;
@@ -33,6 +44,7 @@ void FlowTable::insert(std::uint32_t entry) {
 }
 
 void FlowTable::remove(std::uint32_t entry) {
+  --size_;
   const FlowNode& removed = node(entry);
   std::uint32_t* link = &buckets_[removed.hash & mask_];
   while (*link != entry + 1) {

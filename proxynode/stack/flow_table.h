@@ -28,6 +28,10 @@ class FlowTable {
   }
   // The entry or kNone.
   std::uint32_t find(const net::FlowKey& key, std::uint32_t hash);
+  // For bursts with many connections: first all buckets, then all first nodes, then the entries.
+  void prefetch_bucket(std::uint32_t hash) const { __builtin_prefetch(&buckets_[hash & mask_]); }
+  void prefetch_node(std::uint32_t hash) const;
+  std::size_t size() const { return size_; }
   // The node's key and hash must be set.
   void insert(std::uint32_t entry);
   void remove(std::uint32_t entry);
@@ -46,6 +50,7 @@ class FlowTable {
   ReservedArray<std::uint32_t> buckets_;  // entry + 1; 0 is empty
   std::uint32_t mask_;
   std::uint64_t seed_;
+  std::size_t size_ = 0;
   std::uint64_t lookups_ = 0;
   std::uint64_t probes_ = 0;
 };

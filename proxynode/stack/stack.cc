@@ -156,6 +156,7 @@ Result<ListenerId> Stack::listen(const SocketAddress& address, std::uint64_t coo
   return impl_->listen(address, cookie);
 }
 void Stack::unlisten(ListenerId listener) { impl_->unlisten(listener); }
+void Stack::expect(std::span<const std::span<const std::byte>> packets) { impl_->expect(packets); }
 void Stack::input(InterfaceIndex interface, buffer::SlotIndex slot,
                   const packet_io::ReceivedPacket& packet) {
   impl_->input(interface, slot, packet);

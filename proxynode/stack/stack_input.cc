@@ -19,17 +19,6 @@ constexpr std::uint32_t kInitialWindowSegments = 10;
 
 constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
 
-// With many connections each packet finds its record and control block out of the cache: all
-// lines are asked for at once instead of one after the other.
-void prefetch(const Connection& conn) {
-  const auto* const pcb = reinterpret_cast<const char*>(conn.pcb);
-  for (std::size_t at = 0; at < sizeof(tcp_pcb); at += 64) __builtin_prefetch(pcb + at, 1);
-  const auto* const record = reinterpret_cast<const char*>(&conn);
-  for (std::size_t at = 64; at < sizeof(Connection); at += 64) {
-    __builtin_prefetch(record + at, 1);
-  }
-}
-
 extern "C" void release_slot(pbuf* chain) {
   Stack::Impl& impl = *Stack::Impl::current;
   const auto* slot = reinterpret_cast<Stack::Impl::RxSlot*>(chain);

@@ -24,6 +24,11 @@ bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
 
 }  // namespace
 
+void Translator::on_expected(stack::ConnIndex conn) const {
+  const auto* const record = reinterpret_cast<const char*>(&streams_[conn]);
+  for (std::size_t at = 0; at < sizeof(Stream); at += 64) __builtin_prefetch(record + at, 1);
+}
+
 bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
   Stream& s = streams_[conn];
   if (s.state == StreamState::kUnbound && !bind(conn)) {

@@ -85,8 +85,8 @@ struct FabricListener {
   fabric::EndpointOptions options;
   bool lend_ingress =
       false;  // shared trust, or a fabric that sends from the pool without showing it
-  std::uint32_t nodes_max = 1u << 24;    // that come through it, beside nodes_max of all
-  std::size_t channel_region_bytes = 0;  // 0: TranslatorOptions'
+  std::uint32_t nodes_max = 1u << 24;             // that come through it, beside nodes_max of all
+  std::size_t channel_region_bytes = 0;           // 0: TranslatorOptions'
   service::AllowList allow = service::anybody();  // to services without a list of their own
 };
 
@@ -164,6 +164,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool on_accepted(stack::ConnIndex conn, const stack::ConnectionInfo& info) override;
   void on_connected(stack::ConnIndex conn, const stack::ConnectionInfo& info) override;
   bool on_received(stack::ConnIndex conn, stack::RxPayload& payload) override;
+  void on_expected(stack::ConnIndex conn) const override;
   void on_fin(stack::ConnIndex conn) override;
   void on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) override;
   bool on_closed(stack::ConnIndex conn, stack::EndReason reason) override;

@@ -203,6 +203,7 @@ class Recorder final : public Delegate {
     last = conn;
     ++connected;
   }
+  void on_expected(ConnIndex conn) const override { expected.push_back(conn); }
   bool on_received(ConnIndex conn, RxPayload& payload) override {
     ++offered;
     if (refuse) return false;
@@ -250,6 +251,7 @@ class Recorder final : public Delegate {
   std::map<ConnIndex, Conn> conns;
   ConnIndex last = 0;
   int accepted = 0, connected = 0, closed = 0, offered = 0;
+  mutable std::vector<ConnIndex> expected;
 };
 
 inline Bytes syn_options(std::uint16_t mss = 1460, int scale = 7, bool timestamps = false,

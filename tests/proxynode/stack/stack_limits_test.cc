@@ -96,6 +96,38 @@ TEST_F(StackLimits, a_full_heap_refuses_connections_and_writes_and_recovers) {
   EXPECT_EQ(stack_->open_connections(), 0u);
 }
 
+TEST_F(StackLimits, with_many_connections_a_burst_is_announced_and_garbage_in_it_does_no_harm) {
+  make({.connections_max = 3'000, .heap_bytes_max = std::size_t{64} << 20});
+  listen();
+  std::vector<Peer> peers(2'500);
+  std::vector<ConnIndex> conns;
+  for (std::size_t i = 0; i < peers.size(); ++i) {
+    peers[i].self.port = static_cast<std::uint16_t>(10'000 + i);
+    conns.push_back(open(peers[i]));
+  }
+  Peer stranger;
+  stranger.self.port = 9;
+  std::vector<Bytes> packets;
+  for (const std::size_t i : {7, 2'400, 7}) {
+    packets.push_back(make_packet(peers[i].self, peers[i].other, peers[i].segment(kTcpAck)));
+  }
+  packets.push_back(make_packet(stranger.self, stranger.other, stranger.segment(kTcpSyn)));
+  packets.push_back(Bytes(packets[0].begin(), packets[0].begin() + 21));
+  packets.emplace_back();
+  packets.push_back(pattern(60));
+  std::vector<std::span<const std::byte>> spans;
+  for (const Bytes& packet : packets) spans.push_back(as_span(packet));
+  const std::vector<std::span<const std::byte>> twice_the_limit(130, spans[0]);
+
+  stack_->expect(spans);
+  EXPECT_EQ(recorder_.expected, (std::vector<ConnIndex>{conns[7], conns[2'400], conns[7]}));
+  stack_->expect(twice_the_limit);
+  stack_->expect({});
+  EXPECT_TRUE(take().empty()) << "nothing has happened yet";
+  send(peers[7], kTcpAck, pattern(5));
+  EXPECT_EQ(recorder_.conns[conns[7]].received, pattern(5));
+}
+
 TEST_F(StackLimits, all_of_the_heap_comes_back) {
   const std::size_t empty = stack_->heap_bytes_used();
   for (int i = 0; i < 200; ++i) {
