@@ -27,6 +27,20 @@ MICRO_PROGRAMS = ("sanproxy_microbench",)
 IDLE_COUNTS = (1_000, 10_000, 50_000)
 
 
+def processors(text):
+    """"0,2-3" as a set."""
+    out = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of processors such as 0 or 0,2-3")
+        out.update(range(int(first), int(last or first) + 1))
+    if not out <= os.sched_getaffinity(0):
+        raise argparse.ArgumentTypeError(f"{text}: this host has "
+                                         f"{sorted(os.sched_getaffinity(0))}")
+    return out
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
     parser.add_argument("--bin", default=os.path.join(ROOT, "build/release/bin"),
@@ -44,6 +58,9 @@ def parse_arguments():
     parser.add_argument("--no-peers", action="store_true", help="only ours: for quick tuning")
     parser.add_argument("--docs", action="store_true",
                         help="write table and plot into docs/benchmarks.md and .svg")
+    parser.add_argument("--cpus", metavar="LIST", type=processors,
+                        help="run everything on these processors only, e.g. 0; with --docs this "
+                             "writes the second table of the document")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     arguments = parser.parse_args()
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 2.0)
@@ -244,8 +261,11 @@ class Bench:
         self.run_micro()
 
 
-def write_documents(rows):
+def write_documents(rows, cpus):
     document = os.path.join(ROOT, "docs/benchmarks.md")
+    if cpus:
+        report.update_document(document, {"pinned": report.markdown_table(rows)})
+        return
     report.update_document(document, {"table": report.markdown_table(rows),
                                       "shortfalls": report.shortfalls(rows)})
     with open(os.path.join(ROOT, "docs/benchmarks.svg"), "w") as file:
@@ -268,6 +288,8 @@ def main():
     if os.getloadavg()[0] > 1:
         print(f"bench: the machine is busy (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} "
               "processors): figures will wander", file=sys.stderr)
+    if arguments.cpus:
+        os.sched_setaffinity(0, arguments.cpus)
     lab = Lab(arguments.bin)
     bench = Bench(arguments, lab)
     failed = False
@@ -288,7 +310,7 @@ def main():
     if arguments.json:
         report.write_json(arguments.json, bench.rows)
     if arguments.docs and not failed:
-        write_documents(bench.rows)
+        write_documents(bench.rows, arguments.cpus)
     short = [row for row in bench.rows if row["holds"] is False]
     print(f"\n{len(bench.rows)} rows, {len(short)} below their bar")
     return 1 if failed else 0
