@@ -57,6 +57,8 @@ class Talker {
   std::size_t cookies_out() const { return cookies_out_; }
   const flow::CreditLedger& ledger() const { return ledger_; }
   std::string state() const;
+  // What it holds has not changed, also after the end.
+  bool held_is_intact() const;
 
  private:
   struct Header {
@@ -85,6 +87,7 @@ class Talker {
   bool send_one();
   bool send_pure();
   Header header(std::uint32_t number, bool pure) const;
+  static bool intact(const Held& held);
   void release_some();
   void release_one(std::size_t i);
 
