@@ -63,6 +63,8 @@ class ConnectionImpl final : public Connection {
   bool send_chunk(SendChunk& chunk, std::size_t length);
   SendChunk acquire_chunk(std::size_t bytes_wanted);
   void finish_sending();
+  // May use the channel now; else on_writable() will come.
+  bool take_turn();
   bool sendable() const { return state == State::kOpen && !fin_sent && (pending & kAccept) == 0; }
   // Sends what is owed. False when it must be tried again (and the Link will).
   bool flush_pending();

@@ -24,6 +24,13 @@ std::size_t ConnectionImpl::admit(std::size_t bytes) const {
   return std::min({bytes, available, std::size_t{piece_bytes}});
 }
 
+bool ConnectionImpl::take_turn() {
+  if (!sendable()) return false;
+  if (!link->others_wait()) return true;
+  link->block(*this);
+  return false;
+}
+
 bool ConnectionImpl::send_failed(const BaseStatus& status) {
   if (status.ok()) return false;
   if (status.is_again()) link->block(*this);
@@ -32,7 +39,8 @@ bool ConnectionImpl::send_failed(const BaseStatus& status) {
 
 std::size_t ConnectionImpl::send_copy(Bytes bytes) {
   std::size_t sent = 0;
-  while (sendable() && sent < bytes.size()) {
+  const bool turn = take_turn();
+  while (turn && sendable() && sent < bytes.size()) {
     std::size_t n = admit(bytes.size() - sent);
     if (n == 0) break;
     BaseStatus status;
@@ -82,7 +90,7 @@ BaseStatus ConnectionImpl::send_piece(Region& region, std::size_t offset, std::s
 std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std::size_t length,
                                         SendDone done) {
   SANPROXY_CHECK(offset <= region.bytes && length <= region.bytes - offset);
-  if (!sendable()) {
+  if (!take_turn()) {
     want_writable = true;
     return 0;
   }
@@ -111,7 +119,7 @@ std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std:
 SendChunk ConnectionImpl::acquire_chunk(std::size_t bytes_wanted) {
   SendChunk chunk;
   if (bytes_wanted == 0) return chunk;
-  const std::size_t n = sendable() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
+  const std::size_t n = take_turn() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
   const SendMemory::Slot slot_taken =
       n == 0 ? SendMemory::Slot{} : link->node().send_memory().acquire(n);
   if (slot_taken.capacity == 0) {

@@ -81,6 +81,8 @@ class Link final : public channel::Delegate {
   void forget(ConnectionImpl& connection) { table_.erase(connection); }
   void block(ConnectionImpl& connection) { blocked_.push_back(connection); }
   void unblock(ConnectionImpl& connection) { blocked_.remove(connection); }
+  // Others were refused a credit before: who comes now waits behind them.
+  bool others_wait() const { return !serving_blocked_ && !blocked_.empty(); }
 
   void breach(const char* text);  // the proxy broke a rule: end the channel
 
@@ -142,6 +144,7 @@ class Link final : public channel::Delegate {
   std::unique_ptr<ChannelHold> hold_;
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
+  bool serving_blocked_ = false;
   std::size_t keys_sent_ = 0, keys_answered_ = 0;
   bool keys_limited_ = false;  // a key met a limit: all are proven again at ask_again_at_ns_
   // When what met a limit is asked for again; 0 if nothing did.

@@ -156,11 +156,14 @@ void Link::on_writable(channel::Channel& channel) {
   if (!flush_rejects()) return;
   if (services_blocked_) sync_services();
   // Each that waits is tried once; those that block again go to the end, so nobody starves.
+  serving_blocked_ = true;
   for (std::size_t left = blocked_.size(); left > 0 && channel.data_writable(); --left) {
     ConnectionImpl* connection = blocked_.pop_front();
     if (connection == nullptr) break;
     connection->retry();
   }
+  serving_blocked_ = false;
+  if (!blocked_.empty()) channel.ask_writable();
 }
 
 }  // namespace sanproxy::app::internal

@@ -1,15 +1,40 @@
 // The public calls of Node and Service: thin over NodeImpl; and what a real process is made of.
 #include "appnode-lib/client/node_impl.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
 
 namespace sanproxy::app {
 
 using internal::impl;
 using internal::NodeImpl;
 
+namespace {
+
+using MadeFabric = ::sanproxy::Result<std::unique_ptr<fabric::Fabric>>;
+
+MadeFabric make_tcp(const NodeOptions& node) {
+  fabric::TcpOptions options;
+  options.certificate_file = node.tls.certificate;
+  options.key_file = node.tls.key;
+  options.authority_file = node.tls.ca;
+  options.server_name = node.tls.proxy_name;
+  return fabric::make_tcp_fabric(options);
+}
+
+MadeFabric make_verbs(const NodeOptions&) {
+  auto fabric = fabric::make_verbs_fabric();
+  if (!fabric.ok()) return fabric.status();
+  return std::unique_ptr<fabric::Fabric>(std::move(fabric).value());
+}
+
+}  // namespace
+
 internal::Assembly internal::default_assembly() {
   Assembly assembly;
-  assembly.fabrics["shm"].make = [](const NodeOptions&) { return fabric::make_shm_fabric(); };
+  assembly.fabrics["shm"] = {[](const NodeOptions&) { return fabric::make_shm_fabric(); }, false};
+  assembly.fabrics["verbs"] = {make_verbs, true};
+  assembly.fabrics["tcp"] = {make_tcp, true};
   return assembly;
 }
 

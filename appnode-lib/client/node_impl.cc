@@ -14,6 +14,7 @@
 #include "appnode-lib/client/link_options.h"
 #include "lwproto/base/check.h"
 #include "lwproto/buffer/pool_sizes.h"
+#include "lwproto/fabric/address.h"
 
 namespace sanproxy::app::internal {
 namespace {
@@ -153,6 +154,9 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
   const auto kind = assembly_.fabrics.find(scheme);
   if (kind == assembly_.fabrics.end()) {
     return Status(Code::kUnsupported, "this library has no fabric for that address");
+  }
+  if (const auto parsed = fabric::FabricAddress::parse(address); !parsed.ok()) {
+    return to_public(parsed.status());
   }
   auto fabric = kind->second.make(options_);
   if (!fabric.ok()) return to_public(fabric.status());

@@ -17,11 +17,31 @@ void on_signal(int) {
   g_node->stop();
 }
 
+// The library reads the environment itself where these are not given.
+void add_link_options(CLI::App& cli, CommonOptions& options) {
+  cli.add_option_function<std::string>(
+         "--link",
+         [&options](const std::string& text) {
+           auto link = app::LinkOptions::parse(text);
+           if (!link.ok()) throw CLI::ValidationError("--link", link.status().text());
+           options.link = *link;
+         },
+         "Asked of every link, such as window=4MiB,streams=4,congestion=cubic (or SANPROXY_LINK)")
+      ->type_name("TEXT");
+  cli.add_option("--tls-certificate", options.tls.certificate,
+                 "tcp: use TLS, with this certificate (or SANPROXY_TLS_CERTIFICATE)");
+  cli.add_option("--tls-key", options.tls.key, "its key (or SANPROXY_TLS_KEY)");
+  cli.add_option("--tls-ca", options.tls.ca, "who signs the proxies' (or SANPROXY_TLS_CA)");
+  cli.add_option("--tls-proxy-name", options.tls.proxy_name,
+                 "take only a proxy whose certificate has this name");
+}
+
 }  // namespace
 
 void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.set_version_flag("--version", "sanproxy " SANPROXY_VERSION);
-  cli.add_option("--proxy", options.proxies, "A proxy node, such as shm:/run/sanproxy/proxy.sock")
+  cli.add_option("--proxy", options.proxies,
+                 "A proxy node: shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
       ->envname("SANPROXY_PROXY")
       ->delimiter(',');
   cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
@@ -30,6 +50,7 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.add_option("--key", options.keys, "NAME:FILE, a key that the proxies may ask for")
       ->envname("SANPROXY_KEY")
       ->delimiter(',');
+  add_link_options(cli, options);
   cli.add_option("--weight", options.weight, "Our share, against other nodes of the service")
       ->check(CLI::Range(1, 65535));
   cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
@@ -44,6 +65,8 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
   spdlog::set_level(spdlog::level::from_str(options.log_level));
   app::NodeOptions node_options;
   node_options.proxies = options.proxies;
+  node_options.link = options.link;
+  node_options.tls = options.tls;
   node_options.on_proxy_up = [](auto proxy) { spdlog::info("{}: connected", proxy); };
   node_options.on_proxy_down = [](auto proxy, auto why) { spdlog::warn("{}: {}", proxy, why); };
   node_options.on_joined = [](auto service, auto proxy) {

@@ -20,6 +20,8 @@ struct CommonOptions {
   std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
   std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
   std::vector<std::string> keys;      // --key NAME:FILE, or SANPROXY_KEY
+  app::LinkOptions link;              // --link, or SANPROXY_LINK
+  app::TlsFiles tls;                  // --tls-certificate, ...
   unsigned weight = 1;
   unsigned connections_max = 0;
   bool immediate = false;

@@ -106,6 +106,9 @@ class Channel {
   // only bulk data, CREDITs and returns have gathered, a sleeping peer is woken after a few calls
   // or when the loop sleeps, not at once. A wake-up costs both sides more than a message.
   void publish();
+  // on_writable() will follow as if a send had returned kAgain: for a delegate that has senders in
+  // waiting and serves them in turn.
+  void ask_writable() { blocked_ = true; }
   bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
 
   // --- receiving: handles up to `budget` completions; returns how many there were.

@@ -46,18 +46,22 @@ bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
   return taken;
 }
 
+// Nothing of this stream waits, and nobody of this node waits for a credit: who comes now would
+// take it away from them.
+bool Translator::may_send_now(Stream& s, AppNode& node) {
+  if (s.pending_bytes != 0 || node.blocked_head != kNone || !node.owed.empty()) return false;
+  if (s.has(kRequestPending)) {
+    if (!send_request(s, wire::connection_index(s.id), node).ok()) return false;
+    s.clear(kRequestPending);
+  }
+  return !s.has(kAcceptPending);
+}
+
 // A small payload goes straight into the channel's open transfer.
 bool Translator::take_inline(Stream& s, AppNode& node, stack::RxPayload& payload) {
   const std::span<const std::byte> bytes = payload.front();
   if (bytes.size() > wire::kInlinePayloadBytesMax || bytes.size() != payload.length()) return false;
-  if (s.pending_bytes != 0 || s.has(kBlocked) || !node.owed.empty()) return false;
-  if (s.to_app.available() < bytes.size()) return false;
-  if (s.has(kRequestPending)) {
-    const auto index = wire::connection_index(s.id);
-    if (!send_request(s, index, node).ok()) return false;
-    s.clear(kRequestPending);
-  }
-  if (s.has(kAcceptPending)) return false;
+  if (s.to_app.available() < bytes.size() || !may_send_now(s, node)) return false;
   if (!node.channel->send_data_inline(s.id, s.to_app.sent(), bytes).ok()) return false;
   s.to_app.on_sent(static_cast<std::uint32_t>(bytes.size()));
   counters_.copied_inline += bytes.size();
@@ -66,12 +70,9 @@ bool Translator::take_inline(Stream& s, AppNode& node, stack::RxPayload& payload
 
 // Shared trust (or a fabric that needs no copy): the receive buffers themselves travel.
 bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
-  if (!node.lend_ingress || s.pending_bytes != 0 || s.has(kBlocked) || !node.owed.empty() ||
-      s.has(kRequestPending) || s.has(kAcceptPending)) {
-    return false;
-  }
+  if (!node.lend_ingress) return false;
   if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;
-  if (s.to_app.available() < payload.length()) return false;
+  if (s.to_app.available() < payload.length() || !may_send_now(s, node)) return false;
   while (!payload.empty()) {
     const std::span<const std::byte> bytes = payload.front();
     if (bytes.size() <= wire::kInlinePayloadBytesMax) {

@@ -223,6 +223,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   SocketAddress source_for(AppNode& node, const SocketAddress& remote);
 
   // tcp_to_san.cc
+  bool may_send_now(Stream& s, AppNode& node);
   bool take_inline(Stream& s, AppNode& node, stack::RxPayload& payload);
   bool lend(Stream& s, AppNode& node, stack::RxPayload& payload);
   bool stash(Stream& s, AppNode& node, stack::RxPayload& payload);

@@ -145,6 +145,9 @@ int main(int argc, char** argv) {
   cli.add_option("--mode", mode, "digest, reject, shutdown or connect");
   cli.add_option("--remote", remote, "connect: to whom");
   cli.add_option("--name", options.name, "shown by the proxy");
+  cli.add_option("--tls-certificate", options.tls.certificate, "with the next two: use TLS");
+  cli.add_option("--tls-key", options.tls.key, "");
+  cli.add_option("--tls-ca", options.tls.ca, "");
   CLI11_PARSE(cli, argc, argv);
   if (!hash_path.empty()) return print_hash(hash_path);
   Echo outgoing;

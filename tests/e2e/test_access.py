@@ -34,7 +34,7 @@ class Access:
         os.chmod(program, 0o755)
 
         def start_as(uid, name):
-            argv = [program] + programs.echo_argv("echo", one.proxy_address, self.address(), [])[1:]
+            argv = [program] + programs.echo_argv("echo", [one.proxy_address], self.address(), [])[1:]
             return one.start(name, argv, uid=uid)
         root = start_as(0, "root")
         nobody = start_as(65534, "nobody")

@@ -218,4 +218,4 @@ class Faults:
         one.assert_healthy = lambda: None  # the proxy has ended, as it should
 
 
-globals().update(case.over(Faults, families=(4,), shared=True))
+globals().update(case.over(Faults, families=(4,), shared=True, network=("tcp", "tls", "verbs")))

@@ -9,7 +9,8 @@ import tempfile
 from harness import admin, case, netns, programs, wait
 from harness.process import Program
 
-GOOD = programs.proxy_config("tun", "shm:/tmp/sane2e-check.sock", {}, [], {})
+GOOD = programs.proxy_config("tun", [{"listen": "shm:/tmp/sane2e-check.sock", "trust": "isolated"}],
+                             {}, [])
 
 # (what is wrong, text to replace, replacement, what the message must contain)
 BAD = [
@@ -102,8 +103,8 @@ class Programs(case.LabTest):
         with tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
             path = os.path.join(folder, "proxy.toml")
             with open(path, "w") as file:
-                file.write(programs.proxy_config("packet", f"shm:{folder}/p.sock",
-                                                 {"interface": {"name": "nosuch0"}}, [], {}))
+                file.write(programs.proxy_config("packet", [{"listen": f"shm:{folder}/p.sock"}],
+                                                 {"interface": {"name": "nosuch0"}}, []))
             got = space.run(programs.path("proxynode"), "--config", path, timeout_s=20, text=True)
             self.assertNotEqual(got.returncode, 0)
             self.assertIn("nosuch0", got.stdout + got.stderr)
@@ -166,7 +167,7 @@ class Programs(case.LabTest):
 
     def test_an_application_node_waits_for_a_proxy_that_is_not_there_yet(self):
         with tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
-            node = Program("early", programs.echo_argv("echo", f"shm:{folder}/proxy.sock",
+            node = Program("early", programs.echo_argv("echo", [f"shm:{folder}/proxy.sock"],
                                                        "10.77.0.10:7", []), folder)
             self.addCleanup(node.kill)
             wait.stays(node.alive, "the node waits", 0.5)

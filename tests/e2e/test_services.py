@@ -198,5 +198,5 @@ class SynFlood:
         one.assert_healthy = one.assert_not_broken
 
 
-globals().update(case.over(Services))
+globals().update(case.over(Services, network=("tcp", "verbs")))
 globals().update(case.over(SynFlood, families=(4,)))

@@ -158,4 +158,4 @@ class SlowParties:
         return state["sent"]
 
 
-globals().update(case.over(SlowParties, families=(4,), shared=True))
+globals().update(case.over(SlowParties, families=(4,), shared=True, network=("tcp", "verbs")))

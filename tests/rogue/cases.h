@@ -15,7 +15,7 @@
 namespace sanproxy::rogue {
 
 struct Context {
-  std::string proxy;      // "shm:..."
+  std::string proxy;      // "shm:...", "tcp://...", "verbs://..."
   SocketAddress service;  // ours alone
   std::string key;        // "NAME:FILE", that the proxy has too
   SocketAddress foreign;  // a well-behaved node's, in service at this moment
@@ -29,6 +29,7 @@ struct Case {
   std::string rule;  // what is broken
   std::function<Verdict(const Context&)> run;
 };
+// Cases whose name begins with "shm_" need a proxy that listens on shm; the others take any.
 
 std::vector<Case> hello_cases();
 std::vector<Case> transfer_cases();

@@ -8,7 +8,10 @@
 #include <thread>
 
 #include "lwproto/base/random.h"
+#include "lwproto/fabric/address.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
 
 namespace sanproxy::rogue {
 namespace {
@@ -19,6 +22,16 @@ fabric::EndpointOptions options() {
   fabric::EndpointOptions out;
   out.receive_depth = 64;
   return out;
+}
+
+Result<std::unique_ptr<fabric::Fabric>> fabric_for(const std::string& address) {
+  auto parsed = fabric::FabricAddress::parse(address);
+  if (!parsed.ok()) return parsed.status();
+  if (parsed->scheme == "shm") return fabric::make_shm_fabric();
+  if (parsed->scheme == "tcp") return fabric::make_tcp_fabric();
+  auto verbs = fabric::make_verbs_fabric();
+  if (!verbs.ok()) return verbs.status();
+  return std::unique_ptr<fabric::Fabric>(std::move(verbs).value());
 }
 
 }  // namespace
@@ -52,7 +65,7 @@ RogueChannel::~RogueChannel() {
 
 void RogueChannel::connect(const std::string& address, std::span<const std::byte> hello) {
   std::memcpy(&our_hello_, hello.data(), std::min(hello.size(), sizeof(our_hello_)));
-  auto fabric = fabric::make_shm_fabric();
+  auto fabric = fabric_for(address);
   if (!fabric.ok()) {
     refusal_ = fabric.status();
     return;

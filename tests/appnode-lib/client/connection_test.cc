@@ -215,6 +215,33 @@ TEST_F(ConnectionTest, AFloodOfConnectionsThatMeetsAFullChannelIsServedInTheEnd)
   EXPECT_EQ(handler.closes, 400);
 }
 
+TEST_F(ConnectionTest, WhoWaitsForACreditIsServedBeforeThoseWhoAskLater) {
+  const std::string text(600'000, 'g');
+  proxy_.options.endpoint.receive_depth = 8;
+  Recorder& handler = recorder();
+  serve(handler);
+  std::vector<Connection*> connections;
+  handler.data_hook = [&](Connection& c, Received&) { connections.push_back(&c); };
+  const std::uint64_t greedy = open(8 << 20);
+  const std::uint64_t modest = open(8 << 20);
+  for (const std::uint64_t id : {greedy, modest}) proxy_.send(id, "x");
+  ASSERT_TRUE(pump_until([&] { return connections.size() == 2; }));
+  // One asks each time that something comes for it, in front of whoever waits.
+  handler.data_hook = [&](Connection& c, Received&) { c.send(text); };
+  EXPECT_LT(connections[0]->send(text), text.size());
+  std::size_t sent = 0;
+  handler.writable_hook = [&](Connection& c) {
+    if (&c == connections[1]) sent += c.send(std::string_view(text).substr(sent));
+  };
+  sent = connections[1]->send(text);
+  EXPECT_EQ(sent, 0u) << "there was no credit left";
+  for (int round = 0; round < 300; ++round) {
+    proxy_.send(greedy, "more");
+    pump();
+  }
+  EXPECT_EQ(proxy_.stream(modest).data.size(), text.size());
+}
+
 TEST_F(ConnectionTest, ABrokenRuleOfTheProxyEndsTheChannel) {
   Recorder& handler = recorder();
   serve(handler);

@@ -38,10 +38,18 @@ TEST_F(ServicesTest, ImpossibleJoinsAndNodesAreRefusedWithAReason) {
   ASSERT_TRUE(node_->join("10.0.0.1:1", [](Request&) {}).ok());
   EXPECT_EQ(node_->join("10.0.0.1:1", [](Request&) {}).status().code(), Code::kExists);
   NodeOptions options;
-  options.proxies = {"verbs://10.9.0.1:7471"};
+  options.proxies = {"pigeon://10.9.0.1:7471"};
   EXPECT_EQ(Node::create(options).status().code(), Code::kUnsupported);
-  options.proxies = {"nonsense"};
-  EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument);
+  for (const char* address : {"nonsense", "tcp://10.9.0.1", "verbs:/path", "shm:relative"}) {
+    options.proxies = {address};
+    EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument) << address;
+  }
+  options.proxies = {"shm:/x"};
+  options.link.dscp = 64;
+  EXPECT_STREQ(Node::create(options).status().text(), "link parameter dscp: expected 0 to 63");
+  options.link = {};
+  options.tls.key = "/etc/key.pem";
+  EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument) << "half of TLS";
 }
 
 TEST_F(ServicesTest, ARefusedJoinIsReported) {

@@ -57,8 +57,13 @@ def nodes(state, address):
     """The members of a service, each with name and process id of its node."""
     found = service(state, address)
     known = {node["node"]: node for node in state["nodes"]}
-    return [{**member, "name": known[member["node"]]["name"], "pid": known[member["node"]]["pid"]}
+    return [{**member, "name": known[member["node"]]["name"], "pid": _pid(known[member["node"]])}
             for member in (found["members"] if found else [])]
+
+
+def _pid(node):
+    """The process of a node: the kernel tells it of those on shm, the others say it in their name."""
+    return node["pid"] if node["pid"] > 0 else int(node["name"].rpartition(":")[2])
 
 
 def node_count(state, address):

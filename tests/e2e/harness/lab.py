@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 
-from . import admin, netns, programs, settings, wait
+from . import admin, fabrics, netns, programs, settings, wait
 from .process import Program
 
 V4 = "10.77.0.10"
@@ -31,15 +31,18 @@ def service_address(family, port):
 
 
 class Lab:
-    def __init__(self, topology, label, config=None, services=(), fabric=None, keys=None):
+    def __init__(self, topology, label, config=None, services=(), fabric=None, keys=None,
+                 kinds=("shm",)):
         """`config`: sections or keys merged into the configuration; `services`: policies; `keys`:
-        {name: secret} that the proxy has, see key()."""
+        {name: secret} that the proxy has, see key(); `kinds`: of fabrics, the first is the one that
+        nodes use by default; `fabric`: keys of their sections."""
         self.topology = topology
         self.log_dir = os.path.join(settings.log_dir, label)
         os.makedirs(self.log_dir, exist_ok=True)
         # Unix socket paths are short: they live apart from the logs.
         self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
-        self.proxy_address = f"shm:{self.run_dir}/proxy.sock"
+        self.kinds = kinds
+        self.proxy_address = fabrics.address(kinds[0], self.run_dir)
         config = dict(config or {})
         if keys:
             config["key"] = [{"name": name, "file": self.write_key(name, secret)}
@@ -49,12 +52,12 @@ class Lab:
         self._starts = 0
         self._counts = {}
         _open_labs.append(self)
-        self.client = netns.Namespace("c")
+        self.client = netns.Own() if "verbs" in kinds else netns.Namespace("c")
         self.proxy_ns = self.client if topology == "tun" else netns.Namespace("p")
         if topology == "packet":
             self._make_segment()
-        self.config = programs.proxy_config(topology, self.proxy_address, config,
-                                            services, fabric or {})
+        sections = [fabrics.section(kind, self.run_dir, fabric or {}) for kind in kinds]
+        self.config = programs.proxy_config(topology, sections, config, services)
         self.config_path = os.path.join(self.log_dir, "proxynode.toml")
 
     def write_key(self, name, secret, label="proxy"):
@@ -103,18 +106,25 @@ class Lab:
                                      f"{self.proxy.log()[-3000:]}")
         return self.proxy
 
-    def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True):
-        argv = programs.httpd_argv(self.proxy_address, service_address(family, port), root, extra)
-        return self._start_node(name or "httpd", argv, family, port, joined)
+    def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True,
+                    kind=None):
+        argv = programs.httpd_argv(*self._way(kind, service_address(family, port)), root, extra)
+        return self._start_node(name or "httpd", argv, family, port, joined, kind)
 
     def start_echo(self, mode="echo", port=7, family=4, name=None, extra=(), joined=True,
-                   **how):
-        argv = programs.echo_argv(mode, self.proxy_address, service_address(family, port), extra)
-        return self._start_node(name or "echo-" + mode, argv, family, port, joined, **how)
+                   kind=None, **how):
+        argv = programs.echo_argv(mode, *self._way(kind, service_address(family, port)), extra)
+        return self._start_node(name or "echo-" + mode, argv, family, port, joined, kind, **how)
 
-    def _start_node(self, base, argv, family, port, joined, **how):
+    def _way(self, kind, service):
+        """How a node gets to the proxy over a fabric of this kind, and what it serves."""
+        kind = kind or self.kinds[0]
+        return [fabrics.address(kind, self.run_dir), *fabrics.node_words(kind)], service
+
+    def _start_node(self, base, argv, family, port, joined, kind, **how):
         before = self.node_count(port, family) if joined else 0
-        program = self.start(base, argv, **how)
+        over_shm = (kind or self.kinds[0]) == "shm"
+        program = self.start(base, argv, None if over_shm else self.proxy_ns, **how)
         program.service = service_address(family, port)
         if joined:
             wait.until(lambda: self.node_count(port, family) > before or not program.alive(),

@@ -83,3 +83,29 @@ class Namespace:
             os.close(self._fd)
             self._fd = -1
             ip("netns", "delete", self.name, check=False)
+
+
+class Own:
+    """The namespace that we are in, with the interface of Namespace: in the guest, whose RDMA
+    device exists in one namespace only."""
+
+    name = "own"
+
+    def ip(self, *words, check=True):
+        return ip(*words, check=check)
+
+    def sysctl(self, key, value):
+        subprocess.run(["sysctl", "-q", "-w", f"{key}={value}"], check=True, capture_output=True)
+
+    def argv(self, argv):
+        return [str(word) for word in argv]
+
+    def run(self, *argv, timeout_s=120, **options):
+        options.setdefault("capture_output", True)
+        return subprocess.run(self.argv(argv), timeout=timeout_s, **options)
+
+    def socket(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, protocol=0):
+        return socket.socket(family, kind, protocol)
+
+    def remove(self):
+        pass

@@ -24,8 +24,9 @@ def toml_section(header, values):
     return header + "\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items()) + "\n"
 
 
-def proxy_config(topology, listen, config, services, fabric):
-    """`config`: {"proxy": {...}, "interface": {...}, "any other section": {...} or [{...}, ...]}."""
+def proxy_config(topology, fabrics, config, services):
+    """`fabrics`: [[fabric]] sections; `config`: {"proxy": {...}, "interface": {...}, "any other
+    section": {...} or [{...}, ...]}."""
     config = dict(config)
     own = {"tun": ["10.77.0.1/24", "fd77::1/64"], "packet": ["10.88.0.1/24", "fd88::1/64"]}
     proxy = {"name": "proxy-e2e", "max_connections": 20000, **config.pop("proxy", {})}
@@ -33,7 +34,8 @@ def proxy_config(topology, listen, config, services, fabric):
                  **config.pop("interface", {})}
     text = toml_section("[proxy]", proxy)
     text += toml_section("[[interface]]", interface)
-    text += toml_section("[[fabric]]", {"listen": listen, "trust": "isolated", **fabric})
+    for one in fabrics:
+        text += toml_section("[[fabric]]", one)
     for one in services:
         text += toml_section("[[service]]", one)
     text += toml_section("[admin]", {"listen": f"127.0.0.1:{PORT}", **config.pop("admin", {})})
@@ -50,21 +52,22 @@ def test_path(name):
     return beside if os.path.exists(beside) else path(name)
 
 
-def _node(program, proxy, service, extra):
-    return [program, "--proxy", proxy, "--service", service, *extra]
+def _node(program, way, service, extra):
+    """`way`: the proxy's address, and what else its fabric needs to be told."""
+    return [program, "--proxy", *way, "--service", service, *extra]
 
 
-def httpd_argv(proxy, service, root, extra):
-    argv = _node(path("appnode-httpd"), proxy, service, extra)
+def httpd_argv(way, service, root, extra):
+    argv = _node(path("appnode-httpd"), way, service, extra)
     return argv + (["--root", root] if root else [])
 
 
-def echo_argv(mode, proxy, service, extra):
+def echo_argv(mode, way, service, extra):
     if mode == "stall":
-        return _node(path("appnode-echo"), proxy, service, ["--stall", *extra])
+        return _node(path("appnode-echo"), way, service, ["--stall", *extra])
     if mode in ("echo", "sink", "source"):
-        return _node(path("appnode-echo"), proxy, service, ["--mode", mode, *extra])
-    return _node(test_path("probe_node"), proxy, service, ["--mode", mode, *extra])
+        return _node(path("appnode-echo"), way, service, ["--mode", mode, *extra])
+    return _node(test_path("probe_node"), way, service, ["--mode", mode, *extra])
 
 
 # Configuration that single tests need.

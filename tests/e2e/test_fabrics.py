@@ -1,0 +1,222 @@
+"""Several fabrics on one proxy, the parameters of links, TLS, and what is copied on the way."""
+
+import hashlib
+import os
+import shutil
+import socket
+
+from harness import case, fabrics, programs, wait
+from harness.pattern import Pattern
+
+BYTES = Pattern("fabrics")
+
+
+def ask(sock, text=b"hello"):
+    sock.sendall(text)
+    got = b""
+    while len(got) < len(text):
+        piece = sock.recv(len(text) - len(got))
+        if not piece:
+            raise AssertionError("end instead of an answer")
+        got += piece
+    return got
+
+
+def node_of(state, program):
+    """The proxy's account of a node that the test has started."""
+    return next(node for node in state["nodes"] if node["name"].endswith(f":{program.pid}"))
+
+
+class SeveralFabrics(case.LabTest):
+    def test_nodes_of_one_service_come_over_shm_tcp_and_tls_at_once(self):
+        one = self.lab(kinds=("shm", "tcp", "tls"),
+                       services=[{"address": "10.77.0.10:7", "balance": "round-robin"}])
+        nodes = {kind: one.start_echo(name="over-" + kind, kind=kind) for kind in one.kinds}
+        sockets = [self.socket(one, 7) for _ in range(12)]
+        for sock in sockets:
+            self.assertEqual(ask(sock), b"hello")
+        self.assertEqual(one.shares(7), {"over-shm": 4, "over-tcp": 4, "over-tls": 4})
+        state = one.status()
+        self.assertEqual(node_of(state, nodes["shm"])["fabric"], "shm")
+        self.assertEqual(node_of(state, nodes["shm"])["pid"], nodes["shm"].pid)
+        self.assertEqual(node_of(state, nodes["tcp"])["fabric"], "tcp")
+        self.assertIn("127.0.0.1", node_of(state, nodes["tcp"])["peer"])
+        self.assertEqual(node_of(state, nodes["tcp"])["certificate"], "")
+        self.assertEqual(node_of(state, nodes["tls"])["certificate"], "node")
+        metrics = one.metrics()
+        self.assertEqual(metrics['sanproxy_nodes{fabric="shm"}'], 1)
+        self.assertEqual(metrics['sanproxy_nodes{fabric="tcp"}'], 2)
+        nodes["tcp"].kill()
+        wait.until(lambda: one.node_count(7) == 2, "one node is gone")
+        ended = 0
+        for sock in sockets:
+            try:
+                ended += ask(sock) != b"hello"
+            except (OSError, AssertionError):
+                ended += 1
+        self.assertEqual(ended, 4)
+
+    def test_a_node_may_use_several_proxies_over_different_fabrics(self):
+        one = self.lab(kinds=("shm", "tcp"))
+        shm, tcp = (fabrics.address(kind, one.run_dir) for kind in one.kinds)
+        node = one.start("both", programs.echo_argv("echo", [shm, "--proxy", tcp], "10.77.0.10:7",
+                                                    []), one.proxy_ns)
+        wait.until(lambda: one.node_count(7) == 2, "it has joined over both")
+        for _ in range(4):
+            with one.connect(7) as sock:
+                self.assertEqual(ask(sock), b"hello")
+        self.assertEqual(node.stop(), 0)
+
+    def test_more_nodes_than_a_fabric_takes_are_refused_and_the_others_served(self):
+        one = self.lab(kinds=("tcp",), fabric={"max_nodes": 2})
+        for index in range(2):
+            one.start_echo(name=f"n{index}")
+        third = one.start_echo(name="third", joined=False)
+        one.proxy.wait_log("max_nodes of the fabric")
+        self.assertEqual(ask(self.socket(one, 7)), b"hello")
+        self.assertEqual(one.node_count(7), 2)
+        self.assertTrue(third.alive())
+
+    def test_a_proxy_told_to_use_rdma_where_there_is_none_says_so_and_does_not_start(self):
+        one = self.lab()
+        config = one.config.replace(fabrics.address("shm", one.run_dir), "verbs://127.0.0.1:7471")
+        path = os.path.join(one.log_dir, "verbs.toml")
+        with open(path, "w") as file:
+            file.write(config.replace('trust = "isolated"\n', "").replace("9477", "9478")
+                       .replace('"san0"', '"san1"').replace("10.77.0.1/24", "10.78.0.1/24")
+                       .replace("fd77::1/64", "fd78::1/64"))
+        second = one.start("rdma", [programs.path("proxynode"), "--config", path], one.proxy_ns)
+        self.assertEqual(second.wait(), 1)
+        self.assertRegex(second.log(), r"verbs://127.0.0.1:7471: .*RDMA")
+
+
+class LinkParameters(case.LabTest):
+    ASKED = "window=1MiB,streams=4,congestion=reno,quality=cbr,rate=400Mbit,burst=64KiB,dscp=10"
+
+    def test_what_a_node_asks_of_its_link_is_in_force_and_shown(self):
+        one = self.lab(kinds=("tcp",))
+        node = one.start_echo(extra=["--link", self.ASKED])
+        link = node_of(one.status(), node)["link"]
+        self.assertEqual({"streams": link["streams"], "congestion": link["congestion"],
+                          "quality": link["quality"], "rate": link["rate"], "burst": link["burst"],
+                          "dscp": link["dscp"]},
+                         {"streams": 4, "congestion": "reno", "quality": "cbr",
+                          "rate": 50_000_000, "burst": 65536, "dscp": 10})
+        self.assertGreaterEqual(link["window"], 1 << 20)
+        info = [name for name in one.metrics() if name.startswith("sanproxy_node_info")]
+        self.assertEqual(len(info), 1)
+        self.assertIn("streams=4", info[0])
+        self.assertEqual(ask(self.socket(one, 7), bytes(BYTES.slice(0, 300_000))),
+                         BYTES.slice(0, 300_000))
+
+    def test_the_environment_stands_in_for_the_command_line(self):
+        one = self.lab(kinds=("tcp",))
+        argv = programs.echo_argv("echo", [one.proxy_address], "10.77.0.10:7", [])
+        node = one.start("echo", argv, one.proxy_ns, env={"SANPROXY_LINK": "streams=2"})
+        wait.until(lambda: one.node_count(7) == 1, "it has joined")
+        self.assertEqual(node_of(one.status(), node)["link"]["streams"], 2)
+
+    def refused(self, words, env=None, kinds=("tcp",)):
+        one = self.lab(kinds=kinds)
+        argv = programs.echo_argv("echo", [one.proxy_address], "10.77.0.10:7", words)
+        node = one.start("refused", argv, one.proxy_ns, env=env)
+        return one, node
+
+    def test_an_impossible_value_is_refused_by_name_at_the_start(self):
+        one, node = self.refused(["--link", "window=-1"])
+        self.assertNotEqual(node.wait(), 0)
+        self.assertIn("link parameter window", node.log())
+        one, node = self.refused([], {"SANPROXY_LINK": "quality=best"})
+        self.assertNotEqual(node.wait(), 0)
+        self.assertIn("link parameter quality", node.log())
+
+    def test_what_a_link_cannot_honour_is_refused_by_name_when_it_joins(self):
+        for asked, name, kind in (("congestion=nosuchcc", "congestion", "tcp"),
+                                  ("queue_pairs=2", "queue_pairs", "tcp"),
+                                  ("streams=17", "streams", "tcp"),  # beyond the proxy's limit
+                                  ("window=4MiB", "window", "shm")):
+            with self.subTest(asked):
+                one, node = self.refused(["--link", asked], kinds=(kind,))
+                node.wait_log(name)
+                self.assertEqual(one.node_count(7), 0)
+                self.assertEqual(node.stop(), 0)
+
+
+class Tls(case.LabTest):
+    def test_a_node_without_a_certificate_or_with_a_foreign_one_gets_nowhere(self):
+        one = self.lab(kinds=("tls",))
+        service = "10.77.0.10:7"
+        foreign = fabrics.certificate("node", authority="other")
+        ours = fabrics.certificate("node")
+        strangers = {
+            "plain": [],
+            "foreign": ["--tls-certificate", foreign.certificate, "--tls-key", foreign.key,
+                        "--tls-ca", ours.ca],
+            "distrustful": ["--tls-certificate", ours.certificate, "--tls-key", ours.key,
+                            "--tls-ca", foreign.ca],
+            "other-proxy": [*fabrics.node_words("tls"), "--tls-proxy-name", "another"],
+        }
+        for name, words in strangers.items():
+            argv = programs.echo_argv("echo", [one.proxy_address, *words], service, [])
+            program = one.start(name, argv, one.proxy_ns)
+            program.wait_log(one.proxy_address + ":")  # why not
+            self.assertEqual(one.status()["nodes"], [], name)
+            program.stop()
+        argv = programs.echo_argv("echo", [one.proxy_address, *fabrics.node_words("tls"),
+                                           "--tls-proxy-name", "proxy"], service, [])
+        one.start("good", argv, one.proxy_ns)
+        wait.until(lambda: one.node_count(7) == 1, "the right one has joined")
+        self.assertEqual(ask(self.socket(one, 7)), b"hello")
+
+    def test_files_that_cannot_be_read_end_the_proxy_with_a_reason(self):
+        one = self.lab(kinds=("tls",))
+        path = os.path.join(one.log_dir, "nokey.toml")
+        with open(path, "w") as file:
+            file.write(one.config.replace(fabrics.certificate("proxy").key, "/nonexistent/k.key"))
+        one.proxy.stop()
+        second = one.start("nokey", [programs.path("proxynode"), "--config", path], one.proxy_ns)
+        self.assertEqual(second.wait(), 1)
+        self.assertRegex(second.log(), "key")
+        one.assert_healthy = one.assert_not_broken
+
+
+class Copies:
+    """No payload above the inline limit is copied by the proxy, in either direction."""
+
+    def copied(self, one):
+        return sum(value for name, value in one.metrics().items()
+                   if name.startswith("sanproxy_bytes_copied_total") and "inline" not in name)
+
+    def test_downloads_are_not_copied(self):
+        one = self.lab()
+        root = os.path.join(one.log_dir, "root")
+        os.makedirs(root)
+        self.addCleanup(shutil.rmtree, root, True)
+        size = 32 << 20 if self.kind != "verbs" else 8 << 20
+        BYTES.write_file(os.path.join(root, "big.bin"), size)
+        one.start_httpd(port=80, family=self.family, root=root)
+        one.curl(one.url("/hello", 80, self.family))
+        before = self.copied(one)
+        got = one.curl(one.url("/big.bin", 80, self.family))
+        self.assertEqual((got.returncode, got.stderr), (0, b""))
+        self.assertEqual(hashlib.sha256(got.stdout).hexdigest(), BYTES.sha256(size))
+        # What may be left: a head and a tail that are small enough to go inline.
+        self.assertLessEqual(self.copied(one) - before, 4096)
+
+    def test_uploads_are_not_copied(self):
+        one = self.lab()
+        one.start_echo(mode="digest", family=self.family)
+        sock = self.socket(one, 7)
+        before = self.copied(one)
+        size = 32 << 20 if self.kind != "verbs" else 8 << 20
+        for chunk in BYTES.chunks(size):
+            sock.sendall(chunk)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := sock.recv(100):
+            answer += piece
+        self.assertEqual(int(answer.split()[0]), size)
+        self.assertLessEqual(self.copied(one) - before, 4096)
+
+
+globals().update(case.over(Copies, topologies=(), network=("tcp", "verbs")))
