@@ -94,8 +94,9 @@ Member* Service::pick_least_connections(const std::function<bool(NodeId)>& usabl
   return best;
 }
 
-void Service::unbind(NodeId node) {
-  if (Member* m = find(node); m != nullptr && m->connections > 0) --m->connections;
+void Service::unbind(NodeId node, std::uint32_t membership) {
+  Member* m = find(node);
+  if (m != nullptr && m->membership == membership && m->connections > 0) --m->connections;
 }
 
 ServiceTable::ServiceTable(std::vector<Policy> policies, std::uint32_t services_max)
@@ -155,6 +156,7 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
   }
   Member member;
   member.node = request.node;
+  member.membership = ++service->memberships_;
   member.weight = std::max<std::uint32_t>(request.weight, 1);
   member.connections_max = request.connections_max;
   service->members_.push_back(member);

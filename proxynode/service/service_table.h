@@ -7,7 +7,8 @@
 // Invariants:
 //   1. A service exists exactly while it has a member. Its id is not reused while the process
 //      lives.
-//   2. A member's `connections` is the number of connections bound to it and not yet unbound.
+//   2. A member's `connections` is the number of connections bound to it and not yet unbound. Those
+//      of a node that has left go on uncounted, also when it joins again.
 //   3. Whoever is allowed less than everything cannot get a service's connections by joining an
 //      address that covers it, or that it covers: the lists of both hold.
 //   4. pick() never yields a member at its connections_max or one that is not eligible.
@@ -40,7 +41,8 @@ struct Policy {
   SocketAddress address;
   Balance balance = Balance::kRoundRobin;
   Binding binding = Binding::kAsJoined;
-  std::optional<AllowList> allow = std::nullopt;  // who may join; without: what the joining side's fabric says
+  std::optional<AllowList> allow =
+      std::nullopt;  // who may join; without: what the joining side's fabric says
 };
 
 struct Member {
@@ -48,6 +50,7 @@ struct Member {
   std::uint32_t weight = 1;
   std::uint32_t connections_max = 0;  // 0 is no limit
   std::uint32_t connections = 0;
+  std::uint32_t membership = 0;     // from 1; who leaves and joins again gets another
   std::int64_t current_weight = 0;  // smooth weighted round-robin (as in nginx)
   std::uint64_t picked = 0;         // in all
 };
@@ -76,7 +79,8 @@ class Service {
   // The member for the next connection by the balancing rule, among those that `eligible`
   // accepts; nullptr if none can take one. Counts the connection to it.
   Member* pick(const std::function<bool(NodeId)>& eligible);
-  void unbind(NodeId node);  // a connection of that member has ended
+  // A connection that was bound in that membership has ended.
+  void unbind(NodeId node, std::uint32_t membership);
 
   std::uint32_t listener = 0;  // the translator's: the stack's listener
   std::uint64_t accepted = 0, unserved = 0;
@@ -91,6 +95,7 @@ class Service {
   Policy policy_;
   bool immediate_if_as_joined_;
   std::size_t next_ = 0;
+  std::uint32_t memberships_ = 0;
   std::vector<Member> members_;
 };
 

@@ -111,7 +111,7 @@ void Translator::orphan(Stream& s, StreamIndex index) {
     unblock(s, node);
     --node.open_streams;
     if (service::Service* service = services_.find(s.service); service != nullptr) {
-      service->unbind(node.index);
+      service->unbind(node.index, s.membership);
     }
   }
   s.clear(kCreditPending);

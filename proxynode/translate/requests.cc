@@ -25,7 +25,8 @@ bool window_is_its_own(const AppNode& node, std::uint32_t window_bytes) {
 
 Stream& Translator::open_stream(StreamIndex index) {
   Stream& s = streams_[index];
-  const std::uint32_t generation = s.generation + 1;
+  std::uint32_t generation = s.generation + 1;
+  if ((generation & 0xff'ffffu) == 0) ++generation;  // no id has generation 0
   s = Stream{};
   s.generation = generation;
   s.id = wire::make_connection_id(options_.epoch, generation, index);
@@ -73,6 +74,7 @@ bool Translator::bind(StreamIndex index) {
   }
   AppNode& node = *nodes_[member->node];
   attach_to_node(index, node);
+  s.membership = member->membership;
   s.state = StreamState::kRequested;
   s.set(kRequestPending);
   ++counters_.requests;

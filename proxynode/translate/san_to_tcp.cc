@@ -19,9 +19,9 @@ Stream* Translator::stream_for(AppNode& node, std::uint64_t connection, StreamIn
   // An id that was issued before and has ended: the message crossed our CLOSE (rule S2).
   const auto generation =
       static_cast<std::uint32_t>(connection >> wire::kConnectionIndexBits) & 0xff'ffffu;
-  const std::uint32_t behind = (s.generation - generation) & 0xff'ffffu;
-  const bool issued = (connection >> 48) == options_.epoch && generation != 0 &&
-                      s.generation != 0 && behind < 0x80'0000u;
+  // Once an index has gone through all 2^24 generations, each of them was issued.
+  const bool reached = generation <= s.generation || s.generation > 0xff'ffffu;
+  const bool issued = (connection >> 48) == options_.epoch && generation != 0 && reached;
   const bool alive = s.id == connection && s.state != StreamState::kOrphan;
   if (issued && !alive) {
     ++counters_.late_messages;

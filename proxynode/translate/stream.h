@@ -62,6 +62,7 @@ struct Stream {
   ChunkIndex chunk_first, chunk_tail;  // payload not yet sent starts in chunk_first
   RecordIndex tx_first, tx_last, tx_unwritten;
   std::uint32_t pending_bytes;  // in chunks, not yet sent to the application node
+  std::uint32_t membership;     // of its node in its service, when it was bound
   std::uint32_t egress_slots;   // of the EgressPool that its records hold
   std::uint16_t flags;
   StreamState state;

@@ -40,7 +40,8 @@ bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
   const std::uint32_t bytes = payload.length();
   const bool taken =
       take_inline(s, node, payload) || lend(s, node, payload) || stash(s, node, payload);
-  counters_.bytes_to_apps += bytes - payload.length();
+  // Who takes a payload whole need not have taken it out of `payload`.
+  counters_.bytes_to_apps += taken ? bytes : bytes - payload.length();
   if (s.pending_bytes != 0) mark_dirty(s, conn);
   if (!taken) ++counters_.refused_payloads;
   return taken;

@@ -46,6 +46,8 @@ struct OneService {
     const Member* member = service->pick(eligible);
     return member == nullptr ? -1 : static_cast<int>(member->node);
   }
+  // A connection of the node's present membership ends.
+  void unbind(NodeId node) { service->unbind(node, service->find(node)->membership); }
   std::vector<int> picks(int count) {
     std::vector<int> out;
     for (int i = 0; i < count; ++i) out.push_back(pick());

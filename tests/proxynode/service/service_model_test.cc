@@ -127,7 +127,8 @@ class Model {
     for (auto& [node, member] : service->members) {
       if (member.connections == 0 || below(2) == 0) continue;
       --member.connections;
-      table_.find(service->id)->unbind(node);
+      Service& real = *table_.find(service->id);
+      real.unbind(node, real.find(node)->membership);
       return;
     }
   }

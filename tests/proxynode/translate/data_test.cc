@@ -36,7 +36,7 @@ TEST_P(DataFlow, AnUploadArrivesWholeAndInOrder) {
   EXPECT_EQ(node.conns[id].closes, (std::vector{CloseCode::kFin}));
 }
 
-TEST_P(DataFlow, DISABLED_EveryByteIsCounted) {
+TEST_P(DataFlow, EveryByteIsCounted) {
   make_with();
   Node& node = add_member();
   Client* client = nullptr;
