@@ -37,19 +37,25 @@ void SendQueue::commit_end(CloseMark mark) {
   pending_bytes_ += sizeof(header);
 }
 
-std::size_t SendQueue::gather(std::span<iovec> out) const {
+std::size_t SendQueue::gather(std::span<iovec> out, std::size_t bytes) const {
   std::size_t n = 0;
+  std::size_t total = 0;
+  const auto add = [&](const iovec& piece) {
+    if (n == out.size() || total >= bytes) return false;
+    out[n++] = piece;
+    total += piece.iov_len;
+    return true;
+  };
   std::uint64_t at = written_;
-  for (std::uint64_t i = pending_tail_; i != pending_head_ && n < out.size(); ++i) {
+  for (std::uint64_t i = pending_tail_; i != pending_head_; ++i) {
     const Pending& next = pending(i);
-    if (next.at != at) out[n++] = {ring_.at(at), next.at - at};
+    if (next.at != at && !add({ring_.at(at), next.at - at})) return n;
     at = next.at;
-    for (std::uint32_t k = i == pending_tail_ ? piece_ : 0; k < next.count && n < out.size(); ++k) {
-      out[n++] = next.pieces[k];
+    for (std::uint32_t k = i == pending_tail_ ? piece_ : 0; k < next.count; ++k) {
+      if (!add(next.pieces[k])) return n;
     }
   }
-  // After the loop: a list that was cut short is full.
-  if (n < out.size() && at != head_) out[n++] = {ring_.at(at), head_ - at};
+  if (at != head_) add({ring_.at(at), head_ - at});
   return n;
 }
 
