@@ -63,7 +63,8 @@ void TcpConnecting::close_all() {
 }
 
 void TcpConnecting::fail(const Status& status) {
-  if (state_ != State::kWaiting) return;
+  if (!waiting()) return;
+  // The endpoint stays until poll(): it may be in the middle of something.
   close_all();
   failure_ = status;
   state_ = State::kFailed;
@@ -198,18 +199,40 @@ Status TcpConnecting::take_answer(std::span<const std::byte> body) {
     return Status::error(Code::kProtocol, "an answer before all connections had joined");
   }
   peer_ = answer.sizes;
-  state_ = State::kReady;
+  state_ = State::kAnswered;
   return {};
 }
 
 Result<std::unique_ptr<Endpoint>> TcpConnecting::poll() {
   if (waiting()) core_->pump_if_due();
   if (waiting()) on_tick();
-  if (state_ == State::kFailed) return failure_;
   if (state_ == State::kTaken) {
     return Status::error(Code::kInvalidArgument, "the endpoint was already handed out");
   }
-  if (state_ != State::kReady) return Status::again();
+  if (state_ == State::kAnswered) {
+    auto made = make_endpoint();
+    state_ = State::kWarming;
+    if (made.ok()) {
+      endpoint_ = std::move(*made);
+    } else {
+      fail(made.status());
+    }
+  }
+  if (state_ == State::kWarming) {
+    const Status warm = endpoint_->warm_up();
+    if (warm.is_again()) return warm;
+    if (warm.ok()) {
+      state_ = State::kTaken;
+      return std::unique_ptr<Endpoint>(std::move(endpoint_));
+    }
+    fail(warm);
+  }
+  if (state_ != State::kFailed) return Status::again();
+  endpoint_.reset();
+  return failure_;
+}
+
+Result<std::unique_ptr<TcpEndpoint>> TcpConnecting::make_endpoint() {
   EndpointParts parts;
   parts.core = core_;
   parts.options = options_;
@@ -221,12 +244,8 @@ Result<std::unique_ptr<Endpoint>> TcpConnecting::poll() {
   auto endpoint = TcpEndpoint::create(parts);
   if (!endpoint.ok()) {
     for (auto& transport : parts.transports) core_->part(std::move(transport));
-    state_ = State::kFailed;
-    failure_ = endpoint.status();
-    return failure_;
   }
-  state_ = State::kTaken;
-  return std::unique_ptr<Endpoint>(std::move(*endpoint));
+  return endpoint;
 }
 
 }  // namespace sanproxy::fabric::tcp

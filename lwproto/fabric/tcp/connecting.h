@@ -16,6 +16,7 @@
 #include "lwproto/base/socket_address.h"
 #include "lwproto/fabric/fabric.h"
 #include "lwproto/fabric/tcp/core.h"
+#include "lwproto/fabric/tcp/endpoint.h"
 #include "lwproto/fabric/tcp/handshake_socket.h"
 
 namespace sanproxy::fabric::tcp {
@@ -34,7 +35,7 @@ class TcpConnecting final : public Connecting, private Participant {
   std::span<const std::byte> private_data() const override { return answer_data_; }
 
  private:
-  enum class State { kWaiting, kReady, kFailed, kTaken };
+  enum class State { kWaiting, kAnswered, kWarming, kFailed, kTaken };
   enum class Stage { kDialling, kSecuring, kSaid };
 
   struct Dial final : PollTarget {
@@ -49,8 +50,8 @@ class TcpConnecting final : public Connecting, private Participant {
                 std::span<const std::byte> private_data, const EndpointOptions& options);
 
   // Participant
-  bool take_work() override { return state_ == State::kReady || state_ == State::kFailed; }
-  bool waiting() const override { return state_ == State::kWaiting; }
+  bool take_work() override { return state_ == State::kAnswered || state_ == State::kFailed; }
+  bool waiting() const override { return state_ == State::kWaiting || state_ == State::kWarming; }
   void on_tick() override;
 
   std::uint32_t streams() const;
@@ -61,6 +62,7 @@ class TcpConnecting final : public Connecting, private Participant {
   Status listen_to(Dial& dial);
   Status take_welcome(std::span<const std::byte> body);
   Status take_answer(std::span<const std::byte> body);
+  Result<std::unique_ptr<TcpEndpoint>> make_endpoint();
   void fail(const Status& status);
   void close_all();
 
@@ -76,6 +78,7 @@ class TcpConnecting final : public Connecting, private Participant {
   Sizes peer_;
   std::vector<std::unique_ptr<Dial>> dials_;
   std::vector<std::byte> answer_data_;
+  std::unique_ptr<TcpEndpoint> endpoint_;  // while its link warms up
 };
 
 }  // namespace sanproxy::fabric::tcp

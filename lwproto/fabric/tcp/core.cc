@@ -34,10 +34,12 @@ Result<std::shared_ptr<Core>> Core::create(const TcpOptions& options) {
   }
   core->epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   if (!core->epoll_.valid()) return Status::error(Code::kSystem, "create an epoll set", errno);
-  core->timer_ = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
-  if (!core->timer_.valid()) return Status::error(Code::kSystem, "create a timer", errno);
-  Status watched = core->watch_listener(core->timer_.get(), nullptr);
-  if (!watched.ok()) return watched;
+  for (UniqueFd* timer : {&core->timer_, &core->alarm_}) {
+    *timer = UniqueFd(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+    if (!timer->valid()) return Status::error(Code::kSystem, "create a timer", errno);
+    Status watched = core->watch_listener(timer->get(), nullptr);
+    if (!watched.ok()) return watched;
+  }
   return core;
 }
 
@@ -152,6 +154,15 @@ void Core::sweep_lingering() {
   });
 }
 
+void Core::wake_at(std::uint64_t when_ns) {
+  if (alarm_ns_ != 0 && alarm_ns_ <= when_ns) return;
+  alarm_ns_ = when_ns;
+  itimerspec when{};
+  when.it_value.tv_sec = static_cast<time_t>(when_ns / 1'000'000'000);
+  when.it_value.tv_nsec = static_cast<long>(when_ns % 1'000'000'000);
+  ::timerfd_settime(alarm_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
+}
+
 bool Core::arm() {
   bool idle = true;
   for (Participant* participant : participants_) idle = !participant->take_work() && idle;
@@ -179,6 +190,11 @@ void Core::pump() {
     if (count < static_cast<int>(kEventsPerWait)) break;
   }
   // Not inside the loop: time-outs destroy targets that may still be in `events`.
+  if (timer_expired && alarm_ns_ != 0 && pumped_ns_ >= alarm_ns_) {
+    alarm_ns_ = 0;
+    const itimerspec never{};
+    ::timerfd_settime(alarm_.get(), 0, &never, nullptr);
+  }
   if (ticking_ && (timer_expired || options_.clock != nullptr)) tick();
   if (!lingering_.empty()) sweep_lingering();
 }

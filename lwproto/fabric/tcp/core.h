@@ -67,6 +67,10 @@ class Core {
   // closes too, because closing a socket with unread bytes destroys what is on its way out.
   void part(std::unique_ptr<Transport> transport);
 
+  // Wakes a sleeper at that time of wake_clock_ns(), once.
+  void wake_at(std::uint64_t when_ns);
+  std::uint64_t wake_clock_ns() const { return steady_.now_ns(); }
+
   bool arm();
   void disarm();
   void pump();         // handles whatever epoll reports, without waiting
@@ -93,6 +97,8 @@ class Core {
   std::unique_ptr<TlsContext> tls_;
   UniqueFd epoll_;
   UniqueFd timer_;
+  UniqueFd alarm_;
+  std::uint64_t alarm_ns_ = 0;  // 0: not set
   std::uint64_t pumped_ns_ = 0;
   bool ticking_ = false;
   std::vector<Participant*> participants_;

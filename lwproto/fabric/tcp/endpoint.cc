@@ -12,15 +12,6 @@
 namespace sanproxy::fabric::tcp {
 namespace {
 
-// Of one write. The kernel holds the socket while it copies, and acknowledgements wait for that: on
-// loopback half a megabyte moves a quarter more than two megabytes.
-constexpr std::size_t kPiecesPerWrite = 64;
-constexpr std::size_t kBytesPerWrite = 512 * 1024;
-// A stream gets this much before the next one has its turn: small transfers share a write.
-constexpr std::uint64_t kBytesPerTurn = 64 * 1024;
-// publish() writes when at least so much has gathered.
-constexpr std::uint64_t kPublishBytes = 256 * 1024;
-
 std::size_t ring_bytes(const EndpointParts& parts) {
   // Four of the largest inline parts at least, so that a sender can go on while one leaves.
   const std::size_t needed =
@@ -44,7 +35,8 @@ Result<std::unique_ptr<TcpEndpoint>> TcpEndpoint::create(EndpointParts& parts) {
   endpoint->slots_ = std::move(*slots);
   for (std::size_t i = 0; i < queues.size(); ++i) {
     endpoint->streams_.push_back(std::make_unique<Stream>(
-        std::move(parts.transports[i]), std::move(queues[i]), endpoint->inline_bytes_max_));
+        std::move(parts.transports[i]), std::move(queues[i]), endpoint->inline_bytes_max_,
+        parts.link.skip_slow_start ? parts.link.window_bytes / queues.size() : 0));
     Stream* stream = endpoint->streams_.back().get();
     // Also reports what has arrived already.
     endpoint->core_->rewatch(stream->transport->fd(), stream);
@@ -65,6 +57,9 @@ TcpEndpoint::TcpEndpoint(EndpointParts& parts)
       done_(parts.options.send_depth),
       lost_(parts.options.send_depth),
       posted_(parts.options.receive_depth) {
+  if (link_.quality == QualityClass::kVariable) {
+    bucket_.emplace(link_.rate_bytes_per_s, link_.burst_bytes, core_->wake_clock_ns());
+  }
   core_->add(this);
 }
 
@@ -80,177 +75,12 @@ void TcpEndpoint::Stream::on_events(std::uint32_t events) {
   if (hung_up || (events & EPOLLIN) != 0) in.on_readable(hung_up);
 }
 
-// --- sending
-
-Status TcpEndpoint::closed_status() const {
-  if (!reason_.ok()) {
-    return Status::error(Code::kDisconnected, reason_.text(), reason_.sys_errno());
-  }
-  return Status::error(Code::kDisconnected, "the channel has ended");
-}
-
-Result<RegionKey> TcpEndpoint::attach(const buffer::MemoryRegion& region) {
-  if (state_ != State::kOpen) return closed_status();
-  if (!region.valid()) return Status::error(Code::kInvalidArgument, "attach an empty region");
-  if (regions_.size() >= peer_.regions_max ||
-      region.size() > peer_.region_bytes_max - region_bytes_) {
-    return Status::error(Code::kExhausted, "the peer takes no more regions");
-  }
-  regions_.push_back({region.data(), region.size()});
-  region_bytes_ += region.size();
-  return static_cast<RegionKey>(regions_.size());
-}
-
-// The stream for the next transfer, or nullptr when there is no room on any.
-TcpEndpoint::Stream* TcpEndpoint::choose_stream(std::size_t inline_bytes) {
-  Stream& current = *streams_[current_];
-  if (current.out.has_room(inline_bytes) &&
-      (streams_.size() == 1 || (current.writable && current_bytes_ < kBytesPerTurn))) {
-    return &current;
-  }
-  // The one with the least before it; a connection that takes nothing only if there is no other.
-  Stream* best = nullptr;
-  std::size_t best_index = 0;
-  for (std::size_t i = 1; i <= streams_.size(); ++i) {
-    const std::size_t index = (current_ + i) % streams_.size();
-    Stream& stream = *streams_[index];
-    if (!stream.out.has_room(inline_bytes)) continue;
-    const bool better = best == nullptr || (stream.writable && !best->writable) ||
-                        (stream.writable == best->writable &&
-                         stream.out.pending_bytes() < best->out.pending_bytes());
-    if (!better) continue;
-    best = &stream;
-    best_index = index;
-  }
-  if (best != nullptr) {
-    current_ = best_index;
-    current_bytes_ = 0;
-  }
-  return best;
-}
-
-Result<std::span<std::byte>> TcpEndpoint::begin_send(std::size_t inline_bytes) {
-  if (state_ != State::kOpen) [[unlikely]]
-    return closed_status();
-  if (inline_bytes > inline_bytes_max_) [[unlikely]] {
-    return Status::error(Code::kInvalidArgument, "inline part too large");
-  }
-  Stream* stream = outstanding_ < send_depth_ ? choose_stream(inline_bytes) : nullptr;
-  if (stream == nullptr) [[unlikely]] {
-    flush();
-    if (state_ != State::kOpen) return closed_status();
-    if (outstanding_ < send_depth_) stream = choose_stream(inline_bytes);
-    if (stream == nullptr) {
-      waiting_ = true;
-      return Status::again();
-    }
-  }
-  waiting_ = room_news_ = false;
-  begun_ = stream;
-  space_bytes_ = inline_bytes;
-  return std::span<std::byte>(stream->out.begin(), inline_bytes);
-}
-
-Status TcpEndpoint::resolve(std::size_t inline_bytes, std::span<const GatherRef> refs,
-                            std::span<iovec> pieces, std::uint64_t& total) const {
-  if (refs.size() > kGatherRefsMax) {
-    return Status::error(Code::kInvalidArgument, "too many references");
-  }
-  total = inline_bytes;
-  for (std::size_t i = 0; i < refs.size(); ++i) {
-    const GatherRef& ref = refs[i];
-    if (ref.region == 0 || ref.region > regions_.size()) {
-      return Status::error(Code::kInvalidArgument, "a reference to a region not attached");
-    }
-    const Region& region = regions_[ref.region - 1];
-    if (ref.length == 0 || ref.offset > region.bytes || ref.length > region.bytes - ref.offset) {
-      return Status::error(Code::kInvalidArgument, "a reference outside its region");
-    }
-    // sendmsg() does not write through this pointer.
-    pieces[i] = {const_cast<std::byte*>(region.data + ref.offset), ref.length};
-    total += ref.length;
-  }
-  if (total == 0 || total > transfer_bytes_max_) {
-    return Status::error(Code::kInvalidArgument, "transfer empty or too large");
-  }
-  return {};
-}
-
-Status TcpEndpoint::commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
-                                std::uint64_t cookie) {
-  if (state_ != State::kOpen) [[unlikely]]
-    return closed_status();
-  if (begun_ == nullptr || inline_bytes > space_bytes_) [[unlikely]] {
-    return Status::error(Code::kInvalidArgument, "commit without space");
-  }
-  Stream& stream = *std::exchange(begun_, nullptr);
-  std::array<iovec, kGatherRefsMax> pieces;
-  std::uint64_t total = 0;
-  if (Status resolved = resolve(inline_bytes, refs, pieces, total); !resolved.ok()) [[unlikely]]
-    return resolved;
-  stream.out.commit(
-      FrameHeader::make(FrameKind::kTransfer, sent_, static_cast<std::uint32_t>(total),
-                        static_cast<std::uint32_t>(inline_bytes)),
-      std::span(pieces).first(refs.size()), cookie);
-  if (!refs.empty()) ++outstanding_;
-  ++sent_;
-  current_bytes_ += total;
-  unpublished_bytes_ += total;
-  return {};
-}
-
-void TcpEndpoint::write(Stream& stream) {
-  std::array<iovec, kPiecesPerWrite> pieces;
-  while (stream.writable && !stream.out.empty()) {
-    const std::size_t count = stream.out.gather(pieces, kBytesPerWrite);
-    const Io io = stream.transport->write(std::span(pieces).first(count));
-    stream.out.advance(io.bytes, done_);
-    room_news_ = room_news_ || (waiting_ && io.bytes != 0);
-    if (io.state == IoState::kMore) continue;
-    stream.writable = false;
-    if (io.state != IoState::kAgain) {
-      stream.broken = true;
-      // Reading tells what has happened, after what had arrived before.
-      stream.in.on_readable(true);
-      return;
-    }
-  }
-}
-
-void TcpEndpoint::flush() {
-  unpublished_bytes_ = 0;
-  if (state_ != State::kOpen) return;
-  for (const auto& stream : streams_) {
-    if (stream->writable && !stream->out.empty()) write(*stream);
-  }
-}
-
-void TcpEndpoint::publish() {
-  if (unpublished_bytes_ >= kPublishBytes) flush();
-}
-
-std::size_t TcpEndpoint::take_cookies(std::span<Completion> out) {
-  std::size_t n = 0;
-  for (; n < out.size() && !done_.empty(); --outstanding_) {
-    Completion& completion = out[n++];
-    completion.kind = Completion::Kind::kSend;
-    completion.segment_count = 0;
-    completion.status = Status();
-    completion.cookie = done_.pop();
-    completion.loan = kNoLoan;
-  }
-  room_news_ = room_news_ || (waiting_ && n != 0);
-  return n;
-}
-
-// --- receiving
-
 std::size_t TcpEndpoint::poll(std::span<Completion> out) {
   for (const auto& stream : streams_) stream->in.expire();
   std::size_t n = 0;
   if (state_ == State::kOpen || state_ == State::kDraining) {
     // Also so that a shortage of room ends without a flush() by the owner.
-    if (waiting_) flush();
+    if (waiting_ || bucket_) flush();
     n += take_cookies(out);
     n += receive(out.subspan(n));
     if (n == 0) {
@@ -290,9 +120,9 @@ bool TcpEndpoint::receive_from(Stream& stream, std::span<Completion> out, std::s
       return false;
     }
     if (!stream.in.whole()) return any;
-    if (stream.in.head().kind() == FrameKind::kEnd) {
-      take_end(stream);
-      return any;
+    if (stream.in.head().kind() != FrameKind::kTransfer) {
+      take_word(stream);
+      continue;
     }
     if (stream.in.head().sequence() != delivered_) return any;
     stream.in.take(out[n++], *slots_);

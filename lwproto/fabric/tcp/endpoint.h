@@ -2,8 +2,8 @@
 //
 // Document: docs/tcp_fabric.md.
 // Role: implements fabric::Endpoint over one or more connections: puts each transfer on one of
-//   them, and delivers them in the order of their numbers. Sending and receiving are in
-//   endpoint.cc, the end of a channel in endpoint_close.cc.
+//   them, and delivers them in the order of their numbers. Sending is in
+//   endpoint_send.cc, the end of a channel in endpoint_close.cc, the rest in endpoint.cc.
 // Owner: the caller of accept() or poll(). Thread: the fabric's.
 // Invariants:
 //   1. outstanding_ counts the cookies that poll() has not given back: in queues or in done_.
@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,6 +25,8 @@
 #include "lwproto/fabric/tcp/receive_slots.h"
 #include "lwproto/fabric/tcp/send_queue.h"
 #include "lwproto/fabric/tcp/stream_in.h"
+#include "lwproto/fabric/tcp/token_bucket.h"
+#include "lwproto/fabric/tcp/warm_up.h"
 
 namespace sanproxy::fabric::tcp {
 
@@ -46,6 +49,9 @@ class TcpEndpoint final : public Endpoint, private Participant {
   TcpEndpoint& operator=(const TcpEndpoint&) = delete;
 
   Transport& first_transport() { return *streams_[0]->transport; }
+  // Before the endpoint is handed over: goes on with the padding, and says whether it is done.
+  // kAgain meanwhile.
+  Status warm_up();
 
   const PeerIdentity& peer() const override { return identity_; }
   LinkParameters link() const override { return link_; }
@@ -65,12 +71,19 @@ class TcpEndpoint final : public Endpoint, private Participant {
   enum class State : std::uint8_t { kOpen, kDraining, kClosing, kFailing, kDone };
 
   struct Stream final : PollTarget {
-    Stream(std::unique_ptr<Transport> connection, SendQueue queue, std::uint32_t inline_bytes_max)
-        : transport(std::move(connection)), out(std::move(queue)), in(inline_bytes_max) {}
+    // `warm_up_bytes`: the window that is to be opened first, 0 if none.
+    Stream(std::unique_ptr<Transport> connection, SendQueue queue, std::uint32_t inline_bytes_max,
+           std::uint64_t warm_up_bytes)
+        : transport(std::move(connection)),
+          out(std::move(queue)),
+          in(inline_bytes_max, (kPaddingFactor + 1) * warm_up_bytes) {
+      if (warm_up_bytes != 0) warm_up.emplace(warm_up_bytes);
+    }
     void on_events(std::uint32_t events) override;
     std::unique_ptr<Transport> transport;
     SendQueue out;
     StreamIn in;
+    std::optional<WarmUp> warm_up;  // while it lasts
     bool writable = true;
     bool broken = false;    // a write failed
     bool finished = false;  // the peer's kEnd has been read
@@ -92,17 +105,21 @@ class TcpEndpoint final : public Endpoint, private Participant {
   Stream* choose_stream(std::size_t inline_bytes);
   Status resolve(std::size_t inline_bytes, std::span<const GatherRef> refs, std::span<iovec> pieces,
                  std::uint64_t& total) const;
+  std::size_t write_allowance();
+  bool continue_warm_up(Stream& stream);
+  void write_stopped(Stream& stream, IoState state);
   void write(Stream& stream);
   std::size_t take_cookies(std::span<Completion> out);
 
   // Receiving.
   std::size_t receive(std::span<Completion> out);
   bool receive_from(Stream& stream, std::span<Completion> out, std::size_t& n);
-  void take_end(Stream& stream);
+  void take_word(Stream& stream);
   bool over(const Stream& stream) const { return stream.finished || stream.in.ended(); }
 
   // The end.
   void breach(const Status& status) { disconnect(status); }
+  void end(Status reason, CloseMark mark);
   void start_deadline();
   void look_for_the_end();
   void end_with(CloseMark mark);
@@ -136,8 +153,9 @@ class TcpEndpoint final : public Endpoint, private Participant {
   std::uint64_t sent_ = 0;  // transfers committed
   std::uint64_t unpublished_bytes_ = 0;
   std::uint32_t outstanding_ = 0;
-  CookieRing done_;         // of written transfers
-  CookieRing lost_;         // of those that will never be
+  CookieRing done_;  // of written transfers
+  CookieRing lost_;  // of those that will never be
+  std::optional<TokenBucket> bucket_;
   bool waiting_ = false;    // begin_send() found no room
   bool room_news_ = false;  // poll() has found some since
 

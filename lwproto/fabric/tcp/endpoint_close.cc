@@ -20,6 +20,10 @@ void TcpEndpoint::on_tick() {
 }
 
 void TcpEndpoint::disconnect(Status reason) {
+  end(reason, reason.code() == Code::kProtocol ? CloseMark::kProtocol : CloseMark::kClosed);
+}
+
+void TcpEndpoint::end(Status reason, CloseMark mark) {
   if (state_ != State::kOpen && state_ != State::kDraining) return;
   reason_ = reason;
   begun_ = nullptr;
@@ -28,8 +32,6 @@ void TcpEndpoint::disconnect(Status reason) {
     state_ = State::kFailing;
     return;
   }
-  const CloseMark mark =
-      reason.code() == Code::kProtocol ? CloseMark::kProtocol : CloseMark::kClosed;
   for (const auto& stream : streams_) stream->out.commit_end(mark);
   state_ = State::kClosing;
   start_deadline();
@@ -57,12 +59,36 @@ void TcpEndpoint::let_go() {
   }
 }
 
-void TcpEndpoint::take_end(Stream& stream) {
-  const auto mark = static_cast<CloseMark>(stream.in.head().inline_bytes);
+// A frame that is not a transfer.
+void TcpEndpoint::take_word(Stream& stream) {
+  const FrameHeader head = stream.in.head();
   stream.in.skip();
+  if (head.kind() != FrameKind::kEnd) return;  // padding
+  const auto mark = static_cast<CloseMark>(head.inline_bytes);
   stream.finished = true;
   // A breach that one connection tells of weighs more than an ordinary end on another.
   if (peer_mark_ != CloseMark::kProtocol) peer_mark_ = mark;
+}
+
+Status TcpEndpoint::warm_up() {
+  flush();
+  bool warm = true;
+  for (const auto& stream : streams_) {
+    const FrameLimits limits{inline_bytes_max_, transfer_bytes_max_, delivered_, posted_};
+    while (state_ == State::kOpen && !stream->in.warm() && !stream->finished) {
+      if (Status status = stream->in.fill(*stream->transport, *slots_, limits); !status.ok()) {
+        breach(status);
+      } else if (stream->in.whole()) {
+        take_word(*stream);
+      } else {
+        break;
+      }
+    }
+    warm = warm && !stream->warm_up && stream->in.warm();
+  }
+  look_for_the_end();
+  if (state_ != State::kOpen) return reason_.ok() ? closed_status() : reason_;
+  return warm ? Status() : Status::again();
 }
 
 // Called when nothing more can be delivered at this moment.
@@ -97,6 +123,9 @@ void TcpEndpoint::end_with(CloseMark mark) {
       break;
     case CloseMark::kClosed:
       reason_ = Status::error(Code::kDisconnected, "the peer closed the channel");
+      break;
+    case CloseMark::kCold:
+      reason_ = refused_by_peer(kLinkSkipSlowStart);
       break;
     default:
       reason_ = Status::error(Code::kDisconnected, "the peer vanished");

@@ -1,12 +1,16 @@
 #include "lwproto/fabric/tcp/link_settings.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+
+#include "lwproto/fabric/unique_fd.h"
 
 namespace sanproxy::fabric::tcp {
 namespace {
@@ -20,7 +24,8 @@ constexpr int kLowestPriority = 1;
 constexpr int kLowestDscp = 1;
 
 constexpr std::uint32_t kHonoured = kLinkWindow | kLinkStreams | kLinkCongestion | kLinkQuality |
-                                    kLinkRate | kLinkBurst | kLinkDscp | kLinkPriority;
+                                    kLinkRate | kLinkPeak | kLinkBurst | kLinkSkipSlowStart |
+                                    kLinkDscp | kLinkPriority;
 
 struct RefusedText {
   LinkField field;
@@ -104,6 +109,9 @@ LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
   if (streams == 0 || streams > std::min(options.streams_max, kTcpStreamsMax)) {
     return refuse(kLinkStreams, "link parameter streams: more than this end takes");
   }
+  if (link.skip_slow_start && link.window_bytes == 0) {
+    return refuse(kLinkSkipSlowStart, "link parameter skip_slow_start: needs a window");
+  }
   if (link.window_bytes > options.window_bytes_max) {
     return refuse(kLinkWindow, "link parameter window: more than this end takes");
   }
@@ -116,10 +124,29 @@ LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
   return {};
 }
 
+namespace {
+
+// Whether the congestion window outlives a pause, so that opening it once is enough.
+bool keeps_its_window(int fd) {
+  const auto name = get(fd, IPPROTO_TCP, TCP_CONGESTION, std::array<char, 16>{});
+  if (std::strncmp(name.data(), "bbr", name.size()) == 0) return true;
+  const UniqueFd setting(
+      ::open("/proc/sys/net/ipv4/tcp_slow_start_after_idle", O_RDONLY | O_CLOEXEC));
+  char value = '1';
+  return setting.valid() && ::read(setting.get(), &value, 1) == 1 && value == '0';
+}
+
+}  // namespace
+
 LinkVerdict apply_link(int fd, Family family, const LinkParameters& link, std::uint32_t streams) {
   if (link.congestion[0] != '\0' && !set_congestion(fd, link)) {
     return refuse(kLinkCongestion,
                   "link parameter congestion: the kernel has no such algorithm for us");
+  }
+  if (link.skip_slow_start && !keeps_its_window(fd)) {
+    return refuse(kLinkSkipSlowStart,
+                  "link parameter skip_slow_start: needs congestion=bbr, or "
+                  "net.ipv4.tcp_slow_start_after_idle = 0");
   }
   if (link.window_bytes != 0) {
     const auto share = static_cast<int>(link.window_bytes / streams);

@@ -42,8 +42,9 @@ std::size_t SendQueue::gather(std::span<iovec> out, std::size_t bytes) const {
   std::size_t total = 0;
   const auto add = [&](const iovec& piece) {
     if (n == out.size() || total >= bytes) return false;
-    out[n++] = piece;
-    total += piece.iov_len;
+    out[n] = piece;
+    out[n].iov_len = std::min(piece.iov_len, bytes - total);
+    total += out[n++].iov_len;
     return true;
   };
   std::uint64_t at = written_;

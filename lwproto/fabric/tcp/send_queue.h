@@ -53,8 +53,7 @@ class SendQueue {
 
   bool empty() const { return pending_bytes_ == 0; }
   std::uint64_t pending_bytes() const { return pending_bytes_; }  // not yet written, references too
-  // Fills `out` with the next pieces to write, until they come to `bytes` or more; returns how many
-  // there are.
+  // Fills `out` with the next pieces to write, at most `bytes` in all; returns how many there are.
   std::size_t gather(std::span<iovec> out, std::size_t bytes) const;
   // `bytes` of the pieces were written. The cookies of frames that are now wholly written are
   // appended to `done`.

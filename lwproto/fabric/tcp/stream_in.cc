@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "lwproto/fabric/tcp/warm_up.h"
+
 namespace sanproxy::fabric::tcp {
 namespace {
 
@@ -18,8 +20,10 @@ Status breach(const char* text) { return Status::error(Code::kProtocol, text); }
 
 }  // namespace
 
-StreamIn::StreamIn(std::uint32_t inline_bytes_max)
-    : staging_(kStagingBytes + sizeof(FrameHeader) + inline_bytes_max) {}
+StreamIn::StreamIn(std::uint32_t inline_bytes_max, std::uint64_t padding_bytes_max)
+    : staging_(kStagingBytes + sizeof(FrameHeader) + inline_bytes_max),
+      padding_left_(padding_bytes_max),
+      warm_(padding_bytes_max == 0) {}
 
 Status StreamIn::fill(Transport& transport, ReceiveSlots& slots, const FrameLimits& limits) {
   for (;;) {
@@ -55,9 +59,18 @@ Status StreamIn::check_head(const FrameLimits& limits) const {
       break;
     case FrameKind::kEnd:
       return header_.total_bytes == 0 ? Status() : breach("a malformed end");
+    case FrameKind::kPadding:
+      if (warm_ || header_.total_bytes > kPaddingBytes || header_.total_bytes > padding_left_) {
+        return breach("padding that was not agreed on");
+      }
+      return {};
+    case FrameKind::kWarm:
+      return warm_ || header_.total_bytes != 0 ? breach("padding that was not agreed on")
+                                               : Status();
     default:
       return breach("an unknown kind of frame");
   }
+  if (!warm_) return breach("a transfer before the link was warm");
   if (header_.total_bytes == 0) return breach("an empty transfer");
   if (header_.inline_bytes > header_.total_bytes ||
       header_.inline_bytes > limits.inline_bytes_max ||
@@ -137,7 +150,12 @@ void StreamIn::take(Completion& out, ReceiveSlots& slots) {
   next_head();
 }
 
-void StreamIn::skip() { next_head(); }
+void StreamIn::skip() {
+  if (header_.kind() == FrameKind::kPadding) padding_left_ -= header_.total_bytes;
+  if (header_.kind() == FrameKind::kWarm) warm_ = true;
+  taken_ += body_bytes();
+  next_head();
+}
 
 void StreamIn::drop(ReceiveSlots& slots) {
   if (in_slot()) slots.put_back(slot_);

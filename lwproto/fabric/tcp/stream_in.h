@@ -34,7 +34,8 @@ struct FrameLimits {
 
 class StreamIn {
  public:
-  explicit StreamIn(std::uint32_t inline_bytes_max);
+  // `padding_bytes_max`: what may come before the kWarm frame; 0 when the link is not warmed up.
+  StreamIn(std::uint32_t inline_bytes_max, std::uint64_t padding_bytes_max);
 
   void on_readable(bool hung_up) {
     readable_ = true;
@@ -51,6 +52,7 @@ class StreamIn {
   // The connection is at its end and has no whole frame left.
   bool ended() const { return ended_ && !whole() && !hungry(); }
   bool failed() const { return failed_; }
+  bool warm() const { return warm_; }  // no more padding will come
   // fill() has something to do: bytes to read, or a frame that nobody has looked at.
   bool hungry() const {
     return !whole() &&
@@ -64,7 +66,7 @@ class StreamIn {
 
  private:
   std::size_t body_bytes() const {
-    return header_.kind() == FrameKind::kTransfer ? header_.total_bytes : 0;
+    return header_.kind() == FrameKind::kEnd ? 0 : header_.total_bytes;
   }
   bool in_slot() const { return slot_ != buffer::kNoSlot; }
   Status begin_head(ReceiveSlots& slots, const FrameLimits& limits);
@@ -87,7 +89,9 @@ class StreamIn {
   std::size_t have_ = 0;  // bytes of the head's body that are here
   buffer::SlotIndex slot_ = buffer::kNoSlot;
   std::uint64_t sequence_min_ = 0;  // of the next transfer on this connection
-  bool bulk_ = false;               // the last transfer was large
+  std::uint64_t padding_left_;
+  bool warm_;
+  bool bulk_ = false;  // the last transfer was large
 };
 
 }  // namespace sanproxy::fabric::tcp
