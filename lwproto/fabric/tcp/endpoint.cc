@@ -57,6 +57,7 @@ TcpEndpoint::TcpEndpoint(EndpointParts& parts)
       done_(parts.options.send_depth),
       lost_(parts.options.send_depth),
       posted_(parts.options.receive_depth) {
+  warming_ = link_.skip_slow_start;
   if (link_.quality == QualityClass::kVariable) {
     bucket_.emplace(link_.rate_bytes_per_s, link_.burst_bytes, core_->wake_clock_ns());
   }
@@ -144,6 +145,8 @@ std::uint32_t TcpEndpoint::replenish() {
 bool TcpEndpoint::take_work() {
   if (state_ == State::kDone) return false;
   if (state_ == State::kFailing) return true;
+  // Also for an owner that waits for the first transfer before it polls.
+  if (warming_ && state_ == State::kOpen) (void)warm_up();
   flush();
   if (std::exchange(room_news_, false) || !done_.empty()) return true;
   for (const auto& stream : streams_) {

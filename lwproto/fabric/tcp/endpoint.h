@@ -143,6 +143,8 @@ class TcpEndpoint final : public Endpoint, private Participant {
   std::uint32_t send_depth_ = 0;
   Sizes peer_;
 
+  bool warming_ = false;  // padding is still to come, one way or the other
+
   // Sending.
   std::vector<Region> regions_;  // by key - 1
   std::uint64_t region_bytes_ = 0;

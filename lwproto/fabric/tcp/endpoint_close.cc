@@ -88,6 +88,7 @@ Status TcpEndpoint::warm_up() {
   }
   look_for_the_end();
   if (state_ != State::kOpen) return reason_.ok() ? closed_status() : reason_;
+  warming_ = !warm;
   return warm ? Status() : Status::again();
 }
 

@@ -188,8 +188,9 @@ LinkParameters read_back_link(int fd, Family family, LinkParameters link, std::u
   link.congestion = get(fd, IPPROTO_TCP, TCP_CONGESTION, std::array<char, 16>{});
   link.congestion.back() = '\0';
   if (link.window_bytes != 0) {
-    link.window_bytes =
-        std::uint64_t{streams} * static_cast<unsigned>(get(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, 0));
+    const int bytes =
+        std::min(get(fd, SOL_SOCKET, SO_SNDBUF, 0), get(fd, SOL_SOCKET, SO_RCVBUF, 0));
+    link.window_bytes = std::uint64_t{streams} * static_cast<unsigned>(bytes / 2);
   }
   const int level = family == Family::kIpv6 ? IPPROTO_IPV6 : IPPROTO_IP;
   const int option = family == Family::kIpv6 ? IPV6_TCLASS : IP_TOS;

@@ -85,25 +85,25 @@ void TcpListener::on_events(std::uint32_t /*events*/) {
   }
 }
 
-// Drops the oldest handshake that is not complete if there are too many.
-bool TcpListener::make_room() {
+// Drops the oldest connection at `giving_way` if as many as allowed are at that stage or at
+// `beside`. False when there is none to drop.
+bool TcpListener::make_room(Stage giving_way, Stage beside) {
   std::size_t held = 0;
-  for (const HalfOpen& half : half_open_) held += half.stage == Stage::kDead ? 0 : 1;
+  HalfOpen* oldest = nullptr;
+  for (HalfOpen& half : half_open_) {
+    if (half.stage != giving_way && half.stage != beside) continue;
+    ++held;
+    if (oldest == nullptr && half.stage == giving_way) oldest = &half;
+  }
   if (held < core_->options().half_open_max) return true;
   ++core_->counters().overflows;
-  for (const Stage stage : {Stage::kSilent, Stage::kJoining}) {
-    for (HalfOpen& half : half_open_) {
-      if (half.stage != stage) continue;
-      drop(half);
-      return true;
-    }
-  }
-  return false;
+  if (oldest != nullptr) drop(*oldest);
+  return oldest != nullptr;
 }
 
 void TcpListener::admit(UniqueFd fd) {
   ++core_->counters().connections;
-  if (!make_room()) return;
+  if (!make_room(Stage::kSilent, Stage::kSilent)) return;
   auto address = peer_address(fd.get());
   if (!address.ok() || !prepare_socket(fd.get(), core_->options().peer_timeout_ms).ok()) return;
   HalfOpen& half = half_open_.emplace_back();
@@ -214,6 +214,7 @@ void TcpListener::take_hello(HalfOpen& half, std::span<const std::byte> body) {
     ++core_->counters().malformed;
     return refuse(half, Verdict::kBadHello, 0, {});
   }
+  if (!make_room(Stage::kJoining, Stage::kReady)) return refuse(half, Verdict::kNoRoom, 0, {});
   half.link = from_wire(hello.link);
   half.sizes = hello.sizes;
   LinkVerdict verdict = judge_link(half.link, hello.link.streams, core_->options());

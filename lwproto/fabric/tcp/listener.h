@@ -3,8 +3,9 @@
 // Document: docs/tcp_fabric.md "Handshake".
 // Owner: the caller of Fabric::listen(). Thread: the fabric's.
 // Invariants:
-//   1. At most half_open_max handshakes are held. When full, the oldest that is not yet complete
-//      gives way; when all are, the newcomer is turned away.
+//   1. At most half_open_max connections have not said what they want; the oldest gives way. At
+//      most as many channels are joining or wait for their owner's answer; the oldest that is
+//      joining gives way, and if none is the newcomer is told that there is no room.
 //   2. A handshake that is not complete after handshake_timeout_ms is dropped.
 //   3. A request is shown to the owner only after all connections of the channel have joined, with
 //      TLS verified where it is on, its sizes found good and its link parameters applied.
@@ -67,7 +68,7 @@ class TcpListener final : public Listener, private PollTarget, private Participa
   void on_tick() override;
 
   void admit(UniqueFd fd);
-  bool make_room();
+  bool make_room(Stage giving_way, Stage beside);
   void sweep();
   void advance(HalfOpen& half);
   void take_message(HalfOpen& half, const HandshakeMessage& message);

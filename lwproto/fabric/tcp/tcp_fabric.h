@@ -49,7 +49,8 @@ struct TcpOptions {
   std::uint32_t streams_max = 16;      // that a peer may ask for; at most kTcpStreamsMax
   std::uint64_t window_bytes_max = std::uint64_t{256} << 20;  // that a peer may ask for
   std::uint32_t send_queue_bytes = 1u << 18;  // of one stream, without references; a power of two
-  std::uint32_t half_open_max = 128;          // handshakes not yet answered, per listener
+  // Of a listener: connections that have said nothing yet, and likewise channels not yet answered.
+  std::uint32_t half_open_max = 128;
   std::uint32_t handshake_timeout_ms = 5000;
   std::uint32_t close_timeout_ms = 5000;  // for what was committed before the end to leave
   std::uint32_t lingering_max = 256;      // connections that wait for the peer to take their last

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <iterator>
 #include <sstream>
 
@@ -16,6 +17,7 @@
 #include "lwproto/fabric/verbs/handshake.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
 #include "tests/lwproto/fabric/sim/under_test.h"
+#include "tests/lwproto/fabric/tcp/test_certificates.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
 namespace sanproxy::fabric::test {
@@ -52,6 +54,17 @@ std::string unused_tcp_address() {
   return "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
 }
 
+std::string setting(const std::string& name) {
+  std::string value;
+  std::ifstream("/proc/sys/net/ipv4/" + name) >> value;
+  return value;
+}
+
+// Whether this host lets a connection keep its congestion window (docs/tcp_fabric.md).
+bool windows_outlive_pauses() {
+  return setting("tcp_slow_start_after_idle") == "0" || setting("tcp_congestion_control") == "bbr";
+}
+
 FabricUnderTest tcp_under_test(const std::string& name, const TcpOptions& options) {
   FabricUnderTest out;
   out.name = name;
@@ -63,7 +76,8 @@ FabricUnderTest tcp_under_test(const std::string& name, const TcpOptions& option
   };
   out.unused_address = unused_tcp_address;
   out.honours = kLinkWindow | kLinkStreams | kLinkCongestion | kLinkQuality | kLinkRate |
-                kLinkBurst | kLinkDscp | kLinkPriority;
+                kLinkPeak | kLinkBurst | kLinkDscp | kLinkPriority;
+  if (windows_outlive_pauses()) out.honours |= kLinkSkipSlowStart;
   return out;
 }
 
@@ -86,6 +100,7 @@ std::vector<FabricUnderTest> all_fabrics() {
        .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
       tcp_under_test("tcp", {}),
       tcp_under_test("tcp_streams", {.parallel_streams = 3}),
+      tcp_under_test("tcp_tls", TestCertificates::shared().options("server")),
       sim::under_test("sim", sim::Delivery::kLoans),
       sim::under_test("sim_buffers", sim::Delivery::kReceiveBuffers),
   };
