@@ -65,12 +65,13 @@ bool windows_outlive_pauses() {
   return setting("tcp_slow_start_after_idle") == "0" || setting("tcp_congestion_control") == "bbr";
 }
 
-FabricUnderTest tcp_under_test(const std::string& name, const TcpOptions& options) {
+FabricUnderTest tcp_under_test(const std::string& name,
+                               const std::function<TcpOptions()>& options) {
   FabricUnderTest out;
   out.name = name;
-  out.make = [options] { return make_tcp_fabric(options); };
+  out.make = [options] { return make_tcp_fabric(options()); };
   out.make_bounded = [options](unsigned most) {
-    TcpOptions bounded = options;
+    TcpOptions bounded = options();
     bounded.half_open_max = most;
     return make_tcp_fabric(bounded);
   };
@@ -98,9 +99,9 @@ std::vector<FabricUnderTest> all_fabrics() {
        .needs_device = true,
        .slowness = 20,
        .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
-      tcp_under_test("tcp", {}),
-      tcp_under_test("tcp_streams", {.parallel_streams = 3}),
-      tcp_under_test("tcp_tls", TestCertificates::shared().options("server")),
+      tcp_under_test("tcp", [] { return TcpOptions(); }),
+      tcp_under_test("tcp_streams", [] { return TcpOptions{.parallel_streams = 3}; }),
+      tcp_under_test("tcp_tls", [] { return TestCertificates::shared().options("server"); }),
       sim::under_test("sim", sim::Delivery::kLoans),
       sim::under_test("sim_buffers", sim::Delivery::kReceiveBuffers),
   };

@@ -1,5 +1,7 @@
 #include "tests/lwproto/fabric/tcp/test_certificates.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -9,25 +11,37 @@
 
 namespace sanproxy::fabric::test {
 
+namespace {
+
+// Processes that a test program starts are to know its authority.
+constexpr const char* kFolderVariable = "SANPROXY_TEST_CERTIFICATES";
+
+}  // namespace
+
 TestCertificates& TestCertificates::shared() {
-  static TestCertificates certificates(unused_path() + ".certificates");
-  static const bool made = [] {
+  const char* inherited = std::getenv(kFolderVariable);
+  static TestCertificates certificates(
+      inherited != nullptr ? inherited : unused_path() + ".certificates", inherited == nullptr);
+  static const bool made = [&] {
+    if (inherited != nullptr) return true;
     certificates.make_authority("ca");
     certificates.make_certificate("server", "ca", "/CN=some server",
                                   "subjectAltName=DNS:server.test");
     certificates.make_certificate("client", "ca", "/CN=some client",
                                   "subjectAltName=URI:sanproxy://client");
-    return true;
+    return ::setenv(kFolderVariable, certificates.folder_.c_str(), 1) == 0;
   }();
   (void)made;
   return certificates;
 }
 
-TestCertificates::TestCertificates(std::string folder) : folder_(std::move(folder)) {
+TestCertificates::TestCertificates(std::string folder, bool own)
+    : folder_(std::move(folder)), owner_(own ? ::getpid() : 0) {
   std::filesystem::create_directories(folder_);
 }
 
 TestCertificates::~TestCertificates() {
+  if (owner_ != ::getpid()) return;
   std::error_code ignored;
   std::filesystem::remove_all(folder_, ignored);
 }

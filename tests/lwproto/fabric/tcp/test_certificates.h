@@ -2,6 +2,8 @@
 // program and removed with it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 
 #include "lwproto/fabric/tcp/tcp_fabric.h"
@@ -11,10 +13,11 @@ namespace sanproxy::fabric::test {
 class TestCertificates {
  public:
   // The authority "ca" and the certificates "server" (DNS:server.test) and "client"
-  // (URI:sanproxy://client), made once.
+  // (URI:sanproxy://client), made once; processes started later find the same.
   static TestCertificates& shared();
 
-  explicit TestCertificates(std::string folder);
+  // `own`: the folder goes with this object, in the process that made it.
+  explicit TestCertificates(std::string folder, bool own = true);
   ~TestCertificates();
   TestCertificates(const TestCertificates&) = delete;
   TestCertificates& operator=(const TestCertificates&) = delete;
@@ -33,6 +36,7 @@ class TestCertificates {
   void openssl(const std::string& arguments) const;
 
   std::string folder_;
+  pid_t owner_;
 };
 
 }  // namespace sanproxy::fabric::test
