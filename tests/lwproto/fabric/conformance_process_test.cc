@@ -14,13 +14,13 @@
 namespace sanproxy::fabric::test {
 namespace {
 
-// The program of peer_main.cc, which lies beside this one.
+// The program of peer_main.cc. It lies with the tests, also when this is one of the guest's.
 class PeerProcess {
  public:
   PeerProcess(const std::string& fabric, bool listens, const std::string& address,
               std::uint64_t seed) {
-    const auto program =
-        std::filesystem::read_symlink("/proc/self/exe").parent_path() / "lwproto_fabric_test_peer";
+    const auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+    const auto program = folder.parent_path() / "tests" / "lwproto_fabric_test_peer";
     int ends[2];
     EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
     const std::string number = std::to_string(seed);

@@ -111,10 +111,9 @@ std::vector<FabricUnderTest> all_fabrics() {
 
 std::vector<FabricUnderTest> fabrics_under_test() {
   std::vector<std::string> wanted;
-  if (const char* names = std::getenv("SANPROXY_FABRICS")) {
-    std::istringstream list(names);
-    for (std::string name; std::getline(list, name, ',');) wanted.push_back(name);
-  }
+  const char* named_ones = std::getenv("SANPROXY_FABRICS");
+  std::istringstream list(named_ones != nullptr ? named_ones : SANPROXY_FABRICS_DEFAULT);
+  for (std::string name; std::getline(list, name, ',');) wanted.push_back(name);
   std::vector<FabricUnderTest> chosen;
   for (FabricUnderTest& fabric : all_fabrics()) {
     const bool named = std::find(wanted.begin(), wanted.end(), fabric.name) != wanted.end();
