@@ -18,6 +18,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
+constexpr auto kRoomPatience = std::chrono::seconds(3);
+
 fabric::EndpointOptions options() {
   fabric::EndpointOptions out;
   out.receive_depth = 64;
@@ -71,33 +73,46 @@ void RogueChannel::connect(const std::string& address, std::span<const std::byte
     return;
   }
   fabric_ = std::move(fabric).value();
+  // The proxy may not have noticed yet that those before us are gone.
+  const auto deadline = steady_clock::now() + kRoomPatience;
+  while (!try_connect(address, hello) && steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+// False when the proxy has no room now.
+bool RogueChannel::try_connect(const std::string& address, std::span<const std::byte> hello) {
+  refusal_ = Status::error(Code::kTimeout, "the proxy did not answer the connection");
   auto connecting = fabric_->connect(address, hello, options());
   if (!connecting.ok()) {
     refusal_ = connecting.status();
-    return;
+    return true;
   }
   const auto deadline = steady_clock::now() + kPatience;
   while (steady_clock::now() < deadline) {
     auto endpoint = (*connecting)->poll();
+    const auto answer = (*connecting)->private_data();
     if (endpoint.ok()) {
       endpoint_ = std::move(endpoint).value();
-      const auto answer = (*connecting)->private_data();
+      refusal_ = {};
       if (answer.size() == sizeof(proxy_hello_)) {
         std::memcpy(&proxy_hello_, answer.data(), sizeof(proxy_hello_));
       }
       peer_granted_ = proxy_hello_.credits_initial;
       granted = options().receive_depth;
-      return;
+      return true;
     }
     if (!endpoint.status().is_again()) {
       refusal_ = endpoint.status();
-      return;
+      wire::MessageHeader reason{};
+      std::memcpy(&reason, answer.data(), std::min(answer.size(), sizeof(reason)));
+      return reason.code != static_cast<std::uint16_t>(wire::CloseCode::kLimitReached);
     }
     pollfd waiting{fabric_->event_fd(), POLLIN, 0};
     if (fabric_->arm()) ::poll(&waiting, 1, 10);
     fabric_->disarm();
   }
-  refusal_ = Status::error(Code::kTimeout, "the proxy did not answer the connection");
+  return true;
 }
 
 bool RogueChannel::send(RawTransfer& transfer, std::span<const fabric::GatherRef> refs) {

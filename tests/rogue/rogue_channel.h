@@ -33,7 +33,7 @@ struct Received {
 class RogueChannel {
  public:
   // Sends `hello` as it is, of any length. After a refusal connected() is false and refusal() says
-  // what came back.
+  // what came back. Where the proxy has no room, it is asked again for a while.
   RogueChannel(const std::string& address, std::span<const std::byte> hello);
   explicit RogueChannel(const std::string& address);  // with a correct HELLO
   ~RogueChannel();
@@ -88,6 +88,7 @@ class RogueChannel {
 
  private:
   void connect(const std::string& address, std::span<const std::byte> hello);
+  bool try_connect(const std::string& address, std::span<const std::byte> hello);
   bool commit(RawTransfer& transfer, std::span<const fabric::GatherRef> refs);
   void on_transfer(const fabric::Completion& completion);
   void decode(std::span<const std::byte> head, std::size_t rest_bytes);
