@@ -10,8 +10,10 @@ std::string peer_key(const fabric::PeerIdentity& peer) {
   const std::size_t colon = text.rfind(':');
   if (colon == std::string::npos) return text;
   const std::size_t bracket = text.rfind(']');
-  // "tcp:fd77::2": the last colon is part of an IPv6 address that has no brackets, so no port.
-  const bool bare_ipv6 = bracket == std::string::npos && text.find("::") != std::string::npos;
+  // "tcp:fd77::2": with more colons than the scheme's and a port's it is an IPv6 address without
+  // brackets, so there is no port.
+  const bool bare_ipv6 =
+      bracket == std::string::npos && std::count(text.begin(), text.end(), ':') > 2;
   const bool digits = colon + 1 < text.size() &&
                       std::all_of(text.begin() + static_cast<std::ptrdiff_t>(colon) + 1, text.end(),
                                   [](char c) { return c >= '0' && c <= '9'; });

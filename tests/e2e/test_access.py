@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 
-from harness import case, lab, programs, wait
+from harness import case, fabrics, lab, programs, wait
 
 SECRET = "what the web servers and the proxy know"
 
@@ -74,6 +74,27 @@ class Access:
         for log in (one.proxy.log(), none.log(), other.log(), wrong.log()):
             for secret in (SECRET, "made up", "data bases"):
                 self.assertNotIn(secret, log)
+
+    def test_over_a_network_nobody_may_join_who_is_not_named(self):
+        one = self.lab(kinds=("tcp",), fabric={"allow": []}, keys={"web": SECRET},
+                       services=[{"address": self.address(), "allow": ["key:web"]}])
+        self.start(one, "without", joined=False).wait_log("not permitted to join")
+        self.start(one, "with", extra=["--key", one.key("web")])
+        self.assert_served_by(one, "with")
+        elsewhere = one.start_echo(port=8, family=self.family, joined=False,
+                                   extra=["--key", one.key("web")])
+        elsewhere.wait_log("not permitted to join")
+
+    def test_the_named_certificate_may_join_and_another_of_the_same_authority_may_not(self):
+        one = self.guarded("cert:node", kinds=("tls",))
+        stranger = one.start("stranger", programs.echo_argv(
+            "echo", [one.proxy_address, *fabrics.node_words("tls", "stranger")], self.address(), []),
+            one.proxy_ns)
+        stranger.wait_log(f"not permitted to join {self.address()}")
+        self.start(one, "node")
+        self.assert_served_by(one, "node")
+        certificates = {node["certificate"] for node in one.status()["nodes"]}
+        self.assertEqual(certificates, {"node", "stranger"})
 
     def test_the_fabrics_list_decides_for_services_without_one(self):
         one = self.lab(fabric={"trust": self.trust, "allow": ["key:web"]}, keys={"web": SECRET})

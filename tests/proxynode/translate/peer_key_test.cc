@@ -26,6 +26,8 @@ TEST(PeerKey, KeepsAnAddressThatHasNoPort) {
   EXPECT_EQ(key_of("verbs:10.9.0.2"), "verbs:10.9.0.2");
   EXPECT_EQ(key_of("verbs:[fd77::2]"), "verbs:[fd77::2]");
   EXPECT_EQ(key_of("verbs:fd77::2"), "verbs:fd77::2");
+  EXPECT_EQ(key_of("tcp:fd77:1:2:3:4:5:6:7"), "tcp:fd77:1:2:3:4:5:6:7");
+  EXPECT_EQ(key_of("tcp:10.9.0.2"), "tcp:10.9.0.2");
   EXPECT_EQ(key_of("memory"), "memory");
   EXPECT_EQ(key_of("tcp:"), "tcp:");
   EXPECT_EQ(key_of(""), "");
