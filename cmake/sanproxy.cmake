@@ -1,11 +1,13 @@
 # Build rules shared by every folder: one target a folder, one test program a file of tests.
 
 add_library(sanproxy_flags INTERFACE)
-target_include_directories(sanproxy_flags INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(sanproxy_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
-  -Wnon-virtual-dtor -Woverloaded-virtual -Werror>
-  -fno-omit-frame-pointer)
+target_include_directories(sanproxy_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(sanproxy_flags INTERFACE -fno-omit-frame-pointer)
+if(PROJECT_IS_TOP_LEVEL) # the warnings are ours, not those of a project that links a library of ours
+  target_compile_options(sanproxy_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+    -Wnon-virtual-dtor -Woverloaded-virtual -Werror>)
+endif()
 if(SANPROXY_SANITIZE)
   target_compile_options(sanproxy_flags INTERFACE -fsanitize=address,undefined
     -fno-sanitize-recover=all)

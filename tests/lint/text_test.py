@@ -29,6 +29,12 @@ class Text(unittest.TestCase):
         self.assertEqual(self.find(MACHINE_PATH, tracked(*CODE, *SCRIPTS, ".md", ".toml", "run")),
                          [])
 
+    def test_the_build_rules_hold_inside_another_project_too(self):
+        # With add_subdirectory() that variable names the other project's folder, not ours.
+        self.assertEqual(self.find(re.compile(r"\bCMAKE_SOURCE_DIR\b"),
+                                   [name for name in tracked("CMakeLists.txt", ".cmake")
+                                    if not name.startswith("tests/")]), [])
+
     def test_headers_have_a_guard_and_open_with_a_comment(self):
         wrong = [name for name in tracked(".h") if "/port/" not in name
                  and ("#pragma once" not in text_of(name) or not text_of(name).startswith("//"))]
