@@ -57,7 +57,8 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.add_flag("--immediate", options.immediate, "Bind at the handshake, not at the first data");
   cli.add_option("--drain-ms", options.drain_ms, "After SIGTERM, let connections finish so long")
       ->check(CLI::NonNegativeNumber);
-  cli.add_option("--log", options.log_level, "debug, info, warning, error or off");
+  cli.add_option("--log", options.log_level, "debug, info, warning, error or off")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
 }
 
 std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& options) {

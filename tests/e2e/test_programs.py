@@ -72,6 +72,13 @@ class Programs(case.LabTest):
                 self.assertNotEqual(got.returncode, 0)
                 self.assertIn("no-such-option", got.stdout + got.stderr)
 
+    def test_an_unknown_log_level_is_an_error_of_an_application_node(self):
+        for name in ("appnode-httpd", "appnode-echo"):
+            with self.subTest(name):
+                got = run(programs.path(name), "--log", "loud")
+                self.assertNotEqual(got.returncode, 0)
+                self.assertIn("loud", got.stdout + got.stderr)
+
     def test_check_accepts_a_good_file(self):
         code, output, _ = self.check(GOOD)
         self.assertEqual(code, 0, output)
