@@ -1,8 +1,9 @@
 // SlotPool: equal buffers over one span of registered memory, each in one state.
 //
-// Role: IngressPool and EgressPool are SlotPools (design §3). A slot is described by (region,
-//   offset, length) and goes posted -> received -> freed: `posted` while an interface may fill
-//   it, `received` while its bytes are on their way, then back on the free list.
+// Document: docs/buffer_ownership.md "The pools".
+// Role: IngressPool and EgressPool are SlotPools. A slot is described by (region, offset, length)
+//   and goes posted -> received -> freed: `posted` while an interface or endpoint may fill it,
+//   `received` while its bytes are on their way, then back on the free list.
 // Owner: a worker's data path. Thread: that one. No allocation after construction.
 // Invariants:
 //   1. Every slot is in exactly one state; free + posted + received == slot_count.

@@ -1,6 +1,6 @@
 // FabricAddress: the textual names of fabric endpoints, taken apart.
 //
-// Document: docs/architecture.md "Addresses".
+// Document: docs/configuration.md "[[fabric]]".
 // Role: "shm:/path/to.sock", "verbs://10.9.0.1:7471", "tcp://[fd77::1]:7471". Whoever assembles a
 //   process chooses a fabric by `scheme`; each fabric reads its own part of the rest.
 // Thread: values.

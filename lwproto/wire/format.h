@@ -20,7 +20,7 @@ inline constexpr std::uint32_t kMagic = 0x70'58'4e'53;  // "SNXp"
 inline constexpr std::uint16_t kVersion = 1;
 inline constexpr std::size_t kAlignment = 8;
 // A DATA payload up to this many bytes may ride inside the transfer's own bytes; a larger one
-// travels by reference (design §3).
+// travels by reference.
 inline constexpr std::size_t kInlinePayloadBytesMax = 1024;
 // No DATA message carries more (one super-packet's payload).
 inline constexpr std::size_t kDataPayloadBytesMax = 65536;
@@ -150,7 +150,7 @@ struct ConnectionRequestBody {
   std::uint32_t request;
   WireAddress client;  // the remote end
   WireAddress local;   // our end; optional (family 0) in an active request
-  // What is needed to rebuild the endpoint (design §2 rule 2); 0 in an active request.
+  // What is needed to rebuild the endpoint elsewhere; 0 in an active request.
   std::uint32_t initial_seq_local;
   std::uint32_t initial_seq_remote;
   std::uint16_t mss_bytes;

@@ -1,6 +1,6 @@
 // Worker: one data-path process: one thread, one stack, its interfaces and fabrics.
 //
-// Document: docs/architecture.md "One loop round".
+// Document: docs/life_of_a_connection.md "One loop round".
 // Role: assembles the parts (given as interfaces) and runs the loop: receive a burst, endpoints,
 //   translate, flush channels, poll channels, due timers, flush packets, sleep if idle.
 // Owner: main(). Thread: the one that calls run().

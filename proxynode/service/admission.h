@@ -1,6 +1,6 @@
 // Admission: who may join a service.
 //
-// Document: docs/security.md "Who may join".
+// Document: docs/security.md "Whose list decides".
 // Role: matches what a peer has shown against allow lists. Pure: knows no fabric, no key, no TLS;
 //   who fills in Credentials has verified them.
 // Thread: any.

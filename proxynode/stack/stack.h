@@ -9,8 +9,8 @@
 //   1. A connection is found in O(1) however many are open; timers cost only for connections
 //      that have one pending.
 //   2. No packet leaves inside input(), write(), consume() or on_time(): packets are queued and
-//      leave in flush(), so that a caller can first hand over what was received (design §2
-//      rule 3).
+//      leave in flush(), so that a caller can first hand over what was received
+//      (docs/flow_control.md §3).
 //   3. After on_closed() for an index nothing more is reported for it and every reference given
 //      to write() is released. Exactly one on_closed() for each on_accepted()/connect().
 //   4. A byte from the network never trips an assertion.

@@ -2,7 +2,7 @@
 //
 // Two things live there: receive buffers of channels whose fabric receives into our memory (posted,
 // then held by a stream until its client has acknowledged the bytes), and copies of what the stack
-// had no memory for. The last kEgressReserveSlots are for the copies alone: endpoints leave them
+// had no memory for. The last egress_reserve() slots are for the copies alone: endpoints leave them
 // (ReceiveMemory::keep_free), so that whatever a channel delivers can be put somewhere.
 #include <algorithm>
 #include <cstring>

@@ -149,7 +149,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
     return {&egress_, &egress_region, egress_reserve(egress_)};
   }
 
-  // --- one loop round, in this order (design §5)
+  // --- one loop round, in this order (docs/flow_control.md §3)
   void flush_channels();         // after a burst of packets: what was received is handed over
   std::size_t poll_channels();   // what the application nodes sent; number of completions
   std::size_t poll_listeners();  // application nodes that want in

@@ -1,4 +1,4 @@
-"""Slow parties stop themselves and nobody else (design §2 rule 1)."""
+"""Slow parties stop themselves and nobody else (docs/flow_control.md)."""
 
 import signal
 import socket

@@ -79,7 +79,7 @@ class Service {
   std::size_t joined_count() const;  // proxies where the join stands
   // No new connections; open ones go on. Requests already on their way still come.
   void leave();
-  // Ends the service for everybody, with its connections.
+  // Ends the service for everybody: other members are told. Open connections go on.
   void shutdown();
   bool left() const;  // nothing more will come
 
