@@ -78,6 +78,10 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("packets_dropped_total", dropped, c.dropped_not_tcp, "reason=\"not_tcp\"");
   m.counter("packets_dropped_total", dropped, c.dropped_no_slot, "reason=\"no_slot\"");
   m.counter("packets_dropped_total", dropped, c.dropped_send_queue, "reason=\"send_queue\"");
+  m.counter("packets_dropped_total", dropped, c.dropped_refused, "reason=\"refused\"");
+  m.counter("icmp_echo_replies_total", "Echo requests answered", c.icmp_echo);
+  m.counter("flow_lookups_total", "Searches in the table of connections", c.flow_lookups);
+  m.counter("flow_probes_total", "Entries that they looked at", c.flow_probes);
   m.gauge("tcp_memory_bytes", "Memory of TCP endpoints and segments", in.stack->heap_bytes_used());
   m.gauge("tcp_memory_bytes_max", "Its bound (tcp_memory_bytes)", in.stack->heap_bytes_max());
 }
@@ -163,6 +167,19 @@ void interface_metrics(const Sources& in, Metrics& m) {
       {"interface_packets_total", "Packets", "direction=\"out\"", &packet_io::Counters::tx_packets},
       {"interface_bytes_total", "Bytes", "direction=\"in\"", &packet_io::Counters::rx_bytes},
       {"interface_bytes_total", "Bytes", "direction=\"out\"", &packet_io::Counters::tx_bytes},
+      {"interface_calls_total", "System calls", "direction=\"in\"", &packet_io::Counters::rx_calls},
+      {"interface_calls_total", "System calls", "direction=\"out\"",
+       &packet_io::Counters::tx_calls},
+      {"interface_bytes_copied_total", "Bytes of small packets, sent in one block",
+       "direction=\"out\"", &packet_io::Counters::tx_bytes_copied},
+      {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
+       "protocol=\"arp\",direction=\"in\"", &packet_io::Counters::arp_in},
+      {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
+       "protocol=\"arp\",direction=\"out\"", &packet_io::Counters::arp_out},
+      {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
+       "protocol=\"nd\",direction=\"in\"", &packet_io::Counters::nd_in},
+      {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
+       "protocol=\"nd\",direction=\"out\"", &packet_io::Counters::nd_out},
       {"interface_dropped_total", "Dropped", "reason=\"short\"",
        &packet_io::Counters::rx_dropped_short},
       {"interface_dropped_total", "Dropped", "reason=\"not_ip\"",
@@ -259,7 +276,10 @@ json node_json(const translate::AppNode& node) {
           {"transfers_out", c.transfers_out},
           {"data_bytes_in", c.data_bytes_in},
           {"data_bytes_out", c.data_bytes_out},
-          {"blocked_no_credit", c.blocked_no_credit}};
+          {"inline_bytes_in", c.inline_bytes_in},
+          {"inline_bytes_out", c.inline_bytes_out},
+          {"blocked_no_credit", c.blocked_no_credit},
+          {"blocked_no_space", c.blocked_no_space}};
 }
 
 json service_json(const service::Service& service) {

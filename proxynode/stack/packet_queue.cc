@@ -67,10 +67,6 @@ void PacketQueue::flush(packet_io::PacketIo& io, StackCounters& counters) {
       positions[count++] = next;
     }
     const std::size_t taken = count == 0 ? 0 : io.send({batch_.data(), count});
-    for (std::size_t i = 0; i < taken; ++i) {
-      ++counters.packets_out;
-      counters.bytes_out += batch_[i].length;
-    }
     device_full = taken < count;
     sent = device_full ? positions[taken] : next;
   }

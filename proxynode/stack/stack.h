@@ -159,7 +159,6 @@ struct StackOptions {
 };
 
 struct StackCounters {
-  std::uint64_t packets_in = 0, packets_out = 0, bytes_in = 0, bytes_out = 0;
   std::uint64_t accepted = 0, connected = 0, closed = 0;
   std::uint64_t refused_connections_max = 0, refused_half_open_max = 0, refused_no_memory = 0,
                 refused_no_listener = 0;

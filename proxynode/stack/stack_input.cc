@@ -47,8 +47,6 @@ void Stack::Impl::input(InterfaceIndex interface, buffer::SlotIndex slot,
                         const packet_io::ReceivedPacket& packet) {
   if (!clock_fresh) refresh_clock();
   ingress.mark_received(slot);
-  ++counters.packets_in;
-  counters.bytes_in += packet.length;
   auto* const bytes = reinterpret_cast<std::uint8_t*>(ingress.data(slot)) + packet.offset;
   Arrived arrived;
   arrived.interface = interface;

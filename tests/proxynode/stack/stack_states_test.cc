@@ -339,6 +339,7 @@ TEST_F(StackStates, a_refused_connection_is_reset_and_not_reported_again) {
   const auto sent = take();
   ASSERT_EQ(sent.size(), 1u);
   EXPECT_TRUE(sent[0].has(kTcpRst));
+  EXPECT_EQ(stack_->counters().resets_out, 1u);
   EXPECT_EQ(stack_->open_connections(), 0u);
 }
 
@@ -530,6 +531,7 @@ TEST_F(StackStates, refused_payload_is_offered_again_and_stops_only_this_client)
   send(peer, kTcpAck, pattern(100));
   EXPECT_EQ(recorder_.offered, 1);
   send(peer, kTcpAck | kTcpFin, pattern(50, 100));  // dropped meanwhile
+  EXPECT_EQ(stack_->counters().dropped_refused, 1u);
   advance_ms(60);
   EXPECT_GE(recorder_.offered, 3);
   EXPECT_TRUE(recorder_.conns[conn].received.empty());
