@@ -11,8 +11,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uint32_t kTimeWaitIndex = 0xffff'ffffu;
-
 // Prometheus text exposition format 0.0.4.
 class Metrics {
  public:
@@ -353,7 +351,7 @@ Page connections_page(const Sources& in, std::uint32_t limit) {
         json row = {{"client", info.remote.to_string()},
                     {"local", info.local.to_string()},
                     {"state", stack::tcp_state_name(state)}};
-        if (conn != kTimeWaitIndex) {
+        if (conn != stack::kNoConn) {
           row["id"] = in.translator->id_of(conn);
           const translate::AppNode* node = in.translator->node_of(conn);
           row["node"] = node == nullptr ? json(nullptr) : json(node->name);

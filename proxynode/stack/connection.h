@@ -68,6 +68,7 @@ struct alignas(64) Connection {
   bool held : 1;           // ended, but the delegate still needs the index
   bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
 };
+static_assert(sizeof(Connection) == 192);  // docs/tcp_stack.md says what a connection takes
 
 struct TimeWait {
   FlowNode flow;
@@ -79,5 +80,6 @@ struct TimeWait {
   InterfaceIndex interface;
   bool timestamps;
 };
+static_assert(sizeof(TimeWait) == 80);
 
 }  // namespace sanproxy::stack

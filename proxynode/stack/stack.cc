@@ -208,7 +208,7 @@ void Stack::for_each(
     info.remote = {key_address(key, true), key.src_port};
     info.local = {key_address(key, false), key.dst_port};
     info.timestamps = impl_->time_waits[i].timestamps;
-    fn(kNone, TcpState::kTimeWait, info);
+    fn(kNoConn, TcpState::kTimeWait, info);
   }
 }
 

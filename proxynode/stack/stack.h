@@ -38,6 +38,7 @@ struct pbuf;
 namespace sanproxy::stack {
 
 using ConnIndex = std::uint32_t;  // below connections_max; reused oldest-first after on_closed()
+inline constexpr ConnIndex kNoConn = 0xffff'ffffu;  // what TIME_WAIT has instead
 using InterfaceIndex = std::uint8_t;
 using ListenerId = std::uint32_t;
 
@@ -227,7 +228,7 @@ class Stack {
   // Connections in each state now (kListen counts listeners).
   const std::array<std::uint32_t, kTcpStates>& state_counts() const;
   std::uint32_t open_connections() const;  // all but TIME_WAIT
-  // Calls `fn` for each open connection, TIME_WAIT included (with an index of UINT32_MAX there).
+  // Calls `fn` for each open connection, TIME_WAIT included (kNoConn there).
   void for_each(const std::function<void(ConnIndex, TcpState, const ConnectionInfo&)>& fn) const;
   std::size_t heap_bytes_used() const;
   std::size_t heap_bytes_max() const;

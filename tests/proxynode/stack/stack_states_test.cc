@@ -672,7 +672,7 @@ TEST_F(StackStates, every_open_connection_is_listed_and_time_wait_without_an_ind
   std::map<TcpState, int> seen;
   stack_->for_each([&](ConnIndex index, TcpState state, const ConnectionInfo& info) {
     ++seen[state];
-    EXPECT_EQ(index == UINT32_MAX, state == TcpState::kTimeWait);
+    EXPECT_EQ(index == kNoConn, state == TcpState::kTimeWait);
     EXPECT_EQ(info.local, a.other);
   });
   EXPECT_EQ(seen, (std::map<TcpState, int>{{TcpState::kEstablished, 1}, {TcpState::kTimeWait, 1}}));
