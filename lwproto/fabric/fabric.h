@@ -8,8 +8,9 @@
 // Rules that hold on every fabric, and that the conformance suite (tests/lwproto/fabric) checks:
 //   1. In order: transfers arrive in the order of commit_send() on that endpoint.
 //   2. A transfer is a gather list: inline bytes, then references into attached regions. The
-//      receiver sees the same byte sequence, in one segment or several: the inline bytes are
-//      always wholly inside segment 0.
+//      receiver sees the same byte sequence, in one segment, or with the inline bytes alone in
+//      segment 0 and the others in any number of segments behind it. No segment behind segment 0
+//      is empty.
 //   3. Referenced memory belongs to the fabric from commit_send() until the kSend completion that
 //      carries the transfer's cookie. Transfers without references complete silently. kSend
 //      completions come in any order, also against kReceive: the answer to a transfer may be

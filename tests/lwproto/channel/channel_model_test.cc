@@ -7,6 +7,7 @@
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "tests/lwproto/channel/channel_fixture.h"
 #include "tests/lwproto/fabric/channel_pair.h"
+#include "tests/lwproto/fabric/seed.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
 namespace sanproxy::channel::testing {
@@ -206,7 +207,7 @@ std::string describe(const Plan& plan) {
          "; reserves " + std::to_string(plan.reserve[0]) + ", " + std::to_string(plan.reserve[1]);
 }
 
-void run_in_memory(unsigned seed, Delivery delivery) {
+void run_in_memory(unsigned seed, Delivery delivery, const fabric::sim::Weather& weather = {}) {
   std::mt19937 random(seed);
   const Plan plan = make_plan(random, seed % 3 == 0 ? 40 : 8, 200);
   SCOPED_TRACE("seed " + std::to_string(seed) + ": " + describe(plan));
@@ -220,7 +221,8 @@ void run_in_memory(unsigned seed, Delivery delivery) {
   }
   Actor a(plan.messages[0], plan.messages[1], seed + 1);
   Actor b(plan.messages[1], plan.messages[0], seed + 2);
-  auto pair = fabric::sim::make_pair(link, options);
+  auto pair =
+      fabric::sim::make_pair(link, options, std::make_shared<fabric::sim::World>(seed, weather));
   fabric::sim::SimEndpoint* raw[] = {pair.a.get(), pair.b.get()};
   a.start(std::move(pair.a), hello_for(plan, 0), hello_for(plan, 1));
   b.start(std::move(pair.b), hello_for(plan, 1), hello_for(plan, 0));
@@ -240,6 +242,16 @@ void run_in_memory(unsigned seed, Delivery delivery) {
 TEST(ChannelModel, RandomTrafficArrivesInOrderAndNobodyWaitsForEver) {
   for (unsigned seed = 1; seed <= 300; ++seed) {
     run_in_memory(seed, Delivery::kLoans);
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+// With delays, refusals, completions in any order and receives that are posted bit by bit.
+TEST(ChannelModel, RandomTrafficInRoughWeatherArrivesInOrder) {
+  for (const std::uint64_t seed : fabric::test::seeds(300)) {
+    run_in_memory(static_cast<unsigned>(seed),
+                  seed % 2 == 0 ? Delivery::kLoans : Delivery::kReceiveBuffers,
+                  fabric::sim::Weather::rough(seed));
     if (::testing::Test::HasFailure()) return;
   }
 }

@@ -151,16 +151,20 @@ void Talker::take_transfer(const Completion& c) {
     if (header.number != received_) {
       return fail("out of order: got " + std::to_string(header.number));
     }
-    check_content(held.content, received_);
+    check_content(held.content, received_, {c.segments.data(), c.segment_count});
     ++received_;
   }
   if (c.loan != kNoLoan) held_.push_back(std::move(held));
 }
 
-void Talker::check_content(const std::vector<std::byte>& content, std::uint32_t number) {
+void Talker::check_content(const std::vector<std::byte>& content, std::uint32_t number,
+                           std::span<const Segment> segments) {
   const Shape shape = shape_of(plan_, plan_.peer_seed, number);
   std::size_t length = shape.inline_bytes;
   for (const std::uint32_t ref : shape.refs) length += ref;
+  if (segments.size() != 1 && segments[0].length != shape.inline_bytes) {
+    return fail("the inline part is neither alone in its segment nor with all the rest");
+  }
   if (content.size() != length) {
     return fail("transfer " + std::to_string(number) + " has " + std::to_string(content.size()) +
                 " bytes instead of " + std::to_string(length));

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,7 +83,8 @@ class Talker {
   void take(const Completion& c);
   void take_transfer(const Completion& c);
   void take_cookie(const Completion& c);
-  void check_content(const std::vector<std::byte>& content, std::uint32_t number);
+  void check_content(const std::vector<std::byte>& content, std::uint32_t number,
+                     std::span<const Segment> segments);
   bool send_some();
   bool send_one();
   bool send_pure();

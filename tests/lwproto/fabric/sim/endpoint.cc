@@ -223,14 +223,19 @@ void SimEndpoint::take_into_buffer(Arrived arrived, Completion& c) {
     bytes = content;  // the vector moves, its bytes stay where they are
   }
   const bool transient = world.chance(world.weather().transient_per_mille);
-  // Behind the inline part it may be cut anywhere.
-  std::size_t cut = bytes.size();
-  if (bytes.size() > head + 1 && world.chance(world.weather().partial_per_mille)) {
-    cut = head + 1 + world.below(bytes.size() - head - 1);
+  // One segment, or the inline part alone and the rest in pieces.
+  if (head != 0 && head != bytes.size() && world.chance(world.weather().partial_per_mille)) {
+    c.segments[c.segment_count++] = segment_of(bytes.first(head), transient);
+    std::span<const std::byte> rest = bytes.subspan(head);
+    while (rest.size() > 1 && c.segment_count < kSegmentsMax - 1 && world.below(2) == 0) {
+      const std::size_t piece = 1 + world.below(rest.size() - 1);
+      c.segments[c.segment_count++] = segment_of(rest.first(piece), transient);
+      rest = rest.subspan(piece);
+    }
+    c.segments[c.segment_count++] = segment_of(rest, transient);
+  } else {
+    c.segments[c.segment_count++] = segment_of(bytes, transient);
   }
-  c.segments[c.segment_count++] = segment_of(bytes.first(cut), transient);
-  if (cut != bytes.size())
-    c.segments[c.segment_count++] = segment_of(bytes.subspan(cut), transient);
   if (!transient) {
     c.loan = link_->next_loan++;
     mine().loans.emplace(c.loan, LoanOut{nullptr, std::move(content), arrived.slot});
