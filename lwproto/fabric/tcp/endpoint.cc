@@ -125,6 +125,11 @@ bool TcpEndpoint::receive_from(Stream& stream, std::span<Completion> out, std::s
       take_word(stream);
       continue;
     }
+    // It was the future when its head arrived, but another stream has delivered it meanwhile.
+    if (stream.in.head().sequence() < delivered_) {
+      breach(Status::error(Code::kProtocol, "a transfer from the past"));
+      return false;
+    }
     if (stream.in.head().sequence() != delivered_) return any;
     stream.in.take(out[n++], *slots_);
     ++delivered_;
@@ -157,7 +162,7 @@ bool TcpEndpoint::take_work() {
     }
     if (stream->in.hungry()) return true;
     if (stream->in.whole() && (stream->in.head().kind() != FrameKind::kTransfer ||
-                               stream->in.head().sequence() == delivered_)) {
+                               stream->in.head().sequence() <= delivered_)) {
       return true;
     }
   }

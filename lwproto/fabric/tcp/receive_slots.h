@@ -32,7 +32,8 @@ class ReceiveSlots {
 
   // Up to `count` more receives; fewer when the pool runs dry.
   std::uint32_t post(std::uint32_t count);
-  // A slot for a transfer that has a posted receive.
+  bool empty() const { return held_.empty(); }
+  // A slot for a transfer that has a posted receive; there must be one.
   buffer::SlotIndex take();
   void put_back(buffer::SlotIndex slot) { held_.push_back(slot); }
   void spare() { ++spares_; }

@@ -46,6 +46,8 @@ Status StreamIn::begin_head(ReceiveSlots& slots, const FrameLimits& limits) {
   if (header_.kind() != FrameKind::kTransfer) return {};
   sequence_min_ = header_.sequence() + 1;
   if (header_.total_bytes == header_.inline_bytes) return {};
+  // Two streams may each hold a transfer of the same sequence; only a liar sends one twice.
+  if (slots.empty()) return breach("a transfer met no posted receive");
   slot_ = slots.take();
   have_ = std::min<std::size_t>(filled_ - taken_, header_.total_bytes);
   std::memcpy(slots.data(slot_), staging_.data() + taken_, have_);

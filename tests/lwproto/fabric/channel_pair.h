@@ -192,6 +192,8 @@ inline bool connect_sides(Fabric& server_fabric, Listener& listener, Fabric& cli
                           const EndpointOptions& client_options, Side& server, Side& client) {
   auto connecting = client_fabric.connect(listener.address(), {}, client_options);
   if (!connecting.ok()) return false;
+  server.endpoint.reset();
+  client.endpoint.reset();
   bool refused = false;
   eventually({&server_fabric, &client_fabric}, [&] {
     if (!server.endpoint) {
