@@ -1,6 +1,4 @@
 // How a channel over TCP ends: docs/tcp_fabric.md "The end".
-#include <algorithm>
-
 #include "lwproto/fabric/tcp/endpoint.h"
 
 namespace sanproxy::fabric::tcp {
@@ -96,14 +94,19 @@ Status TcpEndpoint::warm_up() {
 void TcpEndpoint::look_for_the_end() {
   if (state_ != State::kOpen && state_ != State::kDraining) return;
   std::size_t ended = 0;
+  std::size_t blocked = 0;  // by a transfer whose turn has not come
   bool failed = false;
   for (const auto& stream : streams_) {
-    ended += over(*stream) ? 1 : 0;
     failed = failed || (!stream->finished && stream->in.ended() && stream->in.failed());
-    // Its turn has not come yet, and may still.
-    if (stream->in.whole() && !stream->finished && stream->in.head().sequence() == delivered_) {
-      return;
+    if (over(*stream)) {
+      ++ended;
+    } else if (stream->in.whole()) {
+      if (stream->in.head().sequence() == delivered_) return;  // there was no room for it
+      ++blocked;
     }
+  }
+  if (blocked == streams_.size()) {
+    return breach(Status::error(Code::kProtocol, "a transfer is missing"));
   }
   if (ended == 0) return;
   if (state_ == State::kOpen) {
@@ -111,10 +114,7 @@ void TcpEndpoint::look_for_the_end() {
     start_deadline();
   }
   // A connection that was reset brings nothing more, and the others are of no use without it.
-  const bool done = std::all_of(streams_.begin(), streams_.end(), [this](const auto& stream) {
-    return over(*stream) || (stream->in.whole() && stream->in.head().sequence() != delivered_);
-  });
-  if (done || failed) end_with(peer_mark_);
+  if (failed || ended + blocked == streams_.size()) end_with(peer_mark_);
 }
 
 void TcpEndpoint::end_with(CloseMark mark) {

@@ -101,13 +101,13 @@ LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
   if (link.quality > QualityClass::kUnspecified) {
     return refuse(kLinkQuality, "link parameter quality: no such class");
   }
+  if (streams == 0 || streams > std::min(options.streams_max, kTcpStreamsMax)) {
+    return refuse(kLinkStreams, "link parameter streams: more than this end takes");
+  }
   if (Status possible = check_link(link); !possible.ok()) return {0, possible};
   if (Status known = require_link(link, kHonoured); !known.ok()) {
     const std::uint32_t refused = link_fields(link) & ~kHonoured;
     return {refused & (~refused + 1), known};  // the lowest, which is the one in the text
-  }
-  if (streams == 0 || streams > std::min(options.streams_max, kTcpStreamsMax)) {
-    return refuse(kLinkStreams, "link parameter streams: more than this end takes");
   }
   if (link.skip_slow_start && link.window_bytes == 0) {
     return refuse(kLinkSkipSlowStart, "link parameter skip_slow_start: needs a window");
