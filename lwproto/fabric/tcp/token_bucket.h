@@ -42,7 +42,6 @@ class TokenBucket {
 
  private:
   void fill(std::uint64_t now_ns) {
-    // A fraction of a byte is not lost: the time that it took is kept for the next call.
     const double earned =
         static_cast<double>(now_ns - filled_ns_) * 1e-9 * static_cast<double>(rate_);
     if (earned >= static_cast<double>(full_ - tokens_)) {
@@ -53,8 +52,9 @@ class TokenBucket {
     const auto whole = static_cast<std::int64_t>(earned);
     if (whole <= 0) return;
     tokens_ += whole;
-    filled_ns_ +=
-        static_cast<std::uint64_t>(static_cast<double>(whole) * 1e9 / static_cast<double>(rate_));
+    // The fraction of a byte is not lost, its time is kept for the next call; but never too much.
+    const double spent_ns = static_cast<double>(whole) * 1e9 / static_cast<double>(rate_);
+    filled_ns_ = std::min(filled_ns_ + static_cast<std::uint64_t>(spent_ns) + 1, now_ns);
   }
 
   std::uint64_t rate_;
