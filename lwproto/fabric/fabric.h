@@ -145,6 +145,9 @@ struct EndpointOptions {
   std::uint32_t transfer_bytes_max = 8192 + 65536;
   std::uint32_t regions_max = 64;                                // that a peer may attach
   std::uint64_t peer_region_bytes_max = std::uint64_t{4} << 30;  // all its regions together
+  // Regions that will be attached to every endpoint: a fabric that registers memory with a device
+  // does so when it starts to listen, and not under a newcomer while others wait.
+  std::vector<const buffer::MemoryRegion*> send_regions{};
   // Not used by shm. Null: the endpoint makes its own, of twice receive_depth slots.
   ReceiveMemory receive_memory{};
   LinkParameters link{};  // connecting side only; a listener takes what it is asked for, or refuses

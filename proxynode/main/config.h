@@ -28,8 +28,9 @@ struct FabricConfig {
   bool shared_trust = false;  // shm: trust = "isolated" | "shared"
   std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
   std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
-  std::size_t channel_region_bytes = 0;  // shm: that of [proxy] by default; verbs, tcp: 16 MiB
-  service::AllowList allow;              // to services without a list of their own
+  std::size_t channel_region_bytes =
+      0;                     // shm: that of [proxy] by default; verbs, tcp: 64 MiB for all
+  service::AllowList allow;  // to services without a list of their own
   // tcp
   std::string certificate, key, ca;  // all or none
   std::uint32_t streams_max = 16;    // that a node may ask for

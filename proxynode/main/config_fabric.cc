@@ -13,7 +13,7 @@ namespace {
 constexpr std::uint32_t kPoolCreditsDefault = 64;
 constexpr std::uint32_t kPoolNodesDefault = 32;
 // Only what is copied because something ran short goes there.
-constexpr std::size_t kPoolRegionBytesDefault = std::size_t{16} << 20;
+constexpr std::size_t kPoolRegionBytesDefault = std::size_t{64} << 20;
 
 // What only some fabrics have: said for another one it is an error, not ignored.
 void check_fabric(const FabricConfig& fabric, const std::set<std::string>& given) {

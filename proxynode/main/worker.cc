@@ -147,8 +147,12 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
   entry.lend_ingress = config.shared_trust || config.uses_pools();
   entry.channel_region_bytes = config.channel_region_bytes;
   if (config.uses_pools()) {
-    entry.options.receive_memory = translator_->receive_memory(egress_region_);
     entry.nodes_max = config.nodes_max;
+    entry.shared_chunks = std::make_unique<translate::ChunkRegion>(
+        take(buffer::MemoryRegion::create("sanproxy-channels", config.channel_region_bytes),
+             config.listen));
+    entry.options.receive_memory = translator_->receive_memory(egress_region_);
+    entry.options.send_regions = {&ingress_region_, &entry.shared_chunks->region()};
   }
   entry.allow = config.allow;
   entry.listener = take(fabric->listen(config.listen, entry.options), config.listen);

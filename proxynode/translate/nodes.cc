@@ -84,10 +84,14 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   while (nodes_[node_search_ % options_.nodes_max] != nullptr) ++node_search_;
   const NodeIndex index = node_search_++ % options_.nodes_max;
 
-  auto region = buffer::MemoryRegion::create(
-      "sanproxy-channel",
-      from.channel_region_bytes != 0 ? from.channel_region_bytes : options_.channel_region_bytes);
-  if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
+  std::unique_ptr<ChunkRegion> own_chunks;
+  if (from.shared_chunks == nullptr) {
+    auto region = buffer::MemoryRegion::create(
+        "sanproxy-channel",
+        from.channel_region_bytes != 0 ? from.channel_region_bytes : options_.channel_region_bytes);
+    if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
+    own_chunks = std::make_unique<ChunkRegion>(std::move(*region));
+  }
   const wire::HelloBody ours =
       channel::make_hello(options_.epoch, from.options, options_.send_window_bytes,
                           options_.connections_max, options_.name);
@@ -108,7 +112,8 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->who.certificate_name = request.peer.certificate_name;
   node->lend_ingress = from.lend_ingress;
   node->receives_into_egress = from.options.receive_memory.pool == &egress_;
-  node->chunks = std::make_unique<ChunkRegion>(std::move(*region));
+  node->own_chunks = std::move(own_chunks);
+  node->chunks = node->own_chunks ? node->own_chunks.get() : from.shared_chunks.get();
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
   node->name = node->channel->peer_name();

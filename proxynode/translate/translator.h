@@ -85,8 +85,10 @@ struct FabricListener {
   fabric::EndpointOptions options;
   bool lend_ingress =
       false;  // shared trust, or a fabric that sends from the pool without showing it
-  std::uint32_t nodes_max = 1u << 24;             // that come through it, beside nodes_max of all
-  std::size_t channel_region_bytes = 0;           // 0: TranslatorOptions'
+  std::uint32_t nodes_max = 1u << 24;    // that come through it, beside nodes_max of all
+  std::size_t channel_region_bytes = 0;  // 0: TranslatorOptions'
+  // One region for all its channels, where a node sees nothing of it but what it is sent.
+  std::unique_ptr<ChunkRegion> shared_chunks;
   service::AllowList allow = service::anybody();  // to services without a list of their own
 };
 
@@ -111,8 +113,9 @@ struct AppNode {
   fabric::PeerIdentity peer;
   std::string peer_key;  // whom its joins are counted for
   service::Credentials who;
+  std::unique_ptr<ChunkRegion> own_chunks;  // outlives the channel; null where the fabric's is used
   std::unique_ptr<channel::Channel> channel;
-  std::unique_ptr<ChunkRegion> chunks;
+  ChunkRegion* chunks = nullptr;
   fabric::RegionKey chunk_key = 0;
   fabric::RegionKey ingress_key = 0;
   bool lend_ingress = false;

@@ -54,12 +54,19 @@ Status VerbsListener::listen(const SocketAddress& socket) {
     return Status::error(Code::kSystem, "listen at an RDMA address", errno);
   }
   // A wildcard address has no device of its own: the first peer brings one.
-  if (id_->verbs == nullptr || options_.receive_memory.region == nullptr) return {};
+  if (id_->verbs == nullptr) return {};
+  std::vector<const buffer::MemoryRegion*> regions = options_.send_regions;
+  if (options_.receive_memory.region != nullptr) {
+    regions.push_back(options_.receive_memory.region);
+  }
+  if (regions.empty()) return {};
   auto device = core_->device_of(*id_);
   if (!device.ok()) return device.status();
-  auto key = (*device)->register_region(*options_.receive_memory.region);
-  if (!key.ok()) return key.status();
-  receive_key_ = std::move(*key);
+  for (const buffer::MemoryRegion* region : regions) {
+    auto key = (*device)->register_region(*region);
+    if (!key.ok()) return key.status();
+    keys_.push_back(std::move(*key));
+  }
   return {};
 }
 

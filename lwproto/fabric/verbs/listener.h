@@ -60,7 +60,7 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
   EndpointOptions options_;
   CmId id_;
   // Keeps the shared receive memory registered while no endpoint does.
-  std::shared_ptr<MemoryKey> receive_key_;
+  std::vector<std::shared_ptr<MemoryKey>> keys_;  // of the regions that every endpoint uses
   std::uint64_t next_token_ = 1;
   HalfOpens half_open_;
   std::deque<std::uint64_t> ready_;

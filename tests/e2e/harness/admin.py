@@ -4,10 +4,12 @@ import json
 import re
 import socket
 
+from . import settings
+
 PORT = 9477
 
 
-def get(namespace, path, timeout_s=10):
+def get(namespace, path, timeout_s=10 * settings.slowness):
     """(status, body) of a GET at the admin endpoint inside `namespace`."""
     with namespace.socket(socket.AF_INET) as sock:
         sock.settimeout(timeout_s)

@@ -2,7 +2,7 @@
 
 import unittest
 
-from . import fabrics
+from . import settings
 from .lab import Lab
 
 
@@ -42,7 +42,7 @@ def over(test_base, topologies=("tun", "packet"), families=(4, 6), shared=False,
     """{class name: class}: `test_base` over each topology and family on shm; `shared`: once more
     with shared trust; `network`: once more over these kinds of fabrics, on the first topology and
     family. verbs is only there in the guest, and then it is all there is."""
-    if fabrics.in_guest():
+    if settings.in_guest:
         variants = [("tun", families[0], "isolated", kind) for kind in ("verbs",)
                     if kind in network]
     else:

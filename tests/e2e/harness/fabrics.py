@@ -17,10 +17,6 @@ _PORTS = {"tcp": 7471, "tls": 7472, "verbs": 7473}
 _certificates = {}
 
 
-def in_guest():
-    return bool(os.environ.get("SANPROXY_VM"))
-
-
 def scheme(kind):
     return "tcp" if kind == "tls" else kind
 
@@ -29,7 +25,7 @@ def address(kind, run_dir):
     if kind == "shm":
         return f"shm:{run_dir}/proxy.sock"
     if kind == "verbs":
-        if not in_guest():
+        if not settings.in_guest:
             raise unittest.SkipTest("verbs needs an RDMA device: it runs in the guest")
         return f"verbs://{os.environ['SANPROXY_VM_ADDRESS']}:{_PORTS[kind]}"
     return f"tcp://127.0.0.1:{_PORTS[kind]}"
@@ -45,6 +41,8 @@ def section(kind, run_dir, extra):
         values.update(certificate=own.certificate, key=own.key, ca=own.ca, allow=["cert:node"])
     else:
         values["allow"] = ["any"]  # by itself nobody may join over a network
+    if kind == "verbs":  # all of it is locked, and the guest is small
+        values.update(max_nodes=8, channel_region_bytes=8 << 20)
     return {**values, **{key: value for key, value in extra.items()
                          if key != "trust" or kind == "shm"}}
 

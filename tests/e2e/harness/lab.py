@@ -44,6 +44,8 @@ class Lab:
         self.kinds = kinds
         self.proxy_address = fabrics.address(kinds[0], self.run_dir)
         config = dict(config or {})
+        if "verbs" in kinds:
+            config["proxy"] = {"ingress_pool_bytes": 64 << 20, **config.get("proxy", {})}
         if keys:
             config["key"] = [{"name": name, "file": self.write_key(name, secret)}
                              for name, secret in keys.items()]
@@ -173,7 +175,7 @@ class Lab:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             if send_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-            sock.settimeout(timeout_s)
+            sock.settimeout(timeout_s * settings.slowness)
             sock.connect((V4 if family == 4 else V6, port))
         except BaseException:
             sock.close()
@@ -181,12 +183,13 @@ class Lab:
         return sock
 
     def run(self, *argv, timeout_s=120, **options):
-        return self.client.run(*argv, timeout_s=timeout_s, **options)
+        return self.client.run(*argv, timeout_s=timeout_s * settings.slowness, **options)
 
     def url(self, path, port=80, family=4):
         return f"http://{service_address(family, port)}{path}"
 
     def curl(self, *words, timeout_s=120, **options):
+        timeout_s *= settings.slowness
         return self.client.run("curl", "-sS", "--max-time", timeout_s, *words,
                                timeout_s=timeout_s + 10, **options)
 

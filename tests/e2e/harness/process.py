@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 
-from . import wait
+from . import settings, wait
 
 _libc = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
@@ -60,7 +60,7 @@ class Program:
 
     def wait(self, timeout_s=20):
         try:
-            return self._popen.wait(timeout_s)
+            return self._popen.wait(timeout_s * settings.slowness)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.label} did not end within {timeout_s} s") from None
 
@@ -71,7 +71,7 @@ class Program:
                 self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
             try:
-                self._popen.wait(timeout_s)
+                self._popen.wait(timeout_s * settings.slowness)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._log.close()

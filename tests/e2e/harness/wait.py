@@ -2,6 +2,8 @@
 
 import time
 
+from . import settings
+
 
 class NotReached(AssertionError):
     pass
@@ -9,6 +11,7 @@ class NotReached(AssertionError):
 
 def until(condition, what, timeout_s=20.0, pause_s=0.02):
     """Looks at `condition` until it is true, and returns its value."""
+    timeout_s *= settings.slowness
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

@@ -205,7 +205,7 @@ listen = "verbs://[fd77::1]:7471"
   EXPECT_EQ(verbs.scheme, "verbs");
   EXPECT_EQ(verbs.credits, 64u);
   EXPECT_EQ(verbs.nodes_max, 32u);
-  EXPECT_EQ(verbs.channel_region_bytes, std::size_t{16} << 20);
+  EXPECT_EQ(verbs.channel_region_bytes, std::size_t{64} << 20);
 }
 
 TEST(Config, AnEmptyAdminAddressTurnsItOff) {

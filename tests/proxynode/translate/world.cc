@@ -35,6 +35,9 @@ void World::make(const WorldOptions& options) {
   entry.nodes_max = options.fabric_nodes_max;
   if (options.pool) {
     entry.options.receive_memory = translator_->receive_memory(egress_region_);
+    entry.shared_chunks = std::make_unique<ChunkRegion>(
+        buffer::MemoryRegion::create("test-channels", options.translator.channel_region_bytes)
+            .value());
   }
   entry.allow = options.allow;
   if (options.shm) {
