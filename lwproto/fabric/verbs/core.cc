@@ -25,6 +25,7 @@ constexpr int kDeviceEventsPerPump = 64;
 Result<std::shared_ptr<Core>> Core::create(const VerbsOptions& options) {
   auto core = std::make_shared<Core>();
   core->options_ = options;
+  if (options.counters != nullptr) core->counters_ = options.counters;
   core->clock_ = options.clock != nullptr ? options.clock : &core->steady_;
   core->epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   if (!core->epoll_.valid()) return Status::error(Code::kSystem, "create an epoll set", errno);
@@ -230,12 +231,13 @@ void Core::drain_device(Device& device) {
     // A queue pair is destroyed only after its events were acknowledged.
     ::ibv_ack_async_event(&event);
     if (queue_pair != nullptr) {
-      queue_pair->target().on_failure(Status::error(Code::kDisconnected, "the queue pair failed"));
+      queue_pair->target().on_failure(
+          Status::error(Code::kDisconnected, "the device reports a broken queue pair"));
     } else if (port != 0) {
-      ++counters_.port_errors;
+      ++counters_->port_errors;
       fail_where(device, port, Status::error(Code::kDisconnected, "the port went down"));
     } else if (event.event_type == IBV_EVENT_DEVICE_FATAL) {
-      ++counters_.device_errors;
+      ++counters_->device_errors;
       // Connections to come open the device anew.
       std::erase_if(devices_, [&](const auto& other) { return other.get() == &device; });
       fail_where(device, 0, Status::error(Code::kDisconnected, "the device failed"));

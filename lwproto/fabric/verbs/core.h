@@ -85,7 +85,7 @@ class Core {
   Core& operator=(const Core&) = delete;
 
   const VerbsOptions& options() const { return options_; }
-  VerbsCounters& counters() { return counters_; }
+  VerbsCounters& counters() { return *counters_; }
   int event_fd() const { return epoll_.get(); }
   std::uint64_t now_ns() const { return clock_->now_ns(); }
 
@@ -123,7 +123,8 @@ class Core {
   void on_timer();
 
   VerbsOptions options_;
-  VerbsCounters counters_;
+  VerbsCounters own_counters_;
+  VerbsCounters* counters_ = &own_counters_;
   SteadyClock steady_;
   const Clock* clock_ = nullptr;
   UniqueFd epoll_;

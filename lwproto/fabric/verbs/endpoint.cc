@@ -25,6 +25,9 @@ Status check_options(const EndpointOptions& options) {
     return Status::error(Code::kInvalidArgument, "transfer_bytes_max does not hold a handshake");
   }
   const ReceiveMemory& memory = options.receive_memory;
+  if ((memory.pool == nullptr) != (memory.region == nullptr)) {
+    return Status::error(Code::kInvalidArgument, "receive_memory is half given");
+  }
   if (memory.pool != nullptr && memory.pool->slot_bytes() < options.transfer_bytes_max) {
     return Status::error(Code::kInvalidArgument,
                          "the slots of receive_memory are smaller than transfer_bytes_max");
@@ -241,8 +244,16 @@ void VerbsEndpoint::start_reporting() {
   send_->on_all_done();
 }
 
+// An event says that it is over, a completion why.
+void VerbsEndpoint::explain(Status reason) {
+  if (state_ == State::kDraining && std::exchange(reason_is_vague_, false)) reason_ = reason;
+}
+
 void VerbsEndpoint::on_failure(Status reason) {
-  if (state_ == State::kOpen) return start_draining(reason);
+  if (state_ == State::kOpen) {
+    reason_is_vague_ = true;
+    return start_draining(reason);
+  }
   if (state_ == State::kClosing) start_flushing();
 }
 

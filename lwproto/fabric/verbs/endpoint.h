@@ -87,16 +87,17 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   Status gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
                 std::array<ibv_sge, kGatherRefsMax>& pieces, std::uint64_t& total) const;
   void start_draining(Status reason);
+  void explain(Status reason);
   void start_flushing();
   void start_reporting();
   void set_deadline(std::uint64_t wait_ns);
 
   bool fill_stash();
   std::size_t take_completions(std::span<Completion> out);
-  bool handle(const ibv_wc& completion, Completion& out);
+  bool handle(const ibv_wc& completion, Completion* out);
   void handle_send(const ibv_wc& completion);
   void handle_failed(const ibv_wc& completion);
-  bool handle_receive(const ibv_wc& completion, buffer::SlotIndex slot, Completion& out);
+  bool handle_receive(const ibv_wc& completion, buffer::SlotIndex slot, Completion* out);
   bool deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out);
   bool deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length, buffer::SlotIndex slot,
                           Completion& out);
@@ -117,6 +118,7 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   std::unique_ptr<QueuePair> queue_pair_;
   State state_ = State::kOpen;
   Status reason_;
+  bool reason_is_vague_ = false;  // kDraining: something else may know better
   std::uint64_t deadline_ns_ = kNever;
   bool waiting_ = false;    // begin_send() found no room
   bool room_news_ = false;  // poll() has found some since

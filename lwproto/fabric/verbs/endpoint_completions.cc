@@ -8,8 +8,14 @@ namespace sanproxy::fabric::verbs {
 namespace {
 
 // Why a work request failed, for the first that did.
-Status failure_of(ibv_wc_status status) {
-  switch (status) {
+Status failure_of(const ibv_wc& completion) {
+  switch (completion.status) {
+    case IBV_WC_LOC_QP_OP_ERR:
+      // Soft-RoCE's word for a transfer that is longer than its receive.
+      if ((completion.wr_id & kReceiveBit) != 0) {
+        return Status::error(Code::kProtocol, "the peer sent a transfer that is too large");
+      }
+      break;
     case IBV_WC_RNR_RETRY_EXC_ERR:
       return Status::error(Code::kProtocol, "a transfer met no posted receive");
     case IBV_WC_LOC_LEN_ERR:
@@ -24,8 +30,9 @@ Status failure_of(ibv_wc_status status) {
     case IBV_WC_WR_FLUSH_ERR:
       return Status::error(Code::kDisconnected, "the queue pair was broken");
     default:
-      return Status::error(Code::kDisconnected, "the queue pair failed");
+      break;
   }
+  return Status::error(Code::kDisconnected, "a work request failed");
 }
 
 }  // namespace
@@ -68,14 +75,14 @@ std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
     }
     if (delivering && count == out.size()) return count;
     if (stash_next_ == stash_count_ && !fill_stash()) return count;
-    Completion unused;
     const ibv_wc& completion = stash_[stash_next_++];
-    if (handle(completion, delivering ? out[count] : unused)) ++count;
+    // Whoever has ended the channel takes nothing more, and handle() fills nothing.
+    if (handle(completion, delivering ? &out[count] : nullptr)) ++count;
   }
 }
 
 // True if `out` was filled.
-bool VerbsEndpoint::handle(const ibv_wc& completion, Completion& out) {
+bool VerbsEndpoint::handle(const ibv_wc& completion, Completion* out) {
   if ((completion.wr_id & kReceiveBit) == 0) {
     handle_send(completion);
     return false;
@@ -98,15 +105,19 @@ void VerbsEndpoint::handle_send(const ibv_wc& completion) {
 }
 
 void VerbsEndpoint::handle_failed(const ibv_wc& completion) {
-  if (state_ == State::kOpen) {
-    start_draining(failure_of(completion.status));
+  const Status why = failure_of(completion);
+  if (state_ == State::kDraining && completion.status != IBV_WC_WR_FLUSH_ERR) {
+    explain(why);
+  } else if (state_ == State::kOpen) {
+    start_draining(why);
+    reason_is_vague_ = completion.status == IBV_WC_WR_FLUSH_ERR;
   } else if (state_ == State::kClosing) {
     start_flushing();
   }
 }
 
 bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex slot,
-                                   Completion& out) {
+                                   Completion* out) {
   const std::uint32_t immediate =
       (completion.wc_flags & IBV_WC_WITH_IMM) != 0 ? ntohl(completion.imm_data) : 0;
   const std::uint32_t number = number_of(immediate);
@@ -123,16 +134,15 @@ bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex s
         return false;
       }
       if (kind_of(immediate) == Kind::kInline) {
-        return deliver_inline(completion.byte_len, slot, out);
+        return deliver_inline(completion.byte_len, slot, *out);
       }
-      return deliver_referenced(number, completion.byte_len, slot, out);
+      return deliver_referenced(number, completion.byte_len, slot, *out);
     case Kind::kBye: {
       const Status why =
           number == static_cast<std::uint32_t>(ByeCode::kProtocol)
               ? Status::error(Code::kProtocol, "the peer saw a broken rule of the protocol")
               : Status::error(Code::kDisconnected, "the peer ended the channel");
-      // In kDraining this says more than the end of the connection did.
-      if (state_ == State::kDraining) reason_ = why;
+      explain(why);
       start_draining(why);
       return false;
     }

@@ -15,6 +15,10 @@ constexpr std::size_t kSlotAlignment = 64;
 constexpr std::uint32_t kSlotsPerReceive = 2;
 constexpr std::uint32_t kHandshakes = 1;
 
+std::size_t aligned(std::size_t bytes) {
+  return (bytes + kSlotAlignment - 1) & ~(kSlotAlignment - 1);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair,
@@ -23,27 +27,40 @@ Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair
   out->depth_ = options.receive_depth;
   out->slot_bytes_ = options.transfer_bytes_max;
   out->memory_ = options.receive_memory;
-  if (out->memory_.pool == nullptr || out->memory_.region == nullptr) {
-    const std::size_t slot_bytes =
-        (std::size_t{out->slot_bytes_} + kSlotAlignment - 1) & ~(kSlotAlignment - 1);
-    const std::size_t slots = std::size_t{kSlotsPerReceive} * out->depth_ + kSpare + kHandshakes;
-    auto made = buffer::MemoryRegion::create("verbs-receive", slots * slot_bytes);
-    if (!made.ok()) return made.status();
-    out->own_region_ = std::move(*made);
-    out->own_pool_ = std::make_unique<buffer::SlotPool>(out->own_region_.bytes(), slot_bytes);
-    out->memory_ = {out->own_pool_.get(), &out->own_region_, 0};
+  if (!options.receive_memory.pool) {
+    if (Status status = out->make_own_pool(); !status.ok()) return status;
   }
-  if (out->memory_.pool->slot_bytes() < out->slot_bytes_) {
-    return Status::error(Code::kInvalidArgument,
-                         "the slots of receive_memory are smaller than transfer_bytes_max");
-  }
+  if (Status status = out->make_spare_slots(); !status.ok()) return status;
   auto key = queue_pair.device().register_region(*out->memory_.region);
   if (!key.ok()) return key.status();
   out->key_ = std::move(*key);
+  auto spare_key = queue_pair.device().register_region(out->spare_region_);
+  if (!spare_key.ok()) return spare_key.status();
+  out->spare_key_ = std::move(*spare_key);
   const std::uint32_t most = out->depth_ + kSpare + kHandshakes;
   out->posted_slots_.resize(std::bit_ceil(most));
   out->transients_.reserve(most);
   return out;
+}
+
+Status ReceiveQueue::make_own_pool() {
+  const std::size_t slot_bytes = aligned(slot_bytes_);
+  auto made = buffer::MemoryRegion::create("verbs-receive",
+                                           std::size_t{kSlotsPerReceive} * depth_ * slot_bytes);
+  if (!made.ok()) return made.status();
+  own_region_ = std::move(*made);
+  own_pool_ = std::make_unique<buffer::SlotPool>(own_region_.bytes(), slot_bytes);
+  memory_ = {own_pool_.get(), &own_region_, 0};
+  return {};
+}
+
+Status ReceiveQueue::make_spare_slots() {
+  const std::size_t slot_bytes = aligned(slot_bytes_);
+  auto made = buffer::MemoryRegion::create("verbs-spare", (kSpare + kHandshakes) * slot_bytes);
+  if (!made.ok()) return made.status();
+  spare_region_ = std::move(*made);
+  spare_pool_ = std::make_unique<buffer::SlotPool>(spare_region_.bytes(), slot_bytes);
+  return {};
 }
 
 ReceiveQueue::~ReceiveQueue() {
@@ -51,43 +68,52 @@ ReceiveQueue::~ReceiveQueue() {
   end_transients();
 }
 
-int ReceiveQueue::post(QueuePair& queue_pair, std::uint32_t count, std::uint32_t& done) {
+buffer::SlotIndex ReceiveQueue::acquire(bool spare) {
+  if (!spare) return memory_.acquire();
+  const buffer::SlotIndex slot = spare_pool_->acquire();
+  return slot == buffer::kNoSlot ? slot : slot | kSpareBit;
+}
+
+ibv_sge ReceiveQueue::piece_of(buffer::SlotIndex slot) const {
+  const MemoryKey& key = (slot & kSpareBit) != 0 ? *spare_key_ : *key_;
+  return {reinterpret_cast<std::uintptr_t>(data(slot)), slot_bytes_, key.local()};
+}
+
+// As many as there are slots, up to `count`; adds to `done`.
+int ReceiveQueue::post(QueuePair& queue_pair, std::uint32_t count, bool spare,
+                       std::uint32_t& done) {
   std::array<ibv_recv_wr, kChainMax> requests;
   std::array<ibv_sge, kChainMax> pieces;
-  while (done < count) {
-    const std::uint32_t first = done;
+  for (;;) {
     std::uint32_t n = 0;
-    for (; n < kChainMax && done < count; ++n, ++done) {
-      const buffer::SlotIndex slot = memory_.acquire();
+    for (; n < kChainMax && n < count; ++n) {
+      const buffer::SlotIndex slot = acquire(spare);
       if (slot == buffer::kNoSlot) break;
-      pieces[n].addr = reinterpret_cast<std::uintptr_t>(memory_.pool->data(slot));
-      pieces[n].length = slot_bytes_;
-      pieces[n].lkey = key_->local();
+      pieces[n] = piece_of(slot);
       requests[n] = {};
-      requests[n].wr_id = kReceiveBit | slot;
+      requests[n].wr_id = kReceiveBit;
       requests[n].sg_list = &pieces[n];
       requests[n].num_sge = 1;
       if (n != 0) requests[n - 1].next = &requests[n];
       posted_slots_[(first_ + posted_) & (posted_slots_.size() - 1)] = slot;
       ++posted_;
     }
-    if (n == 0) return 0;  // the pool is dry
+    if (n == 0) return 0;
     if (const int error = queue_pair.post(requests.data()); error != 0) return error;
-    if (done - first < kChainMax) return 0;
+    done += n;
+    count -= n;
   }
-  return 0;
 }
 
 Status ReceiveQueue::post_all(QueuePair& queue_pair, std::uint32_t extra) {
-  const std::uint32_t wanted = depth_ + kSpare + extra;
   std::uint32_t done = 0;
-  if (const int error = post(queue_pair, wanted, done); error != 0) {
-    return Status::error(Code::kSystem, "post receives", error);
-  }
-  if (done < wanted) {
+  int error = post(queue_pair, depth_, false, done);
+  if (error == 0 && done < depth_) {
     return Status::error(Code::kExhausted,
                          "receive_memory has fewer free slots than receive_depth");
   }
+  if (error == 0) error = post(queue_pair, kSpare + extra, true, done);
+  if (error != 0) return Status::error(Code::kSystem, "post receives", error);
   granted_ = depth_;
   return {};
 }
@@ -97,11 +123,13 @@ std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
   const std::uint32_t target = depth_ + kSpare;
   if (posted_ < target) {
     std::uint32_t done = 0;
-    error = post(queue_pair, target - posted_, done);
+    // Ours first: others may need the pool.
+    if (spare_pool_->free_count() != 0) error = post(queue_pair, target - posted_, true, done);
+    if (error == 0 && posted_ < target) error = post(queue_pair, target - posted_, false, done);
     if (error != 0) return 0;
   }
   // The spare ones are not for the peer.
-  const std::uint64_t usable = posted_ > kSpare ? posted_ - kSpare : 0;
+  const std::uint64_t usable = posted_ > kSpare ? std::min(posted_ - kSpare, depth_) : 0;
   const std::uint64_t total = received_ + usable;
   if (total <= granted_) return 0;
   const auto more = static_cast<std::uint32_t>(total - granted_);
@@ -118,19 +146,21 @@ buffer::SlotIndex ReceiveQueue::take() {
 }
 
 void ReceiveQueue::end_transients() {
-  for (const buffer::SlotIndex slot : transients_) memory_.pool->release(slot);
+  for (const buffer::SlotIndex slot : transients_) give_back(slot);
   transients_.clear();
 }
 
 void ReceiveQueue::release(Loan loan) {
-  SANPROXY_CHECK(loan != kNoLoan && loan <= memory_.pool->slot_count());
+  SANPROXY_CHECK(loan != kNoLoan && loan - 1 <= (kSpareBit | (kSpareBit - 1)));
   const auto slot = static_cast<buffer::SlotIndex>(loan - 1);
-  SANPROXY_CHECK(memory_.pool->state(slot) == buffer::SlotState::kReceived);
-  memory_.pool->release(slot);
+  const buffer::SlotPool& pool = pool_of(slot);
+  SANPROXY_CHECK(index_of(slot) < pool.slot_count() &&
+                 pool.state(index_of(slot)) == buffer::SlotState::kReceived);
+  give_back(slot);
 }
 
 void ReceiveQueue::give_all_back() {
-  while (posted_ != 0) memory_.pool->release(take());
+  while (posted_ != 0) give_back(take());
 }
 
 }  // namespace sanproxy::fabric::verbs

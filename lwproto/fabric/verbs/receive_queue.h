@@ -7,7 +7,7 @@
 //   1. Receives are filled in the order in which they were posted.
 //   2. The device holds kSpare receives more than the peer has been told of: so the last message
 //      of a peer always finds one, and a transfer beyond the credits is seen here rather than
-//      lost.
+//      lost. They are spare slots of our own if those are free, else the pool's.
 //   3. A slot is posted (the device's), transient (until end_transients()) or lent (the caller's).
 #pragma once
 
@@ -48,13 +48,13 @@ class ReceiveQueue {
     return true;
   }
 
-  const std::byte* data(buffer::SlotIndex slot) const { return memory_.pool->data(slot); }
+  const std::byte* data(buffer::SlotIndex slot) const { return pool_of(slot).data(index_of(slot)); }
   void make_transient(buffer::SlotIndex slot) { transients_.push_back(slot); }
   void end_transients();
   bool any_transients() const { return !transients_.empty(); }
-  void give_back(buffer::SlotIndex slot) { memory_.pool->release(slot); }
+  void give_back(buffer::SlotIndex slot) { pool_of(slot).release(index_of(slot)); }
   Loan lend(buffer::SlotIndex slot) {
-    memory_.pool->mark_received(slot);
+    pool_of(slot).mark_received(index_of(slot));
     return Loan{slot} + 1;
   }
   void release(Loan loan);
@@ -62,11 +62,25 @@ class ReceiveQueue {
   void give_all_back();
 
  private:
+  // A slot's number with this bit is one of the spare slots'.
+  static constexpr buffer::SlotIndex kSpareBit = 0x8000'0000u;
+
   ReceiveQueue() = default;
-  int post(QueuePair& queue_pair, std::uint32_t count, std::uint32_t& done);
+  buffer::SlotPool& pool_of(buffer::SlotIndex slot) const {
+    return (slot & kSpareBit) != 0 ? *spare_pool_ : *memory_.pool;
+  }
+  static buffer::SlotIndex index_of(buffer::SlotIndex slot) { return slot & ~kSpareBit; }
+  Status make_own_pool();
+  Status make_spare_slots();
+  ibv_sge piece_of(buffer::SlotIndex slot) const;
+  buffer::SlotIndex acquire(bool spare);
+  int post(QueuePair& queue_pair, std::uint32_t count, bool spare, std::uint32_t& done);
 
   buffer::MemoryRegion own_region_;
   std::unique_ptr<buffer::SlotPool> own_pool_;
+  buffer::MemoryRegion spare_region_;
+  std::unique_ptr<buffer::SlotPool> spare_pool_;
+  std::shared_ptr<MemoryKey> spare_key_;
   std::shared_ptr<MemoryKey> key_;
   ReceiveMemory memory_;          // as given, or over the own pool
   std::uint32_t slot_bytes_ = 0;  // that a receive offers: transfer_bytes_max

@@ -17,9 +17,9 @@ Result<SocketAddress> socket_of(const std::string& address) {
   return parsed->socket;
 }
 
-class VerbsFabricOverCore final : public VerbsFabric {
+class VerbsFabric final : public Fabric {
  public:
-  explicit VerbsFabricOverCore(std::shared_ptr<verbs::Core> core) : core_(std::move(core)) {}
+  explicit VerbsFabric(std::shared_ptr<verbs::Core> core) : core_(std::move(core)) {}
 
   const char* name() const override { return "verbs"; }
 
@@ -41,7 +41,6 @@ class VerbsFabricOverCore final : public VerbsFabric {
   int event_fd() const override { return core_->event_fd(); }
   bool arm() override { return core_->arm(); }
   void disarm() override { core_->disarm(); }
-  const VerbsCounters& counters() const override { return core_->counters(); }
 
  private:
   std::shared_ptr<verbs::Core> core_;
@@ -49,10 +48,10 @@ class VerbsFabricOverCore final : public VerbsFabric {
 
 }  // namespace
 
-Result<std::unique_ptr<VerbsFabric>> make_verbs_fabric(const VerbsOptions& options) {
+Result<std::unique_ptr<Fabric>> make_verbs_fabric(const VerbsOptions& options) {
   auto core = verbs::Core::create(options);
   if (!core.ok()) return core.status();
-  return std::unique_ptr<VerbsFabric>(std::make_unique<VerbsFabricOverCore>(std::move(*core)));
+  return std::unique_ptr<Fabric>(std::make_unique<VerbsFabric>(std::move(*core)));
 }
 
 }  // namespace sanproxy::fabric

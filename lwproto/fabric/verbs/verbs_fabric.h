@@ -19,18 +19,6 @@
 
 namespace sanproxy::fabric {
 
-struct VerbsOptions {
-  std::uint32_t ring_bytes = 1u << 20;   // inline parts under way, of one endpoint
-  std::uint32_t inline_bytes_max = 256;  // copied into the work request, if the device can
-  std::uint32_t gather_max = 0;          // pieces of a work request; 0: what the device can
-  std::uint32_t half_open_max = 128;     // handshakes not yet answered, per listener
-  std::uint32_t handshake_timeout_ms = 5000;
-  std::uint32_t close_timeout_ms = 1000;   // for the last transfers of a channel that we end
-  std::uint8_t ack_timeout_exponent = 16;  // 4.096 us * 2^this, before a packet is sent again
-  std::uint8_t retry_count = 6;            // and that often
-  const Clock* clock = nullptr;            // for time-outs and rates; null: the steady clock
-};
-
 // What went wrong with peers that never became an endpoint, and the like. Totals.
 struct VerbsCounters {
   std::uint64_t refused_headers = 0;    // another protocol or version, impossible sizes
@@ -44,12 +32,20 @@ struct VerbsCounters {
   std::uint64_t unflushed_queues = 0;  // destroyed before the device had given everything back
 };
 
-class VerbsFabric : public Fabric {
- public:
-  virtual const VerbsCounters& counters() const = 0;
+struct VerbsOptions {
+  std::uint32_t ring_bytes = 1u << 20;   // inline parts under way, of one endpoint
+  std::uint32_t inline_bytes_max = 256;  // copied into the work request, if the device can
+  std::uint32_t gather_max = 0;          // pieces of a work request; 0: what the device can
+  std::uint32_t half_open_max = 128;     // handshakes not yet answered, per listener
+  std::uint32_t handshake_timeout_ms = 5000;
+  std::uint32_t close_timeout_ms = 1000;   // for the last transfers of a channel that we end
+  std::uint8_t ack_timeout_exponent = 16;  // 4.096 us * 2^this, before a packet is sent again
+  std::uint8_t retry_count = 6;            // and that often
+  VerbsCounters* counters = nullptr;       // kept up to date if given; outlives the fabric
+  const Clock* clock = nullptr;            // for time-outs and rates; null: the steady clock
 };
 
 // Succeeds without a device; listen() and connect() then say kUnsupported.
-Result<std::unique_ptr<VerbsFabric>> make_verbs_fabric(const VerbsOptions& options = {});
+Result<std::unique_ptr<Fabric>> make_verbs_fabric(const VerbsOptions& options = {});
 
 }  // namespace sanproxy::fabric

@@ -19,26 +19,15 @@
 #include "tests/lwproto/fabric/sim/under_test.h"
 #include "tests/lwproto/fabric/tcp/test_certificates.h"
 #include "tests/lwproto/fabric/temporary_path.h"
+#include "tests/lwproto/fabric/verbs/device_address.h"
 
 namespace sanproxy::fabric::test {
 namespace {
 
-// A device's own address: the guest of ./run vm names it, elsewhere the caller does.
-std::string unused_verbs_address() {
-  const char* address = std::getenv("SANPROXY_TEST_VERBS");
-  if (address == nullptr) address = std::getenv("SANPROXY_VM_ADDRESS");
-  static unsigned next = static_cast<unsigned>(::getpid()) % 20'000;
-  next = (next + 1) % 40'000;
-  return std::string("verbs://") + (address != nullptr ? address : "10.9.0.1") + ":" +
-         std::to_string(20'000 + next);
-}
-
 Result<std::unique_ptr<Fabric>> make_verbs(unsigned half_open_max) {
   VerbsOptions options;
   options.half_open_max = half_open_max;
-  auto made = make_verbs_fabric(options);
-  if (!made.ok()) return made.status();
-  return std::unique_ptr<Fabric>(std::move(*made));
+  return make_verbs_fabric(options);
 }
 
 std::string unused_tcp_address() {
@@ -92,9 +81,8 @@ std::vector<FabricUnderTest> all_fabrics() {
        .lends = true},
       {.name = "verbs",
        .make = [] { return make_verbs(VerbsOptions().half_open_max); },
-       .unused_address = unused_verbs_address,
+       .unused_address = verbs::test::unused_device_address,
        .make_bounded = make_verbs,
-       .extra_slots = 2,
        .blocks_on_receiver = false,
        .needs_device = true,
        .slowness = 20,

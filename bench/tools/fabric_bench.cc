@@ -1,0 +1,180 @@
+// fabric_bench: throughput, round trips and small messages over any fabric, without a proxy.
+//   fabric_bench serve ADDRESS          waits for clients, prints READY; ends with the last one
+//   fabric_bench run ADDRESS --work W   prints one JSON object
+#include <poll.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <map>
+
+#include "bench/tools/fabric_works.h"
+#include "bench/tools/measurement.h"
+#include "lwproto/fabric/address.h"
+#include "lwproto/fabric/link_parameters.h"
+#include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
+
+namespace sanproxy::bench {
+namespace {
+
+struct Options {
+  std::string address;
+  std::string link;
+  bool spin = false;
+  std::uint32_t clients = 1;  // serve: so many, then the end
+  std::uint32_t depth = 512;
+  double connect_seconds = 10;
+  LoadOptions load;
+};
+
+[[noreturn]] void die(const char* what, const Status& status) {
+  std::fprintf(stderr, "fabric_bench: %s: %s\n", what, status.to_string().c_str());
+  std::exit(1);
+}
+
+Result<std::unique_ptr<fabric::Fabric>> make_by_scheme(const std::string& scheme) {
+  if (scheme == "shm") return fabric::make_shm_fabric();
+  if (scheme == "verbs") return fabric::make_verbs_fabric();
+  if (scheme == "tcp") return fabric::make_tcp_fabric();
+  return Status::error(Code::kUnsupported, "not one that this program knows");
+}
+
+std::unique_ptr<fabric::Fabric> make_fabric(const std::string& address) {
+  auto parsed = fabric::FabricAddress::parse(address);
+  if (!parsed.ok()) die("the address", parsed.status());
+  auto made = make_by_scheme(parsed->scheme);
+  if (!made.ok()) die("the fabric", made.status());
+  return std::move(*made);
+}
+
+void wait(fabric::Fabric& fabric, bool spin) {
+  if (!spin && fabric.arm()) {
+    pollfd fd{fabric.event_fd(), POLLIN, 0};
+    // The limit lets a load see the end of its time.
+    ::poll(&fd, 1, 100);
+  }
+  fabric.disarm();
+}
+
+fabric::EndpointOptions endpoint_options(const Options& options) {
+  fabric::EndpointOptions out;
+  out.receive_depth = options.depth;
+  auto link = fabric::parse_link(options.link);
+  if (!link.ok()) die("--link", link.status());
+  out.link = *link;
+  return out;
+}
+
+int serve(const Options& options) {
+  auto fabric = make_fabric(options.address);
+  fabric::EndpointOptions endpoint = endpoint_options(options);
+  endpoint.link = {};
+  auto listening = fabric->listen(options.address, endpoint);
+  if (!listening.ok()) die("listen", listening.status());
+  std::puts("READY");
+  std::fflush(stdout);
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::uint32_t ended = 0;
+  while (ended < options.clients) {
+    auto request = (*listening)->poll();
+    if (request.ok()) {
+      Greeting peers;
+      if (!read_greeting(request->private_data, peers)) {
+        (*listening)->reject(*request, {});
+        continue;
+      }
+      const Greeting ours = make_greeting({peers.work, peers.message_bytes}, endpoint);
+      auto accepted = (*listening)->accept(*request, bytes_of(ours));
+      if (!accepted.ok()) die("accept", accepted.status());
+      sessions.push_back(make_server(std::move(*accepted), ours, peers));
+    }
+    ended += static_cast<std::uint32_t>(
+        std::erase_if(sessions, [](const auto& session) { return !session->run(); }));
+    if (ended < options.clients) wait(*fabric, options.spin && !sessions.empty());
+  }
+  return 0;
+}
+
+std::unique_ptr<Session> connect(fabric::Fabric& fabric, const Options& options) {
+  const fabric::EndpointOptions endpoint = endpoint_options(options);
+  const Greeting ours = make_greeting(options.load, endpoint);
+  const std::uint64_t give_up_ns =
+      monotonic_ns() + static_cast<std::uint64_t>(options.connect_seconds * 1e9);
+  auto connecting = fabric.connect(options.address, bytes_of(ours), endpoint);
+  if (!connecting.ok()) die("connect", connecting.status());
+  for (;;) {
+    auto connected = (*connecting)->poll();
+    if (connected.ok()) {
+      Greeting peers;
+      if (!read_greeting((*connecting)->private_data(), peers)) {
+        die("connect", Status::error(Code::kProtocol, "the server is no fabric_bench"));
+      }
+      return make_client(std::move(*connected), ours, peers, options.load);
+    }
+    if (!connected.status().is_again()) die("connect", connected.status());
+    if (monotonic_ns() > give_up_ns) die("connect", Status::error(Code::kTimeout, "no answer"));
+    wait(fabric, false);
+  }
+}
+
+const std::map<std::string, Work> kWorks = {{"throughput", Work::kThroughput},
+                                            {"round-trips", Work::kRoundTrips},
+                                            {"streams", Work::kStreams}};
+
+int run(const Options& options) {
+  auto fabric = make_fabric(options.address);
+  auto session = connect(*fabric, options);
+  Measurement measurement({});
+  measurement.start();
+  while (session->run()) wait(*fabric, options.spin);
+  measurement.stop();
+  if (session->error() != nullptr) {
+    std::fprintf(stderr, "fabric_bench: %s\n", session->error());
+    return 1;
+  }
+  const char* work = "";
+  for (const auto& [name, value] : kWorks) {
+    if (value == options.load.work) work = name.c_str();
+  }
+  std::printf(
+      "{\"fabric\": \"%s\", \"work\": \"%s\", \"message_bytes\": %u, \"spin\": %s, %s, "
+      "\"cpu_s\": %s}\n",
+      fabric->name(), work, options.load.message_bytes, options.spin ? "true" : "false",
+      session->report().c_str(), measurement.cpu_json().c_str());
+  return 0;
+}
+
+int main_of(int argc, char** argv) {
+  CLI::App app("throughput, round trips and small messages over a fabric");
+  app.require_subcommand(1);
+  Options options;
+  auto* server = app.add_subcommand("serve", "wait for clients");
+  auto* client = app.add_subcommand("run", "put a load on a server and print one JSON object");
+  for (CLI::App* one : {server, client}) {
+    one->add_option("address", options.address, "such as verbs://10.9.0.1:7471")->required();
+    one->add_flag("--spin", options.spin, "poll without sleeping");
+    one->add_option("--depth", options.depth, "receive buffers")->check(CLI::Range(4, 16384));
+  }
+  server->add_option("--clients", options.clients, "end after so many");
+  client->add_option("--work", options.load.work, "throughput, round-trips or streams")
+      ->required()
+      ->transform(CLI::CheckedTransformer(kWorks));
+  client->add_option("--bytes", options.load.message_bytes, "of a message")
+      ->check(CLI::Range(1, 65536));
+  client->add_option("--streams", options.load.streams)->check(CLI::Range(1, 100000));
+  client->add_option("--seconds", options.load.seconds)->check(CLI::Range(0.1, 600.0));
+  client->add_option("--warmup", options.load.warmup_seconds)->check(CLI::Range(0.0, 60.0));
+  client->add_option("--link", options.link, "link parameters, such as window=1MiB");
+  CLI11_PARSE(app, argc, argv);
+  if (options.load.work == Work::kStreams && options.load.message_bytes > 1024) {
+    std::fprintf(stderr, "fabric_bench: streams take messages of at most 1024 bytes\n");
+    return 2;
+  }
+  return server->parsed() ? serve(options) : run(options);
+}
+
+}  // namespace
+}  // namespace sanproxy::bench
+
+int main(int argc, char** argv) { return sanproxy::bench::main_of(argc, argv); }

@@ -1,0 +1,64 @@
+// The loads that fabric_bench puts on a fabric, seen from both ends.
+//
+// Role: a Session is one end of one connection: it is polled in a loop and says when it is over.
+//   Throughput and round trips use an Endpoint as it is, with credits of their own; streams use a
+//   Channel, so that packing and flow control are measured with it.
+// Owner: fabric_bench's loop. Thread: its own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lwproto/fabric/fabric.h"
+
+namespace sanproxy::bench {
+
+enum class Work : std::uint32_t { kThroughput = 1, kRoundTrips = 2, kStreams = 3 };
+
+// The private data of a connection, both ways (same host or same kind of host).
+struct Greeting {
+  std::uint32_t magic = 0x6662'6e63;
+  Work work = Work::kThroughput;
+  std::uint32_t message_bytes = 64;
+  std::uint32_t receive_depth = 0;  // of the sender of this greeting
+};
+
+struct LoadOptions {
+  Work work = Work::kThroughput;
+  std::uint32_t message_bytes = 64;
+  std::uint32_t streams = 64;
+  double seconds = 2;
+  double warmup_seconds = 0.5;
+};
+
+class Session {
+ public:
+  virtual ~Session() = default;
+  // One round; false when it is over.
+  virtual bool run() = 0;
+  // What the client has measured, as the inside of a JSON object; empty if it went wrong.
+  virtual std::string report() const { return {}; }
+  virtual const char* error() const { return nullptr; }
+};
+
+Greeting make_greeting(const LoadOptions& load, const fabric::EndpointOptions& options);
+std::vector<std::byte> bytes_of(const Greeting& greeting);
+bool read_greeting(std::span<const std::byte> bytes, Greeting& out);
+
+std::unique_ptr<Session> make_server(std::unique_ptr<fabric::Endpoint> endpoint,
+                                     const Greeting& ours, const Greeting& peers);
+std::unique_ptr<Session> make_client(std::unique_ptr<fabric::Endpoint> endpoint,
+                                     const Greeting& ours, const Greeting& peers,
+                                     const LoadOptions& load);
+
+// Of streams: over a Channel.
+std::unique_ptr<Session> make_stream_server(std::unique_ptr<fabric::Endpoint> endpoint,
+                                            const Greeting& ours, const Greeting& peers);
+std::unique_ptr<Session> make_stream_client(std::unique_ptr<fabric::Endpoint> endpoint,
+                                            const Greeting& ours, const Greeting& peers,
+                                            const LoadOptions& load);
+
+}  // namespace sanproxy::bench

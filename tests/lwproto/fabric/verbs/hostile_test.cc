@@ -1,0 +1,286 @@
+// Peers that connect and then do anything but what they should.
+#include <atomic>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <thread>
+
+#include "gtest/gtest.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
+#include "tests/lwproto/fabric/channel_pair.h"
+#include "tests/lwproto/fabric/verbs/device_address.h"
+#include "tests/lwproto/fabric/verbs/raw_peer.h"
+
+namespace sanproxy::fabric::verbs::test {
+namespace {
+
+using fabric::test::Bytes;
+using fabric::test::Side;
+
+class VerbsHostile : public testing::Test {
+ protected:
+  void start(VerbsOptions options = {}) {
+    options.counters = &counters_;
+    auto made = make_verbs_fabric(options);
+    ASSERT_TRUE(made.ok()) << made.status().to_string();
+    fabric_ = std::move(*made);
+    address_ = unused_device_address();
+    auto listening = fabric_->listen(address_, endpoint_options());
+    ASSERT_TRUE(listening.ok()) << listening.status().to_string();
+    listener_ = std::move(*listening);
+  }
+  // Small slots: the guest's memory is small too.
+  static EndpointOptions endpoint_options() {
+    EndpointOptions options;
+    options.receive_depth = 16;
+    options.receive_memory = {};
+    return options;
+  }
+
+  // Polls, and accepts whoever asks, until `work`, done in a thread of its own, is over.
+  void while_serving(const std::function<void()>& work) {
+    std::atomic<bool> done{false};
+    std::thread thread([&] {
+      work();
+      done = true;
+    });
+    // Without sleeping: nothing would wake us when the thread is done.
+    while (!done) {
+      serve();
+      fabric_->disarm();
+      std::this_thread::yield();
+    }
+    thread.join();
+  }
+  void serve() {
+    auto request = listener_->poll();
+    if (request.ok()) {
+      auto accepted = listener_->accept(*request, {});
+      if (accepted.ok()) side_.endpoint = std::move(*accepted);
+    }
+    if (side_.endpoint) side_.poll();
+  }
+  // Until the endpoint has reported its end.
+  Code served_to_the_end() {
+    EXPECT_TRUE(fabric::test::eventually({fabric_.get()}, [&] {
+      serve();
+      return side_.disconnected.has_value();
+    }));
+    if (!side_.disconnected) return Code::kOk;
+    end_ = side_.disconnected->to_string();
+    return side_.disconnected->code();
+  }
+  // What `misdeed` does to an endpoint that was set up as it should be.
+  Code after(const std::function<void(RawPeer&)>& misdeed) {
+    while_serving([&] {
+      EXPECT_TRUE(peer_.connect_honestly(address_));
+      EXPECT_TRUE(peer_.say_hello());
+      misdeed(peer_);
+    });
+    const Code code = served_to_the_end();
+    expect_honest_peers_are_served();
+    return code;
+  }
+  void expect_honest_peers_are_served() {
+    side_ = Side();
+    RawPeer honest;
+    while_serving([&] {
+      EXPECT_TRUE(honest.connect_honestly(address_));
+      EXPECT_TRUE(honest.say_hello());
+      EXPECT_EQ(honest.send(Kind::kInline, 0, 5), IBV_WC_SUCCESS);
+    });
+    EXPECT_TRUE(fabric::test::eventually({fabric_.get()}, [&] {
+      serve();
+      return side_.received.size() == 1;
+    }));
+    honest.close();
+  }
+  void expect_dropped(const std::function<void(RawPeer&)>& misdeed) {
+    while_serving([&] {
+      EXPECT_TRUE(peer_.connect_honestly(address_, 8));
+      misdeed(peer_);
+      EXPECT_EQ(peer_.receive(), 0u) << "it was answered";
+    });
+    EXPECT_FALSE(side_.endpoint);
+    expect_honest_peers_are_served();
+  }
+
+  VerbsCounters counters_;
+  std::unique_ptr<Fabric> fabric_;
+  std::string address_;
+  std::unique_ptr<Listener> listener_;
+  Side side_;
+  std::string end_;  // for people
+  RawPeer peer_;
+};
+
+TEST_F(VerbsHostile, AStrangersHeaderIsTurnedAwayAndCounted) {
+  start();
+  const std::array<std::byte, 56> garbage{std::byte{0x77}};
+  while_serving([&] { EXPECT_FALSE(peer_.connect(address_, garbage)); });
+  RawPeer empty;
+  while_serving([&] { EXPECT_FALSE(empty.connect(address_, {})); });
+  EXPECT_EQ(counters_.refused_headers, 2u);
+  expect_honest_peers_are_served();
+}
+
+TEST_F(VerbsHostile, AnotherVersionIsToldSo) {
+  start();
+  auto header = encode(honest_header());
+  header[4] = std::byte{99};
+  while_serving([&] { EXPECT_FALSE(peer_.connect(address_, header)); });
+  const auto reply = decode_cm_header(peer_.reply());
+  ASSERT_TRUE(reply.ok()) << reply.status().to_string();
+  EXPECT_EQ(reply->verdict, Verdict::kBadVersion);
+}
+
+TEST_F(VerbsHostile, APeerThatTakesLessThanWeSendIsToldSo) {
+  start();
+  CmHeader small = honest_header();
+  small.transfer_bytes_max = small.inline_bytes_max;
+  while_serving([&] { EXPECT_FALSE(peer_.connect(address_, encode(small))); });
+  const auto reply = decode_cm_header(peer_.reply());
+  ASSERT_TRUE(reply.ok()) << reply.status().to_string();
+  EXPECT_EQ(reply->verdict, Verdict::kBadSizes);
+}
+
+TEST_F(VerbsHostile, SilenceAfterConnectingIsDroppedInTime) {
+  start({.handshake_timeout_ms = 200});
+  expect_dropped([](RawPeer&) {});
+  EXPECT_EQ(counters_.timed_out_half_open, 1u);
+}
+
+TEST_F(VerbsHostile, TheOldestSilentPeerMakesRoomForANewcomer) {
+  start({.half_open_max = 3});
+  std::deque<RawPeer> silent(5);
+  while_serving([&] {
+    for (RawPeer& one : silent) EXPECT_TRUE(one.connect_honestly(address_, 8));
+  });
+  expect_honest_peers_are_served();
+  EXPECT_EQ(counters_.evicted_half_open, 3u);
+}
+
+TEST_F(VerbsHostile, AFirstTransferThatIsNoHelloIsDropped) {
+  start();
+  expect_dropped([](RawPeer& p) { p.send(Kind::kInline, 0, 100); });
+  EXPECT_EQ(counters_.refused_hellos, 1u);
+}
+
+TEST_F(VerbsHostile, AHelloWithoutAMarkIsDropped) {
+  start();
+  expect_dropped([](RawPeer& p) { p.send(Bytes(kHelloHeaderBytes), std::nullopt); });
+}
+
+TEST_F(VerbsHostile, AHelloWithAWrongLengthIsDropped) {
+  start();
+  expect_dropped(
+      [](RawPeer& p) { p.send(Bytes(kHelloHeaderBytes + 7), make_immediate(Kind::kHello, 0)); });
+}
+
+TEST_F(VerbsHostile, AHelloThatIsTooLargeIsDropped) {
+  start();
+  expect_dropped([](RawPeer& p) { p.send(Kind::kHello, 0, 9000); });
+}
+
+TEST_F(VerbsHostile, ALinkThatCannotBeHonouredIsRefusedByName) {
+  start();
+  LinkParameters link;
+  link.queue_pairs = 7;
+  Bytes hello(kHandshakeBytesMax);
+  hello.resize(encode_hello(link, {}, hello));
+  while_serving([&] {
+    EXPECT_TRUE(peer_.connect_honestly(address_, 8));
+    EXPECT_EQ(peer_.send(hello, make_immediate(Kind::kHello, 0)), IBV_WC_SUCCESS);
+    const std::uint32_t answer = peer_.receive();
+    EXPECT_EQ(kind_of(answer), Kind::kReject);
+    EXPECT_EQ(number_of(answer), kLinkQueuePairs);
+  });
+}
+
+TEST_F(VerbsHostile, ATransferThatIsTooLargeEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kReferenced, 8, 100'000); }), Code::kProtocol)
+      << end_;
+}
+
+TEST_F(VerbsHostile, AnInlinePartThatIsTooLargeEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kInline, 0, 8193); }), Code::kProtocol) << end_;
+}
+
+TEST_F(VerbsHostile, AnEmptyTransferEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kInline, 0, 0); }), Code::kProtocol) << end_;
+}
+
+TEST_F(VerbsHostile, AnInlinePartLongerThanItsTransferEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kReferenced, 100, 100); }), Code::kProtocol)
+      << end_;
+}
+
+TEST_F(VerbsHostile, AnInlinePartBeyondItsLimitEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kReferenced, 8193, 9000); }), Code::kProtocol)
+      << end_;
+}
+
+TEST_F(VerbsHostile, AnUnknownKindEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(static_cast<Kind>(200), 0, 10); }), Code::kProtocol)
+      << end_;
+}
+
+TEST_F(VerbsHostile, ATransferWithoutAKindEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Bytes(10), std::nullopt); }), Code::kProtocol) << end_;
+}
+
+TEST_F(VerbsHostile, MoreTransfersThanCreditsEndTheirChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send_burst(Kind::kInline, 0, 10, 40); }), Code::kProtocol)
+      << end_;
+  EXPECT_LE(side_.received.size(), 16u);
+}
+
+TEST_F(VerbsHostile, AByeWithAnyNumberEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.send(Kind::kBye, 77, 0); }), Code::kDisconnected) << end_;
+}
+
+TEST_F(VerbsHostile, AWriteIntoOurMemoryBreaksOnlyItsQueuePair) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { EXPECT_NE(p.write_where_nothing_is(), IBV_WC_SUCCESS); }),
+            Code::kDisconnected)
+      << end_;
+}
+
+TEST_F(VerbsHostile, APeerThatVanishesEndsItsChannel) {
+  start();
+  EXPECT_EQ(after([](RawPeer& p) { p.close(); }), Code::kDisconnected) << end_;
+}
+
+TEST_F(VerbsHostile, APeerThatPostsNoReceivesGetsNoMoreAndOurCookiesComeBack) {
+  start();
+  auto region = buffer::MemoryRegion::create("hostile", 65'536);
+  ASSERT_TRUE(region.ok());
+  while_serving([&] {
+    EXPECT_TRUE(peer_.connect_honestly(address_, 1));  // for our answer
+    EXPECT_TRUE(peer_.say_hello());
+  });
+  ASSERT_TRUE(side_.endpoint);
+  auto key = side_.endpoint->attach(*region);
+  ASSERT_TRUE(key.ok());
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    const GatherRef ref{*key, 1000, i * 1000};
+    EXPECT_TRUE(side_.queue(fabric::test::pattern(10, 1), {&ref, 1}, i).ok());
+  }
+  side_.endpoint->flush();
+  EXPECT_EQ(served_to_the_end(), Code::kProtocol);
+  EXPECT_EQ(side_.sent.size(), 5u);
+  for (const auto& [cookie, status] : side_.sent) EXPECT_FALSE(status.ok()) << cookie;
+  side_ = Side();
+}
+
+}  // namespace
+}  // namespace sanproxy::fabric::verbs::test
