@@ -1,0 +1,126 @@
+// What only verbs has: gather limits, link parameters on a queue pair, addresses.
+#include <cstdlib>
+#include <string>
+
+#include "gtest/gtest.h"
+#include "lwproto/fabric/verbs/verbs_fabric.h"
+#include "tests/lwproto/fabric/verbs/device_fixture.h"
+
+namespace sanproxy::fabric::verbs::test {
+namespace {
+
+TEST_F(VerbsDevice, AGatherListThatIsTooLongForTheDeviceArrivesWhole) {
+  for (const std::uint32_t gather_max : {1u, 2u, 5u, 8u}) {
+    SCOPED_TRACE(gather_max);
+    address_ = unused_device_address();
+    connect({}, {.gather_max = gather_max});
+    for (std::size_t count = 1; count <= kGatherRefsMax; ++count) {
+      for (const std::size_t inline_bytes : {0u, 100u, 8192u}) {
+        Bytes expected = pattern(inline_bytes, 3);
+        std::vector<GatherRef> refs;
+        for (std::size_t i = 0; i < count; ++i) {
+          refs.push_back({key_, static_cast<std::uint32_t>(1 + 1000 * i), 5000 * i});
+          const std::byte* from = region_.data() + refs[i].offset;
+          expected.insert(expected.end(), from, from + refs[i].length);
+        }
+        ASSERT_TRUE(client_.send(std::span(expected).first(inline_bytes), refs, count).ok());
+        ASSERT_TRUE(run_until([&] { return server_.received.size() == 1; }));
+        EXPECT_EQ(server_.received[0].content, expected);
+        server_.endpoint->release(server_.received[0].loan);
+        server_.received.clear();
+        server_.endpoint->replenish();
+      }
+    }
+    server_ = Side();
+    client_ = Side();
+  }
+}
+
+TEST_F(VerbsDevice, AWindowBoundsWhatIsUnderWay) {
+  LinkParameters link;
+  link.window_bytes = 64 * 1024;
+  connect(link);
+  EXPECT_EQ(client_.endpoint->link().window_bytes, link.window_bytes);
+  EXPECT_EQ(server_.endpoint->link().window_bytes, link.window_bytes);
+  const GatherRef ref{key_, 15'000, 0};
+  std::uint64_t sent = 0;
+  // Nobody polls, so nothing comes back.
+  while (sent < 50 && client_.send({}, {&ref, 1}, sent).ok()) ++sent;
+  EXPECT_EQ(sent, 5u);
+  EXPECT_TRUE(client_.endpoint->begin_send(1).status().is_again());
+  ASSERT_TRUE(run_until([&] {
+    while (sent < 50 && client_.send({}, {&ref, 1}, sent).ok()) ++sent;
+    return server_.received.size() == 50;
+  }));
+  for (const auto& received : server_.received) server_.endpoint->release(received.loan);
+}
+
+TEST_F(VerbsDevice, ARateHoldsTransfersBackUntilTheirTime) {
+  ManualClock clock;
+  LinkParameters link;
+  link.quality = QualityClass::kConstant;
+  link.rate_bytes_per_s = 1'000'000;
+  connect(link, {.clock = &clock});
+  const GatherRef ref{key_, 10'000, 0};
+  ASSERT_TRUE(client_.send({}, {&ref, 1}, 1).ok());
+  EXPECT_TRUE(client_.send({}, {&ref, 1}, 2).is_again());
+  clock.advance_ns(9'000'000);
+  EXPECT_TRUE(client_.send({}, {&ref, 1}, 2).is_again());
+  clock.advance_ns(1'100'000);
+  EXPECT_TRUE(client_.send({}, {&ref, 1}, 2).ok());
+  ASSERT_TRUE(run_until([&] { return server_.received.size() == 2; }));
+  for (const auto& received : server_.received) server_.endpoint->release(received.loan);
+}
+
+TEST_F(VerbsDevice, ASenderThatWaitsForItsRateIsWoken) {
+  LinkParameters link;
+  link.quality = QualityClass::kConstant;
+  link.rate_bytes_per_s = 1'000'000;
+  connect(link);
+  const GatherRef ref{key_, 5'000, 0};
+  std::uint64_t sent = 0;
+  ASSERT_TRUE(run_until([&] {
+    while (sent < 20 && client_.send({}, {&ref, 1}, sent).ok()) ++sent;
+    return server_.received.size() == 20;
+  }));
+  for (const auto& received : server_.received) server_.endpoint->release(received.loan);
+}
+
+TEST_F(VerbsDevice, ClassesOfServiceAreInForceAtBothEnds) {
+  LinkParameters link;
+  link.service_level = 3;
+  link.dscp = 46;
+  connect(link);
+  for (const Side* side : {&client_, &server_}) {
+    EXPECT_EQ(side->endpoint->link().service_level, 3);
+    EXPECT_EQ(side->endpoint->link().traffic_class, 184);
+    EXPECT_EQ(side->endpoint->link().dscp, 46);
+    EXPECT_EQ(side->endpoint->link().queue_pairs, 1u);
+  }
+}
+
+// What follows changes the machine's network: in the guest alone.
+class VerbsInGuest : public VerbsDevice {
+ protected:
+  void SetUp() override {
+    const char* interface = std::getenv("SANPROXY_VM_INTERFACE");
+    if (interface == nullptr) GTEST_SKIP() << "not in the guest";
+    interface_ = interface;
+  }
+  static bool run(const std::string& command) { return std::system(command.c_str()) == 0; }
+
+  std::string interface_;
+};
+
+TEST_F(VerbsInGuest, AnIpv6AddressServesAsWell) {
+  // An address that is there already is as good.
+  (void)run("ip -6 address add fd09::1/64 dev " + interface_ + " nodad 2>/dev/null");
+  address_ = "verbs://[fd09::1]:7999";
+  connect();
+  EXPECT_EQ(server_.endpoint->peer().address, "verbs:fd09::1");
+  ASSERT_TRUE(client_.send(fabric::test::bytes_of("over IPv6")).ok());
+  ASSERT_TRUE(run_until([&] { return !server_.received.empty(); }));
+}
+
+}  // namespace
+}  // namespace sanproxy::fabric::verbs::test

@@ -1,0 +1,61 @@
+// A port that goes down. For the guest alone: it takes the machine's network away.
+//
+// Soft-RoCE does not get over that with connections alive (its own management queue pair stays
+// broken), so the device is made anew afterwards; that waits for every process that has it open,
+// so the channel lives in a child, and this process keeps away from RDMA.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "tests/lwproto/fabric/verbs/device_fixture.h"
+
+namespace sanproxy::fabric::verbs::test {
+namespace {
+
+class VerbsPort : public VerbsDevice {
+ protected:
+  void SetUp() override {
+    const char* interface = std::getenv("SANPROXY_VM_INTERFACE");
+    const char* device = std::getenv("SANPROXY_VM_DEVICE");
+    if (interface == nullptr || device == nullptr) GTEST_SKIP() << "not in the guest";
+    interface_ = interface;
+    device_ = device;
+  }
+  static bool run(const std::string& command) { return std::system(command.c_str()) == 0; }
+
+  // In the child.
+  void lose_the_port() {
+    connect();
+    const GatherRef ref{key_, 1000, 0};
+    for (std::uint64_t i = 0; i < 10; ++i) ASSERT_TRUE(client_.send({}, {&ref, 1}, i).ok());
+    ASSERT_TRUE(run("ip link set " + interface_ + " down"));
+    ASSERT_TRUE(run_until([&] { return client_.disconnected && server_.disconnected; }));
+    EXPECT_EQ(client_.sent.size(), 10u);
+    EXPECT_STREQ(client_.disconnected->text(), "the port went down");
+    EXPECT_EQ(client_.disconnected->code(), Code::kDisconnected);
+    EXPECT_EQ(server_.disconnected->code(), Code::kDisconnected);
+    for (const auto& received : server_.received) server_.endpoint->release(received.loan);
+  }
+
+  std::string interface_;
+  std::string device_;
+};
+
+TEST_F(VerbsPort, ThatGoesDownEndsItsChannelsAndGivesEverythingBack) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    lose_the_port();
+    ::_exit(testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_TRUE(run("ip link set " + interface_ + " up"));
+  EXPECT_TRUE(run("rdma link delete " + device_));
+  EXPECT_TRUE(run("rdma link add " + device_ + " type rxe netdev " + interface_));
+}
+
+}  // namespace
+}  // namespace sanproxy::fabric::verbs::test
