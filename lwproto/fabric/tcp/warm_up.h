@@ -1,6 +1,6 @@
 // WarmUp: opens the congestion window of one connection before its channel is used.
 //
-// Document: docs/tcp_fabric.md "Skipping slow start".
+// Document: docs/tcp_fabric.md "Link parameters".
 // Role: writes padding frames until the kernel says that the window is as large as was asked for,
 //   then a kWarm frame. Owner: a stream of a TcpEndpoint. Thread: the fabric's.
 // Invariants:
