@@ -10,6 +10,7 @@ namespace {
 class BlockingTest : public Harness {
  protected:
   ~BlockingTest() override { join(); }
+  // The script runs until the fixture's end, longer than the test's own variables live.
   void run_proxy(std::function<void()> each_round) {
     proxy_.start();
     thread_ = std::thread([this, each_round = std::move(each_round)] {
@@ -30,22 +31,21 @@ class BlockingTest : public Harness {
     return out;
   }
 
+  std::uint64_t id_ = 0;  // the script's, until join()
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 
 TEST_F(BlockingTest, AnEchoServerIsAFewLines) {
-  std::uint64_t id = 0;
-  std::atomic<bool> ended{false};
-  run_proxy([&] {
-    if (proxy_.last_service != 0 && id == 0) {
-      id = proxy_.request(proxy_.last_service);
-      proxy_.send(id, "hello ");
-      proxy_.send(id, "ghijklmnopqrstuvwxyzabcdef");
+  run_proxy([this, ended = false]() mutable {
+    if (proxy_.last_service != 0 && id_ == 0) {
+      id_ = proxy_.request(proxy_.last_service);
+      proxy_.send(id_, "hello ");
+      proxy_.send(id_, "ghijklmnopqrstuvwxyzabcdef");
     }
-    if (id == 0) return;
-    if (proxy_.stream(id).data.size() == 32 && !ended) {
-      proxy_.send_close(id, wire::CloseCode::kFin);
+    if (id_ == 0) return;
+    if (proxy_.stream(id_).data.size() == 32 && !ended) {
+      proxy_.send_close(id_, wire::CloseCode::kFin);
       ended = true;
     }
   });
@@ -66,19 +66,17 @@ TEST_F(BlockingTest, AnEchoServerIsAFewLines) {
   EXPECT_EQ(listener->accept(1).status().code(), Code::kTimeout);
   listener = Status();  // goes away once the proxy has confirmed everything
   join();
-  EXPECT_EQ(proxy_.stream(id).data, "hello ghijklmnopqrstuvwxyzabcdef");
-  ASSERT_EQ(proxy_.stream(id).closes.size(), 1u);
-  EXPECT_EQ(proxy_.stream(id).closes[0].first, wire::CloseCode::kFinBoth);
+  EXPECT_EQ(proxy_.stream(id_).data, "hello ghijklmnopqrstuvwxyzabcdef");
+  ASSERT_EQ(proxy_.stream(id_).closes.size(), 1u);
+  EXPECT_EQ(proxy_.stream(id_).closes[0].first, wire::CloseCode::kFinBoth);
 }
 
 TEST_F(BlockingTest, AWriterWaitsForTheWindowAndAReaderLearnsOfAReset) {
-  std::uint64_t id = 0;
-  bool reset = false;
-  run_proxy([&] {
-    if (proxy_.last_service != 0 && id == 0) id = proxy_.request(proxy_.last_service, 32 * 1024);
-    if (id != 0 && proxy_.stream(id).data.size() == 1'000'000 && !reset) {
+  run_proxy([this, reset = false]() mutable {
+    if (proxy_.last_service != 0 && id_ == 0) id_ = proxy_.request(proxy_.last_service, 32 * 1024);
+    if (id_ != 0 && proxy_.stream(id_).data.size() == 1'000'000 && !reset) {
       reset = true;
-      proxy_.send_close(id, wire::CloseCode::kReset);
+      proxy_.send_close(id_, wire::CloseCode::kReset);
     }
   });
   auto listener = BlockingListener::open("10.77.0.10:7", options());

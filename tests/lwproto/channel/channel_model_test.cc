@@ -219,10 +219,10 @@ void run_in_memory(unsigned seed, Delivery delivery, const fabric::sim::Weather&
     options[i].receive_depth = plan.depth[i];
     options[i].send_depth = 1 + static_cast<std::uint32_t>(random()) % 8;
   }
+  const fabric::sim::WorldLife world(std::make_shared<fabric::sim::World>(seed, weather));
   Actor a(plan.messages[0], plan.messages[1], seed + 1);
   Actor b(plan.messages[1], plan.messages[0], seed + 2);
-  auto pair =
-      fabric::sim::make_pair(link, options, std::make_shared<fabric::sim::World>(seed, weather));
+  auto pair = fabric::sim::make_pair(link, options, world.get());
   fabric::sim::SimEndpoint* raw[] = {pair.a.get(), pair.b.get()};
   a.start(std::move(pair.a), hello_for(plan, 0), hello_for(plan, 1));
   b.start(std::move(pair.b), hello_for(plan, 1), hello_for(plan, 0));

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <utility>
 
@@ -58,6 +59,20 @@ class World {
   ManualClock clock_;
   std::uint64_t next_ = 0;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::function<void()>> events_;
+};
+
+// Events under way hold their link and the link its world: somebody has to end the world, behind
+// everything that lives in it.
+class WorldLife {
+ public:
+  explicit WorldLife(std::shared_ptr<World> world) : world_(std::move(world)) {}
+  ~WorldLife() { world_->clear(); }
+  WorldLife(const WorldLife&) = delete;
+  WorldLife& operator=(const WorldLife&) = delete;
+  const std::shared_ptr<World>& get() const { return world_; }
+
+ private:
+  std::shared_ptr<World> world_;
 };
 
 }  // namespace sanproxy::fabric::sim
