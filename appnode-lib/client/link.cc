@@ -77,6 +77,9 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
                          std::span<const std::byte> hello) {
   auto peer = wire::decode_hello(hello);
   if (!peer.ok()) return peer.status();
+  if (wire::role_of(*peer) != wire::Role::kApplicationNode) {
+    return BaseStatus::error(sanproxy::Code::kProtocol, "that address is for network nodes");
+  }
   auto key = endpoint->attach(node_.send_region());
   if (!key.ok()) return key.status();
   send_memory_key_ = *key;

@@ -31,12 +31,14 @@ std::size_t bounded(std::uint64_t posted, std::uint64_t held, std::size_t slot_b
 
 PoolSizes derive_pool_sizes(const PoolInputs& in) {
   PoolSizes out;
-  out.ingress_slot_bytes = kIngressSlotBytes;
+  out.ingress_slot_bytes = in.packet_receives_posted == 0 ? kIngressSlotBytes : kEgressSlotBytes;
   out.egress_slot_bytes = kEgressSlotBytes;
 
   // Ingress, posted: every interface has rx_burst buffers lent to it, and the burst before may
   // still be in the endpoints' hands when they are lent again: interfaces * rx_burst * 2.
-  const std::uint64_t ingress_posted = capped(std::uint64_t{in.interfaces} * in.rx_burst) * 2;
+  // A credit of a network node is a receive buffer on top.
+  const std::uint64_t ingress_posted =
+      capped(std::uint64_t{in.interfaces} * in.rx_burst) * 2 + capped(in.packet_receives_posted);
   // Ingress, held: bytes that an application has not freed keep its client's window closed, so a
   // connection holds at most its receive window: connections * (ceil(window / 64 KB) + 1).
   const std::uint64_t ingress_held = slots_for_windows(in.connections_max, in.receive_window_bytes);

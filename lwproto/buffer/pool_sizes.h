@@ -25,6 +25,9 @@ struct PoolInputs {
   std::uint64_t receives_posted = 0;
   std::uint32_t rx_burst = 0;  // descriptors posted to an interface at a time
   std::uint32_t interfaces = 0;
+  // Receive buffers posted by the channels of network nodes whose fabric receives into the
+  // IngressPool. Other than 0: its slots take whole transfers.
+  std::uint64_t packet_receives_posted = 0;
   std::size_t ingress_bytes_max = 0;  // operator's ceilings; 0 is none
   std::size_t egress_bytes_max = 0;
 };

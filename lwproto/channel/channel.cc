@@ -17,6 +17,12 @@ constexpr std::uint32_t kPublishCallsMax = 4;
 
 }  // namespace
 
+void Delegate::on_packet(Channel& channel, const PacketInfo& info, const Payload& payload) {
+  (void)info;
+  (void)payload;
+  channel.close(wire::CloseCode::kProtocolError, "a PACKET on a channel that is not for packets");
+}
+
 Channel::Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBody& ours,
                  const wire::HelloBody& peers, Delegate& delegate)
     : endpoint_(std::move(endpoint)),
@@ -115,6 +121,38 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
   return {};
 }
 
+Status Channel::send_packet_inline(const PacketInfo& info, std::span<const std::byte> packet) {
+  const std::size_t bytes = wire::padded(wire::kPacketHeaderBytes + packet.size());
+  if (const Status status = open_transfer(bytes, false); !status.ok()) return status;
+  if (!writer_.append_packet(info.flags, info.body, packet)) {
+    return Status::error(Code::kInvalidArgument, "the packet is not fit for inline");
+  }
+  ++counters_.messages_out;
+  counters_.data_bytes_out += packet.size();
+  counters_.inline_bytes_out += packet.size();
+  urgent_ = true;
+  return {};
+}
+
+Status Channel::send_packet_reference(const PacketInfo& info,
+                                      std::span<const fabric::GatherRef> refs,
+                                      std::uint64_t cookie) {
+  std::size_t bytes = 0;
+  for (const auto& ref : refs) bytes += ref.length;
+  if (const Status status = open_transfer(wire::kPacketHeaderBytes, false); !status.ok()) {
+    return status;
+  }
+  if (bytes > wire::kPacketBytesMax ||
+      !writer_.append_packet_header(info.flags, info.body, static_cast<std::uint32_t>(bytes))) {
+    return Status::error(Code::kInvalidArgument, "the packet is not fit for reference");
+  }
+  if (const Status status = finish_transfer(refs, cookie); !status.ok()) return status;
+  ++counters_.messages_out;
+  counters_.data_bytes_out += bytes;
+  urgent_ = true;
+  return {};
+}
+
 void Channel::flush() {
   if (open_ && !closed_) {
     if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
@@ -205,6 +243,8 @@ Status Channel::dispatch(wire::TransferReader& reader, const fabric::Completion&
     ++counters_.messages_in;
     if (message.type == wire::MessageType::kData) {
       dispatch_data(message, completion);
+    } else if (message.type == wire::MessageType::kPacket) {
+      dispatch_packet(message, completion);
     } else if (message.type == wire::MessageType::kError) {
       close_code_ = message.code;
       closed_ = true;
@@ -216,11 +256,13 @@ Status Channel::dispatch(wire::TransferReader& reader, const fabric::Completion&
   return {};
 }
 
-void Channel::dispatch_data(const wire::Message& message, const fabric::Completion& completion) {
+namespace {
+
+// `whole` holds the only piece of a payload that lies behind its message.
+Payload payload_of(const wire::Message& message, const fabric::Completion& completion,
+                   fabric::Segment& whole) {
   Payload payload;
   payload.length = message.payload_bytes;
-  counters_.data_bytes_in += payload.length;
-  fabric::Segment whole;
   if (message.referenced) {
     payload.pieces = {completion.segments.data() + 1,
                       static_cast<std::size_t>(completion.segment_count - 1)};
@@ -228,6 +270,25 @@ void Channel::dispatch_data(const wire::Message& message, const fabric::Completi
     whole = {message.payload.data(), message.payload_bytes, completion.segments[0].transient};
     payload.pieces = {&whole, 1};
   }
+  return payload;
+}
+
+}  // namespace
+
+void Channel::dispatch_packet(const wire::Message& message, const fabric::Completion& completion) {
+  fabric::Segment whole;
+  Payload payload = payload_of(message, completion, whole);
+  counters_.data_bytes_in += payload.length;
+  if (payload.length <= wire::kInlinePayloadBytesMax) counters_.inline_bytes_in += payload.length;
+  // A transient segment ends with the next poll(), also where another segment is on loan.
+  if (!payload.pieces[0].transient) payload.loan = completion.loan;
+  delegate_.on_packet(*this, {message.flags, message.packet}, payload);
+}
+
+void Channel::dispatch_data(const wire::Message& message, const fabric::Completion& completion) {
+  fabric::Segment whole;
+  Payload payload = payload_of(message, completion, whole);
+  counters_.data_bytes_in += payload.length;
   // Small payloads are never lent: the copy is cheaper than holding a whole receive buffer.
   if (payload.length > wire::kInlinePayloadBytesMax) {
     payload.loan = completion.loan;

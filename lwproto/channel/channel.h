@@ -42,12 +42,22 @@ struct Payload {
   fabric::Loan loan = fabric::kNoLoan;
 };
 
+// What a PACKET says of the packet in its payload.
+struct PacketInfo {
+  std::uint8_t flags = 0;  // wire::kFlagChecksumPartial, ...
+  wire::PacketBody body = {};
+};
+
 class Delegate {
  public:
   virtual ~Delegate() = default;
   virtual void on_data(Channel& channel, std::uint64_t connection, std::uint64_t offset,
                        const Payload& payload) = 0;
-  // Every message but DATA, HELLO and ERROR; `message.payload` is valid during the call.
+  // A PACKET: as on_data(), but small packets may be retained as well, and all packets of one
+  // transfer share a loan then: retain() and release() it once. On a channel that is not for
+  // packets it is a breach.
+  virtual void on_packet(Channel& channel, const PacketInfo& info, const Payload& payload);
+  // Every message but DATA, PACKET, HELLO and ERROR; `message.payload` is valid during the call.
   virtual void on_message(Channel& channel, const wire::Message& message) = 0;
   // The referenced payload sent with `cookie` is ours again; !ok when the peer may not have got
   // it (disconnection).
@@ -100,6 +110,11 @@ class Channel {
   // Sum of `refs` at most wire::kDataPayloadBytesMax and above kInlinePayloadBytesMax.
   Status send_data_reference(std::uint64_t connection, std::uint64_t offset,
                              std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
+  // PACKETs: packet.size() wire::kPacketBytesMin..kInlinePayloadBytesMax bytes are copied into the
+  // transfer; above that the sum of `refs` is at most wire::kPacketBytesMax.
+  Status send_packet_inline(const PacketInfo& info, std::span<const std::byte> packet);
+  Status send_packet_reference(const PacketInfo& info, std::span<const fabric::GatherRef> refs,
+                               std::uint64_t cookie);
   // Completes the open transfer and publishes everything. Cheap when there is nothing.
   void flush();
   // Likewise, for a loop that comes here every round and arms its fabric before it sleeps: when
@@ -113,7 +128,7 @@ class Channel {
 
   // --- receiving: handles up to `budget` completions; returns how many there were.
   std::size_t poll(std::size_t budget = 256);
-  void retain(fabric::Loan loan);   // only inside on_data()
+  void retain(fabric::Loan loan);   // only inside on_data() or on_packet()
   void release(fabric::Loan loan);  // of a loan that was retained
 
   // Ends the channel by our decision (sends ERROR code, text). on_closed() follows from poll().
@@ -138,6 +153,7 @@ class Channel {
   void on_transfer(const fabric::Completion& completion);
   Status dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
   void dispatch_data(const wire::Message& message, const fabric::Completion& completion);
+  void dispatch_packet(const wire::Message& message, const fabric::Completion& completion);
   void return_credits();
   void breach(const Status& status);
   void finish_close(const Status& status);

@@ -47,18 +47,30 @@ TransferWriter::TransferWriter(std::span<std::byte> space)
   used_ = space_.empty() ? 0 : sizeof(TransferHeader);
 }
 
-bool TransferWriter::append_data_header(std::uint64_t connection, std::uint64_t offset,
-                                        std::uint32_t payload_bytes) {
-  if (payload_bytes <= kInlinePayloadBytesMax || payload_bytes > kDataPayloadBytesMax) return false;
-  const DataBody body{connection, offset};
-  std::byte* at = begin_message(MessageType::kData, 0, CloseCode::kNone, sizeof(body));
+bool TransferWriter::append_referenced(MessageType type, std::uint8_t flags, const void* body,
+                                       std::size_t body_bytes, std::uint32_t payload_bytes) {
+  std::byte* at = begin_message(type, flags, CloseCode::kNone, body_bytes);
   if (at == nullptr) return false;
-  std::memcpy(at, &body, sizeof(body));
-  const auto length = static_cast<std::uint32_t>(kDataHeaderBytes + payload_bytes);
+  std::memcpy(at, body, body_bytes);
+  const auto length =
+      static_cast<std::uint32_t>(sizeof(MessageHeader) + body_bytes + payload_bytes);
   std::memcpy(at - sizeof(MessageHeader) + offsetof(MessageHeader, length), &length,
               sizeof(length));
   referenced_bytes_ = payload_bytes;
   return true;
+}
+
+bool TransferWriter::append_data_header(std::uint64_t connection, std::uint64_t offset,
+                                        std::uint32_t payload_bytes) {
+  if (payload_bytes <= kInlinePayloadBytesMax || payload_bytes > kDataPayloadBytesMax) return false;
+  const DataBody body{connection, offset};
+  return append_referenced(MessageType::kData, 0, &body, sizeof(body), payload_bytes);
+}
+
+bool TransferWriter::append_packet_header(std::uint8_t flags, const PacketBody& body,
+                                          std::uint32_t bytes) {
+  if (bytes <= kInlinePayloadBytesMax || bytes > kPacketBytesMax) return false;
+  return append_referenced(MessageType::kPacket, flags, &body, sizeof(body), bytes);
 }
 
 std::size_t TransferWriter::finish(std::uint32_t sequence, std::uint32_t credits_granted) {
@@ -119,6 +131,7 @@ Status TransferReader::next(Message& out) {
   out.code = static_cast<CloseCode>(header.code);
   if (out.type == MessageType::kData) [[likely]]
     return read_data(header, out);
+  if (out.type == MessageType::kPacket) return read_packet(header, out);
   return read_other(header, out);
 }
 
@@ -135,16 +148,36 @@ inline Status TransferReader::read_data(const MessageHeader& header, Message& ou
   copy_out(&out.data, head_.data() + position_ + sizeof(header), sizeof(out.data));
   if (out.data.connection == 0) return refuse("connection 0 does not exist");
   out.payload_bytes = static_cast<std::uint32_t>(payload_bytes);
-  if (payload_bytes > kInlinePayloadBytesMax) return read_referenced(payload_bytes, out);
+  if (payload_bytes > kInlinePayloadBytesMax) {
+    return read_referenced(kDataHeaderBytes, payload_bytes, out);
+  }
   out.referenced = false;
   out.payload = {head_.data() + position_ + kDataHeaderBytes, payload_bytes};
   return advance(header.length);
 }
 
+Status TransferReader::read_packet(const MessageHeader& header, Message& out) {
+  const std::size_t bytes = std::size_t{header.length} - kPacketHeaderBytes;
+  if (bytes - kPacketBytesMin > kPacketBytesMax - kPacketBytesMin) {
+    return refuse("the length of a PACKET is out of range");
+  }
+  if (head_.size() - position_ < kPacketHeaderBytes) {
+    return refuse("a message body lies outside the transfer");
+  }
+  copy_out(&out.packet, head_.data() + position_ + sizeof(header), sizeof(out.packet));
+  out.payload_bytes = static_cast<std::uint32_t>(bytes);
+  if (const char* rule = broken_rule(out)) return refuse(rule);
+  if (bytes > kInlinePayloadBytesMax) return read_referenced(kPacketHeaderBytes, bytes, out);
+  out.referenced = false;
+  out.payload = {head_.data() + position_ + kPacketHeaderBytes, bytes};
+  return advance(header.length);
+}
+
 // The payload is all that is left of the transfer: behind the message, or in the other segments.
-Status TransferReader::read_referenced(std::size_t payload_bytes, Message& out) {
-  if (remaining_ != 1) return refuse("a message follows a DATA by reference");
-  position_ += kDataHeaderBytes;
+Status TransferReader::read_referenced(std::size_t header_bytes, std::size_t payload_bytes,
+                                       Message& out) {
+  if (remaining_ != 1) return refuse("a message follows a payload by reference");
+  position_ += header_bytes;
   if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
   const std::size_t behind_bytes = head_.size() - position_;
   out.referenced = rest_bytes_ != 0;

@@ -62,9 +62,18 @@ class TransferWriter {
   // by reference; nothing may be appended after it.
   bool append_data_header(std::uint64_t connection, std::uint64_t offset,
                           std::uint32_t payload_bytes);
+  // Likewise for PACKET: the packet (kPacketBytesMin..kInlinePayloadBytesMax) copied behind it, or
+  // the header of one of kInlinePayloadBytesMax + 1..kPacketBytesMax bytes that follows by
+  // reference.
+  bool append_packet(std::uint8_t flags, const PacketBody& body,
+                     std::span<const std::byte> packet) {
+    if (packet.size() < kPacketBytesMin || packet.size() > kInlinePayloadBytesMax) return false;
+    return append(MessageType::kPacket, flags, CloseCode::kNone, &body, sizeof(body), packet);
+  }
+  bool append_packet_header(std::uint8_t flags, const PacketBody& body, std::uint32_t bytes);
 
   bool empty() const { return message_count_ == 0; }
-  bool sealed() const { return referenced_bytes_ != 0; }  // ends in a referenced DATA
+  bool sealed() const { return referenced_bytes_ != 0; }  // ends in a reference
   std::size_t bytes() const { return used_; }             // inline bytes so far, with the header
   std::size_t room() const { return space_.size() - used_; }
   // Writes the TransferHeader; returns the inline byte count (0 if the span was too small for a
@@ -72,6 +81,8 @@ class TransferWriter {
   std::size_t finish(std::uint32_t sequence, std::uint32_t credits_granted);
 
  private:
+  bool append_referenced(MessageType type, std::uint8_t flags, const void* body,
+                         std::size_t body_bytes, std::uint32_t payload_bytes);
   // Writes header and padding of a message of `content_bytes`; returns where the content goes, or
   // nullptr if it does not fit.
   std::byte* begin_message(MessageType type, std::uint8_t flags, CloseCode code,
@@ -116,8 +127,10 @@ struct Message {
     CreditBody credit;
     ErrorBody error;
     AuthenticateBody authenticate;
+    PacketBody packet;
+    NodeStatusBody status;
   };
-  // kData: payload bytes. kError: text. If `referenced` the payload is not here but in the
+  // kData, kPacket: payload bytes. kError: text. If `referenced` the payload is not here but in the
   // segments behind the first one, and makes up all of them.
   std::span<const std::byte> payload;
   std::uint32_t payload_bytes = 0;
@@ -136,7 +149,7 @@ class TransferReader {
   // The next message; Code::kNotFound at the orderly end; Code::kProtocol for a broken rule.
   // Checked here: type and flags known, code allowed for the type, length against the type,
   // lengths against the transfer, reserved fields zero, addresses well-formed, padding zero and
-  // inside the transfer, no message behind a referenced DATA, message_count exact, HELLO never
+  // inside the transfer, no message behind a reference, message_count exact, HELLO never
   // inside a transfer, payload not empty and not above its limit, a payload above
   // kInlinePayloadBytesMax being the rest of the transfer (in the first segment or behind it).
   // After anything but ok, `out` is unspecified.
@@ -144,7 +157,8 @@ class TransferReader {
 
  private:
   Status read_data(const MessageHeader& header, Message& out);
-  Status read_referenced(std::size_t payload_bytes, Message& out);
+  Status read_packet(const MessageHeader& header, Message& out);
+  Status read_referenced(std::size_t header_bytes, std::size_t payload_bytes, Message& out);
   Status read_other(const MessageHeader& header, Message& out);
   Status advance(std::size_t length);
   Status finish_message();
@@ -158,7 +172,12 @@ class TransferReader {
 };
 
 // Who receives a message. Most messages may travel one way only, or mean different things.
-enum class Receiver : std::uint8_t { kProxy, kApplication };
+enum class Receiver : std::uint8_t {
+  kProxy,        // from an application node
+  kApplication,  // from its proxy
+  kPacketProxy,  // a proxy, from a network node
+  kNetworkNode,  // from its proxy
+};
 
 // The rules of direction (docs/wire_format.md, "Direction"), which a reader cannot know by itself:
 // kProtocol if a message that TransferReader yielded may not travel towards `receiver`.
@@ -169,6 +188,7 @@ std::string error_text(const Message& message);
 
 // HELLO as private data: fixed size, both ways. decode_hello: kProtocol for a broken rule,
 // kUnsupported for a version that we do not speak.
+inline Role role_of(const HelloBody& hello) { return static_cast<Role>(hello.role); }
 void encode_hello(const HelloBody& hello, std::span<std::byte, sizeof(HelloBody)> out);
 Result<HelloBody> decode_hello(std::span<const std::byte> in);
 

@@ -57,6 +57,8 @@ enum class MessageType : std::uint8_t {
   kCredit = 10,
   kError = 11,
   kAuthenticate = 12,
+  kPacket = 13,      // channels of network nodes only
+  kNodeStatus = 14,  // likewise
 };
 
 // Why a stream, a join or a channel ended. One list for REJECT, CLOSE, JOIN answers and ERROR.
@@ -104,11 +106,14 @@ struct WireAddress {
 };
 static_assert(sizeof(WireAddress) == 24);
 
+// What the node at the other end of a proxy's channel is: both ends' HELLO say the same.
+enum class Role : std::uint16_t { kApplicationNode = 0, kNetworkNode = 1 };
+
 // HELLO travels as the private data of the fabric's connection set-up, once each way.
 struct HelloBody {
   std::uint32_t magic;
   std::uint16_t version;
-  std::uint16_t reserved;
+  std::uint16_t role;                 // Role
   std::uint64_t epoch;                // the sender's incarnation; a proxy's is in connection ids
   std::uint32_t credits_initial;      // receive buffers that the sender has posted
   std::uint32_t credits_reserved;     // of these, kept for control messages
@@ -120,10 +125,18 @@ struct HelloBody {
 static_assert(sizeof(HelloBody) == 128);
 
 // Flags: kFlagAnswer on JOIN, LEAVE, SHUTDOWN and AUTHENTICATE; kFlagActive on CONNECTION_REQUEST;
-// kFlagImmediate on a JOIN that is no answer. Every other bit and every other message has 0.
+// kFlagImmediate on a JOIN that is no answer; those of PACKET and NODE_STATUS as named. Every other
+// bit and every other message has 0.
 inline constexpr std::uint8_t kFlagAnswer = 0x01;     // the proxy's answer; `code` says how it went
 inline constexpr std::uint8_t kFlagActive = 0x02;     // CONNECTION_REQUEST from the application
 inline constexpr std::uint8_t kFlagImmediate = 0x04;  // JOIN: wants immediate binding
+// PACKET
+inline constexpr std::uint8_t kFlagChecksumPartial = 0x01;   // to be completed, or never needed
+inline constexpr std::uint8_t kFlagChecksumVerified = 0x02;  // somebody has checked it
+inline constexpr std::uint8_t kFlagUnknownFlow = 0x04;  // to the network node: yours, not of mine
+inline constexpr std::uint8_t kFlagFinal = 0x08;        // to the proxy: nobody else has this flow
+// NODE_STATUS
+inline constexpr std::uint8_t kFlagDraining = 0x01;  // to the network node: no new flows, please
 
 struct JoinServiceBody {
   WireAddress address;            // any-address (all zero ip) means every address at this port
@@ -220,6 +233,31 @@ struct AuthenticateBody {
   std::uint8_t proof[kProofBytes];          // all zeros in a refusal
 };
 static_assert(sizeof(AuthenticateBody) == 72);
+
+// Followed by the IP packet: MessageHeader.length - kPacketHeaderBytes bytes, inline or by
+// reference as the payload of DATA. Offload metadata as in netnode/packet_io/packet_io.h; offsets
+// count from the IP header.
+struct PacketBody {
+  std::uint16_t segment_bytes;  // TCP payload of each segment; 0 without segmentation
+  std::uint16_t header_bytes;   // IP and TCP header; 0 where not known
+  std::uint16_t checksum_start;
+  std::uint16_t checksum_offset;
+  std::uint8_t segmentation;  // 0 none, 1 TCP over IPv4, 4 TCP over IPv6 (VIRTIO_NET_HDR_GSO_*)
+  std::uint8_t reserved[7];
+};
+static_assert(sizeof(PacketBody) == 16);
+inline constexpr std::size_t kPacketHeaderBytes = sizeof(MessageHeader) + sizeof(PacketBody);
+inline constexpr std::size_t kPacketBytesMin = 20;  // an IPv4 header
+inline constexpr std::size_t kPacketBytesMax = kDataPayloadBytesMax;
+
+// How the sender is, and that it lives. From a network node all fields are 0.
+struct NodeStatusBody {
+  std::uint32_t weight;    // 1..65535, for the spreading of new flows
+  std::uint16_t proxy_id;  // 1..1023, in the session tags of its segments; 0 has none
+  std::uint16_t reserved;
+};
+static_assert(sizeof(NodeStatusBody) == 8);
+inline constexpr std::uint16_t kProxyIdMax = 1023;
 
 // A connection's 64-bit name: proxy epoch (16) | generation (24) | index (24). It never repeats
 // within an epoch's lifetime: an index is reused only after every other free one, and its

@@ -48,7 +48,9 @@ Result<HelloBody> decode_hello(std::span<const std::byte> in) {
   if (hello.version != kVersion) {
     return Status::error(Code::kUnsupported, "the peer speaks another version");
   }
-  if (hello.reserved != 0) return broken("a reserved field of HELLO is not zero");
+  if (hello.role > static_cast<std::uint16_t>(Role::kNetworkNode)) {
+    return broken("HELLO names an unknown role");
+  }
   if (hello.credits_initial < kCreditsMin || hello.credits_initial > kCreditsMax) {
     return broken("HELLO posts too few or too many credits");
   }

@@ -8,7 +8,7 @@ namespace sanproxy::wire {
 namespace {
 
 // Indexed by type; 0 for HELLO, which never travels inside a transfer.
-constexpr std::array<std::uint8_t, 13> kBodyBytes = {0,
+constexpr std::array<std::uint8_t, 15> kBodyBytes = {0,
                                                      0,
                                                      sizeof(JoinServiceBody),
                                                      sizeof(ServiceBody),
@@ -20,7 +20,9 @@ constexpr std::array<std::uint8_t, 13> kBodyBytes = {0,
                                                      sizeof(CloseConnectionBody),
                                                      sizeof(CreditBody),
                                                      sizeof(ErrorBody),
-                                                     sizeof(AuthenticateBody)};
+                                                     sizeof(AuthenticateBody),
+                                                     sizeof(PacketBody),
+                                                     sizeof(NodeStatusBody)};
 
 constexpr std::uint32_t set_of(std::initializer_list<CloseCode> codes) {
   std::uint32_t out = 0;
@@ -174,6 +176,61 @@ const char* reject_rule(const Message& m) {
   return nullptr;
 }
 
+const char* packet_rule(const Message& m) {
+  const PacketBody& b = m.packet;
+  constexpr std::uint8_t kKnown =
+      kFlagChecksumPartial | kFlagChecksumVerified | kFlagUnknownFlow | kFlagFinal;
+  if ((m.flags & ~kKnown) != 0 || m.code != kNone) return "a PACKET has unknown flags or a code";
+  if (!all_zero(b.reserved, sizeof(b.reserved))) return "a reserved field of a PACKET is not zero";
+  const bool partial = (m.flags & kFlagChecksumPartial) != 0;
+  if (partial ? b.checksum_start + b.checksum_offset + 2u > m.payload_bytes
+              : b.checksum_start != 0 || b.checksum_offset != 0) {
+    return "the checksum of a PACKET lies outside it";
+  }
+  if (b.header_bytes > m.payload_bytes) return "the headers of a PACKET are longer than it";
+  if (b.segmentation != 0 && b.segmentation != 1 && b.segmentation != 4) {
+    return "the segmentation of a PACKET is unknown";
+  }
+  if ((b.segmentation != 0) != (b.segment_bytes != 0)) {
+    return "a PACKET has segmentation without segments, or the other way round";
+  }
+  return nullptr;
+}
+
+const char* status_rule(const Message& m) {
+  if ((m.flags & ~kFlagDraining) != 0 || m.code != kNone) {
+    return "a NODE_STATUS has unknown flags or a code";
+  }
+  if (m.status.reserved != 0) return "a reserved field of a NODE_STATUS is not zero";
+  if (m.status.proxy_id > kProxyIdMax || m.status.weight > 65535) {
+    return "a NODE_STATUS is out of range";
+  }
+  return nullptr;
+}
+
+Status wrong_way() {
+  return Status::error(Code::kProtocol, "a message travels in the wrong direction");
+}
+
+// Between a network node and a proxy.
+Status check_packet_channel(const Message& m, bool to_proxy) {
+  switch (m.type) {
+    case MessageType::kError:
+      return {};
+    case MessageType::kPacket:
+      if ((m.flags & (to_proxy ? kFlagUnknownFlow : kFlagFinal)) != 0) return wrong_way();
+      return {};
+    case MessageType::kNodeStatus: {
+      const bool from_proxy = m.status.weight != 0;
+      if (from_proxy == to_proxy) return wrong_way();
+      if (to_proxy && (m.flags != 0 || m.status.proxy_id != 0)) return wrong_way();
+      return {};
+    }
+    default:
+      return wrong_way();
+  }
+}
+
 }  // namespace
 
 bool key_name_legal(std::string_view name) {
@@ -237,6 +294,10 @@ const char* broken_rule(const Message& m) {
       return in(m.code, kChannelEnds) ? nullptr : "an ERROR has a code that it cannot have";
     case MessageType::kAuthenticate:
       return authenticate_rule(m);
+    case MessageType::kPacket:
+      return packet_rule(m);
+    case MessageType::kNodeStatus:
+      return status_rule(m);
     case MessageType::kData:   // checked by the reader itself
     case MessageType::kHello:  // never here
       break;
@@ -245,6 +306,9 @@ const char* broken_rule(const Message& m) {
 }
 
 Status check_direction(const Message& m, Receiver receiver) {
+  if (receiver == Receiver::kPacketProxy || receiver == Receiver::kNetworkNode) {
+    return check_packet_channel(m, receiver == Receiver::kPacketProxy);
+  }
   const bool to_proxy = receiver == Receiver::kProxy;
   const bool answer = (m.flags & kFlagAnswer) != 0;
   bool legal = true;
@@ -273,12 +337,14 @@ Status check_direction(const Message& m, Receiver receiver) {
       legal = to_proxy == (m.reject.request == 0);
       break;
     case MessageType::kHello:
+    case MessageType::kPacket:
+    case MessageType::kNodeStatus:
       legal = false;
       break;
   }
   if (legal) [[likely]]
     return {};
-  return Status::error(Code::kProtocol, "a message travels in the wrong direction");
+  return wrong_way();
 }
 
 }  // namespace sanproxy::wire

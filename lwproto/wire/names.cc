@@ -28,6 +28,10 @@ const char* message_type_name(MessageType type) {
       return "ERROR";
     case MessageType::kAuthenticate:
       return "AUTHENTICATE";
+    case MessageType::kPacket:
+      return "PACKET";
+    case MessageType::kNodeStatus:
+      return "NODE_STATUS";
   }
   return "unknown";
 }

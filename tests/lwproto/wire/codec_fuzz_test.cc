@@ -59,7 +59,7 @@ class Mutator {
     const auto flag = static_cast<std::uint8_t>(1u << pick(3));
     const auto flags = pick(2) == 0 ? std::uint8_t{0} : flag;
     const auto code = static_cast<CloseCode>(pick(2) == 0 ? 0 : pick(17));
-    switch (pick(10)) {
+    switch (pick(12)) {
       case 0:
         (void)writer.append(MessageType::kJoinService, flags, code,
                             JoinServiceBody{some_address(), small(), flags & 1u, 1, 0});
@@ -121,6 +121,26 @@ class Mutator {
         (void)writer.append(MessageType::kAuthenticate, flags & 1u, code, body);
         break;
       }
+      case 9: {
+        const std::vector<std::byte> bytes(20 + pick(60), std::byte{0x45});
+        PacketBody body{};
+        const auto packet_flags = static_cast<std::uint8_t>(pick(20));
+        if ((packet_flags & kFlagChecksumPartial) != 0) {
+          body.checksum_start = static_cast<std::uint16_t>(pick(70));
+          body.checksum_offset = 16;
+        }
+        if (pick(2) == 0) {
+          body.segmentation = static_cast<std::uint8_t>(pick(5));
+          body.segment_bytes = static_cast<std::uint16_t>(pick(2) * 1448);
+          body.header_bytes = static_cast<std::uint16_t>(pick(70));
+        }
+        (void)writer.append_packet(packet_flags, body, bytes);
+        break;
+      }
+      case 10:
+        (void)writer.append(MessageType::kNodeStatus, flags & 1u, CloseCode::kNone,
+                            NodeStatusBody{small(), static_cast<std::uint16_t>(pick(1100)), 0});
+        break;
       default: {
         const std::vector<std::byte> payload(1 + pick(pick(10) == 0 ? 1024 : 40), std::byte{'d'});
         (void)writer.append_data(some_id(), random_(), payload);

@@ -71,7 +71,7 @@ TEST(Hello, IsRefusedWhenAFieldIsOutOfRange) {
     std::function<void(HelloBody&)> change;
   } cases[] = {
       {"H2", [](HelloBody& h) { h.magic ^= 1; }},
-      {"H4", [](HelloBody& h) { h.reserved = 1; }},
+      {"H4", [](HelloBody& h) { h.role = 2; }},
       {"H5", [](HelloBody& h) { h.credits_initial = kCreditsMin - 1, h.credits_reserved = 0; }},
       {"H5", [](HelloBody& h) { h.credits_initial = kCreditsMax + 1; }},
       {"H6", [](HelloBody& h) { h.credits_reserved = h.credits_initial / 2 + 1; }},

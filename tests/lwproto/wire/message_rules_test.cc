@@ -183,6 +183,31 @@ Draft authenticate_refused() {
       .with<AuthenticateBody>([](auto& b) { std::memset(b.proof, 0, sizeof(b.proof)); });
 }
 
+Draft packet(std::size_t bytes = 60) {
+  Draft out = Draft::of(MessageType::kPacket, 0, CloseCode::kNone, PacketBody{});
+  out.content.resize(out.content.size() + bytes, std::byte{0x45});
+  return out;
+}
+Draft partial_packet() {
+  return packet().flagged(kFlagChecksumPartial).with<PacketBody>([](PacketBody& b) {
+    b.checksum_start = 20;
+    b.checksum_offset = 16;
+  });
+}
+Draft super_packet() {
+  return partial_packet().with<PacketBody>([](PacketBody& b) {
+    b.segmentation = 1;
+    b.segment_bytes = 1448;
+    b.header_bytes = 52;
+  });
+}
+Draft proxy_status() {
+  return Draft::of(MessageType::kNodeStatus, 0, CloseCode::kNone, NodeStatusBody{100, 7, 0});
+}
+Draft node_status() {
+  return Draft::of(MessageType::kNodeStatus, 0, CloseCode::kNone, NodeStatusBody{});
+}
+
 struct Named {
   const char* name;
   Draft draft;
@@ -217,7 +242,16 @@ std::vector<Named> good_messages() {
           {"AUTHENTICATE, every letter", authenticate("azAZ09._-")},
           {"AUTHENTICATE, longest name", authenticate(std::string(kKeyNameBytesMax, 'k'))},
           {"AUTHENTICATE answer", authenticate().flagged(kFlagAnswer)},
-          {"AUTHENTICATE refusal", authenticate_refused()}};
+          {"AUTHENTICATE refusal", authenticate_refused()},
+          {"PACKET", packet()},
+          {"PACKET, shortest", packet(kPacketBytesMin)},
+          {"PACKET, longest inline", packet(kInlinePayloadBytesMax)},
+          {"PACKET with half a checksum", partial_packet()},
+          {"PACKET to be segmented", super_packet()},
+          {"PACKET sent back", packet().flagged(kFlagUnknownFlow)},
+          {"NODE_STATUS of a proxy", proxy_status()},
+          {"NODE_STATUS of a draining proxy", proxy_status().flagged(kFlagDraining)},
+          {"NODE_STATUS of a network node", node_status()}};
 }
 
 struct Broken {
@@ -275,7 +309,7 @@ std::vector<Broken> broken_forms() {
   std::vector<Broken> out = {
       {"M1", raw_type(0)},
       {"M1", raw_type(1)},
-      {"M1", raw_type(13)},
+      {"M1", raw_type(15)},
       {"M1", raw_type(255)},
       {"M2", join_answer().flagged(kFlagAnswer | kFlagImmediate)},
       {"M2", join().flagged(kFlagActive)},
@@ -291,6 +325,23 @@ std::vector<Broken> broken_forms() {
       {"M26", authenticate("web").with<AuthenticateBody>([](auto& b) { b.key_name[31] = 'x'; })},
       {"M27", authenticate().flagged(kFlagAnswer).coded(CloseCode::kNotPermitted)},
       {"M27", authenticate_refused().with<AuthenticateBody>([](auto& b) { b.proof[31] = 1; })},
+      {"M2", packet().flagged(0x10)},
+      {"M2", proxy_status().flagged(0x02)},
+      {"M3", packet().coded(CloseCode::kReset)},
+      {"M3", proxy_status().coded(CloseCode::kReset)},
+      {"M7", packet().with<PacketBody>([](PacketBody& b) { b.reserved[6] = 1; })},
+      {"M7", set(proxy_status(), &NodeStatusBody::reserved, 1)},
+      {"M28", packet(kPacketBytesMin - 1)},
+      {"M29", set(partial_packet(), &PacketBody::checksum_offset, 39)},
+      {"M29", set(partial_packet(), &PacketBody::checksum_start, 65535)},
+      {"M29", set(packet(), &PacketBody::checksum_start, 1)},
+      {"M29", set(packet(), &PacketBody::checksum_offset, 1)},
+      {"M30", set(super_packet(), &PacketBody::segmentation, 2)},
+      {"M30", set(super_packet(), &PacketBody::segmentation, 0)},
+      {"M30", set(super_packet(), &PacketBody::segment_bytes, 0)},
+      {"M30", set(super_packet(), &PacketBody::header_bytes, 61)},
+      {"M31", set(proxy_status(), &NodeStatusBody::weight, 65536)},
+      {"M31", set(proxy_status(), &NodeStatusBody::proxy_id, 1024)},
       {"M9", join().with<J>([](J& b) { b.address.port = 0; })},
       {"M10", set(join(), &J::weight, 0)},
       {"M10", set(join(), &J::weight, 65536)},
@@ -351,13 +402,15 @@ std::vector<Broken> broken_forms() {
   add_addresses(out, active(), &Q::local, true);
   add_addresses(out, accept_active(), &A::local, false);
   for (const Named& good : good_messages()) {
+    const auto type = static_cast<MessageType>(good.draft.type);
     for (const int bit : {3, 4, 5, 6, 7}) {
+      if (type == MessageType::kPacket && bit == 3) continue;  // kFlagFinal
       out.push_back({"M2", good.draft.flagged(good.draft.flags | 1u << bit)});
     }
     out.push_back({"M3", good.draft.coded(CloseCode{16})});
     out.push_back({"M3", good.draft.coded(CloseCode{32})});
     out.push_back({"M3", good.draft.coded(CloseCode{0x8001})});
-    if (good.draft.type == static_cast<std::uint8_t>(MessageType::kData)) continue;
+    if (type == MessageType::kData || type == MessageType::kPacket) continue;
     for (const int extra : {-64, -8, -1, 1, 8}) {
       out.push_back({"M4", with_length(good.draft, extra)});
     }
@@ -572,6 +625,34 @@ TEST(DirectionRules, EachMessageTravelsWhereTheTableSays) {
         << row.name;
     EXPECT_EQ(check_direction(message, Receiver::kApplication).ok(), row.way != kToProxy)
         << row.name;
+    const bool is_error = row.draft.type == static_cast<std::uint8_t>(MessageType::kError);
+    EXPECT_EQ(check_direction(message, Receiver::kPacketProxy).ok(), is_error) << row.name;
+    EXPECT_EQ(check_direction(message, Receiver::kNetworkNode).ok(), is_error) << row.name;
+  }
+}
+
+TEST(DirectionRules, PacketsTravelBetweenNetworkNodesAndProxiesAlone) {
+  const struct {
+    const char* name;
+    Draft draft;
+    bool to_proxy, to_node;
+  } rows[] = {
+      {"PACKET", packet(), true, true},
+      {"PACKET, final (D11)", packet().flagged(kFlagFinal), true, false},
+      {"PACKET sent back (D10)", packet().flagged(kFlagUnknownFlow), false, true},
+      {"NODE_STATUS of a proxy (D10)", proxy_status(), false, true},
+      {"NODE_STATUS, draining (D10)", node_status().flagged(kFlagDraining), false, false},
+      {"NODE_STATUS of a network node (D11)", node_status(), true, false},
+      {"NODE_STATUS of a network node with an id (D10)",
+       set(node_status(), &NodeStatusBody::proxy_id, 1), false, false},
+  };
+  for (const auto& row : rows) {
+    Message message;
+    ASSERT_TRUE(read_one(row.draft, message).ok()) << row.name;
+    EXPECT_EQ(check_direction(message, Receiver::kPacketProxy).ok(), row.to_proxy) << row.name;
+    EXPECT_EQ(check_direction(message, Receiver::kNetworkNode).ok(), row.to_node) << row.name;
+    EXPECT_FALSE(check_direction(message, Receiver::kProxy).ok()) << row.name;
+    EXPECT_FALSE(check_direction(message, Receiver::kApplication).ok()) << row.name;
   }
 }
 

@@ -58,6 +58,10 @@ std::size_t body_size(int type) {
       return 8;
     case 12:
       return 72;
+    case 13:
+      return 16;
+    case 14:
+      return 8;
     default:
       return 0;
   }
@@ -117,6 +121,20 @@ bool authenticate_ok(const Reading& m, Bytes b) {
   return at > 8 && zeros(b, at, 40);
 }
 
+bool packet_ok(const Reading& m, Bytes b) {
+  if (m.flags > 15 || m.code != 0 || !zeros(b, 9, 16)) return false;
+  const std::size_t sum_at = number(b, 4, 2) + number(b, 6, 2);
+  if (m.flags % 2 == 1 ? sum_at + 2 > m.payload_bytes : sum_at != 0) return false;
+  const bool segments = b[8] == 1 || b[8] == 4;
+  return number(b, 2, 2) <= m.payload_bytes && (segments || b[8] == 0) &&
+         segments == (number(b, 0, 2) != 0);
+}
+
+bool status_ok(const Reading& m, Bytes b) {
+  return m.flags <= 1 && m.code == 0 && number(b, 0, 4) <= 65535 && number(b, 4, 2) <= 1023 &&
+         zeros(b, 6, 8);
+}
+
 bool fields_ok(const Reading& m) {
   const Bytes b = m.body;
   switch (m.type) {
@@ -143,6 +161,10 @@ bool fields_ok(const Reading& m) {
       return m.flags == 0 && kErrors.count(m.code) != 0;
     case 12:
       return authenticate_ok(m, b);
+    case 13:
+      return packet_ok(m, b);
+    case 14:
+      return status_ok(m, b);
     default:
       return false;
   }
@@ -169,8 +191,9 @@ std::size_t read_message(Bytes head, std::size_t rest_bytes, std::size_t at, boo
   out.payload_bytes = length - 8 - fixed;
   out.payload_at = at + 8 + fixed;
   if (!fields_ok(out)) return fail("fields");
-  if (out.type == 8) {
-    if (out.payload_bytes < 1 || out.payload_bytes > 65536) return fail("payload size");
+  if (out.type == 8 || out.type == 13) {
+    if (out.payload_bytes < (out.type == 8 ? 1 : 20) || out.payload_bytes > 65536)
+      return fail("payload size");
     if (out.payload_bytes > 1024) {
       if (!last || out.payload_at > 8192) return fail("reference not last or too far");
       const std::size_t behind = head.size() - out.payload_at;
