@@ -8,7 +8,9 @@
 // Owner: a worker. Thread: its data path. No allocation after open().
 // Invariants:
 //   1. receive() fills only buffers that the caller lent; a packet starts at
-//      buffer.data + packet.offset and has packet.length bytes, all inside the buffer.
+//      buffer.data + packet.offset and has packet.length bytes, all inside the buffer. A driver
+//      that lends() takes no buffers: its packets lie at packet.lent, in memory that may be
+//      read-only and may change while it is read.
 //   2. send() has copied (kernel drivers) or finished with the bytes when flush() returns, so the
 //      caller may free them then.
 //   3. Malformed frames never reach the caller: they are dropped and counted by reason.
@@ -53,11 +55,23 @@ struct ReceiveBuffer {
   std::uint32_t capacity = 0;
 };
 
+using PacketLoan = std::uint32_t;
+inline constexpr PacketLoan kNoPacketLoan = 0;
+// One of several peers behind one interface (network nodes); 0 where there is but one.
+using PeerNumber = std::uint16_t;
+
 struct ReceivedPacket {
   std::uint32_t buffer = 0;  // index into the span given to receive()
   std::uint32_t offset = 0;  // of the IP header inside the buffer
   std::uint32_t length = 0;  // of the IP packet
   Offload offload;
+  // Of a driver that lends(). Without a loan the bytes are there until the next receive(); with
+  // one until release(loan), which must come once.
+  const std::byte* lent = nullptr;
+  PacketLoan loan = kNoPacketLoan;
+  PeerNumber from = 0;
+  // Whether somebody else may know its flow if we do not: then send_back() is better than a reset.
+  bool others_may_know = false;
 };
 
 struct SendPacket {
@@ -65,6 +79,7 @@ struct SendPacket {
   std::uint32_t piece_count = 0;
   std::uint32_t length = 0;  // sum of the pieces
   Offload offload;
+  PeerNumber to = 0;  // where the flow's last packet came from; another one will do
 };
 
 struct Counters {
@@ -76,11 +91,16 @@ struct Counters {
   std::uint64_t tx_bytes_copied = 0;    // of small packets, which leave in one block
   std::uint64_t tx_dropped_unresolved = 0, tx_dropped_full = 0, tx_errors = 0;
   std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
+  // channel
+  std::uint64_t tx_dropped_no_peer = 0;  // no network node is connected
+  std::uint64_t rx_bytes_copied = 0;     // of packets that came in pieces
+  std::uint64_t sent_back = 0, send_back_dropped = 0;
+  std::uint64_t peers_admitted = 0, peers_refused = 0, peers_ended = 0, peers_breached = 0;
 };
 
 struct InterfaceOptions {
-  std::string driver;  // "tun", "tap", "packet"
-  std::string name;    // tun/tap: created if absent; packet: must exist
+  std::string driver;  // "tun", "tap", "packet", "channel"
+  std::string name;    // tun/tap: created if absent; packet: must exist; channel: for people
   std::uint32_t mtu_bytes = 1500;
   // tun/tap: assigned to the host's side of the device. packet: our own on that segment.
   std::vector<IpPrefix> addresses;
@@ -111,6 +131,12 @@ class PacketIo {
   // as connections to it do.
   virtual void add_local_address(const IpAddress& address) = 0;
   virtual void remove_local_address(const IpAddress& address) = 0;
+
+  // --- drivers that lend their own memory instead of filling ours
+  virtual bool lends() const { return false; }
+  virtual void release(PacketLoan loan) { (void)loan; }
+  // Returns a packet that others_may_know to where it came from; it may be read during the call.
+  virtual void send_back(const ReceivedPacket& packet) { (void)packet; }
 
   virtual const Counters& counters() const = 0;
 };

@@ -77,6 +77,8 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("packets_dropped_total", dropped, c.dropped_no_slot, "reason=\"no_slot\"");
   m.counter("packets_dropped_total", dropped, c.dropped_send_queue, "reason=\"send_queue\"");
   m.counter("packets_dropped_total", dropped, c.dropped_refused, "reason=\"refused\"");
+  m.counter("unknown_flows_total", "Segments sent back: another proxy may know their flow",
+            c.unknown_flows);
   m.counter("icmp_echo_replies_total", "Echo requests answered", c.icmp_echo);
   m.counter("flow_lookups_total", "Searches in the table of connections", c.flow_lookups);
   m.counter("flow_probes_total", "Entries that they looked at", c.flow_probes);
@@ -195,6 +197,22 @@ void interface_metrics(const Sources& in, Metrics& m) {
       {"interface_dropped_total", "Dropped", "reason=\"device_full\"",
        &packet_io::Counters::tx_dropped_full},
       {"interface_dropped_total", "Dropped", "reason=\"error\"", &packet_io::Counters::tx_errors},
+      {"interface_dropped_total", "Dropped", "reason=\"no_network_node\"",
+       &packet_io::Counters::tx_dropped_no_peer},
+      {"interface_dropped_total", "Dropped", "reason=\"send_back\"",
+       &packet_io::Counters::send_back_dropped},
+      {"interface_sent_back_total", "Packets of unknown flows returned to their network node",
+       "direction=\"out\"", &packet_io::Counters::sent_back},
+      {"interface_bytes_copied_total", "Packet bytes copied by the driver", "direction=\"in\"",
+       &packet_io::Counters::rx_bytes_copied},
+      {"network_nodes_total", "Channels of network nodes", "event=\"admitted\"",
+       &packet_io::Counters::peers_admitted},
+      {"network_nodes_total", "Channels of network nodes", "event=\"refused\"",
+       &packet_io::Counters::peers_refused},
+      {"network_nodes_total", "Channels of network nodes", "event=\"ended\"",
+       &packet_io::Counters::peers_ended},
+      {"network_nodes_total", "Channels of network nodes", "event=\"breached\"",
+       &packet_io::Counters::peers_breached},
   };
   for (const Row& row : kRows) {
     for (const packet_io::PacketIo* io : in.interfaces) {
@@ -303,6 +321,19 @@ json pool_json(const buffer::SlotPool& pool) {
           {"received", pool.received_count()}, {"free_min", pool.free_count_min()}};
 }
 
+json network_node_json(const packet_io::ChannelIo& channel, const packet_io::NetworkNode& node) {
+  return {{"node", node.number},
+          {"name", node.name},
+          {"peer", node.address},
+          {"interface", channel.options().name},
+          {"connected", node.connected},
+          {"packets_in", node.packets_in},
+          {"packets_out", node.packets_out},
+          {"bytes_in", node.bytes_in},
+          {"bytes_out", node.bytes_out},
+          {"packets_lent", node.loans_out}};
+}
+
 Page status_page(const Sources& in) {
   json states = json::object();
   const auto& counts = in.stack->state_counts();
@@ -323,6 +354,12 @@ Page status_page(const Sources& in) {
                           {"packets_in", io->counters().rx_packets},
                           {"packets_out", io->counters().tx_packets}});
   }
+  json network_nodes = json::array();
+  for (const packet_io::ChannelIo* channel : in.channels) {
+    for (const packet_io::NetworkNode& node : channel->nodes()) {
+      network_nodes.push_back(network_node_json(*channel, node));
+    }
+  }
   const json page = {
       {"name", in.name},
       {"version", in.version},
@@ -338,6 +375,7 @@ Page status_page(const Sources& in) {
       {"tx_records", in.translator->records_used()},
       {"services", services},
       {"nodes", nodes},
+      {"network_nodes", network_nodes},
       {"interfaces", interfaces}};
   return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
 }

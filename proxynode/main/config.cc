@@ -2,6 +2,7 @@
 
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
+#include "proxynode/main/config_interface.h"
 #include "proxynode/main/config_reader.h"
 
 namespace sanproxy::proxy {
@@ -14,6 +15,8 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
     if (v.empty() || v.size() > 64) throw std::invalid_argument("expected 1 to 64 characters");
     config.name = v;
   });
+  r.number("id", config.id, 1, 1023);
+  r.number("weight", config.weight, 1, 65'535);
   r.text("log_level", [&](const std::string& v) {
     config.log_level = choose<const char*>(
         v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
@@ -45,30 +48,6 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.flag("outgoing", config.outgoing);
   r.flag("spin", config.spin);
   r.read();
-}
-
-void read_interface(const std::string& path, const toml::table& table, ProxyConfig& config) {
-  packet_io::InterfaceOptions out;
-  TableReader r(path, "[[interface]]", table);
-  r.text("driver", [&](const std::string& v) {
-    out.driver = choose<const char*>(v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}});
-  });
-  r.text("name", [&](const std::string& v) {
-    if (v.empty() || v.size() > 15) throw std::invalid_argument("expected 1 to 15 characters");
-    out.name = v;
-  });
-  r.number("mtu", out.mtu_bytes, 1280, 65'521);
-  r.texts("addresses", [&](const std::string& v) {
-    out.addresses.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
-  });
-  r.texts("gateways", [&](const std::string& v) {
-    out.gateways.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
-  });
-  r.flag("segmentation_offload", out.segmentation_offload);
-  r.read();
-  if (out.driver.empty()) r.missing("driver");
-  if (out.name.empty()) r.missing("name");
-  config.interfaces.push_back(std::move(out));
 }
 
 void read_service(const std::string& path, const toml::table& table, ProxyConfig& config) {
@@ -155,7 +134,9 @@ ProxyConfig load_config(const std::string& path) {
                       "proxy, service");
     }
   }
-  if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
+  if (config.interfaces.empty() && config.channels.empty()) {
+    config_fail(path, {}, "needs at least one [[interface]]");
+  }
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   check_allow_lists(path, config);
   return config;

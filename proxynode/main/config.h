@@ -41,8 +41,16 @@ struct FabricConfig {
   bool uses_pools() const { return scheme != "shm"; }
 };
 
+// An [[interface]] with driver "channel": where network nodes connect.
+struct ChannelConfig {
+  packet_io::InterfaceOptions options;
+  FabricConfig fabric;
+};
+
 struct ProxyConfig {
   std::string name = "proxy";
+  std::uint16_t id = 0;  // 1..1023, in the session tags of its segments; 0: none
+  std::uint32_t weight = 100;
   std::uint32_t nodes_max = 1024;
   std::uint32_t services_max = 1024;
   std::uint32_t tx_records_max = 1 << 20;
@@ -54,6 +62,7 @@ struct ProxyConfig {
   std::size_t channel_region_bytes = std::size_t{256} << 20;
   stack::StackOptions stack;
   std::vector<packet_io::InterfaceOptions> interfaces;
+  std::vector<ChannelConfig> channels;
   std::vector<FabricConfig> fabrics;
   std::vector<service::Policy> services;
   std::vector<auth::Key> keys;

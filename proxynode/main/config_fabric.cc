@@ -16,22 +16,10 @@ constexpr std::uint32_t kPoolNodesDefault = 32;
 constexpr std::size_t kPoolRegionBytesDefault = std::size_t{64} << 20;
 
 // What only some fabrics have: said for another one it is an error, not ignored.
-void check_fabric(const FabricConfig& fabric, const std::set<std::string>& given) {
-  const auto only = [&](const char* key, bool has_it, const char* where) {
-    if (given.count(key) == 0 || has_it) return;
-    throw std::invalid_argument(std::string(key) + " is for " + where + ", not for " +
-                                fabric.scheme);
-  };
-  only("trust", !fabric.uses_pools(), "shm");
-  only("max_nodes", fabric.uses_pools(), "verbs and tcp");
-  for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
-    only(key, fabric.scheme == "tcp", "tcp");
-  }
-  const int files = (fabric.certificate.empty() ? 0 : 1) + (fabric.key.empty() ? 0 : 1) +
-                    (fabric.ca.empty() ? 0 : 1);
-  if (files != 0 && files != 3) {
-    throw std::invalid_argument("TLS needs certificate, key and ca, all three");
-  }
+void only(const FabricConfig& fabric, const std::set<std::string>& given, const char* key,
+          bool has_it, const char* where) {
+  if (given.count(key) == 0 || has_it) return;
+  throw std::invalid_argument(std::string(key) + " is for " + where + ", not for " + fabric.scheme);
 }
 
 void fill_in(FabricConfig& fabric, const std::set<std::string>& given) {
@@ -45,26 +33,41 @@ void fill_in(FabricConfig& fabric, const std::set<std::string>& given) {
 
 }  // namespace
 
-void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {
-  FabricConfig out;
-  TableReader r(path, "[[fabric]]", table);
+void check_listening_keys(const FabricConfig& fabric, const std::set<std::string>& given) {
+  for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
+    only(fabric, given, key, fabric.scheme == "tcp", "tcp");
+  }
+  const int files = (fabric.certificate.empty() ? 0 : 1) + (fabric.key.empty() ? 0 : 1) +
+                    (fabric.ca.empty() ? 0 : 1);
+  if (files != 0 && files != 3) {
+    throw std::invalid_argument("TLS needs certificate, key and ca, all three");
+  }
+}
+
+void listening_keys(TableReader& r, FabricConfig& out) {
   r.text("listen", [&](const std::string& v) {
     out.scheme = value_or_throw(fabric::FabricAddress::parse(v), v,
                                 "shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
                      .scheme;
     out.listen = v;
   });
-  r.text("trust", [&](const std::string& v) {
-    out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
-  });
   r.number("credits", out.credits, 32, 65'536);
   r.number("max_nodes", out.nodes_max, 1, 65'536);
-  r.number("channel_region_bytes", out.channel_region_bytes, 1u << 20, 1024 * kGiB);
   r.text("certificate", [&](const std::string& v) { out.certificate = v; });
   r.text("key", [&](const std::string& v) { out.key = v; });
   r.text("ca", [&](const std::string& v) { out.ca = v; });
   r.number("max_streams", out.streams_max, 1, 64);
   r.number("max_window_bytes", out.window_bytes_max, 65'536, kGiB);
+}
+
+void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  FabricConfig out;
+  TableReader r(path, "[[fabric]]", table);
+  listening_keys(r, out);
+  r.text("trust", [&](const std::string& v) {
+    out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
+  });
+  r.number("channel_region_bytes", out.channel_region_bytes, 1u << 20, 1024 * kGiB);
   std::optional<service::AllowList> allow;
   allow_list(r, allow);
   r.read();
@@ -72,7 +75,9 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
   std::set<std::string> given;
   for (const auto& [key, node] : table) given.emplace(key.str());
   try {
-    check_fabric(out, given);
+    only(out, given, "trust", !out.uses_pools(), "shm");
+    only(out, given, "max_nodes", out.uses_pools(), "verbs and tcp");
+    check_listening_keys(out, given);
   } catch (const std::invalid_argument& e) {
     config_fail(path, table.source(), std::string("[[fabric]]: ") + e.what());
   }

@@ -39,6 +39,10 @@ void run(const sanproxy::proxy::ProxyConfig& config) {
     worker.add_interface(std::move(io).value());
     spdlog::info("interface {} ({}) is up", options.name, options.driver);
   }
+  for (const auto& channel : config.channels) {
+    worker.add_channel(sanproxy::proxy::make_fabric(channel.fabric), channel);
+    spdlog::info("network nodes may connect at {}", channel.fabric.listen);
+  }
   for (const auto& fabric : config.fabrics) {
     worker.add_fabric(sanproxy::proxy::make_fabric(fabric), fabric);
     const char* who = !fabric.key.empty()   ? "with TLS"
@@ -75,7 +79,8 @@ int main(int argc, char** argv) {
   }
   if (check) {
     std::printf("%s: ok (%zu interfaces, %zu fabrics, %zu services)\n", path.c_str(),
-                config.interfaces.size(), config.fabrics.size(), config.services.size());
+                config.interfaces.size() + config.channels.size(), config.fabrics.size(),
+                config.services.size());
     return 0;
   }
   // Blocked before any thread starts, so that only the worker's signalfd sees them.

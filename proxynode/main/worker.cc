@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "lwproto/buffer/pool_sizes.h"
+#include "proxynode/service/admission.h"
 
 namespace sanproxy::proxy {
 namespace {
@@ -58,7 +59,10 @@ struct Worker::Interface {
 };
 
 Worker::Worker(const ProxyConfig& config, std::string version)
-    : config_(config), version_(std::move(version)), start_ns_(clock_.now_ns()) {
+    : config_(config),
+      version_(std::move(version)),
+      start_ns_(clock_.now_ns()),
+      epoch_(new_epoch()) {
   buffer::PoolInputs inputs;
   inputs.connections_max = config.stack.connections_max;
   inputs.receive_window_bytes = config.stack.receive_window_bytes;
@@ -68,10 +72,16 @@ Worker::Worker(const ProxyConfig& config, std::string version)
     if (!fabric.uses_pools()) continue;
     inputs.receives_posted += std::uint64_t{fabric.nodes_max} * fabric.credits;
   }
+  for (const ChannelConfig& channel : config.channels) {
+    if (!channel.fabric.uses_pools()) continue;
+    inputs.packet_receives_posted +=
+        std::uint64_t{channel.fabric.nodes_max} * channel.fabric.credits;
+  }
   inputs.rx_burst = kBurst;
   inputs.interfaces = static_cast<std::uint32_t>(config.interfaces.size());
-  inputs.ingress_bytes_max = config.ingress_pool_bytes;
   // What is posted comes on top of the operator's ceiling.
+  inputs.ingress_bytes_max =
+      config.ingress_pool_bytes + inputs.packet_receives_posted * buffer::kEgressSlotBytes;
   inputs.egress_bytes_max =
       config.egress_pool_bytes + inputs.receives_posted * buffer::kEgressSlotBytes;
   const buffer::PoolSizes sizes = buffer::derive_pool_sizes(inputs);
@@ -86,7 +96,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
 
   translate::TranslatorOptions options;
   options.name = config.name;
-  options.epoch = new_epoch();
+  options.epoch = epoch_;
   options.connections_max = config.stack.connections_max;
   options.nodes_max = config.nodes_max;
   options.send_window_bytes = config.stack.send_buffer_bytes;
@@ -97,7 +107,9 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   options.limits = config.limits;
   translator_ = std::make_unique<translate::Translator>(
       options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
-  stack_ = take(stack::Stack::create(config.stack, clock_, *ingress_, *translator_), "TCP stack");
+  stack::StackOptions stack_options = config.stack;
+  stack_options.proxy_id = config.id;
+  stack_ = take(stack::Stack::create(stack_options, clock_, *ingress_, *translator_), "TCP stack");
   translator_->set_stack(*stack_);
 
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
@@ -161,6 +173,38 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
   fabrics_.push_back(std::move(fabric));
 }
 
+void Worker::add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelConfig& config) {
+  fabric->wake_in(epoll_fd_);
+  packet_io::ChannelIoOptions options;
+  options.listen = config.fabric.listen;
+  options.proxy_name = config_.name;
+  options.proxy_id = config_.id;
+  options.weight = config_.weight;
+  options.epoch = epoch_;
+  options.nodes_max = config.fabric.nodes_max;
+  options.endpoint.receive_depth = config.fabric.credits;
+  if (config.fabric.uses_pools()) {
+    // Half of the spare slots stay for what the interfaces receive.
+    options.endpoint.receive_memory = {ingress_.get(), &ingress_region_,
+                                       buffer::kSpareSlotsMin / 2};
+  }
+  options.allow = [allow = config.fabric.allow](const fabric::PeerIdentity& peer) {
+    service::Credentials who;
+    who.uid = peer.uid;
+    who.certificate_name = peer.certificate_name;
+    return service::allows(allow, who);
+  };
+  auto io = take(packet_io::ChannelIo::open(config.options, std::move(options), *fabric, clock_),
+                 config.fabric.listen);
+  auto interface = std::make_unique<Interface>();
+  channels_.push_back(io.get());
+  interface->io = std::move(io);
+  interface->index = take(stack_->add_interface(*interface->io), config.options.name);
+  watch(fabric->event_fd());
+  interfaces_.push_back(std::move(interface));
+  fabrics_.push_back(std::move(fabric));
+}
+
 void Worker::start_admin(const SocketAddress& address) {
   admin_ = take(admin::AdminServer::start(address), "admin endpoint " + address.to_string());
   watch(admin_->fd());
@@ -211,7 +255,15 @@ bool Worker::post(Interface& in, std::size_t i) {
   return true;
 }
 
+// Packets in memory of the interface: nothing is posted.
+std::size_t Worker::receive_lent(Interface& in) {
+  const std::size_t count = in.io->receive({}, in.packets);
+  for (std::size_t i = 0; i < count; ++i) stack_->input(in.index, in.packets[i]);
+  return count;
+}
+
 std::size_t Worker::receive(Interface& in) {
+  if (in.io->lends()) return receive_lent(in);
   while (in.posted < kBurst && post(in, in.posted)) ++in.posted;
   const std::size_t count =
       in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
@@ -251,6 +303,7 @@ int Worker::sleep_ms() const {
   const std::uint64_t now = clock_.now_ns();
   std::uint64_t next = stack_->next_timer_ns();
   if (draining_) next = std::min(next, drain_deadline_ns_);
+  for (const auto* channel : channels_) next = std::min(next, channel->next_timer_ns());
   if (next <= now) return 0;
   const std::uint64_t ms = (next - now + 999'999) / 1'000'000;
   return static_cast<int>(std::min<std::uint64_t>(ms, kSleepMsMax));
@@ -263,7 +316,15 @@ void Worker::idle() {
   for (auto& fabric : fabrics_) may_sleep = fabric->arm() && may_sleep;
   wait(may_sleep && !config_.spin ? sleep_ms() : 0);
   for (auto& fabric : fabrics_) fabric->disarm();
+  look_at_listeners();
+}
+
+void Worker::look_at_listeners() {
   (void)translator_->poll_listeners();
+  for (auto* channel : channels_) {
+    (void)channel->poll_listener();
+    channel->on_time();
+  }
 }
 
 void Worker::wait(int timeout_ms) {
@@ -289,7 +350,7 @@ void Worker::run() {
     } else if (loop_.rounds % kRoundsBetweenChores == 0) {
       wait(0);
       for (auto& fabric : fabrics_) fabric->disarm();
-      (void)translator_->poll_listeners();
+      look_at_listeners();
     }
     if (draining_ && (translator_->idle() || clock_.now_ns() >= drain_deadline_ns_)) break;
   }
@@ -308,6 +369,7 @@ void Worker::on_signal() {
     draining_ = true;
     drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     translator_->start_drain();
+    for (auto* channel : channels_) channel->set_draining(true);
   }
 }
 
@@ -317,6 +379,9 @@ void Worker::shut_down() {
   // The channels report their end, their connections are reset, the packets leave.
   constexpr int kLastRounds = 4;
   for (int i = 0; i < kLastRounds; ++i) (void)round();
+  for (auto* channel : channels_) {
+    channel->close_all(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
+  }
 }
 
 admin::Sources Worker::sources() const {
@@ -330,6 +395,7 @@ admin::Sources Worker::sources() const {
   out.ingress = ingress_.get();
   out.egress = egress_.get();
   for (const auto& interface : interfaces_) out.interfaces.push_back(interface->io.get());
+  for (const auto* channel : channels_) out.channels.push_back(channel);
   out.loop = &loop_;
   return out;
 }

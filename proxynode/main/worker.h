@@ -17,6 +17,7 @@
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/fabric/fabric.h"
+#include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/admin/admin_server.h"
 #include "proxynode/admin/pages.h"
@@ -35,6 +36,8 @@ class Worker final : public translate::Host {
   void add_interface(std::unique_ptr<packet_io::PacketIo> io);
   // Listens on `config`'s address with a fabric made by the caller.
   void add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConfig& config);
+  // Likewise for the channels of network nodes: one more interface.
+  void add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelConfig& config);
   void start_admin(const SocketAddress& address);
 
   // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
@@ -49,6 +52,7 @@ class Worker final : public translate::Host {
   bool in_use(const IpAddress& ip);
   bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
+  std::size_t receive_lent(Interface& interface);
   std::size_t round();
   void idle();
   void wait(int timeout_ms);
@@ -56,18 +60,21 @@ class Worker final : public translate::Host {
   void on_signal();
   void shut_down();
   void watch(int fd);
+  void look_at_listeners();
   admin::Sources sources() const;
 
   ProxyConfig config_;
   std::string version_;
   SteadyClock clock_;
   std::uint64_t start_ns_ = 0;
+  std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;
   buffer::MemoryRegion egress_region_;
   std::unique_ptr<buffer::SlotPool> ingress_;
   std::unique_ptr<buffer::SlotPool> egress_;
   std::vector<std::unique_ptr<fabric::Fabric>> fabrics_;
   std::vector<std::unique_ptr<Interface>> interfaces_;
+  std::vector<packet_io::ChannelIo*> channels_;  // of these, those of network nodes
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<admin::AdminServer> admin_;

@@ -54,7 +54,8 @@ struct alignas(64) Connection {
   TcpState state;
   EndReason reason;
   InterfaceIndex interface;
-  bool reported : 1;  // the delegate knows it
+  packet_io::PeerNumber via;  // where its last packet came from
+  bool reported : 1;          // the delegate knows it
   bool send_shut : 1;
   bool receive_shut : 1;  // close() was called
   bool in_timers : 1;

@@ -69,10 +69,8 @@ void sanproxy_lwip_assert_failed(const char* message, const char* file, int line
 
 uint32_t sanproxy_lwip_random(void) { return static_cast<uint32_t>(sanproxy::stack::random64()); }
 
-u32_t sys_now(void) {
-  const Impl& impl = *Impl::current;
-  return impl.timestamp_base + static_cast<u32_t>(impl.now_ns / 1'000'000);
-}
+// lwIP asks for it to fill in TSval, and for nothing else.
+u32_t sys_now(void) { return Impl::current->timestamp_value(); }
 
 // RFC 6528: a clock of 4 microseconds plus a keyed hash of the connection.
 u32_t sanproxy_lwip_isn(const ip_addr_t* local_ip, u16_t local_port, const ip_addr_t* remote_ip,

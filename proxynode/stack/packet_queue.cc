@@ -34,6 +34,7 @@ bool PacketQueue::describe(const QueuedPacket& packet, packet_io::SendPacket& ou
     front = 0;
   }
   out.offload = {};
+  out.to = packet.to;
   if (packet.tcp_header_bytes == 0) return true;
   out.offload.checksum_partial = true;
   out.offload.checksum_start = packet.ip_header_bytes;

@@ -30,6 +30,7 @@ struct QueuedPacket {
   std::uint16_t segment_bytes = 0;     // of segmentation; 0: one segment
   Family family = Family::kNone;
   bool has_payload = false;
+  packet_io::PeerNumber to = 0;
   ConnIndex conn = kNone;
   std::uint32_t seq_end = 0;
 };

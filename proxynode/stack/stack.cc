@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <ctime>
+
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
@@ -61,7 +63,16 @@ RxPayload::Piece RxPayload::pop_front() {
   chain_->next = nullptr;
   chain_->tot_len = chain_->len;
   chain_ = rest;
+  skip_empty();
   return piece;
+}
+
+void RxPayload::skip_empty() {
+  while (chain_ != nullptr && chain_->len == 0) {
+    pbuf* const rest = std::exchange(chain_->next, nullptr);
+    chain_->tot_len = 0;
+    pbuf_free(std::exchange(chain_, rest));
+  }
 }
 
 void RxPayload::push_front(Piece piece) {
@@ -97,9 +108,13 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
       free_ring(options.connections_max),
       flows(connections, time_waits, random64()),
       rx_slots(ingress.slot_count()),
+      lent(options.lent_packets_max),
+      lent_headers(packet_io::kReceiveBufferBytesMin),
       wheel(connections, clock.now_ns()),
       secret{random64(), random64()},
-      timestamp_base(static_cast<std::uint32_t>(random64())) {
+      timestamp_base(static_cast<std::uint32_t>(random64())),
+      world_seconds(static_cast<std::uint64_t>(std::time(nullptr)) -
+                    clock.now_ns() / 1'000'000'000) {
   dirty.reserve(options.connections_max);
   dirty_working.reserve(options.connections_max);
   refused.reserve(options.connections_max);
@@ -160,6 +175,9 @@ void Stack::expect(std::span<const std::span<const std::byte>> packets) { impl_-
 void Stack::input(InterfaceIndex interface, buffer::SlotIndex slot,
                   const packet_io::ReceivedPacket& packet) {
   impl_->input(interface, slot, packet);
+}
+void Stack::input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet) {
+  impl_->input(interface, packet);
 }
 void Stack::flush() { impl_->flush(); }
 void Stack::on_time() { impl_->on_time(); }

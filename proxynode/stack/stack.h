@@ -83,12 +83,13 @@ struct ConnectionInfo {
 };
 
 // In-order payload of one connection: a chain of pieces inside ingress slots. Move-only; the
-// slots go back to the pool when it is destroyed. A piece that was refused before, while slots were
-// short, may lie elsewhere: never refer to it as a slot without looking.
+// slots go back to the pool when it is destroyed. A piece may lie elsewhere, if it was small and
+// came from an interface that lends, is on loan from there, or was refused before, while slots were
+// short: never refer to it as a slot without looking.
 class RxPayload {
  public:
   RxPayload() = default;
-  explicit RxPayload(pbuf* chain) : chain_(chain) {}
+  explicit RxPayload(pbuf* chain) : chain_(chain) { skip_empty(); }
   ~RxPayload() { reset(); }
   RxPayload(RxPayload&& other) noexcept : chain_(other.chain_) { other.chain_ = nullptr; }
   RxPayload& operator=(RxPayload&& other) noexcept;
@@ -109,6 +110,8 @@ class RxPayload {
   pbuf* detach() { return std::exchange(chain_, nullptr); }  // whole, for the stack itself
 
  private:
+  void skip_empty();  // what is left of a header in a pbuf of its own
+
   pbuf* chain_ = nullptr;
 };
 
@@ -157,6 +160,8 @@ struct StackOptions {
   std::uint32_t min_rto_ms = 200;
   std::uint16_t ephemeral_port_first = 32'768;
   std::uint16_t ephemeral_port_last = 60'999;
+  std::uint16_t proxy_id = 0;  // 1..1023: in the session tags (netnode/net/session_tag.h); 0: none
+  std::uint32_t lent_packets_max = 16'384;  // of interfaces that lend, held by payload at a time
 };
 
 struct StackCounters {
@@ -170,6 +175,7 @@ struct StackCounters {
                 dropped_not_tcp = 0, dropped_no_slot = 0, dropped_send_queue = 0,
                 dropped_refused = 0;  // payload behind one that the delegate did not take
   std::uint64_t icmp_echo = 0;
+  std::uint64_t unknown_flows = 0;                  // sent back: another proxy may know them
   std::uint64_t bytes_copied = 0;                   // payload bytes that the stack itself copied
   std::uint64_t flow_lookups = 0, flow_probes = 0;  // of the table of connections
 };
@@ -196,9 +202,11 @@ class Stack {
   // comes into the processor's cache all at once instead of one line after the other. Worth it
   // only with many connections, and does nothing with few. Reads the packets, changes nothing.
   void expect(std::span<const std::span<const std::byte>> packets);
-  // --- packets. Takes over `slot` (state posted -> received or freed).
+  // --- packets. Takes over `slot` (state posted -> received or freed). Of an interface that lends
+  // its own memory: the second form, which takes over the packet's loan.
   void input(InterfaceIndex interface, buffer::SlotIndex slot,
              const packet_io::ReceivedPacket& packet);
+  void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);
   // Sends what the connections want to send and hands all queued packets to the interfaces.
   void flush();
   void on_time();  // runs what is due

@@ -146,6 +146,7 @@ err_t Stack::Impl::passive_open(tcp_pcb* pcb) {
   conn.flow.key = opening_packet->key;
   conn.flow.hash = opening_packet->hash;
   conn.interface = opening_packet->interface;
+  conn.via = reply_to;
   conn.listener = opening->id;
   conn.listener_cookie = opening->cookie;
   conn.seq_remote = opening_packet->tcp.seq;

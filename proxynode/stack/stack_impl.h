@@ -4,7 +4,8 @@
 //   stack_connect.cc  listeners, passive and active    stack_write.cc    sending and consuming
 //   stack_input.cc    a packet arrives                 stack_close.cc    FIN, RST, end
 //   stack_events.cc   what lwIP tells us               stack_timers.cc   ticks and deadlines
-//   stack_time_wait.cc  TIME-WAIT records
+//   stack_time_wait.cc  TIME-WAIT records             stack_lent.cc     packets that stay in memory
+//   of others
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
 // the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
@@ -20,6 +21,7 @@
 #include "lwip/priv/tcp_priv.h"
 #include "lwip/tcp.h"
 #include "netnode/net/packet.h"
+#include "netnode/net/session_tag.h"
 #include "proxynode/stack/connection.h"
 #include "proxynode/stack/flow_table.h"
 #include "proxynode/stack/lwip_heap.h"
@@ -91,6 +93,13 @@ struct Stack::Impl {
   struct RxSlot {
     pbuf_custom custom;
   };
+  // Payload in memory of an interface.
+  struct LentPayload {
+    pbuf_custom custom;
+    packet_io::PacketLoan loan;
+    std::uint32_t next_free;
+    InterfaceIndex interface;
+  };
 
   Impl(const StackOptions& stack_options, const Clock& stack_clock, buffer::SlotPool& ingress_pool,
        Delegate& stack_delegate);
@@ -125,10 +134,23 @@ struct Stack::Impl {
     net::FlowKey key;
     std::uint32_t hash;
     pbuf* chain;
+    const packet_io::ReceivedPacket* packet;
   };
-  bool check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet, Arrived& arrived);
-  void answer_other(std::uint8_t* bytes, buffer::SlotIndex slot, bool trusted,
-                    const Arrived& arrived);
+  // `rest`: the packet's last bytes, where not all of it is at `bytes`.
+  bool check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet, Arrived& arrived,
+             std::span<const std::byte> rest = {});
+  // Takes over `chain`, all of the packet.
+  void answer_other(pbuf* chain, const Arrived& arrived);
+  void dispatch(Arrived& arrived);
+
+  // --- stack_lent.cc
+  void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);
+  pbuf* copy_lent(const Arrived& arrived, std::size_t headers, std::uint32_t skip);
+  pbuf* wrap_lent(const Arrived& arrived);
+  bool send_back(const Arrived& arrived);
+  void release_lent(LentPayload& payload);
+
+  // --- stack_input.cc
   pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
   void to_connection(ConnIndex index, Arrived& arrived);
   bool take_payload(const Connection& conn, bool pins_slot);
@@ -179,6 +201,14 @@ struct Stack::Impl {
                  std::uint32_t ack, std::uint8_t flags, std::uint16_t window, bool timestamps,
                  std::uint32_t ts_echo);
   bool make_room(Interface& interface);
+  // TSval: with a proxy id the session tag, whose clock is the world's, so that the value goes on
+  // where another proxy (or we, before a restart) left off; else milliseconds from a random start.
+  std::uint32_t timestamp_value() const {
+    if (options.proxy_id == net::kSessionTagNone) {
+      return timestamp_base + static_cast<std::uint32_t>(now_ns / 1'000'000);
+    }
+    return net::tagged_timestamp(world_seconds + now_ns / 1'000'000'000, options.proxy_id);
+  }
   void mark_dirty(Connection& conn);
   void flush();
   void output_connection(Connection& conn);
@@ -239,6 +269,10 @@ struct Stack::Impl {
   std::map<SocketAddress, Listener> listeners;
   ListenerId next_listener = 1;
   ReservedArray<RxSlot> rx_slots;
+  ReservedArray<LentPayload> lent;
+  std::uint32_t lent_free = kNone, lent_fresh = 0;
+  std::vector<std::byte> lent_headers;  // of the packet that input() looks at
+  packet_io::PeerNumber reply_to = 0;   // where the packet that is being looked at came from
 
   std::vector<ConnIndex> dirty;          // capacity connections_max
   std::vector<ConnIndex> dirty_working;  // likewise
@@ -263,6 +297,7 @@ struct Stack::Impl {
 
   std::uint64_t secret[2];  // of initial sequence numbers and ports
   std::uint32_t timestamp_base;
+  std::uint64_t world_seconds;  // of the system's clock when ours was 0
   std::uint16_t ip_id = 0;
 
   static Impl* current;  // lwIP's callbacks have no context; one Stack a process

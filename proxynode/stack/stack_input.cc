@@ -47,21 +47,25 @@ void Stack::Impl::input(InterfaceIndex interface, buffer::SlotIndex slot,
                         const packet_io::ReceivedPacket& packet) {
   if (!clock_fresh) refresh_clock();
   ingress.mark_received(slot);
+  reply_to = packet.from;
   auto* const bytes = reinterpret_cast<std::uint8_t*>(ingress.data(slot)) + packet.offset;
   Arrived arrived;
   arrived.interface = interface;
+  arrived.packet = &packet;
   if (!check(bytes, packet, arrived)) {
     ingress.release(slot);
     return;
   }
   if (arrived.parsed.l4 != net::L4::kTcp) {
-    const bool trusted = packet.offload.checksum_partial || packet.offload.checksum_verified;
-    answer_other(bytes, slot, trusted, arrived);
+    answer_other(wrap(slot, bytes, arrived.parsed.total_bytes), arrived);
     return;
   }
   arrived.l4 = bytes + arrived.parsed.l3_header_bytes;
   arrived.chain = wrap(slot, arrived.l4, arrived.parsed.l4_bytes());
-  arrived.key = net::flow_key(arrived.parsed, bytes);
+  dispatch(arrived);
+}
+
+void Stack::Impl::dispatch(Arrived& arrived) {
   arrived.hash = flows.hash(arrived.key);
   const std::uint32_t entry = flows.find(arrived.key, arrived.hash);
   if (entry == kNone) {
@@ -81,10 +85,12 @@ void Stack::Impl::input(InterfaceIndex interface, buffer::SlotIndex slot,
 }
 
 bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet,
-                        Arrived& arrived) {
+                        Arrived& arrived, std::span<const std::byte> rest) {
   net::ParsedPacket& parsed = arrived.parsed;
   const std::span<const std::byte> span(reinterpret_cast<std::byte*>(bytes), packet.length);
-  if (net::parse_packet(span, parsed) != net::DropReason::kNone) {
+  const std::size_t here = packet.length - rest.size();
+  if (net::parse_packet(span, parsed) != net::DropReason::kNone || parsed.total_bytes > 0xffff ||
+      std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes > here) {
     ++counters.dropped_malformed;
     return false;
   }
@@ -94,11 +100,16 @@ bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& pa
   }
   if (parsed.l4 != net::L4::kTcp) return true;
   arrived.tcp = net::load_tcp_header(bytes + parsed.l3_header_bytes);
+  arrived.key = net::flow_key(parsed, bytes);
   if (!packet.offload.checksum_partial && !packet.offload.checksum_verified) {
-    const std::uint64_t pseudo = net::pseudo_header_sum(parsed.family, parsed.src, parsed.dst,
-                                                        net::kProtocolTcp, parsed.l4_bytes());
-    if (net::finish(net::sum_bytes(bytes + parsed.l3_header_bytes, parsed.l4_bytes(), pseudo)) !=
-        0) {
+    std::uint64_t sum = net::pseudo_header_sum(parsed.family, parsed.src, parsed.dst,
+                                               net::kProtocolTcp, parsed.l4_bytes());
+    const std::size_t first = std::min<std::size_t>(here, parsed.total_bytes);
+    sum = net::sum_bytes(bytes + parsed.l3_header_bytes, first - parsed.l3_header_bytes, sum);
+    // An even number of bytes so far: headers are multiples of four, and so is `here`.
+    if (parsed.total_bytes > here)
+      sum = net::sum_bytes(rest.data(), parsed.total_bytes - here, sum);
+    if (net::finish(sum) != 0) {
       ++counters.dropped_checksum;
       return false;
     }
@@ -110,21 +121,18 @@ bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& pa
   return true;
 }
 
-void Stack::Impl::answer_other(std::uint8_t* bytes, buffer::SlotIndex slot, bool trusted,
-                               const Arrived& arrived) {
-  const std::span<std::byte> packet(reinterpret_cast<std::byte*>(bytes),
-                                    arrived.parsed.total_bytes);
+void Stack::Impl::answer_other(pbuf* chain, const Arrived& arrived) {
+  const packet_io::Offload& offload = arrived.packet->offload;
+  const bool trusted = offload.checksum_partial || offload.checksum_verified;
+  const std::span<std::byte> packet(static_cast<std::byte*>(chain->payload), chain->len);
   Interface& interface = *interfaces[arrived.interface];
-  if (arrived.parsed.total_bytes > 0xffff ||
-      !net::make_echo_reply(packet, arrived.parsed, trusted)) {
+  net::ParsedPacket parsed;
+  if (net::parse_packet(packet, parsed) != net::DropReason::kNone ||
+      !net::make_echo_reply(packet, parsed, trusted)) {
     ++counters.dropped_not_tcp;
-    ingress.release(slot);
-    return;
-  }
-  ++counters.icmp_echo;
-  pbuf* const chain = wrap(slot, bytes, arrived.parsed.total_bytes);
-  if (make_room(interface)) {
-    interface.queue.push({.chain = chain});
+  } else if (make_room(interface)) {
+    ++counters.icmp_echo;
+    interface.queue.push({.chain = chain, .to = reply_to});
   } else {
     ++counters.dropped_send_queue;
   }
@@ -152,6 +160,7 @@ void Stack::Impl::make_bare(Arrived& arrived) {
 void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
   Connection& conn = connections[index];
   tcp_pcb* const pcb = conn.pcb;
+  conn.via = reply_to;
   const ReceiveState receive{conn.state,   pcb->rcv_nxt, pcb->rcv_wnd,
                              pcb->lastack, pcb->snd_nxt, pcb->snd_wnd_max};
   const Verdict verdict = judge_segment(receive, arrived.tcp);
@@ -166,7 +175,7 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
   } else {
     const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;
     clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
-    const bool payload = arrived.chain->len > arrived.parsed.l4_header_bytes;
+    const bool payload = arrived.chain->tot_len > arrived.parsed.l4_header_bytes;
     const bool fin = (arrived.tcp.flags & net::kTcpFin) != 0;
     if ((payload || fin) && !take_payload(conn, payload)) {
       pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
@@ -245,14 +254,13 @@ void Stack::Impl::begin_estimates(Connection& conn, bool first_try) {
 
 void Stack::Impl::to_listener(Arrived& arrived) {
   const std::uint8_t flags = arrived.tcp.flags;
-  if ((flags & net::kTcpRst) != 0) {
+  const bool syn = (flags & (net::kTcpAck | net::kTcpSyn)) == net::kTcpSyn;
+  if ((!syn && send_back(arrived)) || (flags & net::kTcpRst) != 0) {
     pbuf_free(arrived.chain);
     return;
   }
   Listener* const listener =
-      (flags & (net::kTcpAck | net::kTcpSyn)) == net::kTcpSyn
-          ? find_listener({key_address(arrived.key, false), arrived.key.dst_port})
-          : nullptr;
+      syn ? find_listener({key_address(arrived.key, false), arrived.key.dst_port}) : nullptr;
   if (listener == nullptr) {
     ++counters.refused_no_listener;
     refuse(arrived);

@@ -80,10 +80,12 @@ err_t Stack::Impl::output(pbuf* chain, const std::uint8_t* src, const std::uint8
                       .ip_header_bytes = static_cast<std::uint16_t>(ip_bytes),
                       .tcp_header_bytes = static_cast<std::uint16_t>(tcp_bytes),
                       .family = family,
-                      .has_payload = payload > 0};
+                      .has_payload = payload > 0,
+                      .to = reply_to};
   if ((tcp[13] & net::kTcpRst) != 0) ++counters.resets_out;
   if (Connection* const conn = sender(*netif); conn != nullptr) {
     packet.conn = index_of(*conn);
+    packet.to = conn->via;
     packet.seq_end = net::load_be32(tcp + 4) + payload;
     const std::uint32_t wire = conn->mss_bytes - (tcp_bytes - 20);
     if (payload > wire) packet.segment_bytes = static_cast<std::uint16_t>(wire);
@@ -115,7 +117,7 @@ void Stack::Impl::send_bare(InterfaceIndex index, const net::FlowKey& key, std::
   net::store_be32(tcp + 16, 0);
   if (timestamps) {
     net::store_be32(tcp + 20, 0x0101080aU);
-    net::store_be32(tcp + 24, timestamp_base + static_cast<std::uint32_t>(now_ns / 1'000'000));
+    net::store_be32(tcp + 24, timestamp_value());
     net::store_be32(tcp + 28, ts_echo);
   }
   netif& interface = interfaces[index]->lwip;

@@ -71,6 +71,10 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
                                                               : wire::CloseCode::kProtocolError,
                   hello.status().text());
   }
+  if (wire::role_of(*hello) != wire::Role::kApplicationNode) {
+    return refuse(wire::CloseCode::kNotPermitted,
+                  "this address is for application nodes, and it is a network node");
+  }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   if (present_.size() >= options_.nodes_max) {
     return refuse(wire::CloseCode::kLimitReached, "max_nodes is reached");

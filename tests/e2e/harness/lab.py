@@ -3,6 +3,8 @@
 tun:    the client's namespace holds the TUN device; proxynode runs in there as well.
 packet: client namespace -- veth -- proxy namespace; proxynode has its own addresses on the
         segment, the proxy's kernel has none.
+channel: as tun, but the device belongs to a plain network node, which sends the packets to
+        proxynode over a SAN channel.
 """
 
 import os
@@ -51,15 +53,18 @@ class Lab:
                              for name, secret in keys.items()]
         self.programs = []
         self.proxy = None
+        self.netnode = None
+        self.packets_address = config.get("interface", {}).get(
+            "listen", programs.channel_address(self.run_dir))
         self._starts = 0
         self._counts = {}
         _open_labs.append(self)
         self.client = netns.Own() if "verbs" in kinds else netns.Namespace("c")
-        self.proxy_ns = self.client if topology == "tun" else netns.Namespace("p")
+        self.proxy_ns = netns.Namespace("p") if topology == "packet" else self.client
         if topology == "packet":
             self._make_segment()
         sections = [fabrics.section(kind, self.run_dir, fabric or {}) for kind in kinds]
-        self.config = programs.proxy_config(topology, sections, config, services)
+        self.config = programs.proxy_config(topology, sections, config, services, self.run_dir)
         self.config_path = os.path.join(self.log_dir, "proxynode.toml")
 
     def write_key(self, name, secret, label="proxy"):
@@ -106,7 +111,26 @@ class Lab:
             if not self.proxy.alive():
                 raise AssertionError(f"proxynode ended with {self.proxy.exit_code}:\n"
                                      f"{self.proxy.log()[-3000:]}")
+            if self.topology == "channel" and self.netnode is None:
+                self.start_netnode()
         return self.proxy
+
+    def start_netnode(self):
+        """The plain network node, and waits until the proxy has it."""
+        proxies = [self.packets_address]
+        argv = [programs.test_path("plain_netnode"), "--tun", "san0"]
+        for address in programs.TUN_ADDRESSES:
+            argv += ["--address", address]
+        for address in proxies:
+            argv += ["--proxy", address]
+        self.netnode = self.start("netnode", argv, self.client)
+        wait.until(lambda: self.network_nodes() or not self.netnode.alive(),
+                   lambda: f"the network node connects\n{self.netnode.log()[-2000:]}")
+        assert self.netnode.alive(), self.netnode.log()[-2000:]
+        return self.netnode
+
+    def network_nodes(self):
+        return [node for node in self.status()["network_nodes"] if node["connected"]]
 
     def start_httpd(self, port=80, family=4, root=None, name=None, extra=(), joined=True,
                     kind=None):

@@ -24,14 +24,25 @@ def toml_section(header, values):
     return header + "\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in values.items()) + "\n"
 
 
-def proxy_config(topology, fabrics, config, services):
+TUN_ADDRESSES = ["10.77.0.1/24", "fd77::1/64"]
+
+
+def channel_address(run_dir, name="net"):
+    return f"shm:{run_dir}/{name}.sock"
+
+
+def proxy_config(topology, fabrics, config, services, run_dir="/nowhere"):
     """`fabrics`: [[fabric]] sections; `config`: {"proxy": {...}, "interface": {...}, "any other
     section": {...} or [{...}, ...]}."""
     config = dict(config)
-    own = {"tun": ["10.77.0.1/24", "fd77::1/64"], "packet": ["10.88.0.1/24", "fd88::1/64"]}
+    own = {"tun": TUN_ADDRESSES, "packet": ["10.88.0.1/24", "fd88::1/64"]}
     proxy = {"name": "proxy-e2e", "max_connections": 20000, **config.pop("proxy", {})}
-    interface = {"driver": topology, "name": "san0", "mtu": 1500, "addresses": own[topology],
-                 **config.pop("interface", {})}
+    interface = {"driver": topology, "name": "san0", "mtu": 1500}
+    if topology == "channel":
+        interface["listen"] = channel_address(run_dir)
+    else:
+        interface["addresses"] = own[topology]
+    interface.update(config.pop("interface", {}))
     text = toml_section("[proxy]", proxy)
     text += toml_section("[[interface]]", interface)
     for one in fabrics:

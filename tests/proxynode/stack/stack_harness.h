@@ -52,6 +52,7 @@ struct Sent {
   SocketAddress src, dst;
   Segment tcp;
   packet_io::Offload offload;
+  packet_io::PeerNumber to = 0;
   std::uint32_t payload_bytes() const { return static_cast<std::uint32_t>(tcp.payload.size()); }
   bool has(std::uint8_t flag) const { return (tcp.flags & flag) != 0; }
 };
@@ -123,11 +124,20 @@ class MemoryIo final : public packet_io::PacketIo {
   void flush() override { ++flushes; }
   void add_local_address(const IpAddress&) override {}
   void remove_local_address(const IpAddress&) override {}
+  void release(packet_io::PacketLoan loan) override {
+    if (loan != packet_io::kNoPacketLoan) released.push_back(loan);
+  }
+  void send_back(const packet_io::ReceivedPacket& packet) override {
+    const auto* at = reinterpret_cast<const std::uint8_t*>(packet.lent);
+    sent_back.emplace_back(at, at + packet.length);
+  }
   const packet_io::Counters& counters() const override { return counters_; }
   void set_segmentation(bool on) { options_.segmentation_offload = on; }
 
   std::deque<Sent> sent;
   std::deque<Bytes> other;  // not TCP
+  std::vector<packet_io::PacketLoan> released;
+  std::vector<Bytes> sent_back;
   std::uint32_t mtu = 1500;
   std::size_t accept_max = SIZE_MAX;
   int flushes = 0;
@@ -164,6 +174,7 @@ class MemoryIo final : public packet_io::PacketIo {
     out.tcp.options.assign(l4 + 20, l4 + tcp.header_bytes);
     out.tcp.payload.assign(l4 + tcp.header_bytes, l4 + parsed.l4_bytes());
     out.offload = packet.offload;
+    out.to = packet.to;
     if (packet.offload.segmentation != packet_io::Segmentation::kNone) {
       ASSERT_GT(out.tcp.payload.size(), packet.offload.segment_bytes);
       ASSERT_EQ(packet.offload.header_bytes, parsed.l3_header_bytes + tcp.header_bytes);
@@ -321,6 +332,17 @@ class StackTest : public ::testing::Test {
                   {.offset = kOffset,
                    .length = static_cast<std::uint32_t>(packet.size()),
                    .offload = offload});
+  }
+  // As from an interface that lends: the stack may read `packet` until it releases the loan.
+  void deliver_lent(const Bytes& packet, packet_io::PacketLoan loan, packet_io::PeerNumber from = 0,
+                    bool others_may_know = false) {
+    packet_io::ReceivedPacket received;
+    received.length = static_cast<std::uint32_t>(packet.size());
+    received.lent = reinterpret_cast<const std::byte*>(packet.data());
+    received.loan = loan;
+    received.from = from;
+    received.others_may_know = others_may_know;
+    stack_->input(0, received);
   }
   void deliver(const SocketAddress& src, const SocketAddress& dst, const Segment& segment) {
     deliver_bytes(make_packet(src, dst, segment));

@@ -1,0 +1,103 @@
+#include "proxynode/main/config_interface.h"
+
+#include <unistd.h>
+
+#include <set>
+
+#include "lwproto/fabric/address.h"
+#include "proxynode/main/config_access.h"
+#include "proxynode/main/config_fabric.h"
+#include "proxynode/main/config_reader.h"
+
+namespace sanproxy::proxy {
+namespace {
+
+constexpr std::uint32_t kChannelNodesDefault = 16;
+
+using AllowEntry = service::AllowEntry;
+
+// Who sends packets in the name of clients is trusted more than an application node: without a list
+// nobody but root and ourselves, and nobody at all over a network.
+service::AllowList default_packet_allow(const FabricConfig& fabric) {
+  if (fabric.uses_pools()) return {};
+  return {AllowEntry{AllowEntry::Kind::kUid, 0, {}},
+          AllowEntry{AllowEntry::Kind::kUid, ::geteuid(), {}}};
+}
+
+void check_allow(const FabricConfig& fabric) {
+  for (const AllowEntry& entry : fabric.allow) {
+    if (entry.kind == AllowEntry::Kind::kKey) {
+      throw std::invalid_argument("allow: network nodes prove no keys; use uid:, cert: or any");
+    }
+  }
+}
+
+// What only some drivers have: said for another one it is an error, not ignored.
+void check_keys(const std::string& driver, const std::set<std::string>& given) {
+  const bool channel = driver == "channel";
+  for (const char* key : {"listen", "allow", "credits", "max_nodes", "certificate", "key", "ca",
+                          "max_streams", "max_window_bytes"}) {
+    if (!channel && given.count(key) != 0) {
+      throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
+    }
+  }
+  for (const char* key : {"addresses", "gateways", "segmentation_offload"}) {
+    if (channel && given.count(key) != 0) {
+      throw std::invalid_argument(std::string(key) + " is not for driver \"channel\"");
+    }
+  }
+}
+
+}  // namespace
+
+void read_interface(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  packet_io::InterfaceOptions out;
+  FabricConfig fabric;
+  std::optional<service::AllowList> allow;
+  TableReader r(path, "[[interface]]", table);
+  r.text("driver", [&](const std::string& v) {
+    out.driver = choose<const char*>(
+        v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}, {"channel", "channel"}});
+  });
+  r.text("name", [&](const std::string& v) {
+    if (v.empty() || v.size() > 15) throw std::invalid_argument("expected 1 to 15 characters");
+    out.name = v;
+  });
+  r.number("mtu", out.mtu_bytes, 1280, 65'521);
+  r.texts("addresses", [&](const std::string& v) {
+    out.addresses.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
+  r.texts("gateways", [&](const std::string& v) {
+    out.gateways.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.flag("segmentation_offload", out.segmentation_offload);
+  listening_keys(r, fabric);
+  allow_list(r, allow);
+  r.read();
+  if (out.driver.empty()) r.missing("driver");
+  std::set<std::string> given;
+  for (const auto& [key, node] : table) given.emplace(key.str());
+  const bool channel = out.driver == "channel";
+  if (channel && out.name.empty()) out.name = "channel";
+  if (out.name.empty()) r.missing("name");
+  if (channel && fabric.listen.empty()) r.missing("listen");
+  try {
+    check_keys(out.driver, given);
+    if (channel) {
+      check_listening_keys(fabric, given);
+      fabric.allow = allow ? *allow : default_packet_allow(fabric);
+      check_allow(fabric);
+    }
+  } catch (const std::invalid_argument& e) {
+    config_fail(path, table.source(), std::string("[[interface]]: ") + e.what());
+  }
+  if (!channel) {
+    config.interfaces.push_back(std::move(out));
+    return;
+  }
+  if (fabric.uses_pools() && given.count("credits") == 0) fabric.credits = 64;
+  if (given.count("max_nodes") == 0) fabric.nodes_max = kChannelNodesDefault;
+  config.channels.push_back({std::move(out), std::move(fabric)});
+}
+
+}  // namespace sanproxy::proxy
