@@ -185,8 +185,8 @@ ChannelIo::Node* ChannelIo::find(PeerNumber number) {
   return nullptr;
 }
 
-std::vector<NetworkNode> ChannelIo::nodes() const {
-  std::vector<NetworkNode> out;
+std::vector<PacketPeer> ChannelIo::peers() const {
+  std::vector<PacketPeer> out;
   for (const auto& node : nodes_) out.push_back(node->about);
   return out;
 }

@@ -47,16 +47,6 @@ struct ChannelIoOptions {
   std::function<bool(const fabric::PeerIdentity&)> allow;  // null: nobody
 };
 
-// For /status.
-struct NetworkNode {
-  PeerNumber number = 0;
-  std::string name;
-  std::string address;
-  std::uint64_t packets_in = 0, packets_out = 0, bytes_in = 0, bytes_out = 0;
-  std::uint32_t loans_out = 0;
-  bool connected = false;
-};
-
 class ChannelIo final : public PacketIo, private channel::Delegate {
  public:
   // Start-up; `fabric` outlives the interface, and its owner arms it, sleeps and disarms it.
@@ -91,12 +81,12 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   bool draining() const { return draining_; }
   // ERROR to every node; packets can still be received and released.
   void close_all(wire::CloseCode code, const char* text);
-  std::vector<NetworkNode> nodes() const;
+  std::vector<PacketPeer> peers() const override;
   const std::string& address() const { return listener_->address(); }
 
  private:
   struct Node {
-    NetworkNode about;
+    PacketPeer about;
     std::unique_ptr<channel::Channel> channel;
     fabric::RegionKey region_key = 0;
     std::uint64_t transfers_heard = 0;

@@ -98,6 +98,16 @@ struct Counters {
   std::uint64_t peers_admitted = 0, peers_refused = 0, peers_ended = 0, peers_breached = 0;
 };
 
+// Who is behind the interface, where it knows them: network nodes. For /status.
+struct PacketPeer {
+  PeerNumber number = 0;
+  std::string name;
+  std::string address;
+  std::uint64_t packets_in = 0, packets_out = 0, bytes_in = 0, bytes_out = 0;
+  std::uint32_t loans_out = 0;
+  bool connected = false;
+};
+
 struct InterfaceOptions {
   std::string driver;  // "tun", "tap", "packet", "channel"
   std::string name;    // tun/tap: created if absent; packet: must exist; channel: for people
@@ -139,6 +149,9 @@ class PacketIo {
   virtual void send_back(const ReceivedPacket& packet) { (void)packet; }
 
   virtual const Counters& counters() const = 0;
+  virtual std::vector<PacketPeer> peers() const { return {}; }
+  // How it gets at packets, where there are several ways; for people.
+  virtual std::string mode() const { return {}; }
 };
 
 // Opens the driver named in the options; an unknown driver is kInvalidArgument.

@@ -321,11 +321,11 @@ json pool_json(const buffer::SlotPool& pool) {
           {"received", pool.received_count()}, {"free_min", pool.free_count_min()}};
 }
 
-json network_node_json(const packet_io::ChannelIo& channel, const packet_io::NetworkNode& node) {
+json network_node_json(const packet_io::PacketIo& io, const packet_io::PacketPeer& node) {
   return {{"node", node.number},
           {"name", node.name},
           {"peer", node.address},
-          {"interface", channel.options().name},
+          {"interface", io.options().name},
           {"connected", node.connected},
           {"packets_in", node.packets_in},
           {"packets_out", node.packets_out},
@@ -350,14 +350,15 @@ Page status_page(const Sources& in) {
   for (const packet_io::PacketIo* io : in.interfaces) {
     interfaces.push_back({{"name", io->options().name},
                           {"driver", io->options().driver},
+                          {"mode", io->mode()},
                           {"mtu", io->mtu_bytes()},
                           {"packets_in", io->counters().rx_packets},
                           {"packets_out", io->counters().tx_packets}});
   }
   json network_nodes = json::array();
-  for (const packet_io::ChannelIo* channel : in.channels) {
-    for (const packet_io::NetworkNode& node : channel->nodes()) {
-      network_nodes.push_back(network_node_json(*channel, node));
+  for (const packet_io::PacketIo* io : in.interfaces) {
+    for (const packet_io::PacketPeer& peer : io->peers()) {
+      network_nodes.push_back(network_node_json(*io, peer));
     }
   }
   const json page = {

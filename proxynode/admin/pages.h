@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "lwproto/buffer/slot_pool.h"
-#include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/admin/admin_server.h"
 #include "proxynode/stack/stack.h"
@@ -30,7 +29,6 @@ struct Sources {
   const buffer::SlotPool* ingress = nullptr;
   const buffer::SlotPool* egress = nullptr;
   std::vector<const packet_io::PacketIo*> interfaces;
-  std::vector<const packet_io::ChannelIo*> channels;  // of these, those of network nodes
   const LoopCounters* loop = nullptr;
 };
 

@@ -395,7 +395,6 @@ admin::Sources Worker::sources() const {
   out.ingress = ingress_.get();
   out.egress = egress_.get();
   for (const auto& interface : interfaces_) out.interfaces.push_back(interface->io.get());
-  for (const auto* channel : channels_) out.channels.push_back(channel);
   out.loop = &loop_;
   return out;
 }

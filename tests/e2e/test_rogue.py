@@ -11,7 +11,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 # Rules that an application node has no way to break: they bind the proxy, or the fabric's form
 # does not let it happen.
-NOT_OURS = {"M13", "M14", "M21", "T10", "D5", "D6", "D7", "D8"}
+NOT_OURS = {"M13", "M14", "M21", "T10", "D5", "D6", "D7", "D8", "D11"}
 KEY = "no secret to the rogue"
 # So that a penalty is over before the next case begins.
 LIMITS = {"failures_per_s": 1000, "penalty_ms": 100}
@@ -42,7 +42,7 @@ class RogueNode:
         for name in names:
             got = one.run(rogue_path(), "--proxy", one.proxy_address, "--service",
                           lab.service_address(4, 6666), "--foreign", lab.service_address(4, 7),
-                          "--key", one.key("web"), "--case", name, timeout_s=120)
+                          "--packets", one.packets_address, "--key", one.key("web"), "--case", name, timeout_s=120)
             if got.returncode != 0:
                 wrong.append(f"{name} ({got.returncode}): "
                              f"{(got.stdout + got.stderr).decode().strip()}")
@@ -63,7 +63,8 @@ class RogueNode:
         return [name for name in names if name.startswith(sources)]
 
     def by_rule(self, *letters):
-        return [name for name, rule in all_cases() if rule[0] in letters and rule[1].isdigit()]
+        return [name for name, rule in all_cases() if rule[0] in letters and rule[1].isdigit()
+                and not name.startswith("packet_")]
 
 
 class Rogue(RogueNode):
@@ -82,13 +83,18 @@ class Rogue(RogueNode):
 
     def test_greedy_and_vanishing_nodes_harm_nobody(self):
         covered = set(self.of("hello_", "transfer_", "message_", "data_reference_", "data_too",
-                              "shm_")) | set(self.by_rule("M", "D", "S"))
+                              "shm_", "packet_")) | set(self.by_rule("M", "D", "S"))
         self.run_cases([name for name, _ in all_cases() if name not in covered])
 
 
 class RogueSharedMemory(RogueNode):
     def test_shared_memory_cannot_be_used_against_the_proxy(self):
         self.run_cases(self.of("shm_"))
+
+
+class RoguePackets(RogueNode):
+    def test_a_rogue_network_node_harms_nobody_behind_another_one(self):
+        self.run_cases(self.of("packet_"))
 
 
 class RogueCoverage(case.LabTest):
@@ -102,4 +108,5 @@ class RogueCoverage(case.LabTest):
 
 
 globals().update(case.over(Rogue, families=(4,), shared=True, network=("tcp", "verbs")))
+globals().update(case.over(RoguePackets, topologies=("channel",), families=(4,)))
 globals().update(case.over(RogueSharedMemory, families=(4,), shared=True))

@@ -16,6 +16,7 @@ namespace sanproxy::rogue {
 
 struct Context {
   std::string proxy;      // "shm:...", "tcp://...", "verbs://..."
+  std::string packets;    // where network nodes connect; only "packet_" cases need it
   SocketAddress service;  // ours alone
   std::string key;        // "NAME:FILE", that the proxy has too
   SocketAddress foreign;  // a well-behaved node's, in service at this moment
@@ -39,6 +40,7 @@ std::vector<Case> service_cases();
 std::vector<Case> key_cases();
 std::vector<Case> resource_cases();
 std::vector<Case> shm_cases();
+std::vector<Case> packet_cases();
 
 // A TCP client of our own service.
 class Client {

@@ -52,6 +52,12 @@ class RawTransfer {
     return *this;
   }
 
+  // The last message's payload of so many bytes comes behind the inline part.
+  RawTransfer& reference(std::uint32_t payload_bytes) {
+    referenced_bytes_ = payload_bytes;
+    return *this;
+  }
+
   RawTransfer& add_bytes(std::size_t count, std::byte value) {
     bytes_.resize(bytes_.size() + count, value);
     return *this;

@@ -16,7 +16,7 @@ namespace {
 std::vector<Case> all_cases() {
   std::vector<Case> out;
   for (auto make : {hello_cases, transfer_cases, message_cases, stream_cases, service_cases,
-                    resource_cases, shm_cases, key_cases}) {
+                    resource_cases, shm_cases, key_cases, packet_cases}) {
     for (Case& one : make()) out.push_back(std::move(one));
   }
   return out;
@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   app.add_flag("--list", list, "list every case with the rule that it breaks");
   app.add_option("--case", names, "run this case (repeatable)");
   app.add_option("--proxy", context.proxy, "the proxy node's address");
+  app.add_option("--packets", context.packets, "where network nodes connect");
   app.add_option("--service", service, "a service of our own");
   app.add_option("--key", context.key, "NAME:FILE, a key that the proxy has too");
   app.add_option("--foreign", foreign, "a service of somebody else");

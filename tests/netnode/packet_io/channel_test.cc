@@ -242,8 +242,8 @@ TEST_P(ChannelPackets, TheLinkLearnsWhoTheProxyIsAndWhenItDrains) {
   EXPECT_FALSE(node.link->proxy().draining);
   io_->set_draining(true);
   EXPECT_TRUE(until([&] { return node.link->proxy().draining; }));
-  ASSERT_EQ(io_->nodes().size(), 1u);
-  EXPECT_EQ(io_->nodes()[0].name, "node");
+  ASSERT_EQ(io_->peers().size(), 1u);
+  EXPECT_EQ(io_->peers()[0].name, "node");
 }
 
 TEST_P(ChannelPackets, PacketsOfEverySizeArriveWholeBothWaysAndEverySlotComesBack) {
@@ -356,7 +356,7 @@ TEST_P(ChannelPackets, AnswersGoToTheNodeOfTheFlowAndToAnotherWhenItIsGone) {
   ASSERT_TRUE(next_at(second, back, received));
   EXPECT_EQ(back, packet_of(2000, 5));
   second.link->disconnect();
-  ASSERT_TRUE(until([&] { return io_->nodes().size() == 1; }));
+  ASSERT_TRUE(until([&] { return io_->peers().size() == 1; }));
   ASSERT_TRUE(send_surely_from_proxy(packet_of(2000, 6), number));
   ASSERT_TRUE(next_at(first, back, received));
   EXPECT_EQ(back, packet_of(2000, 6));
@@ -418,10 +418,10 @@ TEST_P(ChannelPackets, WhatIsReceivedStaysReadableAfterItsNodeHasDied) {
   ASSERT_TRUE(until([&] { return io_->counters().peers_ended == 1; }));
   if (arrived_[0].loan != kNoPacketLoan) {
     EXPECT_EQ(bytes_of(arrived_[0]), packet);
-    EXPECT_EQ(io_->nodes().size(), 1u) << "kept for its loan";
+    EXPECT_EQ(io_->peers().size(), 1u) << "kept for its loan";
     io_->release(arrived_[0].loan);
   }
-  EXPECT_TRUE(until([&] { return io_->nodes().empty(); }));
+  EXPECT_TRUE(until([&] { return io_->peers().empty(); }));
   EXPECT_TRUE(until([&] { return proxy_pool_->received_count() == 0; }));
 }
 
