@@ -26,7 +26,8 @@ const BadFile kBadFiles[] = {
     {"an_unknown_proxy_key", kProxy + "max_conections = 5\n", 7,
      "unknown key \"max_conections\" in [proxy]; known: at_max_connections, channel_region_bytes"},
     {"an_unknown_interface_key", kMoreInterface + "mtuu = 1500\n", 6,
-     "unknown key \"mtuu\" in [[interface]]; known: addresses, driver, gateways, mtu, name, "
+     "unknown key \"mtuu\" in [[interface]]; known: addresses, allow, ca, certificate, "
+     "credits, driver, gateways, key, listen, max_nodes, max_streams, max_window_bytes, mtu, name, "
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
      "unknown key \"depth\" in [[fabric]]; known: allow, ca, certificate, channel_region_bytes, "
@@ -78,7 +79,24 @@ const BadFile kBadFiles[] = {
     {"an_unknown_refusal", kProxy + "at_max_connections = \"wait\"\n", 7,
      "[proxy].at_max_connections: expected one of \"reset\", \"drop\", not \"wait\""},
     {"an_unknown_driver", kFabric + "[[interface]]\nname = \"x\"\ndriver = \"dpdk\"\n", 5,
-     "[[interface]].driver: expected one of \"tun\", \"tap\", \"packet\", not \"dpdk\""},
+     "[[interface]].driver: expected one of \"tun\", \"tap\", \"packet\", "
+     "\"channel\", not \"dpdk\""},
+    {"a_channel_without_a_listener", kFabric + "[[interface]]\ndriver = \"channel\"\n", 3,
+     "[[interface]] needs \"listen\""},
+    {"a_listener_without_a_channel", kMoreInterface + "listen = \"shm:/tmp/x\"\n", 3,
+     "[[interface]]: listen is for driver \"channel\" alone"},
+    {"a_channel_with_addresses",
+     kFabric + "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\naddresses = []\n", 3,
+     "[[interface]]: addresses is not for driver \"channel\""},
+    {"a_channel_that_allows_a_key",
+     kFabric +
+         "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\nallow = [\"key:web\"]\n",
+     3, "[[interface]]: allow: network nodes prove no keys"},
+    {"a_channel_over_shm_with_streams",
+     kFabric + "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\nmax_streams = 2\n", 3,
+     "[[interface]]: max_streams is for tcp, not for shm"},
+    {"a_proxy_id_too_large", kProxy + "id = 1024\n", 7,
+     "[proxy].id: expected an integer from 1 to 1023"},
     {"a_device_name_too_long",
      kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"sixteen_letters_\"\n", 5,
      "[[interface]].name: expected 1 to 15 characters"},

@@ -218,5 +218,37 @@ TEST(Config, TheDeployedExampleLoads) {
   EXPECT_FALSE(config.fabrics.empty());
 }
 
+TEST(Config, NetworkNodesMayConnectWhoAreRootOrOurselvesAndNobodyOverANetwork) {
+  const ProxyConfig config = load(R"([proxy]
+id = 12
+weight = 50
+[[interface]]
+driver = "channel"
+listen = "shm:/tmp/net.sock"
+[[interface]]
+driver = "channel"
+name = "far"
+listen = "tcp://127.0.0.1:7470"
+max_nodes = 3
+[[fabric]]
+listen = "shm:/tmp/proxy.sock"
+)");
+  EXPECT_EQ(config.id, 12);
+  EXPECT_EQ(config.weight, 50u);
+  EXPECT_TRUE(config.interfaces.empty());
+  ASSERT_EQ(config.channels.size(), 2u);
+  EXPECT_EQ(config.channels[0].options.name, "channel");
+  EXPECT_EQ(config.channels[0].fabric.credits, 512u);
+  EXPECT_EQ(config.channels[0].fabric.nodes_max, 16u);
+  service::Credentials who;
+  who.uid = 0;
+  EXPECT_TRUE(service::allows(config.channels[0].fabric.allow, who));
+  who.uid = 64'999;
+  EXPECT_FALSE(service::allows(config.channels[0].fabric.allow, who));
+  EXPECT_EQ(config.channels[1].fabric.credits, 64u);
+  EXPECT_EQ(config.channels[1].fabric.nodes_max, 3u);
+  EXPECT_TRUE(config.channels[1].fabric.allow.empty());
+}
+
 }  // namespace
 }  // namespace sanproxy::proxy::testing
