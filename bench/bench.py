@@ -138,11 +138,12 @@ class Bench:
         return [one[figure] for one in samples[name]] if name in samples else None
 
     def best_haproxy(self, samples, figure, lower_is_better):
-        """The variant of HAProxy that has the better median for this figure."""
-        found = [self.series(samples, name, figure) for name in sides.HAPROXY if name in samples]
+        """The variant of HAProxy that has the best median for this figure: its name and values."""
+        found = [(name, self.series(samples, name, figure)) for name in sides.HAPROXY
+                 if name in samples]
         if not found:
-            return None
-        return (min if lower_is_better else max)(found, key=statistics.median)
+            return "haproxy", None
+        return (min if lower_is_better else max)(found, key=lambda one: statistics.median(one[1]))
 
     def add_rows(self, work, driver, samples):
         name = f"{work.name}-{driver}"
@@ -151,8 +152,8 @@ class Bench:
 
         def add(suffix, figure, unit, lower, **bar):
             self.rows.append(report.make_row(
-                name + suffix, unit, self.series(samples, ours, figure), "haproxy",
-                self.best_haproxy(samples, figure, lower), **bar))
+                name + suffix, unit, self.series(samples, ours, figure),
+                *self.best_haproxy(samples, figure, lower), **bar))
 
         if work.lower_is_better:
             add(" p50", "speed", work.unit, True, at_most=bars.speed)
@@ -195,16 +196,33 @@ class Bench:
                 self.add_idle_rows(f"{kind}-{driver}", kind, few, counts, samples)
             self.rows.append(report.make_row(f"idle-{driver} memory", "bytes/connection",
                                              [idle_bytes], at_most=idle.IDLE_BYTES_MAX))
+        if not self.arguments.no_peers and self.wanted("random-peers"):
+            self.run_random_peers()
 
-    def add_idle_rows(self, name, kind, few, counts, samples):
+    def run_random_peers(self):
+        """What random activity costs without us: it is the client's kernel that pays most."""
+        for side in self.peers():
+            count = idle.PEER_COUNTS.get(side.name)
+            if count is None:
+                continue
+            samples = idle.measure_peer(self.lab, side, count, min(self.arguments.rounds, 3),
+                                        self.arguments.seconds, self.arguments.warmup,
+                                        self.progress)
+            self.add_idle_rows(f"random ({side.name})", "random", idle.FEW_RANDOM, [count],
+                               samples, judged=False)
+
+    def add_idle_rows(self, name, kind, few, counts, samples, judged=True):
         base = samples[(kind, few)]
         for count in counts:
             for figure, unit, bar in (("speed", "req/s", {"at_least": 1 / idle.FLAT}),
                                       ("proxy_cpu", "CPU-us/request", {"at_most": idle.FLAT})):
+                if figure not in base[0]:
+                    continue
                 self.rows.append(report.make_row(
                     f"{name} {count:,}" + (" proxy CPU" if figure == "proxy_cpu" else ""), unit,
                     [one[figure] for one in samples[(kind, count)]],
-                    f"{few} connections", [one[figure] for one in base], **bar))
+                    f"{few} connections", [one[figure] for one in base],
+                    **(bar if judged else {})))
 
     # --- copies of payload bytes, as the proxy counts them
     def run_copied(self):
@@ -278,6 +296,7 @@ def main():
     if arguments.list:
         print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
         print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS))
+        print("random-peers")
         print("micro")
         return 0
     if os.geteuid() != 0:

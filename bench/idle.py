@@ -17,6 +17,9 @@ FEW = 10            # the baseline of "idle"
 FEW_RANDOM = 100    # the baseline of "random": it needs more connections than requests under way
 FLAT = 1.25
 IDLE_BYTES_MAX = 1024
+# How many the peers are asked to hold: a process has 20,000 descriptors here, and HAProxy needs two
+# for each connection.
+PEER_COUNTS = {"no proxy": 10_000, "haproxy copy": 9_000}
 
 
 class Holders:
@@ -66,6 +69,8 @@ def _figures(side, results, key="requests"):
     requests = max(sum(r[key] for r in results), 1)
     out = {"speed": sum(r["per_second"] for r in results)}
     for name, index in (("proxy_cpu", 0), ("app_cpu", 1)):
+        if index == 0 and side.proxy is None:
+            continue
         seconds = sum(side.cpu(r, "http")[index] for r in results) / len(results)
         out[name] = seconds / requests * 1e6
     return out
@@ -98,6 +103,17 @@ def measure(lab, side, counts, rounds, seconds, warmup, progress):
         _random(side, holders, FEW_RANDOM, samples, number, progress)
         holders.close()
     return samples, max(memory)
+
+
+def measure_peer(lab, side, count, rounds, seconds, warmup, progress):
+    """Random activity alone, over few and over `count` connections: {("random", n): figures}."""
+    samples = {}
+    for number in range(rounds):
+        for connections in (FEW_RANDOM, count):
+            holders = Holders(lab, side, connections, "random", seconds, warmup)
+            _random(side, holders, connections, samples, number, progress)
+            holders.close()
+    return samples
 
 
 def _random(side, holders, count, samples, number, progress):

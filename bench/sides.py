@@ -40,10 +40,10 @@ def _peer_port(variant, function):
 _HAPROXY_CONFIG = """\
 global
   nbthread 1
-  maxconn 4000
+  maxconn 9500
 defaults
   mode tcp
-  maxconn 4000
+  maxconn 9500
   timeout connect 5s
   timeout client 60s
   timeout server 60s
@@ -82,6 +82,10 @@ def make_peers(lab):
         sides.append(side)
     for side in sides:
         lab.wait_serving(client, "http", side.addresses["http"])
+    for i in range(CLIENT_SOURCES):
+        lab.ip(client, "address", "add", f"10.78.0.{101 + i}/24", "dev", "c0")
+        for side in sides:
+            side.sources.append(f"10.78.0.{101 + i}")
     return sides
 
 

@@ -20,9 +20,12 @@
 namespace sanproxy::proxy {
 namespace {
 
-// Packets received from an interface in one round. Large enough to pay for the round, small
-// enough that a burst of super-packets stays in the processor's caches.
+// Packets received from an interface in one round: enough to pay for the round.
 constexpr std::size_t kBurst = 64;
+// And bytes, as far as the burst before tells: few enough that what the kernel has just written is
+// still in a core's own cache when it is copied to its channel.
+constexpr std::size_t kBurstBytes = 192 * 1024;
+constexpr std::size_t kBurstMin = 2;
 // Rounds with work between two looks at listeners, signals and the admin endpoint.
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr int kSleepMsMax = 1000;
@@ -52,6 +55,7 @@ struct Worker::Interface {
   stack::InterfaceIndex index = 0;
   // Slots lent to the driver: the first `posted` entries of both arrays.
   std::size_t posted = 0;
+  std::size_t burst = kBurst;  // how many of them the next round offers
   std::array<buffer::SlotIndex, kBurst> slots{};
   std::array<packet_io::ReceiveBuffer, kBurst> buffers{};
   std::array<packet_io::ReceivedPacket, kBurst> packets{};
@@ -265,12 +269,16 @@ std::size_t Worker::receive_lent(Interface& in) {
 std::size_t Worker::receive(Interface& in) {
   if (in.io->lends()) return receive_lent(in);
   while (in.posted < kBurst && post(in, in.posted)) ++in.posted;
+  const std::size_t offered = std::min(in.posted, in.burst);
   const std::size_t count =
-      in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
+      in.io->receive({in.buffers.data(), offered}, {in.packets.data(), offered});
+  std::size_t bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const packet_io::ReceivedPacket& packet = in.packets[i];
     in.bytes[i] = {in.buffers[packet.buffer].data + packet.offset, packet.length};
+    bytes += packet.length;
   }
+  if (bytes != 0) in.burst = std::clamp(kBurstBytes * count / bytes, kBurstMin, kBurst);
   stack_->expect({in.bytes.data(), count});
   for (std::size_t i = 0; i < count; ++i) {
     const buffer::SlotIndex slot = std::exchange(in.slots[in.packets[i].buffer], buffer::kNoSlot);
