@@ -54,7 +54,7 @@ struct ProxyConfig {
 struct ServiceConfig {
   SocketAddress address;
   std::uint8_t protocol = net::kProtocolTcp;
-  std::vector<std::string> proxies;  // names; empty: all
+  std::vector<std::string> proxies = {};  // names; empty: all
 };
 
 struct ProxySet {
