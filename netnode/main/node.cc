@@ -136,6 +136,7 @@ void Node::update_state(std::uint16_t place) {
   bool draining = watch.drain_asked || proxy.config.draining;
   if (const packet_io::ChannelLink* link = channels_->link(place)) {
     alive = link->takes_packets();
+    if (alive) forwarder.set_tag(place, link->proxy().proxy_id);
     draining = draining || link->state() != packet_io::LinkState::kUp || link->proxy().draining;
   } else if (proxy.config.mode == steer::Mode::kChannel) {
     alive = false;

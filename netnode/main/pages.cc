@@ -145,7 +145,7 @@ json proxy_json(const Node::ProxyView& view) {
     addresses.push_back(target.port == 0 ? target.ip.to_string() : target.to_string());
   }
   json out = {
-      {"name", config.name},           {"id", config.id},
+      {"name", config.name},           {"id", view.proxy->tag},
       {"weight", config.weight},       {"mode", steer::mode_name(config.mode)},
       {"addresses", addresses},        {"state", steer::proxy_state_name(view.proxy->state)},
       {"health", view.health},         {"drain", view.drain_asked || config.draining},

@@ -101,6 +101,7 @@ class Forwarder {
   struct Proxy {
     ProxyConfig config;
     std::uint64_t hash = 0;
+    std::uint16_t tag = 0;  // in its segments; config.id, or what it has told
     ProxyState state = ProxyState::kDown;
     bool in_use = false;
     std::uint64_t packets = 0;  // sent to it
@@ -117,6 +118,8 @@ class Forwarder {
   void apply(const ProxySet& set, std::vector<std::uint16_t>& gone);
   // Rebuilds the tables when it changes who takes new sessions.
   void set_state(std::uint16_t proxy, ProxyState state);
+  // The id that a proxy has told itself, for one without an id in its configuration.
+  void set_tag(std::uint16_t proxy, std::uint16_t tag);
 
   struct Arrival {
     std::span<const std::byte> bytes;
@@ -192,6 +195,7 @@ class Forwarder {
   }
   void add_service_cell(const SocketAddress& address, std::uint8_t protocol, std::uint16_t service);
   void index_services();
+  void index_tags();
   void apply_services(const std::vector<ServiceConfig>& services);
   void rebuild_pools();
   void prepare(const Arrival& packet, Verdict& out);

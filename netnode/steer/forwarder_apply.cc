@@ -47,16 +47,33 @@ void Forwarder::apply(const ProxySet& set, std::vector<std::uint16_t>& gone) {
     }
     proxies_[place].config = config;
     proxies_[place].hash = backend_hash(config.name);
+    if (config.id != 0) proxies_[place].tag = config.id;
   }
-  by_tag_.fill(kNoPlace);
-  for (std::size_t i = 0; i < proxies_.size(); ++i) {
-    if (proxies_[i].in_use && proxies_[i].config.id != 0) {
-      by_tag_[proxies_[i].config.id] = static_cast<std::uint16_t>(i);
-    }
-  }
+  index_tags();
   apply_services(set.services);
   index_services();
   rebuild_pools();
+}
+
+void Forwarder::index_tags() {
+  by_tag_.fill(kNoPlace);
+  // What is configured stands above what was told.
+  for (const bool configured : {false, true}) {
+    for (std::size_t i = 0; i < proxies_.size(); ++i) {
+      const Proxy& proxy = proxies_[i];
+      if (!proxy.in_use || proxy.tag == 0 || configured != (proxy.config.id != 0)) continue;
+      by_tag_[proxy.tag] = static_cast<std::uint16_t>(i);
+    }
+  }
+}
+
+void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
+  if (proxy >= proxies_.size() || proxies_[proxy].config.id != 0 || tag > net::kSessionTagMax ||
+      proxies_[proxy].tag == tag) {
+    return;
+  }
+  proxies_[proxy].tag = tag;
+  index_tags();
 }
 
 // Services with the same list of proxies share a pool; a pool that stays keeps its history.

@@ -153,3 +153,116 @@ class Nat(NetnodeTest):
         name = 'sanproxy_netnode_packets_dropped_total{reason="no_service"}'
         wait.until(lambda: one.metrics()[name] == 2, "both are counted")
         one.assert_clean_stop()
+
+
+class OfOurOwn(NetnodeTest):
+    """What holds for proxynode behind a network node, whichever way packets get there."""
+
+    def check_all(self, one):
+        for family in (4, 6):
+            load = self.load(one, 8, family).start()
+            wait.until(lambda: load.all_progressed([0] * 8, 200_000), "all echo", timeout_s=30)
+            load.finish()
+            self.assertEqual(load.lost, [])
+            got = one.curl(one.url("/bytes/20000000", family), "-o", "/dev/null", "-w",
+                           "%{http_code} %{size_download}")
+            self.assertEqual(got.stdout, b"200 20000000", got.stderr)
+
+
+class Channel(OfOurOwn):
+    def test_packets_reach_a_proxy_over_a_channel_and_its_answers_the_clients(self):
+        one = self.lab()
+        one.add_channel("near")
+        one.start_node()
+        one.wait_state("near", "up")
+        self.check_all(one)
+        one.assert_clean_stop()
+
+    def test_proxies_and_nodes_come_and_go_without_a_broken_connection(self):
+        one = self.lab()
+        one.add_channel("first")
+        one.add_channel("second")
+        one.start_node()
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        loads = [self.load(one, 30, family).start() for family in (4, 6)]
+
+        def all_go_on(what):
+            marks = [(load, load.marks()) for load in loads]
+            wait.until(lambda: all(load.all_progressed(mark, 20_000) for load, mark in marks), what,
+                       timeout_s=40)
+            self.assertEqual([load.lost for load in loads], [[], []], what)
+
+        all_go_on("at first")
+        one.post("/drain/first")
+        all_go_on("while one drains")
+        one.node.kill()
+        one.start_node()  # has seen nothing of them, and takes new sessions to both
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        all_go_on("after a restart of the node")
+        self.assertGreater(one.metrics()['sanproxy_netnode_steered_total{by="session_tag"}'], 0)
+        one.add_channel("third")
+        one.node.kill()
+        one.start_node()  # now Maglev alone would send a third of them elsewhere
+        one.wait_state("third", "up")
+        all_go_on("with a third proxy")
+        for load in loads:
+            load.finish()
+            self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_a_killed_proxy_takes_only_its_own_connections_along(self):
+        one = self.lab()
+        first = one.add_channel("first")
+        one.add_channel("second")
+        one.start_node()
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        load = self.load(one, 30, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 30, 10_000), "all go")
+        of_first = one.proxy("first")["sessions"]
+        self.assertGreater(of_first, 0)
+        first.kill()
+        one.wait_state("first", "down")
+        later = self.load(one, 10, 4).start()
+        wait.until(lambda: later.all_progressed([0] * 10, 10_000), "new ones go")
+        load.push_on()
+        wait.until(lambda: len(load.lost) == of_first, "the others' clients are told", timeout_s=30)
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 10_000), "the rest goes on")
+        self.assertEqual(len(load.lost), of_first)
+        later.finish()
+        one.assert_clean_stop()
+
+
+class Tunnel(OfOurOwn):
+    def tunnel(self, family, kind, mtu=1500):
+        one = self.lab()
+        one.add_tunnel("far", family, mtu, tunnel=kind)
+        one.start_node()
+        self.check_all(one)
+        return one
+
+    def test_ip_in_ipv4_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(4, "ip").assert_clean_stop()
+
+    def test_ip_in_ipv6_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(6, "ip").assert_clean_stop()
+
+    def test_gue_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(4, "gue").assert_clean_stop()
+
+    def test_packets_that_do_not_fit_the_tunnel_are_made_to_fit(self):
+        one = self.lab()
+        one.add_tunnel("far", 4, tunnel="gue")
+        one.start_node()
+        # Plain packets of a whole MTU: the client has to be told what fits.
+        one.client.run("ethtool", "-K", "nn0", "tso", "off", "gso", "off")
+        with one.connect(7) as sock:
+            sock.sendall(SERVED.slice(0, 200_000))
+            got = b""
+            while len(got) < 200_000:
+                got += sock.recv(65536)
+            self.assertEqual(got, bytes(SERVED.slice(0, 200_000)))
+        one.assert_clean_stop()

@@ -37,16 +37,21 @@ class NetnodeLab:
 
     # --- what a proxy may be
 
-    def wire(self, name, mtu=1500):
-        """A namespace at the end of a veth: 10.66.N.2 and fd66:N::2."""
+    def wire(self, name, mtu=1500, kernel=True):
+        """A namespace at the end of a veth: 10.66.N.2 and fd66:N::2, which its kernel has or not."""
         number = len(self.far) + 1
         far = self.far[name] = netns.Namespace(name)
         self.client.ip("link", "add", f"v{number}", "mtu", str(mtu), "type", "veth", "peer", "name",
                        "eth0", "mtu", str(mtu), "netns", far.name)
+        if not kernel:
+            far.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
         for where, device, host in ((self.client, f"v{number}", 1), (far, "eth0", 2)):
-            where.ip("address", "add", f"10.66.{number}.{host}/24", "dev", device)
-            where.ip("address", "add", f"fd66:{number}::{host}/64", "dev", device, "nodad")
+            if kernel or host == 1:
+                where.ip("address", "add", f"10.66.{number}.{host}/24", "dev", device)
+                where.ip("address", "add", f"fd66:{number}::{host}/64", "dev", device, "nodad")
             where.ip("link", "set", device, "up")
+        if not kernel:
+            return [f"10.66.{number}.2", f"fd66:{number}::2"]
         far.ip("route", "add", "default", "via", f"10.66.{number}.1")
         far.ip("-6", "route", "add", "default", "via", f"fd66:{number}::1")
         return [f"10.66.{number}.2", f"fd66:{number}::2"]
@@ -67,6 +72,49 @@ class NetnodeLab:
         addresses = self.wire(name, mtu)
         self.proxies.append({"name": name, "mode": "nat", "addresses": addresses, **keys})
         return self.start_plain(name)
+
+    def start_proxynode(self, name, sections, id_):
+        """A proxynode of ours, in a namespace of its own, with an application node behind it."""
+        text = programs.toml_section("[proxy]", {"name": name, "id": id_, "drain_ms": 100,
+                                                 "max_connections": 5000})
+        for one in sections:
+            text += programs.toml_section("[[interface]]", one)
+        text += programs.toml_section("[[fabric]]", {"listen": f"shm:{self.run_dir}/{name}.sock"})
+        text += programs.toml_section("[admin]", {"listen": f"127.0.0.1:{admin.PORT}"})
+        path = os.path.join(self.log_dir, f"{name}.toml")
+        with open(path, "w") as file:
+            file.write(text)
+        proxy = self.start(name, [programs.path("proxynode"), "--config", path], self.far[name])
+        proxy.wait_log("is ready")
+        for vip in ("10.77.0.10", "[fd77::10]"):
+            for program, port in (("echo", 7), ("httpd", 80)):
+                self.start(f"{program}-{name}-{vip[1:3]}", [
+                    programs.path(f"appnode-{program}"), "--proxy",
+                    f"shm:{self.run_dir}/{name}.sock", "--service", f"{vip}:{port}"])
+        wait.until(lambda: len(admin.status(self.far[name])["services"]) == 4,
+                   lambda: f"the services of {name} are there\n{proxy.log()[-2000:]}")
+        return proxy
+
+    def add_channel(self, name, mtu=1500, **keys):
+        """A proxynode that gets its packets over a channel."""
+        self.far[name] = netns.Namespace(name)
+        address = f"shm:{self.run_dir}/{name}-packets.sock"
+        self.proxies.append({"name": name, "mode": "channel", "address": address,
+                             "id": len(self.far), **keys})
+        return self.start_proxynode(name, [{"driver": "channel", "listen": address, "mtu": mtu}],
+                                    len(self.far))
+
+    def add_tunnel(self, name, family, mtu=1500, **keys):
+        """A proxynode at the end of a tunnel, which answers clients directly."""
+        addresses = self.wire(name, mtu, kernel=False)
+        number = len(self.far)
+        self.proxies.append({"name": name, "mode": "tunnel", "id": number,
+                             "address": addresses[0 if family == 4 else 1], **keys})
+        return self.start_proxynode(name, [{
+            "driver": "packet", "name": "eth0", "addresses": [addresses[0] + "/24",
+                                                             addresses[1] + "/64"],
+            "gateways": [f"10.66.{number}.1", f"fd66:{number}::1"], "mtu": mtu,
+            "decapsulate_from": NAT}], number)
 
     # --- the node
 
