@@ -16,6 +16,7 @@ import sys
 import time
 
 import idle
+import netnode
 import report
 import sides
 from lab import BenchError, Lab, run
@@ -61,6 +62,8 @@ def parse_arguments():
     parser.add_argument("--cpus", metavar="LIST", type=processors,
                         help="run everything on these processors only, e.g. 0; with --docs this "
                              "writes the second table of the document")
+    parser.add_argument("--netnode", action="store_true",
+                        help="the rows of a network node in front, and no others")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     arguments = parser.parse_args()
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 2.0)
@@ -272,6 +275,9 @@ class Bench:
                                                      [one["cpu_time"]]))
 
     def run_all(self):
+        if self.arguments.netnode:
+            netnode.measure(self)
+            return
         self.run_idle()  # first: memory for a connection shows on a proxy that has none to reuse
         for work in WORKS:
             self.run_work(work)
@@ -298,6 +304,8 @@ def main():
         print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS))
         print("random-peers")
         print("micro")
+        print("\n".join(f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS))
+        print("netnode-nat-http\nnetnode-micro")
         return 0
     if os.geteuid() != 0:
         print("bench: network namespaces need root: use ./run bench", file=sys.stderr)

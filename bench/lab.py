@@ -104,6 +104,9 @@ class Lab:
         self.ip(left, "link", "set", left_name, "up")
         self.ip(right, "link", "set", right_name, "up")
 
+    def allow_forwarding(self, namespace):
+        self._sysctl(namespace, "net.ipv4.ip_forward", "1")
+
     # --- processes
     def program(self, name):
         path = os.path.join(self.bin_dir, name)

@@ -155,7 +155,7 @@ def make_ours(lab, driver):
         offset = 0 if trust == "isolated" else _SHARED_PORT_OFFSET
         for function in FUNCTIONS:
             address = f"{net}.10:{_OUR_PORTS[function] + offset}"
-            argv = _app_argv(lab, function) + ["--proxy", f"shm:{folder}/{trust}.sock",
+            argv = app_argv(lab, function) + ["--proxy", f"shm:{folder}/{trust}.sock",
                                                "--service", address]
             side.apps[function] = lab.start(home, argv, f"app-{driver}-{trust}-{function}")
             side.apps[function].daemon = True
@@ -170,7 +170,11 @@ def make_ours(lab, driver):
     return sides
 
 
-def _app_argv(lab, function):
+def port_of(function):
+    return _OUR_PORTS[function]
+
+
+def app_argv(lab, function):
     if function == "http":
         return [lab.program("appnode-httpd")]
     return [lab.program("appnode-echo"), "--mode", function]

@@ -3,6 +3,7 @@
 #include <linux/if.h>
 
 #include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/tunnel_io.h"
 
 namespace sanproxy::packet_io {
 namespace {
@@ -27,13 +28,7 @@ Status check(const InterfaceOptions& options) {
   return Status();
 }
 
-}  // namespace
-
-Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options) {
-  Status status = check(options);
-  if (!status.ok()) {
-    return status;
-  }
+Result<std::unique_ptr<PacketIo>> open_driver(const InterfaceOptions& options) {
   if (options.driver == "tun") {
     return open_tun(options);
   }
@@ -45,6 +40,20 @@ Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options
   }
   return Status::error(Code::kInvalidArgument,
                        "unknown interface driver (known: tun, tap, packet)");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options) {
+  Status status = check(options);
+  if (!status.ok()) {
+    return status;
+  }
+  Result<std::unique_ptr<PacketIo>> io = open_driver(options);
+  if (!io.ok() || options.decapsulate_from.empty()) {
+    return io;
+  }
+  return make_tunnel_io(std::move(io).value());
 }
 
 }  // namespace sanproxy::packet_io

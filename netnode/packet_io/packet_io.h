@@ -90,6 +90,7 @@ struct Counters {
   std::uint64_t rx_dropped_kernel = 0;  // packet: the socket's buffer was full
   std::uint64_t tx_bytes_copied = 0;    // of small packets, which leave in one block
   std::uint64_t tx_dropped_unresolved = 0, tx_dropped_full = 0, tx_errors = 0;
+  std::uint64_t rx_decapsulated = 0, rx_dropped_tunnel = 0;
   std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
   // channel
   std::uint64_t tx_dropped_no_peer = 0;  // no network node is connected
@@ -116,6 +117,9 @@ struct InterfaceOptions {
   std::vector<IpPrefix> addresses;
   std::vector<IpAddress> gateways;  // packet/tap: next hop for what is not on link; optional
   bool segmentation_offload = true;
+  // Tunnels end here for packets from these; none: tunnels' packets are packets like others.
+  std::vector<IpAddress> decapsulate_from;
+  std::uint16_t gue_port = 6080;
 };
 
 class PacketIo {

@@ -3,6 +3,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "lwproto/daemon/metrics_text.h"
 #include "lwproto/fabric/link_parameters.h"
 #include "lwproto/wire/codec.h"
 
@@ -11,41 +12,8 @@ namespace {
 
 using nlohmann::json;
 
-// Prometheus text exposition format 0.0.4.
-class Metrics {
- public:
-  void value(const char* name, const char* type, const char* help, std::uint64_t v,
-             const std::string& labels = "") {
-    if (name != last_) {
-      out_ += std::string("# HELP sanproxy_") + name + " " + help + "\n# TYPE sanproxy_" + name +
-              " " + type + "\n";
-      last_ = name;
-    }
-    out_ += std::string("sanproxy_") + name + (labels.empty() ? "" : "{" + labels + "}") + " " +
-            std::to_string(v) + "\n";
-  }
-  void counter(const char* name, const char* help, std::uint64_t v,
-               const std::string& labels = "") {
-    value(name, "counter", help, v, labels);
-  }
-  void gauge(const char* name, const char* help, std::uint64_t v, const std::string& labels = "") {
-    value(name, "gauge", help, v, labels);
-  }
-  std::string take() { return std::move(out_); }
-
- private:
-  std::string out_;
-  std::string last_;
-};
-
-std::string label(const char* key, const std::string& value) {
-  std::string out = std::string(key) + "=\"";
-  for (const char c : value) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c == '\n' ? ' ' : c;
-  }
-  return out + "\"";
-}
+using daemon::label;
+using daemon::Metrics;
 
 void stack_metrics(const Sources& in, Metrics& m) {
   const auto& counts = in.stack->state_counts();
@@ -404,6 +372,7 @@ Page connections_page(const Sources& in, std::uint32_t limit) {
 }  // namespace
 
 Page render(const Sources& in, const PageRequest& request) {
+  if (request.method != "GET") return {405, "text/plain", "only GET\n"};
   if (request.path == "/metrics") return metrics_page(in);
   if (request.path == "/status") return status_page(in);
   if (request.path == "/connections") return connections_page(in, request.limit);

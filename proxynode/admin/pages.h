@@ -7,12 +7,15 @@
 #include <vector>
 
 #include "lwproto/buffer/slot_pool.h"
+#include "lwproto/daemon/admin_server.h"
 #include "netnode/packet_io/packet_io.h"
-#include "proxynode/admin/admin_server.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::admin {
+
+using daemon::Page;
+using daemon::PageRequest;
 
 struct LoopCounters {
   std::uint64_t rounds = 0, sleeps = 0;

@@ -5,11 +5,11 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "lwproto/auth/key.h"
+#include "lwproto/daemon/config_error.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
@@ -17,10 +17,7 @@
 
 namespace sanproxy::proxy {
 
-class ConfigError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+using daemon::ConfigError;
 
 struct FabricConfig {
   std::string listen;         // "shm:/run/sanproxy/proxy.sock", "verbs://IP:PORT", "tcp://IP:PORT"

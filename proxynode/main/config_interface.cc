@@ -41,7 +41,8 @@ void check_keys(const std::string& driver, const std::set<std::string>& given) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }
   }
-  for (const char* key : {"addresses", "gateways", "segmentation_offload"}) {
+  for (const char* key :
+       {"addresses", "gateways", "segmentation_offload", "decapsulate_from", "gue_port"}) {
     if (channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is not for driver \"channel\"");
     }
@@ -71,6 +72,10 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
     out.gateways.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
   });
   r.flag("segmentation_offload", out.segmentation_offload);
+  r.texts("decapsulate_from", [&](const std::string& v) {
+    out.decapsulate_from.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.number("gue_port", out.gue_port, 1, 65'535);
   listening_keys(r, fabric);
   allow_list(r, allow);
   r.read();

@@ -210,7 +210,7 @@ void Worker::add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelCo
 }
 
 void Worker::start_admin(const SocketAddress& address) {
-  admin_ = take(admin::AdminServer::start(address), "admin endpoint " + address.to_string());
+  admin_ = take(daemon::AdminServer::start(address), "admin endpoint " + address.to_string());
   watch(admin_->fd());
 }
 
@@ -345,7 +345,7 @@ void Worker::wait(int timeout_ms) {
       on_signal();
     } else if (admin_ && fd == admin_->fd()) {
       admin_->serve(
-          [this](const admin::PageRequest& request) { return admin::render(sources(), request); });
+          [this](const daemon::PageRequest& request) { return admin::render(sources(), request); });
     }
   }
 }

@@ -16,10 +16,10 @@
 #include "lwproto/base/clock.h"
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/buffer/slot_pool.h"
+#include "lwproto/daemon/admin_server.h"
 #include "lwproto/fabric/fabric.h"
 #include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
-#include "proxynode/admin/admin_server.h"
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/config.h"
 #include "proxynode/stack/stack.h"
@@ -77,7 +77,7 @@ class Worker final : public translate::Host {
   std::vector<packet_io::ChannelIo*> channels_;  // of these, those of network nodes
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
-  std::unique_ptr<admin::AdminServer> admin_;
+  std::unique_ptr<daemon::AdminServer> admin_;
   std::vector<IpAddress> retired_;  // of closed services, oldest first
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;

@@ -9,12 +9,13 @@ from . import settings
 PORT = 9477
 
 
-def get(namespace, path, timeout_s=10 * settings.slowness):
-    """(status, body) of a GET at the admin endpoint inside `namespace`."""
+def get(namespace, path, timeout_s=10 * settings.slowness, port=PORT, method="GET"):
+    """(status, body) of a request to the admin endpoint inside `namespace`."""
     with namespace.socket(socket.AF_INET) as sock:
         sock.settimeout(timeout_s)
-        sock.connect(("127.0.0.1", PORT))
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n".encode())
+        sock.connect(("127.0.0.1", port))
+        sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\n"
+                     "Connection: close\r\n\r\n".encode())
         data = b""
         while True:
             piece = sock.recv(65536)
@@ -35,9 +36,9 @@ def status(namespace):
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]Inf)$")
 
 
-def metrics(namespace):
+def metrics(namespace, port=PORT):
     """{'name' or 'name{label="x"}': value}; every line must be well-formed."""
-    code, body = get(namespace, "/metrics")
+    code, body = get(namespace, "/metrics", port=port)
     if code != 200:
         raise AssertionError(f"/metrics answered {code}")
     values = {}

@@ -1,8 +1,8 @@
-#include "proxynode/main/config_reader.h"
+#include "lwproto/daemon/config_reader.h"
 
 #include <sstream>
 
-namespace sanproxy::proxy {
+namespace sanproxy::daemon {
 
 void config_fail(const std::string& path, const toml::source_region& where,
                  const std::string& what) {
@@ -13,4 +13,4 @@ void config_fail(const std::string& path, const toml::source_region& where,
   throw ConfigError(out.str());
 }
 
-}  // namespace sanproxy::proxy
+}  // namespace sanproxy::daemon

@@ -1,4 +1,4 @@
-#include "proxynode/admin/admin_server.h"
+#include "lwproto/daemon/admin_server.h"
 
 #include <httplib.h>
 #include <sys/eventfd.h>
@@ -6,7 +6,7 @@
 
 #include <chrono>
 
-namespace sanproxy::admin {
+namespace sanproxy::daemon {
 namespace {
 
 constexpr std::chrono::seconds kAnswerTimeout{2};
@@ -48,8 +48,8 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
     setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
   });
   AdminServer* raw = self.get();
-  server.Get(".*", [raw](const httplib::Request& request, httplib::Response& response) {
-    const auto page = raw->ask({request.path, limit_of(request)});
+  const auto answer = [raw](const httplib::Request& request, httplib::Response& response) {
+    const auto page = raw->ask({request.path, limit_of(request), request.method});
     if (!page) {
       response.status = 503;
       response.set_content("the worker does not answer\n", "text/plain");
@@ -57,7 +57,9 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
     }
     response.status = page->http_status;
     response.set_content(page->body, page->content_type);
-  });
+  };
+  server.Get(".*", answer);
+  server.Post(".*", answer);
   if (!server.bind_to_port(address.ip.to_string().c_str(), address.port)) {
     return Status::error(Code::kSystem, "cannot listen on the admin address", errno);
   }
@@ -98,4 +100,4 @@ void AdminServer::serve(const Render& render) {
   answered_.notify_one();
 }
 
-}  // namespace sanproxy::admin
+}  // namespace sanproxy::daemon

@@ -1,5 +1,5 @@
 // The endpoint answers from the worker's thread, and never hangs when that does not.
-#include "proxynode/admin/admin_server.h"
+#include "lwproto/daemon/admin_server.h"
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-namespace sanproxy::admin::testing {
+namespace sanproxy::daemon::testing {
 namespace {
 
 SocketAddress loopback(std::uint16_t port) { return {*IpAddress::parse("127.0.0.1"), port}; }
@@ -216,4 +216,4 @@ TEST_F(Endpoint, AlsoListensOnIpv6) {
 }
 
 }  // namespace
-}  // namespace sanproxy::admin::testing
+}  // namespace sanproxy::daemon::testing

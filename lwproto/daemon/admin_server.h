@@ -1,4 +1,5 @@
-// AdminServer: the HTTP endpoint for operators (GET /metrics, /status, /connections, /healthz).
+// AdminServer: the HTTP endpoint for operators (GET and POST; which pages there are is its user's
+// business).
 //
 // Document: docs/administration.md.
 // Role: HTTP on a kernel socket in a thread of its own (cpp-httplib); pages are rendered by the
@@ -20,7 +21,7 @@
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
 
-namespace sanproxy::admin {
+namespace sanproxy::daemon {
 
 struct Page {
   int http_status = 200;
@@ -31,6 +32,7 @@ struct Page {
 struct PageRequest {
   std::string path;
   std::uint32_t limit = 100;
+  std::string method = "GET";  // or "POST", without a body
 };
 
 class AdminServer {
@@ -59,4 +61,4 @@ class AdminServer {
   std::uint64_t asked_ = 0;
 };
 
-}  // namespace sanproxy::admin
+}  // namespace sanproxy::daemon

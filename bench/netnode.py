@@ -1,0 +1,174 @@
+"""A network node in front: what it costs against a proxy that is attached directly.
+
+Channel: the TUN device is the node's, packets go on to proxynode over shared memory; against
+proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy; against HAProxy
+at the end of a veth pair. All of it on one machine, so that the node's own work takes processor time
+from everybody else: these are the figures of the worst case.
+"""
+
+import json
+import os
+import subprocess
+
+import report
+import sides
+from lab import BenchError
+from works import WORKS, run_once
+
+CHANNEL_BARS = {"http": 0.8, "download": 0.85, "upload": 0.85}
+NAT_BARS = {"http": 0.8}
+NS_PER_PACKET_BARS = {"steer_packets/1000": 60, "steer_packets/1000000": 100}
+MAGLEV_BUILD_MS_MAX = 5
+
+_NODE = """\
+[node]
+name = "bench"
+
+[[interface]]
+driver = "tun"
+name = "nn0"
+addresses = ["{net}.1/24"]
+
+[nat]
+addresses = ["{net}.100"]
+
+[admin]
+listen = "127.0.0.1:9478"
+"""
+_SERVICE = """
+[[service]]
+address = "{address}"
+"""
+_PROXY = """
+[[proxy]]
+name = "bench"
+mode = "{mode}"
+address = "{address}"
+"""
+_CHANNEL_PROXY = """\
+[proxy]
+name = "bench"
+max_connections = 100_000
+
+[[interface]]
+driver = "channel"
+listen = "shm:{folder}/packets.sock"
+
+[[fabric]]
+listen = "shm:{folder}/isolated.sock"
+
+[admin]
+listen = "127.0.0.1:9477"
+"""
+
+
+def _start_node(lab, namespace, folder, net, services, mode, address):
+    path = os.path.join(folder, "netnode.toml")
+    with open(path, "w") as file:
+        file.write(_NODE.format(net=net))
+        for service in services:
+            file.write(_SERVICE.format(address=service))
+        file.write(_PROXY.format(mode=mode, address=address))
+    node = lab.start(namespace, [lab.program("netnode"), "--config", path], f"netnode-{mode}")
+    node.daemon = True
+    return node
+
+
+def make_channel_side(lab):
+    client = lab.namespace("nc")
+    folder = os.path.join(lab.folder, "channel")
+    os.mkdir(folder)
+    config = os.path.join(folder, "proxynode.toml")
+    with open(config, "w") as file:
+        file.write(_CHANNEL_PROXY.format(folder=folder))
+    side = sides.Side("channel", client)
+    side.proxy = lab.start(client, [lab.program("proxynode"), "--config", config],
+                           "proxynode-channel")
+    side.proxy.daemon = True
+    net = "10.80.0"
+    for function in sides.FUNCTIONS:
+        address = f"{net}.10:{sides.port_of(function)}"
+        side.addresses[function] = address
+        side.apps[function] = lab.start(
+            client, sides.app_argv(lab, function) + ["--proxy", f"shm:{folder}/isolated.sock",
+                                                     "--service", address],
+            f"app-channel-{function}")
+        side.apps[function].daemon = True
+    side.node = _start_node(lab, client, folder, net, side.addresses.values(), "channel",
+                            f"shm:{folder}/packets.sock")
+    lab.wait_serving(client, "http", side.addresses["http"])
+    return side
+
+
+def make_nat_sides(lab):
+    """(HAProxy directly, HAProxy behind a node): the same HAProxy and the same servers."""
+    direct = next(side for side in sides.make_peers(lab) if side.name == "haproxy copy")
+    # One more namespace of clients, joined to HAProxy's by a veth of its own.
+    client = lab.namespace("nn")
+    host = direct.client_namespace.replace("-pc", "-ph")
+    lab.veth(client, "n0", host, "h1")
+    lab.ip(client, "address", "add", "10.82.0.1/24", "dev", "n0")
+    lab.ip(host, "address", "add", "10.82.0.2/24", "dev", "h1")
+    lab.ip(host, "route", "add", "10.81.0.0/24", "via", "10.82.0.1")
+    lab.allow_forwarding(client)
+    folder = os.path.join(lab.folder, "nat")
+    os.mkdir(folder)
+    port = direct.addresses["http"].rpartition(":")[2]
+    side = sides.Side("nat", client)
+    side.addresses = {"http": f"10.81.0.10:{port}"}
+    side.proxy, side.apps = direct.proxy, direct.apps
+    side.node = _start_node(lab, client, folder, "10.81.0", side.addresses.values(), "nat",
+                            "10.82.0.2")
+    lab.wait_serving(client, "http", side.addresses["http"])
+    return direct, side
+
+
+def _compare(bench, name, works, direct, through, bars):
+    for work in works:
+        if not bench.wanted(f"netnode-{name}-{work.name}"):
+            continue
+        samples = {side.name: [] for side in (direct, through)}
+        for number in range(bench.arguments.rounds):
+            for side in (direct, through):
+                found = run_once(bench.lab, work, side, bench.arguments.seconds,
+                                 bench.arguments.warmup)
+                samples[side.name].append(found["speed"])
+                bench.progress(f"netnode-{name}-{work.name}  {side.name}", number, found["speed"],
+                               work.unit)
+        bench.rows.append(report.make_row(f"netnode-{name}-{work.name}", work.unit,
+                                          samples[through.name], f"{direct.name} directly",
+                                          samples[direct.name], at_least=bars[work.name]))
+
+
+def _micro(bench):
+    argv = [bench.lab.program("netnode_microbench"), "--benchmark_format=json",
+            "--benchmark_min_time=0.5", "--benchmark_repetitions=3"]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    if result.returncode != 0:
+        raise BenchError(f"netnode_microbench: {result.stderr.strip()[-400:]}")
+    found = {}
+    for one in json.loads(result.stdout)["benchmarks"]:
+        if one.get("run_type") == "aggregate":
+            continue
+        per_item = one["items_per_second"] if "items_per_second" in one else None
+        value, unit = (1e9 / per_item, "ns") if per_item else (one["cpu_time"], one["time_unit"])
+        found.setdefault(one["name"], (unit, []))[1].append(value)
+    for name, (unit, values) in found.items():
+        bar = NS_PER_PACKET_BARS.get(name)
+        if name.startswith("maglev_build"):
+            bar = MAGLEV_BUILD_MS_MAX
+        bench.rows.append(report.make_row(f"netnode-micro {name}", unit, values, at_most=bar))
+
+
+def measure(bench):
+    """All rows of `--netnode`."""
+    if bench.wanted("netnode-micro"):
+        _micro(bench)
+    by_name = {work.name: work for work in WORKS}
+    channel = [by_name[name] for name in CHANNEL_BARS]
+    if any(bench.wanted(f"netnode-channel-{work.name}") for work in channel):
+        _compare(bench, "channel", channel, bench.ours("tun")[0], make_channel_side(bench.lab),
+                 CHANNEL_BARS)
+    if bench.wanted("netnode-nat-http"):
+        direct, through = make_nat_sides(bench.lab)
+        _compare(bench, "nat", [by_name["http"]], direct, through, NAT_BARS)

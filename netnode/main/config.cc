@@ -1,0 +1,285 @@
+#include "netnode/main/config.h"
+
+#include <algorithm>
+
+#include "lwproto/daemon/config_reader.h"
+
+namespace sanproxy::netnode {
+namespace {
+
+using daemon::choose;
+using daemon::config_fail;
+using daemon::TableReader;
+using daemon::value_or_throw;
+
+constexpr std::uint32_t kSecondsMax = 30U * 24 * 3600;
+
+void read_node(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  steer::ForwarderOptions& f = config.forwarder;
+  TableReader r(path, "[node]", table);
+  r.text("name", [&](const std::string& v) {
+    if (v.empty() || v.size() > 64) throw std::invalid_argument("expected 1 to 64 characters");
+    config.name = v;
+  });
+  r.text("log_level", [&](const std::string& v) {
+    config.log_level = choose<const char*>(
+        v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
+  });
+  r.number("max_buffers", config.buffers, 256, 65'536);
+  r.number("drain_ms", config.drain_ms, 0, 3'600'000);
+  r.flag("spin", config.spin);
+  r.number("maglev_entries", f.maglev_entries, 3, steer::kMaglevEntriesMax);
+  r.number("generations", f.generations, 0, 16);
+  r.number("hash_seed", f.hash_seed, 0, INT64_MAX);
+  r.number("max_flows", f.flows.flows_max, 1'024, 64'000'000);
+  r.number("flow_half_open_s", f.flows.half_open_s, 1, kSecondsMax);
+  r.number("flow_closing_s", f.flows.closing_s, 1, kSecondsMax);
+  r.number("flow_established_s", f.flows.established_s, 1, kSecondsMax);
+  r.number("max_fragmented_datagrams", f.fragments.datagrams_max, 16, 1'000'000);
+  r.number("max_held_fragments", f.fragments.held_max, 0, 128);
+  r.number("fragment_timeout_ms", f.fragments.timeout_ms, 10, 60'000);
+  r.read();
+  if (!steer::is_prime(f.maglev_entries)) {
+    config_fail(path, table.source(), "[node].maglev_entries: expected a prime, such as 65537");
+  }
+}
+
+void read_interface(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  InterfaceConfig out;
+  TableReader r(path, "[[interface]]", table);
+  r.text("driver", [&](const std::string& v) {
+    out.options.driver = choose<const char*>(
+        v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}, {"xdp", "xdp"}});
+  });
+  r.text("name", [&](const std::string& v) { out.options.name = v; });
+  r.number("mtu", out.options.mtu_bytes, 1280, 65'521);
+  r.flag("segmentation_offload", out.options.segmentation_offload);
+  r.texts("addresses", [&](const std::string& v) {
+    out.options.addresses.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
+  r.texts("gateways", [&](const std::string& v) {
+    out.options.gateways.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.texts("routes", [&](const std::string& v) {
+    out.routes.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
+  r.read();
+  if (out.options.driver.empty()) r.missing("driver");
+  if (out.options.name.empty()) r.missing("name");
+  config.interfaces.push_back(std::move(out));
+}
+
+void read_service(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  steer::ServiceConfig out;
+  TableReader r(path, "[[service]]", table);
+  r.text("address", [&](const std::string& v) {
+    out.address = value_or_throw(SocketAddress::parse(v), v, "IP:PORT");
+  });
+  r.text("protocol", [&](const std::string& v) {
+    out.protocol =
+        choose<std::uint8_t>(v, {{"tcp", net::kProtocolTcp}, {"udp", net::kProtocolUdp}});
+  });
+  r.texts("proxies", [&](const std::string& v) { out.proxies.push_back(v); });
+  r.read();
+  if (out.address.ip.family == Family::kNone) r.missing("address");
+  config.set.services.push_back(std::move(out));
+}
+
+// "IP:PORT", or "IP" where the port is the service's.
+SocketAddress target_of(const std::string& text) {
+  if (Result<IpAddress> ip = IpAddress::parse(text); ip.ok()) return {*ip, 0};
+  return value_or_throw(SocketAddress::parse(text), text, "IP or IP:PORT");
+}
+
+void declare_probe(TableReader& r, steer::ProbeSettings& probe) {
+  r.text("probe", [&](const std::string& v) {
+    probe.kind = choose<steer::ProbeKind>(v, {{"none", steer::ProbeKind::kNone},
+                                              {"tcp", steer::ProbeKind::kTcp},
+                                              {"http", steer::ProbeKind::kHttp}});
+  });
+  r.text("probe_address", [&](const std::string& v) {
+    probe.address = value_or_throw(SocketAddress::parse(v), v, "IP:PORT");
+  });
+  r.text("probe_path", [&](const std::string& v) {
+    const bool plain = std::all_of(v.begin(), v.end(), [](char c) { return c > ' ' && c < 127; });
+    if (v.empty() || v[0] != '/' || v.size() > 255 || !plain) {
+      throw std::invalid_argument("expected a path such as \"/healthz\"");
+    }
+    probe.path = v;
+  });
+  r.number("probe_interval_ms", probe.interval_ms, 20, 3'600'000);
+  r.number("probe_timeout_ms", probe.timeout_ms, 10, 60'000);
+  r.number("probe_rise", probe.rise, 1, 100);
+  r.number("probe_fall", probe.fall, 1, 100);
+}
+
+void read_proxy(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  steer::ProxyConfig out;
+  std::vector<std::string> addresses;
+  bool has_mode = false;
+  TableReader r(path, "[[proxy]]", table);
+  r.text("name", [&](const std::string& v) { out.name = v; });
+  r.number("id", out.id, 0, net::kSessionTagMax);
+  r.number("weight", out.weight, 0, steer::kWeightMax);
+  r.flag("draining", out.draining);
+  r.text("mode", [&](const std::string& v) {
+    out.mode = choose<steer::Mode>(v, {{"channel", steer::Mode::kChannel},
+                                       {"tunnel", steer::Mode::kTunnel},
+                                       {"nat", steer::Mode::kNat}});
+    has_mode = true;
+  });
+  r.text("address", [&](const std::string& v) { addresses.push_back(v); });
+  r.texts("addresses", [&](const std::string& v) { addresses.push_back(v); });
+  r.text("tunnel", [&](const std::string& v) {
+    out.tunnel =
+        choose<net::TunnelKind>(v, {{"ip", net::TunnelKind::kIp}, {"gue", net::TunnelKind::kGue}});
+  });
+  r.number("gue_port", out.gue_port, 1, 65'535);
+  r.number("clamp_mss", out.clamp_mss, 0, 65'535);
+  declare_probe(r, out.probe);
+  r.read();
+  if (out.name.empty()) r.missing("name");
+  if (!has_mode) r.missing("mode");
+  if (addresses.empty()) r.missing("address");
+  try {
+    for (const std::string& text : addresses) {
+      if (out.mode == steer::Mode::kChannel) {
+        if (!out.channel.empty()) throw std::invalid_argument("a channel has one address");
+        out.channel = text;
+      } else {
+        out.targets.push_back(target_of(text));
+      }
+    }
+  } catch (const std::invalid_argument& e) {
+    config_fail(path, table.source(), std::string("[[proxy]].address: ") + e.what());
+  }
+  config.set.proxies.push_back(std::move(out));
+}
+
+void read_nat(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  steer::NatOptions& nat = config.forwarder.nat;
+  TableReader r(path, "[nat]", table);
+  r.texts("addresses", [&](const std::string& v) {
+    nat.addresses.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.number("port_min", nat.port_min, 1, 65'535);
+  r.number("port_max", nat.port_max, 1, 65'535);
+  r.number("max_sessions", nat.sessions_max, 16, 16'000'000);
+  r.number("established_s", nat.established_s, 1, kSecondsMax);
+  r.number("transitory_s", nat.transitory_s, 1, kSecondsMax);
+  r.number("udp_s", nat.udp_s, 1, kSecondsMax);
+  r.read();
+  if (nat.port_min > nat.port_max) {
+    config_fail(path, table.source(), "[nat]: port_min is above port_max");
+  }
+}
+
+void read_tunnel(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  TableReader r(path, "[tunnel]", table);
+  r.texts("addresses", [&](const std::string& v) {
+    config.tunnel_addresses.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+  });
+  r.read();
+}
+
+void read_channel(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  ChannelConfig& c = config.channel;
+  TableReader r(path, "[channel]", table);
+  r.number("credits", c.credits, 32, 65'536);
+  r.number("send_depth", c.send_depth, 32, 65'536);
+  r.text("certificate", [&](const std::string& v) { c.certificate = v; });
+  r.text("key", [&](const std::string& v) { c.key = v; });
+  r.text("ca", [&](const std::string& v) { c.ca = v; });
+  r.read();
+  const int files = !c.certificate.empty() + !c.key.empty() + !c.ca.empty();
+  if (files != 0 && files != 3) {
+    config_fail(path, table.source(), "[channel]: TLS needs certificate, key and ca, all three");
+  }
+}
+
+void read_admin(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  TableReader r(path, "[admin]", table);
+  r.text("listen", [&](const std::string& v) {
+    if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
+    config.admin_listen = v;
+  });
+  r.read();
+}
+
+using ReadTable = void (*)(const std::string&, const toml::table&, NetnodeConfig&);
+struct Section {
+  const char* name;
+  ReadTable read;
+  bool many;
+};
+constexpr Section kSections[] = {
+    {"admin", read_admin, false},        {"channel", read_channel, false},
+    {"interface", read_interface, true}, {"nat", read_nat, false},
+    {"node", read_node, false},          {"proxy", read_proxy, true},
+    {"service", read_service, true},     {"tunnel", read_tunnel, false}};
+
+void read_section(const std::string& path, const Section& section, const toml::node& node,
+                  NetnodeConfig& config) {
+  const std::string name(section.name);
+  if (!section.many) {
+    const auto* table = node.as_table();
+    if (table == nullptr) config_fail(path, node.source(), "expected a table [" + name + "]");
+    section.read(path, *table, config);
+    return;
+  }
+  const auto* list = node.as_array();
+  if (list == nullptr) config_fail(path, node.source(), "expected tables [[" + name + "]]");
+  for (const toml::node& item : *list) {
+    const auto* table = item.as_table();
+    if (table == nullptr) config_fail(path, item.source(), "expected tables [[" + name + "]]");
+    section.read(path, *table, config);
+  }
+}
+
+bool has(const std::vector<IpAddress>& addresses, Family family) {
+  return std::any_of(addresses.begin(), addresses.end(),
+                     [&](const IpAddress& a) { return a.family == family; });
+}
+
+// What only the whole file can tell.
+void check_whole(const std::string& path, const NetnodeConfig& config) {
+  if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
+  if (std::string wrong = steer::check(config.set); !wrong.empty()) config_fail(path, {}, wrong);
+  for (const steer::ProxyConfig& proxy : config.set.proxies) {
+    for (const SocketAddress& target : proxy.targets) {
+      const bool nat = proxy.mode == steer::Mode::kNat;
+      const auto& ours = nat ? config.forwarder.nat.addresses : config.tunnel_addresses;
+      if (has(ours, target.ip.family)) continue;
+      config_fail(path, {},
+                  "proxy \"" + proxy.name + "\": [" + (nat ? "nat" : "tunnel") +
+                      "] needs an address of the family of " + target.ip.to_string());
+    }
+  }
+}
+
+}  // namespace
+
+NetnodeConfig load_config(const std::string& path) {
+  NetnodeConfig config;
+  toml::table root;
+  try {
+    root = toml::parse_file(path);
+  } catch (const toml::parse_error& e) {
+    config_fail(path, e.source(), std::string(e.description()));
+  }
+  for (const auto& [key, node] : root) {
+    const auto* section = std::find_if(std::begin(kSections), std::end(kSections),
+                                       [&](const Section& s) { return key.str() == s.name; });
+    if (section == std::end(kSections)) {
+      std::string known;
+      for (const Section& s : kSections) known += (known.empty() ? "" : ", ") + std::string(s.name);
+      config_fail(path, key.source(),
+                  "unknown section \"" + std::string(key.str()) + "\"; known: " + known);
+    }
+    read_section(path, *section, node, config);
+  }
+  check_whole(path, config);
+  return config;
+}
+
+}  // namespace sanproxy::netnode

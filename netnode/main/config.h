@@ -1,0 +1,45 @@
+// The network node's configuration file (TOML; docs/configuration.md lists every key).
+//
+// Role: turns a file into a checked NetnodeConfig. Unknown keys, wrong types and impossible values
+//   are errors that name file, line and what was expected. Start-up only: throws ConfigError.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "lwproto/daemon/config_error.h"
+#include "netnode/packet_io/packet_io.h"
+#include "netnode/steer/forwarder.h"
+
+namespace sanproxy::netnode {
+
+struct InterfaceConfig {
+  packet_io::InterfaceOptions options;
+  std::vector<IpPrefix> routes;  // besides the subnets of options.addresses
+};
+
+struct ChannelConfig {
+  std::uint32_t credits = 128;  // receive buffers posted for each proxy over verbs and tcp; on shm
+                                // places of its ring
+  std::uint32_t send_depth = 512;
+  std::string certificate, key, ca;  // tcp: TLS with all three
+};
+
+struct NetnodeConfig {
+  std::string name = "netnode";
+  std::string log_level = "info";
+  std::uint32_t buffers = 1024;  // packets of up to 64 KB that we hold at a time
+  std::uint32_t drain_ms = 10'000;
+  bool spin = false;
+  std::vector<InterfaceConfig> interfaces;
+  std::vector<IpAddress> tunnel_addresses;  // outer source, one a family
+  ChannelConfig channel;
+  steer::ForwarderOptions forwarder;
+  steer::ProxySet set;
+  std::string admin_listen = "127.0.0.1:9478";
+};
+
+NetnodeConfig load_config(const std::string& path);
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,470 @@
+#include "netnode/main/data_path.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "netnode/net/checksum.h"
+#include "netnode/net/icmp.h"
+#include "netnode/net/segments.h"
+
+namespace sanproxy::netnode {
+namespace {
+
+using steer::Action;
+using steer::kBurstMax;
+using steer::NatResult;
+
+constexpr std::size_t kPrefixBitsPerByte = 8;
+
+bool in_prefix(const IpPrefix& prefix, const std::uint8_t* address, Family family) {
+  if (prefix.ip.family != family) return false;
+  const std::size_t whole = prefix.length_bits / kPrefixBitsPerByte;
+  if (std::memcmp(prefix.ip.bytes.data(), address, whole) != 0) return false;
+  const unsigned rest = prefix.length_bits % kPrefixBitsPerByte;
+  if (rest == 0) return true;
+  const auto mask = static_cast<std::uint8_t>(0xff00U >> rest);
+  return ((prefix.ip.bytes[whole] ^ address[whole]) & mask) == 0;
+}
+
+bool dont_fragment(const std::uint8_t* ip) { return (ip[0] >> 4) == 6 || (ip[6] & 0x40) != 0; }
+
+// The hop that a router spends. False: none is left.
+bool spend_hop(std::uint8_t* ip) {
+  std::uint8_t& hops = (ip[0] >> 4) == 4 ? ip[8] : ip[7];
+  if (hops <= 1) return false;
+  if ((ip[0] >> 4) == 4) {
+    const std::uint16_t before = net::load_raw16(ip + 8);
+    --hops;
+    net::store_raw16(ip + 10,
+                     net::update16(net::load_raw16(ip + 10), before, net::load_raw16(ip + 8)));
+  } else {
+    --hops;
+  }
+  return true;
+}
+
+}  // namespace
+
+struct DataPath::Interface {
+  Interface(std::unique_ptr<packet_io::PacketIo> device, buffer::SlotPool& pool)
+      : io(std::move(device)), out(*io, pool) {}
+
+  std::unique_ptr<packet_io::PacketIo> io;
+  std::vector<IpPrefix> routes;
+  WayOut out;
+  // Slots lent to the driver: the first `posted` entries of both arrays.
+  std::size_t posted = 0;
+  std::array<buffer::SlotIndex, kBurstMax> slots{};
+  std::array<packet_io::ReceiveBuffer, kBurstMax> buffers{};
+  std::array<packet_io::ReceivedPacket, kBurstMax> packets{};
+  std::array<Here, kBurstMax> here{};
+};
+
+DataPath::DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool)
+    : clock_(clock),
+      pool_(pool),
+      forwarder_(config.forwarder),
+      tunnel_addresses_(config.tunnel_addresses),
+      held_(pool.slot_count()) {}
+
+DataPath::~DataPath() = default;
+
+void DataPath::add_interface(std::unique_ptr<packet_io::PacketIo> io,
+                             std::vector<IpPrefix> routes) {
+  auto interface = std::make_unique<Interface>(std::move(io), pool_);
+  const auto& own = interface->io->options().addresses;
+  interface->routes = std::move(routes);
+  interface->routes.insert(interface->routes.end(), own.begin(), own.end());
+  interfaces_.push_back(std::move(interface));
+}
+
+std::vector<const packet_io::PacketIo*> DataPath::interfaces() const {
+  std::vector<const packet_io::PacketIo*> out;
+  for (const auto& interface : interfaces_) out.push_back(interface->io.get());
+  return out;
+}
+
+const WayOutCounters& DataPath::way_out(std::size_t interface) const {
+  return interfaces_[interface]->out.counters();
+}
+
+void DataPath::answer_for(const steer::ProxySet& set) {
+  std::vector<IpAddress> wanted;
+  for (const steer::ServiceConfig& service : set.services) wanted.push_back(service.address.ip);
+  std::sort(wanted.begin(), wanted.end());
+  wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+  for (const auto& interface : interfaces_) {
+    for (const IpAddress& ip : wanted) {
+      if (!std::binary_search(answered_for_.begin(), answered_for_.end(), ip)) {
+        interface->io->add_local_address(ip);
+      }
+    }
+    for (const IpAddress& ip : answered_for_) {
+      if (!std::binary_search(wanted.begin(), wanted.end(), ip)) {
+        interface->io->remove_local_address(ip);
+      }
+    }
+  }
+  answered_for_ = std::move(wanted);
+}
+
+// The interface of the longest prefix that holds the address; without one, the first.
+WayOut& DataPath::way_to(const std::uint8_t* dst, Family family) {
+  Interface* best = interfaces_.front().get();
+  int bits = -1;
+  for (const auto& interface : interfaces_) {
+    for (const IpPrefix& route : interface->routes) {
+      if (route.length_bits > bits && in_prefix(route, dst, family)) {
+        best = interface.get();
+        bits = route.length_bits;
+      }
+    }
+  }
+  return best->out;
+}
+
+bool DataPath::post(Interface& in, std::size_t i) {
+  const buffer::SlotIndex slot = pool_.acquire();
+  if (slot == buffer::kNoSlot) return false;
+  in.slots[i] = slot;
+  in.buffers[i] = {pool_.data(slot), static_cast<std::uint32_t>(pool_.slot_bytes())};
+  return true;
+}
+
+std::size_t DataPath::receive() {
+  std::size_t count = 0;
+  for (const auto& interface : interfaces_) count += receive(*interface);
+  return count;
+}
+
+std::size_t DataPath::receive(Interface& in) {
+  while (in.posted < kBurstMax && post(in, in.posted)) ++in.posted;
+  const std::size_t count =
+      in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
+  for (std::size_t i = 0; i < count; ++i) {
+    const packet_io::ReceivedPacket& packet = in.packets[i];
+    const buffer::SlotIndex slot = std::exchange(in.slots[packet.buffer], buffer::kNoSlot);
+    pool_.mark_received(slot);
+    in.here[i] = {slot, packet.offset, packet.length, packet.offload};
+  }
+  judge({in.here.data(), count});
+  const std::size_t used = count == 0 ? 0 : in.packets[count - 1].buffer + std::size_t{1};
+  for (std::size_t i = used; i-- > 0;) {
+    if (in.slots[i] != buffer::kNoSlot || post(in, i)) continue;
+    --in.posted;  // the pool is dry: packets wait in the device's queue
+    in.slots[i] = in.slots[in.posted];
+    in.buffers[i] = in.buffers[in.posted];
+  }
+  return count;
+}
+
+void DataPath::judge(std::span<const Here> packets) {
+  std::array<steer::Forwarder::Arrival, kBurstMax> arrivals;
+  for (std::size_t i = 0; i < packets.size(); ++i) {
+    arrivals[i] = {bytes_of(packets[i]), packets[i].slot};
+  }
+  forwarder_.steer({arrivals.data(), packets.size()}, verdicts_, now_ms());
+  for (std::size_t i = 0; i < packets.size(); ++i) act(packets[i], verdicts_[i]);
+}
+
+void DataPath::act(const Here& packet, steer::Verdict& verdict) {
+  switch (verdict.action) {
+    case Action::kDrop:
+      release(packet);
+      return;
+    case Action::kHeld:
+      held_[packet.slot] = packet;
+      return;
+    case Action::kEcho:
+      echo(packet, verdict);
+      return;
+    case Action::kToProxy:
+      to_proxy(packet, verdict);
+      break;
+    case Action::kToClient: {
+      const net::FlowKey* client = forwarder_.nat().client_of(verdict.flow);
+      if (client != nullptr && !fits(packet, verdict.parsed,
+                                     way_to(client->src.data(), client->family).io().mtu_bytes())) {
+        return;
+      }
+      const steer::Nat::Packet what{bytes_of(packet), verdict.parsed, verdict.has_ports,
+                                    packet.offload.checksum_partial};
+      ++counters_.to_client;
+      nat_result(packet, verdict.parsed,
+                 forwarder_.nat().to_client(what, verdict.flow,
+                                            static_cast<std::uint32_t>(now_ms() / 1'000)));
+      break;
+    }
+    case Action::kErrorToProxy:
+      error_to_proxy(packet, verdict);
+      return;
+    case Action::kErrorToClient:
+      error_to_client(packet, verdict);
+      return;
+  }
+  if (verdict.first_fragment) release_held(verdict);
+}
+
+// Later fragments that were here before the first one.
+void DataPath::release_held(const steer::Verdict& first) {
+  const steer::Fragments::Datagram datagram = first.datagram;
+  steer::Fragments::Token token = 0;
+  while (forwarder_.release_held(datagram, token)) {
+    const Here packet = held_[token];
+    const steer::Forwarder::Arrival arrival{bytes_of(packet), packet.slot};
+    steer::Verdict verdict;
+    forwarder_.steer({&arrival, 1}, {&verdict, 1}, now_ms());
+    act(packet, verdict);
+  }
+}
+
+void DataPath::to_proxy(const Here& packet, const steer::Verdict& verdict) {
+  const steer::ProxyConfig& proxy = forwarder_.proxies()[verdict.proxy].config;
+  if (proxy.clamp_mss != 0 && verdict.has_ports && verdict.parsed.l4 == net::L4::kTcp) {
+    (void)net::clamp_mss(bytes_of(packet), verdict.parsed, proxy.clamp_mss,
+                         packet.offload.checksum_partial);
+  }
+  switch (proxy.mode) {
+    case steer::Mode::kNat:
+      nat_to_proxy(packet, verdict, proxy);
+      return;
+    case steer::Mode::kTunnel:
+      to_tunnel(packet, verdict, proxy);
+      return;
+    case steer::Mode::kChannel:
+      if (channels_ != nullptr &&
+          channels_->send(verdict.proxy, packet.slot, packet.offset, verdict.parsed.total_bytes,
+                          packet.offload, verdict.final)) {
+        ++counters_.to_channel;
+      } else {
+        ++counters_.dropped_channel;
+      }
+      return;
+  }
+}
+
+void DataPath::nat_to_proxy(const Here& packet, const steer::Verdict& verdict,
+                            const steer::ProxyConfig& proxy) {
+  for (const SocketAddress& target : proxy.targets) {
+    if (target.ip.family != verdict.parsed.family) continue;
+    WayOut& out = way_to(target.ip.bytes.data(), target.ip.family);
+    if (!fits(packet, verdict.parsed, out.io().mtu_bytes())) return;
+    ++counters_.to_nat;
+    const steer::Nat::Packet what{bytes_of(packet), verdict.parsed, verdict.has_ports,
+                                  packet.offload.checksum_partial};
+    nat_result(packet, verdict.parsed,
+               forwarder_.nat().to_proxy(what, verdict.flow, verdict.proxy, target,
+                                         static_cast<std::uint32_t>(now_ms() / 1'000)));
+    return;
+  }
+  nat_result(packet, verdict.parsed, NatResult::kNoAddress);
+}
+
+// Sends a packet that was rewritten in place, or counts why it was not.
+void DataPath::nat_result(const Here& packet, const net::ParsedPacket& parsed, NatResult result) {
+  if (result != NatResult::kOk) {
+    ++counters_.nat_drops[static_cast<std::size_t>(result)];
+    release(packet);
+    return;
+  }
+  send_here(packet, parsed.dst, parsed.family);  // points into the packet: where it goes now
+}
+
+void DataPath::error_to_proxy(const Here& packet, const steer::Verdict& verdict) {
+  const steer::ProxyConfig& proxy = forwarder_.proxies()[verdict.proxy].config;
+  if (proxy.mode != steer::Mode::kNat) {
+    to_proxy(packet, verdict);
+    return;
+  }
+  nat_result(packet, verdict.parsed,
+             forwarder_.nat().error_to_proxy(
+                 {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial},
+                 verdict.error));
+}
+
+void DataPath::error_to_client(const Here& packet, const steer::Verdict& verdict) {
+  nat_result(packet, verdict.parsed,
+             forwarder_.nat().error_to_client(
+                 {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial},
+                 verdict.error));
+}
+
+void DataPath::echo(const Here& packet, const steer::Verdict& verdict) {
+  const bool trusted = packet.offload.checksum_partial || packet.offload.checksum_verified;
+  if (!net::make_echo_reply(bytes_of(packet), verdict.parsed, trusted)) {
+    release(packet);
+    return;
+  }
+  ++counters_.echo_replies;
+  Here reply = packet;
+  reply.offload = {};
+  reply.length = verdict.parsed.total_bytes;
+  send_here(reply, verdict.parsed.dst, verdict.parsed.family);
+}
+
+// Sends what lies in a slot of ours out of the interface towards `dst`.
+void DataPath::send_here(const Here& packet, const std::uint8_t* dst, Family family) {
+  WayOut& out = way_to(dst, family);
+  packet_io::SendPacket& place = out.place();
+  place.pieces[0] = {pool_.data(packet.slot) + packet.offset, packet.length};
+  place.piece_count = 1;
+  place.length = packet.length;
+  place.offload = packet.offload;
+  const std::uint32_t segment_max = out.io().mtu_bytes() - packet.offload.header_bytes;
+  if (place.offload.segmentation != packet_io::Segmentation::kNone &&
+      place.offload.segment_bytes > segment_max) {
+    place.offload.segment_bytes = static_cast<std::uint16_t>(segment_max);
+  }
+  out.push(packet.slot);
+}
+
+// Whether a packet may leave by an interface of `mtu_bytes`; else it has been answered and
+// released. A super-packet always may: it is cut as small as need be.
+bool DataPath::fits(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes) {
+  if (packet.offload.segmentation != packet_io::Segmentation::kNone ||
+      parsed.total_bytes <= mtu_bytes) {
+    return true;
+  }
+  answer_too_big(packet, parsed, mtu_bytes);
+  return false;
+}
+
+void DataPath::answer_too_big(const Here& packet, const net::ParsedPacket& parsed,
+                              std::uint32_t mtu_bytes) {
+  WayOut& out = way_to(parsed.src, parsed.family);
+  const buffer::SlotIndex slot = pool_.acquire();
+  const auto bytes = bytes_of(packet);
+  const bool may = dont_fragment(reinterpret_cast<const std::uint8_t*>(bytes.data()));
+  std::size_t length = 0;
+  if (slot != buffer::kNoSlot && may) {
+    length =
+        net::build_packet_too_big(bytes, parsed, mtu_bytes, {pool_.data(slot), pool_.slot_bytes()});
+  }
+  release(packet);
+  if (length == 0) {
+    ++counters_.dropped_too_big;
+    if (slot != buffer::kNoSlot) pool_.release(slot);
+    return;
+  }
+  ++counters_.packet_too_big;
+  packet_io::SendPacket& place = out.place();
+  place.pieces[0] = {pool_.data(slot), length};
+  place.piece_count = 1;
+  place.length = static_cast<std::uint32_t>(length);
+  place.offload = {};
+  out.push(slot);
+}
+
+void DataPath::to_client(std::span<const iovec> pieces, std::uint32_t length,
+                         const packet_io::Offload& offload) {
+  const auto* ip = static_cast<const std::uint8_t*>(pieces[0].iov_base);
+  forwarder_.on_reply({static_cast<const std::byte*>(pieces[0].iov_base), pieces[0].iov_len},
+                      now_ms());
+  const bool v4 = (ip[0] >> 4) == 4;
+  WayOut& out = way_to(ip + (v4 ? 16 : 24), v4 ? Family::kIpv4 : Family::kIpv6);
+  packet_io::SendPacket& place = out.place();
+  std::copy(pieces.begin(), pieces.end(), place.pieces.begin());
+  place.piece_count = static_cast<std::uint32_t>(pieces.size());
+  place.length = length;
+  place.offload = offload;
+  const std::uint32_t segment_max = out.io().mtu_bytes() - offload.header_bytes;
+  if (offload.segmentation != packet_io::Segmentation::kNone &&
+      offload.segment_bytes > segment_max) {
+    place.offload.segment_bytes = static_cast<std::uint16_t>(segment_max);
+  }
+  ++counters_.to_client;
+  out.push(buffer::kNoSlot);
+}
+
+void DataPath::retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t offset,
+                     std::uint32_t length, const packet_io::Offload& offload) {
+  const Here packet{slot, offset, length, offload};
+  steer::Verdict verdict;
+  forwarder_.retry(bytes_of(packet), from, verdict, now_ms());
+  act(packet, verdict);
+}
+
+void DataPath::flush() {
+  for (const auto& interface : interfaces_) interface->out.flush();
+}
+
+void DataPath::on_time() {
+  forwarder_.age(now_ms());
+  steer::Fragments::Token token = 0;
+  while (forwarder_.expire_held(now_ms(), token)) pool_.release(token);
+}
+
+void DataPath::to_tunnel(const Here& packet, const steer::Verdict& verdict,
+                         const steer::ProxyConfig& proxy) {
+  net::TunnelSpec spec{proxy.tunnel, {}, {}, proxy.gue_port};
+  for (const SocketAddress& target : proxy.targets) {
+    // One target is enough: either family goes through it. With two, like goes in like.
+    if (spec.remote.family != Family::kNone && target.ip.family != verdict.parsed.family) continue;
+    spec.remote = target.ip;
+  }
+  for (const IpAddress& ours : tunnel_addresses_) {
+    if (ours.family == spec.remote.family) spec.local = ours;
+  }
+  std::uint8_t* ip = reinterpret_cast<std::uint8_t*>(bytes_of(packet).data());
+  if (spec.local.family == Family::kNone || !spend_hop(ip)) {
+    ++(spec.local.family == Family::kNone ? counters_.dropped_no_route
+                                          : counters_.dropped_hop_limit);
+    release(packet);
+    return;
+  }
+  WayOut& out = way_to(spec.remote.bytes.data(), spec.remote.family);
+  const auto room = static_cast<std::uint32_t>(out.io().mtu_bytes() - spec.overhead_bytes());
+  const bool cut = packet.offload.segmentation != packet_io::Segmentation::kNone;
+  const bool sum = packet.offload.checksum_partial;
+  const net::ParsedPacket& parsed = verdict.parsed;
+  if (!cut && !fits(packet, parsed, room)) return;
+  ++counters_.to_tunnel;
+  const std::size_t headers = std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes;
+  if (parsed.l4 != net::L4::kTcp || parsed.fragment || (!cut && !sum)) {
+    if (sum && !net::complete_checksum(bytes_of(packet), packet.offload.checksum_start,
+                                       packet.offload.checksum_offset)) {
+      ++counters_.dropped_tunnel_in;
+      release(packet);
+      return;
+    }
+    tunnel_one(out, spec, verdict, {}, bytes_of(packet).first(parsed.total_bytes), packet.slot);
+    return;
+  }
+  const std::uint32_t fit = room - static_cast<std::uint32_t>(headers);
+  net::TcpSegments segments(bytes_of(packet), parsed,
+                            cut ? std::min<std::uint32_t>(packet.offload.segment_bytes, fit) : fit);
+  if (!segments.possible()) {
+    ++counters_.dropped_too_big;
+    release(packet);
+    return;
+  }
+  std::array<std::byte, net::kSegmentHeaderBytesMax> header;
+  std::span<const std::byte> payload;
+  while (segments.next(header, payload)) {
+    tunnel_one(out, spec, verdict, std::span<const std::byte>(header).first(headers), payload,
+               buffer::kNoSlot);
+  }
+  out.flush();  // the payload's slot is free then
+  release(packet);
+}
+
+// Queues one inner packet, in one or two parts, behind its outer header.
+void DataPath::tunnel_one(WayOut& out, const net::TunnelSpec& spec, const steer::Verdict& verdict,
+                          std::span<const std::byte> header, std::span<const std::byte> payload,
+                          buffer::SlotIndex slot) {
+  packet_io::SendPacket& place = out.place();
+  const std::span<std::byte> room = out.header_room();
+  const std::size_t inner = header.size() + payload.size();
+  const std::size_t outer =
+      net::write_tunnel_header(room, spec, verdict.parsed, inner, verdict.hash);
+  std::copy(header.begin(), header.end(), room.begin() + static_cast<std::ptrdiff_t>(outer));
+  place.pieces[0] = {room.data(), outer + header.size()};
+  place.pieces[1] = {const_cast<std::byte*>(payload.data()), payload.size()};
+  place.piece_count = payload.empty() ? 1 : 2;
+  place.length = static_cast<std::uint32_t>(outer + inner);
+  place.offload = {};
+  out.push(slot);
+}
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,125 @@
+// DataPath: packets in, verdicts, packets out: the hot path of a network node.
+//
+// Document: docs/netnode.md "Life of a packet".
+// Role: receives bursts from the interfaces, has them judged by the Forwarder, and carries the
+//   verdicts out: translation, tunnel headers, channels, answers of our own.
+// Owner: a Node. Thread: its.
+// Invariants:
+//   1. A slot is posted at an interface, held for its first fragment, on its way out, or free.
+//   2. A packet that does not go on is counted: by the Forwarder, the Nat, or here.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lwproto/base/clock.h"
+#include "lwproto/buffer/memory_region.h"
+#include "lwproto/buffer/slot_pool.h"
+#include "netnode/main/config.h"
+#include "netnode/main/way_out.h"
+#include "netnode/packet_io/packet_io.h"
+#include "netnode/steer/forwarder.h"
+
+namespace sanproxy::netnode {
+
+struct DataPathCounters {
+  std::array<std::uint64_t, 8> nat_drops{};  // by steer::NatResult
+  std::uint64_t to_nat = 0, to_tunnel = 0, to_channel = 0, to_client = 0, echo_replies = 0;
+  std::uint64_t packet_too_big = 0;    // answered so
+  std::uint64_t dropped_too_big = 0;   // that could not be answered so
+  std::uint64_t dropped_no_route = 0;  // no tunnel address of the right family
+  std::uint64_t dropped_hop_limit = 0;
+  std::uint64_t dropped_tunnel_in = 0;
+  std::uint64_t dropped_channel = 0;  // the channel took no more, or was down
+};
+
+// Carries packets to proxies over channels; in the same process round as the rest.
+class ChannelWay {
+ public:
+  virtual ~ChannelWay() = default;
+  // Takes the slot over, whatever becomes of it. False: not sent, and released.
+  virtual bool send(std::uint16_t proxy, buffer::SlotIndex slot, std::uint32_t offset,
+                    std::uint32_t length, const packet_io::Offload& offload, bool final) = 0;
+};
+
+class DataPath {
+ public:
+  DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool);
+  ~DataPath();
+
+  void add_interface(std::unique_ptr<packet_io::PacketIo> io, std::vector<IpPrefix> routes);
+  void set_channel_way(ChannelWay* way) { channels_ = way; }
+  // Addresses that the interfaces answer for: ours, and those of the services.
+  void answer_for(const steer::ProxySet& set);
+
+  // One burst from each interface; returns the packets received. flush() comes after.
+  std::size_t receive();
+  void flush();
+  // A packet that a channel brought for a client.
+  void to_client(std::span<const iovec> pieces, std::uint32_t length,
+                 const packet_io::Offload& offload);
+  // A packet that came back: `slot` holds a copy.
+  void retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t offset, std::uint32_t length,
+             const packet_io::Offload& offload);
+  // Housekeeping; some times a second.
+  void on_time();
+
+  steer::Forwarder& forwarder() { return forwarder_; }
+  const steer::Forwarder& forwarder() const { return forwarder_; }
+  const DataPathCounters& counters() const { return counters_; }
+  std::vector<const packet_io::PacketIo*> interfaces() const;
+  const WayOutCounters& way_out(std::size_t interface) const;
+  std::uint64_t now_ms() const { return clock_.now_ns() / 1'000'000; }
+
+ private:
+  struct Interface;
+  // A packet in a slot of ours.
+  struct Here {
+    buffer::SlotIndex slot = buffer::kNoSlot;
+    std::uint32_t offset = 0;
+    std::uint32_t length = 0;
+    packet_io::Offload offload;
+  };
+
+  std::span<std::byte> bytes_of(const Here& packet) const {
+    return {pool_.data(packet.slot) + packet.offset, packet.length};
+  }
+  bool post(Interface& in, std::size_t place);
+  std::size_t receive(Interface& in);
+  void judge(std::span<const Here> packets);
+  void act(const Here& packet, steer::Verdict& verdict);
+  void to_proxy(const Here& packet, const steer::Verdict& verdict);
+  void nat_to_proxy(const Here& packet, const steer::Verdict& verdict,
+                    const steer::ProxyConfig& proxy);
+  void nat_result(const Here& packet, const net::ParsedPacket& parsed, steer::NatResult result);
+  void to_tunnel(const Here& packet, const steer::Verdict& verdict,
+                 const steer::ProxyConfig& proxy);
+  void tunnel_one(WayOut& out, const net::TunnelSpec& spec, const steer::Verdict& verdict,
+                  std::span<const std::byte> header, std::span<const std::byte> payload,
+                  buffer::SlotIndex slot);
+  void error_to_proxy(const Here& packet, const steer::Verdict& verdict);
+  void error_to_client(const Here& packet, const steer::Verdict& verdict);
+  void echo(const Here& packet, const steer::Verdict& verdict);
+  void release_held(const steer::Verdict& first);
+  void send_here(const Here& packet, const std::uint8_t* dst, Family family);
+  bool fits(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes);
+  void answer_too_big(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes);
+  void release(const Here& packet) { pool_.release(packet.slot); }
+  WayOut& way_to(const std::uint8_t* dst, Family family);
+
+  const Clock& clock_;
+  buffer::SlotPool& pool_;
+  steer::Forwarder forwarder_;
+  std::vector<IpAddress> tunnel_addresses_;
+  std::vector<std::unique_ptr<Interface>> interfaces_;
+  ChannelWay* channels_ = nullptr;
+  std::vector<Here> held_;  // by token, which is the slot
+  std::vector<IpAddress> answered_for_;
+  std::array<steer::Verdict, steer::kBurstMax> verdicts_;
+  DataPathCounters counters_;
+};
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,91 @@
+// netnode: the network node.
+#include <signal.h>
+#include <spdlog/async.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "netnode/main/config.h"
+#include "netnode/main/node.h"
+
+namespace {
+
+constexpr std::size_t kLogQueueMessages = 8192;
+
+// Logging never blocks the data path: a full queue drops the oldest line.
+void start_logging(const std::string& level) {
+  spdlog::init_thread_pool(kLogQueueMessages, 1);
+  auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  auto logger = std::make_shared<spdlog::async_logger>(
+      "netnode", sink, spdlog::thread_pool(), spdlog::async_overflow_policy::overrun_oldest);
+  logger->set_level(spdlog::level::from_str(level));
+  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
+  spdlog::set_default_logger(logger);
+  spdlog::flush_every(std::chrono::seconds(1));
+}
+
+void run(const sanproxy::netnode::NetnodeConfig& config) {
+  sanproxy::netnode::Node node(config, SANPROXY_VERSION);
+  for (const auto& interface : config.interfaces) {
+    auto io = sanproxy::packet_io::open_interface(interface.options);
+    if (!io.ok()) {
+      throw std::runtime_error("interface " + interface.options.name + " (" +
+                               interface.options.driver + "): " + io.status().to_string());
+    }
+    node.add_interface(std::move(io).value(), interface);
+    spdlog::info("interface {} ({}) is up", interface.options.name, interface.options.driver);
+  }
+  if (std::string wrong = node.apply(config.set); !wrong.empty()) throw std::runtime_error(wrong);
+  if (!config.admin_listen.empty()) {
+    node.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
+    spdlog::info("admin endpoint at http://{}/", config.admin_listen);
+  }
+  spdlog::info("network node \"{}\" {} is ready", config.name, SANPROXY_VERSION);
+  node.run();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"netnode: spreads the sessions of clients over proxies"};
+  std::string path;
+  bool check = false;
+  app.add_option("--config", path, "Configuration file (TOML)")->required();
+  app.add_flag("--check", check, "Check the configuration and exit");
+  app.set_version_flag("--version", "netnode " SANPROXY_VERSION);
+  CLI11_PARSE(app, argc, argv);
+
+  sanproxy::netnode::NetnodeConfig config;
+  try {
+    config = sanproxy::netnode::load_config(path);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "netnode: %s\n", e.what());
+    return 2;
+  }
+  if (check) {
+    std::printf("%s: ok (%zu interfaces, %zu services, %zu proxies)\n", path.c_str(),
+                config.interfaces.size(), config.set.services.size(), config.set.proxies.size());
+    return 0;
+  }
+  // Blocked before any thread starts, so that only the node's signalfd sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  start_logging(config.log_level);
+  int exit_code = 0;
+  try {
+    run(config);
+    spdlog::info("network node \"{}\" has stopped", config.name);
+  } catch (const std::exception& e) {
+    spdlog::error("{}", e.what());
+    exit_code = 1;
+  }
+  spdlog::shutdown();
+  return exit_code;
+}

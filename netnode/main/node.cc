@@ -1,0 +1,261 @@
+#include "netnode/main/node.h"
+
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+#include "netnode/main/channels.h"
+#include "netnode/main/pages.h"
+
+namespace sanproxy::netnode {
+namespace {
+
+constexpr std::uint64_t kRoundsBetweenChores = 256;
+constexpr std::uint64_t kTimePeriodNs = 50'000'000;
+constexpr std::size_t kSlotBytes = (packet_io::kReceiveBufferBytesMin + 4095) / 4096 * 4096;
+
+template <typename T>
+T take(Result<T> result, const std::string& what) {
+  if (!result.ok()) throw std::runtime_error(what + ": " + result.status().to_string());
+  return std::move(result).value();
+}
+
+}  // namespace
+
+Node::Node(const NetnodeConfig& config, std::string version)
+    : config_(config),
+      version_(std::move(version)),
+      start_ns_(clock_.now_ns()),
+      region_(take(buffer::MemoryRegion::create("sanproxy-netnode",
+                                                std::size_t{config.buffers} * kSlotBytes),
+                   "packet buffers")),
+      pool_(region_.bytes(), kSlotBytes),
+      path_(config_, clock_, pool_) {
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  signal_fd_ = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
+  if (epoll_fd_ < 0 || signal_fd_ < 0) throw std::runtime_error("event loop: epoll or signalfd");
+  watch(signal_fd_);
+  watch(prober_.fd());
+  channels_ = std::make_unique<Channels>(config_, clock_, pool_, region_, path_, epoll_fd_);
+  path_.set_channel_way(channels_.get());
+}
+
+Node::~Node() {
+  admin_.reset();
+  channels_.reset();
+  if (signal_fd_ >= 0) close(signal_fd_);
+  if (epoll_fd_ >= 0) close(epoll_fd_);
+}
+
+double Node::uptime_s() const { return static_cast<double>(clock_.now_ns() - start_ns_) / 1e9; }
+
+void Node::watch(int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) {
+    throw std::runtime_error("event loop: epoll_ctl");
+  }
+}
+
+void Node::add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config) {
+  watch(io->fd());
+  // Translated and tunnelled packets have these for their source: answers must find us.
+  for (const IpAddress& ip : config_.forwarder.nat.addresses) io->add_local_address(ip);
+  for (const IpAddress& ip : config_.tunnel_addresses) io->add_local_address(ip);
+  path_.add_interface(std::move(io), config.routes);
+}
+
+void Node::start_admin(const SocketAddress& address) {
+  admin_ = take(daemon::AdminServer::start(address), "admin endpoint " + address.to_string());
+  watch(admin_->fd());
+}
+
+std::string Node::apply(const steer::ProxySet& set) {
+  if (std::string wrong = steer::check(set); !wrong.empty()) return wrong;
+  std::vector<std::uint16_t> gone;
+  steer::Forwarder& forwarder = path_.forwarder();
+  forwarder.apply(set, gone);
+  for (const std::uint16_t place : gone) watches_.erase(place);
+  path_.answer_for(set);
+  std::string wrong = channels_->apply(forwarder.proxies());
+  for (std::size_t i = 0; i < forwarder.proxies().size(); ++i) {
+    const steer::Forwarder::Proxy& proxy = forwarder.proxies()[i];
+    if (!proxy.in_use) continue;
+    const auto place = static_cast<std::uint16_t>(i);
+    const auto [watch, fresh] = watches_.try_emplace(place);
+    if (fresh) {
+      watch->second.health = steer::Health({proxy.config.probe.rise, proxy.config.probe.fall});
+    }
+    update_state(place);
+  }
+  set_probes();
+  return wrong;
+}
+
+void Node::set_probes() {
+  std::vector<Prober::Target> targets;
+  const auto proxies = path_.forwarder().proxies();
+  for (std::size_t i = 0; i < proxies.size(); ++i) {
+    const steer::ProxyConfig& config = proxies[i].config;
+    if (!proxies[i].in_use || config.probe.kind == steer::ProbeKind::kNone) continue;
+    Prober::Target target{static_cast<std::uint16_t>(i), config.probe};
+    if (target.settings.address.ip.family == Family::kNone) {
+      target.settings.address = config.targets.front();
+    }
+    targets.push_back(std::move(target));
+  }
+  prober_.set_targets(std::move(targets));
+}
+
+bool Node::drain(const std::string& name, bool on) {
+  const std::uint16_t place = path_.forwarder().find(name);
+  const auto watch = watches_.find(place);
+  if (watch == watches_.end()) return false;
+  watch->second.drain_asked = on;
+  update_state(place);
+  return true;
+}
+
+// From all that is known of a proxy: does it live, and does it take new sessions.
+void Node::update_state(std::uint16_t place) {
+  steer::Forwarder& forwarder = path_.forwarder();
+  const steer::Forwarder::Proxy& proxy = forwarder.proxies()[place];
+  const Watch& watch = watches_[place];
+  bool alive = true;
+  bool draining = watch.drain_asked || proxy.config.draining;
+  if (const packet_io::ChannelLink* link = channels_->link(place)) {
+    alive = link->takes_packets();
+    if (alive) forwarder.set_tag(place, link->proxy().proxy_id);
+    draining = draining || link->state() != packet_io::LinkState::kUp || link->proxy().draining;
+  } else if (proxy.config.mode == steer::Mode::kChannel) {
+    alive = false;
+  } else if (proxy.config.probe.kind != steer::ProbeKind::kNone) {
+    alive = watch.health.up();
+  }
+  const steer::ProxyState state = !alive     ? steer::ProxyState::kDown
+                                  : draining ? steer::ProxyState::kDraining
+                                             : steer::ProxyState::kUp;
+  if (state == proxy.state) return;
+  spdlog::info("proxy \"{}\" is {} (was {}); {} sessions known here", proxy.config.name,
+               steer::proxy_state_name(state), steer::proxy_state_name(proxy.state),
+               forwarder.sessions_of(place));
+  forwarder.set_state(place, state);
+}
+
+void Node::on_answers() {
+  for (const Prober::Answer& answer : prober_.take()) {
+    const auto watch = watches_.find(answer.proxy);
+    if (watch != watches_.end() && watch->second.health.on_result(answer.good)) {
+      update_state(answer.proxy);
+    }
+  }
+}
+
+std::vector<Node::ProxyView> Node::proxies() const {
+  std::vector<ProxyView> out;
+  const auto all = path_.forwarder().proxies();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (!all[i].in_use) continue;
+    ProxyView view;
+    view.proxy = &all[i];
+    view.place = static_cast<std::uint16_t>(i);
+    view.sessions = path_.forwarder().sessions_of(view.place);
+    const auto watch = watches_.find(view.place);
+    view.drain_asked = watch != watches_.end() && watch->second.drain_asked;
+    if (const packet_io::ChannelLink* link = channels_->link(view.place)) {
+      view.health = packet_io::link_state_name(link->state());
+      view.detail = link->last_error().ok() ? "" : link->last_error().to_string();
+    } else if (all[i].config.probe.kind == steer::ProbeKind::kNone) {
+      view.health = "not probed";
+    } else if (watch != watches_.end()) {
+      const auto state = watch->second.health.state();
+      view.health = state == steer::Health::State::kUp     ? "up"
+                    : state == steer::Health::State::kDown ? "down"
+                                                           : "unknown";
+    }
+    out.push_back(std::move(view));
+  }
+  return out;
+}
+
+void Node::on_time() {
+  next_time_ns_ = clock_.now_ns() + kTimePeriodNs;
+  path_.on_time();
+  // Channels come and go without an event of their own.
+  for (const auto& [place, watch] : watches_) update_state(place);
+}
+
+std::size_t Node::round() {
+  ++rounds_;
+  std::size_t work = path_.receive();
+  path_.flush();
+  work += channels_->round();
+  if (clock_.now_ns() >= next_time_ns_) on_time();
+  return work;
+}
+
+int Node::sleep_ms() const {
+  const std::uint64_t now = clock_.now_ns();
+  const std::uint64_t next = std::min(next_time_ns_, channels_->next_timer_ns());
+  if (next <= now) return 0;
+  return static_cast<int>((next - now + 999'999) / 1'000'000);
+}
+
+void Node::idle(bool sleep) {
+  const bool may_sleep = sleep && channels_->arm() && !config_.spin;
+  std::array<epoll_event, 16> events;
+  const int count = epoll_wait(epoll_fd_, events.data(), events.size(), may_sleep ? sleep_ms() : 0);
+  channels_->disarm();
+  for (int i = 0; i < count; ++i) {
+    const int fd = events[static_cast<std::size_t>(i)].data.fd;
+    if (fd == signal_fd_) {
+      on_signal();
+    } else if (fd == prober_.fd()) {
+      on_answers();
+    } else if (admin_ && fd == admin_->fd()) {
+      admin_->serve(
+          [this](const daemon::PageRequest& request) { return render_page(*this, request); });
+    }
+  }
+}
+
+void Node::on_signal() {
+  signalfd_siginfo info{};
+  while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
+    stop_now_ = stopping_;
+    if (stopping_) continue;
+    stopping_ = true;
+    stop_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
+    spdlog::info(
+        "signal {}: established sessions are carried on for {} ms, or until there are none",
+        info.ssi_signo, config_.drain_ms);
+  }
+}
+
+void Node::run() {
+  while (!stop_now_) {
+    const std::size_t work = round();
+    if (work == 0) {
+      idle(true);
+    } else if (rounds_ % kRoundsBetweenChores == 0) {
+      idle(false);
+    }
+    if (!stopping_) continue;
+    const bool empty =
+        path_.forwarder().flows().size() == 0 && path_.forwarder().nat().sessions() == 0;
+    if (empty || clock_.now_ns() >= stop_ns_) break;
+  }
+}
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,100 @@
+// Node: one network node process: one thread, its interfaces, channels, probes and admin endpoint.
+//
+// Document: docs/netnode.md.
+// Role: assembles the parts (given as interfaces) and runs the loop; decides which proxy is up from
+//   probes, channels and operators; applies new sets of proxies while packets flow.
+// Owner: main(). Thread: the one that calls run().
+// Invariants:
+//   1. Flows are lost neither by apply() nor by draining: a proxy that a set still names keeps its
+//      sessions.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/clock.h"
+#include "lwproto/buffer/memory_region.h"
+#include "lwproto/buffer/slot_pool.h"
+#include "lwproto/daemon/admin_server.h"
+#include "netnode/main/config.h"
+#include "netnode/main/data_path.h"
+#include "netnode/main/prober.h"
+#include "netnode/steer/health.h"
+
+namespace sanproxy::netnode {
+
+class Channels;
+
+class Node {
+ public:
+  // Start-up only: throws std::runtime_error with a text for the operator.
+  Node(const NetnodeConfig& config, std::string version);
+  ~Node();
+
+  void add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config);
+  void start_admin(const SocketAddress& address);
+  // Changes services and proxies. Returns why not: nothing has changed then.
+  std::string apply(const steer::ProxySet& set);
+
+  // Runs until SIGTERM or SIGINT: /healthz says so, no new sessions are promised, established ones
+  // are carried on for drain_ms (a second signal cuts that short).
+  void run();
+
+  // What the pages of the admin endpoint show.
+  struct ProxyView {
+    const steer::Forwarder::Proxy* proxy = nullptr;
+    std::uint16_t place = 0;
+    std::uint32_t sessions = 0;
+    bool drain_asked = false;
+    const char* health = "";
+    std::string detail;
+  };
+  std::vector<ProxyView> proxies() const;
+  const NetnodeConfig& config() const { return config_; }
+  const std::string& version() const { return version_; }
+  const DataPath& path() const { return path_; }
+  const buffer::SlotPool& pool() const { return pool_; }
+  double uptime_s() const;
+  bool stopping() const { return stopping_; }
+  // Takes a proxy out for new sessions, or back. False: there is none of that name.
+  bool drain(const std::string& name, bool on);
+
+ private:
+  struct Watch {
+    steer::Health health;
+    bool drain_asked = false;
+  };
+
+  std::size_t round();
+  void idle(bool sleep);
+  void on_signal();
+  void on_answers();
+  void on_time();
+  void update_state(std::uint16_t place);
+  void set_probes();
+  void watch(int fd);
+  int sleep_ms() const;
+
+  NetnodeConfig config_;
+  std::string version_;
+  SteadyClock clock_;
+  std::uint64_t start_ns_;
+  buffer::MemoryRegion region_;
+  buffer::SlotPool pool_;
+  DataPath path_;
+  Prober prober_;
+  std::unique_ptr<Channels> channels_;
+  std::map<std::uint16_t, Watch> watches_;  // by place
+  std::unique_ptr<daemon::AdminServer> admin_;
+  int epoll_fd_ = -1;
+  int signal_fd_ = -1;
+  std::uint64_t rounds_ = 0;
+  std::uint64_t next_time_ns_ = 0;
+  std::uint64_t stop_ns_ = 0;
+  bool stopping_ = false;
+  bool stop_now_ = false;
+};
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,226 @@
+#include "netnode/main/pages.h"
+
+#include <nlohmann/json.hpp>
+
+#include "lwproto/daemon/metrics_text.h"
+#include "netnode/net/packet.h"
+
+namespace sanproxy::netnode {
+namespace {
+
+using daemon::label;
+using daemon::Metrics;
+using daemon::Page;
+using nlohmann::json;
+
+std::string both(const std::string& a, const std::string& b) { return a + "," + b; }
+
+void drop_metrics(const Node& node, Metrics& m) {
+  const steer::ForwarderCounters& f = node.path().forwarder().counters();
+  const DataPathCounters& d = node.path().counters();
+  const char* name = "netnode_packets_dropped_total";
+  const char* help = "Packets that did not go on, by reason";
+  for (std::size_t i = 1; i < f.malformed.size(); ++i) {
+    const char* reason = net::drop_reason_name(static_cast<net::DropReason>(i));
+    if (std::string(reason) == "unknown") continue;
+    m.counter(name, help, f.malformed[i], label("reason", std::string("malformed-") + reason));
+  }
+  for (std::size_t i = 2; i < f.drops.size(); ++i) {
+    m.counter(name, help, f.drops[i],
+              label("reason", steer::drop_name(static_cast<steer::Drop>(i))));
+  }
+  for (std::size_t i = 1; i < d.nat_drops.size(); ++i) {
+    const char* reason = steer::nat_result_name(static_cast<steer::NatResult>(i));
+    if (std::string(reason) == "unknown") continue;
+    m.counter(name, help, d.nat_drops[i], label("reason", std::string("nat_") + reason));
+  }
+  m.counter(name, help, d.dropped_too_big, label("reason", "too_big"));
+  m.counter(name, help, d.dropped_no_route, label("reason", "no_tunnel_address"));
+  m.counter(name, help, d.dropped_hop_limit, label("reason", "hop_limit"));
+  m.counter(name, help, d.dropped_tunnel_in, label("reason", "offload"));
+  m.counter(name, help, d.dropped_channel, label("reason", "channel"));
+}
+
+void forwarder_metrics(const Node& node, Metrics& m) {
+  const steer::Forwarder& f = node.path().forwarder();
+  const steer::ForwarderCounters& c = f.counters();
+  m.counter("netnode_packets_total", "Packets judged", c.packets);
+  const char* found = "How the proxy of a packet was found";
+  m.counter("netnode_steered_total", found, c.by_flow, label("by", "flow_table"));
+  m.counter("netnode_steered_total", found, c.by_nat, label("by", "nat_session"));
+  m.counter("netnode_steered_total", found, c.by_tag, label("by", "session_tag"));
+  m.counter("netnode_steered_total", found, c.by_maglev, label("by", "maglev"));
+  m.counter("netnode_steered_total", found, c.new_sessions, label("by", "new_session"));
+  m.counter("netnode_retries_total", "Packets that a proxy gave back as unknown", c.retries,
+            label("last", "no"));
+  m.counter("netnode_retries_total", "Packets that a proxy gave back as unknown", c.retries_final,
+            label("last", "yes"));
+  m.counter("netnode_fragments_held_total", "Fragments that came before their first",
+            c.fragments_held);
+  m.counter("netnode_icmp_errors_total", "ICMP errors brought to their flow", c.icmp_errors);
+  m.gauge("netnode_generation", "Changes of the Maglev tables", f.generation());
+  m.gauge("netnode_flows", "Entries of the flow table", f.flows().size());
+  m.gauge("netnode_flows_max", "Places in the flow table", f.flows().capacity());
+  m.counter("netnode_flows_evicted_total", "Flows forgotten for want of room", f.flows().evicted());
+  m.counter("netnode_flows_refused_total", "Flows not remembered for want of room",
+            f.flows().refused());
+  m.gauge("netnode_nat_sessions", "Translated sessions", f.nat().sessions());
+  const steer::NatCounters& n = f.nat().counters();
+  const char* events = "What became of translated sessions";
+  m.counter("netnode_nat_sessions_total", events, n.created, label("event", "created"));
+  m.counter("netnode_nat_sessions_total", events, n.expired, label("event", "expired"));
+  m.counter("netnode_nat_sessions_total", events, n.displaced, label("event", "displaced"));
+  m.counter("netnode_nat_sessions_total", events, n.reused_closing, label("event", "port_reused"));
+}
+
+void path_metrics(const Node& node, Metrics& m) {
+  const DataPathCounters& d = node.path().counters();
+  const char* ways = "Packets sent, by way";
+  m.counter("netnode_forwarded_total", ways, d.to_channel, label("way", "channel"));
+  m.counter("netnode_forwarded_total", ways, d.to_tunnel, label("way", "tunnel"));
+  m.counter("netnode_forwarded_total", ways, d.to_nat, label("way", "nat"));
+  m.counter("netnode_forwarded_total", ways, d.to_client, label("way", "client"));
+  m.counter("netnode_echo_replies_total", "Echo requests answered", d.echo_replies);
+  m.counter("netnode_packet_too_big_total", "Answers that a packet is too big", d.packet_too_big);
+  m.gauge("netnode_buffers_free", "Packet buffers free", node.pool().free_count());
+  m.gauge("netnode_buffers_free_min", "The fewest that ever were", node.pool().free_count_min());
+  m.gauge("netnode_buffers", "Packet buffers", node.pool().slot_count());
+  const auto interfaces = node.path().interfaces();
+  const auto each = [&](const char* name, const char* help, auto value) {
+    for (std::size_t i = 0; i < interfaces.size(); ++i) {
+      m.counter(name, help, value(*interfaces[i], node.path().way_out(i)),
+                label("interface", interfaces[i]->options().name));
+    }
+  };
+  each("netnode_rx_packets_total", "Packets received",
+       [](const auto& io, const auto&) { return io.counters().rx_packets; });
+  each("netnode_rx_bytes_total", "Bytes received",
+       [](const auto& io, const auto&) { return io.counters().rx_bytes; });
+  each("netnode_tx_packets_total", "Packets sent",
+       [](const auto& io, const auto&) { return io.counters().tx_packets; });
+  each("netnode_tx_bytes_total", "Bytes sent",
+       [](const auto& io, const auto&) { return io.counters().tx_bytes; });
+  each("netnode_tx_full_total", "Packets that the device did not take",
+       [](const auto&, const auto& out) { return out.dropped_full; });
+  each("netnode_rx_refused_total", "Frames that the driver dropped",
+       [](const auto& io, const auto&) {
+         const packet_io::Counters& c = io.counters();
+         return c.rx_dropped_short + c.rx_dropped_not_ip + c.rx_dropped_not_for_us +
+                c.rx_dropped_metadata + c.rx_truncated + c.rx_dropped_kernel;
+       });
+}
+
+void proxy_metrics(const Node& node, Metrics& m) {
+  const auto proxies = node.proxies();
+  for (const Node::ProxyView& view : proxies) {
+    m.gauge("netnode_proxy_up", "1: the proxy takes new sessions",
+            view.proxy->state == steer::ProxyState::kUp ? 1 : 0,
+            both(label("proxy", view.proxy->config.name),
+                 label("state", steer::proxy_state_name(view.proxy->state))));
+  }
+  for (const Node::ProxyView& view : proxies) {
+    m.gauge("netnode_proxy_sessions", "Sessions of the proxy that this node knows", view.sessions,
+            label("proxy", view.proxy->config.name));
+  }
+  for (const Node::ProxyView& view : proxies) {
+    m.counter("netnode_proxy_packets_total", "Packets for the proxy", view.proxy->packets,
+              label("proxy", view.proxy->config.name));
+  }
+}
+
+Page metrics_page(const Node& node) {
+  Metrics m;
+  forwarder_metrics(node, m);
+  drop_metrics(node, m);
+  path_metrics(node, m);
+  proxy_metrics(node, m);
+  return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
+}
+
+json proxy_json(const Node::ProxyView& view) {
+  const steer::ProxyConfig& config = view.proxy->config;
+  json addresses = json::array();
+  if (!config.channel.empty()) addresses.push_back(config.channel);
+  for (const SocketAddress& target : config.targets) {
+    addresses.push_back(target.port == 0 ? target.ip.to_string() : target.to_string());
+  }
+  json out = {
+      {"name", config.name},           {"id", view.proxy->tag},
+      {"weight", config.weight},       {"mode", steer::mode_name(config.mode)},
+      {"addresses", addresses},        {"state", steer::proxy_state_name(view.proxy->state)},
+      {"health", view.health},         {"drain", view.drain_asked || config.draining},
+      {"sessions", view.sessions},     {"empty", view.sessions == 0},
+      {"packets", view.proxy->packets}};
+  if (!view.detail.empty()) out["last_error"] = view.detail;
+  return out;
+}
+
+Page json_page(const json& page) {
+  return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
+}
+
+Page status_page(const Node& node) {
+  json proxies = json::array();
+  for (const Node::ProxyView& view : node.proxies()) proxies.push_back(proxy_json(view));
+  json services = json::array();
+  for (const steer::Forwarder::Service& service : node.path().forwarder().services()) {
+    services.push_back({{"address", service.config.address.to_string()},
+                        {"protocol", service.config.protocol == net::kProtocolTcp ? "tcp" : "udp"},
+                        {"proxies", service.config.proxies}});
+  }
+  json interfaces = json::array();
+  for (const packet_io::PacketIo* io : node.path().interfaces()) {
+    interfaces.push_back(
+        {{"name", io->options().name}, {"driver", io->options().driver}, {"mtu", io->mtu_bytes()}});
+  }
+  const steer::Forwarder& f = node.path().forwarder();
+  return json_page({{"name", node.config().name},
+                    {"version", node.version()},
+                    {"uptime_s", node.uptime_s()},
+                    {"state", node.stopping() ? "draining" : "running"},
+                    {"generation", f.generation()},
+                    {"flows",
+                     {{"used", f.flows().size()},
+                      {"places", f.flows().capacity()},
+                      {"memory_bytes", f.flows().memory_bytes()}}},
+                    {"nat_sessions", f.nat().sessions()},
+                    {"buffers",
+                     {{"free", node.pool().free_count()},
+                      {"posted", node.pool().posted_count()},
+                      {"slots", node.pool().slot_count()}}},
+                    {"proxies", proxies},
+                    {"services", services},
+                    {"interfaces", interfaces}});
+}
+
+Page drain_page(Node& node, const std::string& name, bool on) {
+  if (!node.drain(name, on)) return {404, "text/plain", "there is no proxy \"" + name + "\"\n"};
+  for (const Node::ProxyView& view : node.proxies()) {
+    if (view.proxy->config.name == name) return json_page(proxy_json(view));
+  }
+  return {404, "text/plain", "not here\n"};
+}
+
+}  // namespace
+
+Page render_page(Node& node, const daemon::PageRequest& request) {
+  const std::string& path = request.path;
+  if (request.method == "POST") {
+    if (path.rfind("/drain/", 0) == 0) return drain_page(node, path.substr(7), true);
+    if (path.rfind("/undrain/", 0) == 0) return drain_page(node, path.substr(9), false);
+    return {404, "text/plain", "not here: POST /drain/PROXY or /undrain/PROXY\n"};
+  }
+  if (path == "/metrics") return metrics_page(node);
+  if (path == "/status") return status_page(node);
+  if (path == "/healthz") {
+    return node.stopping() ? Page{503, "text/plain", "draining\n"}
+                           : Page{200, "text/plain", "ok\n"};
+  }
+  if (path == "/") {
+    return {200, "text/plain",
+            "sanproxy network node: /metrics /status /healthz, POST /drain/PROXY /undrain/PROXY\n"};
+  }
+  return {404, "text/plain", "not here; see /\n"};
+}
+
+}  // namespace sanproxy::netnode

@@ -1,0 +1,198 @@
+#include "netnode/main/prober.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+#include "lwproto/base/clock.h"
+
+namespace sanproxy::netnode {
+namespace {
+
+constexpr std::size_t kStatusLineBytes = 12;  // "HTTP/1.1 200"
+
+std::uint64_t now() { return SteadyClock().now_ns() / 1'000'000; }
+
+void signal_fd(int fd) {
+  const std::uint64_t one = 1;
+  (void)!write(fd, &one, sizeof(one));
+}
+
+socklen_t to_kernel(const SocketAddress& address, sockaddr_storage& out) {
+  std::memset(&out, 0, sizeof(out));
+  if (address.ip.family == Family::kIpv4) {
+    auto* in = reinterpret_cast<sockaddr_in*>(&out);
+    in->sin_family = AF_INET;
+    in->sin_port = htons(address.port);
+    std::memcpy(&in->sin_addr, address.ip.bytes.data(), 4);
+    return sizeof(sockaddr_in);
+  }
+  auto* in = reinterpret_cast<sockaddr_in6*>(&out);
+  in->sin6_family = AF_INET6;
+  in->sin6_port = htons(address.port);
+  std::memcpy(&in->sin6_addr, address.ip.bytes.data(), 16);
+  return sizeof(sockaddr_in6);
+}
+
+}  // namespace
+
+struct Prober::Probe {
+  Target target;
+  int fd = -1;
+  bool connected = false;
+  std::uint64_t next_ms = 0;  // when it begins, or must have ended
+  std::size_t got = 0;
+  char line[kStatusLineBytes] = {};
+};
+
+Prober::Prober()
+    : wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      result_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  if (wake_fd_ < 0 || result_fd_ < 0) throw std::runtime_error("prober: eventfd");
+  thread_ = std::thread([this] { run(); });
+}
+
+Prober::~Prober() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  signal_fd(wake_fd_);
+  thread_.join();
+  for (const Probe& probe : probes_) {
+    if (probe.fd >= 0) close(probe.fd);
+  }
+  close(wake_fd_);
+  close(result_fd_);
+}
+
+void Prober::set_targets(std::vector<Target> targets) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    targets_ = std::move(targets);
+    changed_ = true;
+    answers_.clear();  // their places may belong to others now
+  }
+  signal_fd(wake_fd_);
+}
+
+std::vector<Prober::Answer> Prober::take() {
+  std::uint64_t count = 0;
+  (void)!read(result_fd_, &count, sizeof(count));
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(answers_, {});
+}
+
+void Prober::adopt_targets() {
+  std::uint64_t count = 0;
+  (void)!read(wake_fd_, &count, sizeof(count));
+  if (!std::exchange(changed_, false)) return;
+  for (const Probe& probe : probes_) {
+    if (probe.fd >= 0) close(probe.fd);
+  }
+  probes_.clear();
+  for (Target& target : targets_) probes_.push_back({.target = std::move(target)});
+  targets_.clear();
+}
+
+void Prober::finish(Probe& probe, bool good, std::uint64_t now_ms) {
+  if (probe.fd >= 0) close(probe.fd);
+  probe.fd = -1;
+  probe.next_ms = now_ms + probe.target.settings.interval_ms;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (changed_) return;  // an answer about a former place
+  answers_.push_back({probe.target.proxy, good});
+  signal_fd(result_fd_);
+}
+
+void Prober::begin(Probe& probe, std::uint64_t now_ms) {
+  const SocketAddress& to = probe.target.settings.address;
+  sockaddr_storage address;
+  const socklen_t length = to_kernel(to, address);
+  probe.connected = false;
+  probe.got = 0;
+  probe.fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (probe.fd < 0 || (connect(probe.fd, reinterpret_cast<sockaddr*>(&address), length) != 0 &&
+                       errno != EINPROGRESS)) {
+    finish(probe, false, now_ms);
+    return;
+  }
+  probe.next_ms = now_ms + probe.target.settings.timeout_ms;
+}
+
+void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
+  const steer::ProbeSettings& settings = probe.target.settings;
+  if (!probe.connected) {
+    int error = 0;
+    socklen_t length = sizeof(error);
+    getsockopt(probe.fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error != 0 || settings.kind == steer::ProbeKind::kTcp) {
+      // The handshake says enough; a reset spares the proxy a TIME_WAIT.
+      const linger now_reset{1, 0};
+      setsockopt(probe.fd, SOL_SOCKET, SO_LINGER, &now_reset, sizeof(now_reset));
+      finish(probe, error == 0, now_ms);
+      return;
+    }
+    probe.connected = true;
+    const std::string request = "GET " + settings.path +
+                                " HTTP/1.1\r\nHost: " + settings.address.to_string() +
+                                "\r\nUser-Agent: sanproxy-netnode\r\nConnection: close\r\n\r\n";
+    if (send(probe.fd, request.data(), request.size(), MSG_NOSIGNAL) !=
+        static_cast<ssize_t>(request.size())) {
+      finish(probe, false, now_ms);
+    }
+    return;
+  }
+  const ssize_t got = recv(probe.fd, probe.line + probe.got, kStatusLineBytes - probe.got, 0);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (got <= 0) {
+    finish(probe, false, now_ms);
+    return;
+  }
+  probe.got += static_cast<std::size_t>(got);
+  if (probe.got < kStatusLineBytes) return;
+  const bool http = std::memcmp(probe.line, "HTTP/1.", 7) == 0 && probe.line[8] == ' ';
+  finish(probe, http && (probe.line[9] == '2' || probe.line[9] == '3'), now_ms);
+}
+
+void Prober::run() {
+  std::vector<pollfd> fds;
+  for (;;) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (stop_) return;
+      adopt_targets();
+    }
+    std::uint64_t now_ms = now();
+    std::uint64_t next = now_ms + 1'000;
+    fds.assign(1, {wake_fd_, POLLIN, 0});
+    for (Probe& probe : probes_) {
+      if (probe.next_ms <= now_ms) {
+        if (probe.fd >= 0) {
+          finish(probe, false, now_ms);  // took too long
+        } else {
+          begin(probe, now_ms);
+        }
+      }
+      next = std::min(next, probe.next_ms);
+      const short events = probe.connected ? POLLIN : POLLOUT;
+      fds.push_back({probe.fd, events, 0});  // a negative one is passed over
+    }
+    const std::uint64_t wait_ms = next > now_ms ? next - now_ms : 0;
+    if (poll(fds.data(), fds.size(), static_cast<int>(wait_ms)) <= 0) continue;
+    now_ms = now();
+    for (std::size_t i = 0; i < probes_.size(); ++i) {
+      if (probes_[i].fd >= 0 && fds[i + 1].revents != 0) on_ready(probes_[i], now_ms);
+    }
+  }
+}
+
+}  // namespace sanproxy::netnode

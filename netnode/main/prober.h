@@ -1,0 +1,62 @@
+// Prober: asks proxies by TCP or HTTP whether they are well, in a thread that touches only sockets.
+//
+// Document: docs/netnode.md "Health".
+// Role: each target is asked once an interval; a result is a bit, what follows from it is
+//   steer::Health's business, on the node's own thread.
+// Owner: a Node. Thread: set_targets(), take() and the destructor on the owner's; connecting in
+// ours. Invariants:
+//   1. One probe of a target at a time, with a deadline; a target that has gone is asked no more.
+//   2. fd() is readable while there are results to take.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "lwproto/base/status.h"
+#include "netnode/steer/proxy_set.h"
+
+namespace sanproxy::netnode {
+
+class Prober {
+ public:
+  struct Target {
+    std::uint16_t proxy = 0;
+    steer::ProbeSettings settings;  // with an address
+  };
+  struct Answer {
+    std::uint16_t proxy = 0;
+    bool good = false;
+  };
+
+  Prober();
+  ~Prober();
+  Prober(const Prober&) = delete;
+  Prober& operator=(const Prober&) = delete;
+
+  int fd() const { return result_fd_; }
+  void set_targets(std::vector<Target> targets);
+  std::vector<Answer> take();
+
+ private:
+  struct Probe;
+  void run();
+  void begin(Probe& probe, std::uint64_t now_ms);
+  void on_ready(Probe& probe, std::uint64_t now_ms);
+  void finish(Probe& probe, bool good, std::uint64_t now_ms);
+  void adopt_targets();
+
+  std::mutex mutex_;
+  std::vector<Target> targets_;
+  bool changed_ = false;
+  bool stop_ = false;
+  std::vector<Answer> answers_;
+  std::vector<Probe> probes_;  // the thread's own
+  int wake_fd_ = -1;
+  int result_fd_ = -1;
+  std::thread thread_;
+};
+
+}  // namespace sanproxy::netnode

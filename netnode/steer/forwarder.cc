@@ -1,0 +1,363 @@
+#include "netnode/steer/forwarder.h"
+
+#include <algorithm>
+
+#include "netnode/net/icmp.h"
+#include "netnode/net/tcp_header.h"
+
+namespace sanproxy::steer {
+namespace {
+
+constexpr std::size_t kSetsAgedMax = 2'048;  // of the flow table, at each age()
+
+const std::uint8_t* bytes_of(std::span<const std::byte> packet) {
+  return reinterpret_cast<const std::uint8_t*>(packet.data());
+}
+
+std::uint32_t seconds(std::uint64_t ms) { return static_cast<std::uint32_t>(ms / 1'000); }
+
+bool is_bare_syn(std::uint8_t flags) {
+  return (flags & (net::kTcpSyn | net::kTcpAck | net::kTcpRst)) == net::kTcpSyn;
+}
+
+}  // namespace
+
+const char* drop_name(Drop drop) {
+  static constexpr std::array<const char*, static_cast<std::size_t>(Drop::kCount)> kNames = {
+      "none",          "malformed",          "not_for_us",    "no_service",       "no_proxy",
+      "fragment_tiny", "fragment_malformed", "fragment_held", "fragment_timeout", "icmp_unknown"};
+  return kNames[static_cast<std::size_t>(drop)];
+}
+
+const char* proxy_state_name(ProxyState state) {
+  switch (state) {
+    case ProxyState::kDown:
+      return "down";
+    case ProxyState::kDraining:
+      return "draining";
+    case ProxyState::kUp:
+      return "up";
+  }
+  return "unknown";
+}
+
+Forwarder::Forwarder(const ForwarderOptions& options)
+    : options_(options),
+      flows_(options.flows),
+      fragments_(options.fragments, options.hash_seed),
+      nat_(options.nat, options.hash_seed) {
+  by_tag_.fill(kNoPlace);
+  index_services();
+}
+
+void Forwarder::drop(Verdict& out, Drop why) {
+  out.action = Action::kDrop;
+  out.drop = why;
+  count(why);
+}
+
+void Forwarder::steer(std::span<const Arrival> packets, std::span<Verdict> out,
+                      std::uint64_t now_ms) {
+  counters_.packets += packets.size();
+  for (std::size_t i = 0; i < packets.size(); ++i) prepare(packets[i], out[i]);
+  for (std::size_t i = 0; i < packets.size(); ++i) decide(packets[i], out[i], now_ms);
+}
+
+// Everything that needs no table, and the order for what the tables will be asked.
+void Forwarder::prepare(const Arrival& packet, Verdict& out) {
+  out.action = Action::kDrop;
+  out.drop = Drop::kNone;
+  out.proxy = FlowTable::kNone;
+  out.has_ports = true;
+  out.first_fragment = false;
+  out.final = false;
+  const net::DropReason reason = net::parse_packet(packet.bytes, out.parsed);
+  if (reason != net::DropReason::kNone) {
+    ++counters_.malformed[static_cast<std::size_t>(reason)];
+    drop(out, Drop::kMalformed);
+    return;
+  }
+  out.flow = net::flow_key(out.parsed, packet.bytes.data());
+  out.hash = out.flow.hash(options_.hash_seed);
+  flows_.prefetch(out.hash);
+}
+
+void Forwarder::decide(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
+  if (out.drop != Drop::kNone) return;
+  if (out.parsed.fragment) {
+    decide_fragment(packet, out, now_ms);
+  } else if (out.parsed.l4 == net::L4::kIcmp || out.parsed.l4 == net::L4::kIcmp6) {
+    decide_icmp(packet, out, now_ms);
+  } else if (const ServiceCell* cell =
+                 find_service(out.flow, out.flow.protocol, out.flow.dst_port)) {
+    decide_flow(packet, out, cell->service, now_ms);
+  } else if (nat_.is_ours(out.parsed.dst, out.parsed.family)) {
+    out.action = Action::kToClient;
+  } else {
+    drop(out, is_service_address(out.flow) ? Drop::kNoService : Drop::kNotForUs);
+  }
+}
+
+void Forwarder::decide_flow(const Arrival& packet, Verdict& out, std::uint16_t service,
+                            std::uint64_t now_ms) {
+  const std::uint32_t now_s = seconds(now_ms);
+  const Pool& pool = pools_[services_[service].pool];
+  const std::uint8_t* l4 = bytes_of(packet.bytes) + out.parsed.l3_header_bytes;
+  const bool tcp = out.flow.protocol == net::kProtocolTcp;
+  const std::uint8_t flags = tcp && out.has_ports ? l4[13] : std::uint8_t{net::kTcpAck};
+  FlowState state = tcp ? FlowState::kEstablished : FlowState::kClosing;  // UDP says no goodbye
+  FlowTable::Entry* entry = flows_.find(out.hash, now_s);
+  if (tcp && is_bare_syn(flags)) {
+    // A tuple that is known stays where it is, as long as new sessions are taken there: a SYN that
+    // somebody made up must not move an established flow.
+    if (entry != nullptr && usable(entry->proxy) &&
+        proxies_[entry->proxy].state == ProxyState::kUp) {
+      if (entry->state == FlowState::kClosing) entry->state = FlowState::kHalfOpen;
+      deliver(out, entry->proxy);
+      return;
+    }
+    out.proxy = pool.current().lookup(out.hash);
+    ++counters_.new_sessions;
+    state = FlowState::kHalfOpen;
+  } else if (entry != nullptr && usable(entry->proxy)) {
+    ++counters_.by_flow;
+    if ((flags & (net::kTcpFin | net::kTcpRst)) != 0 || entry->state == FlowState::kClosing) {
+      state = FlowState::kClosing;
+    }
+    entry->used_s = now_s;
+    entry->state = state;
+    deliver(out, entry->proxy);
+    return;
+  } else {
+    out.proxy = locate(out, l4, pool);
+  }
+  if (!usable(out.proxy)) {
+    drop(out, Drop::kNoProxy);
+    return;
+  }
+  if ((flags & (net::kTcpFin | net::kTcpRst)) != 0) state = FlowState::kClosing;
+  flows_.put(out.hash, out.proxy, state, now_s);
+  deliver(out, out.proxy);
+}
+
+std::uint16_t Forwarder::locate(const Verdict& packet, const std::uint8_t* l4, const Pool& pool) {
+  if (const std::uint16_t proxy = nat_.proxy_of(packet.flow); usable(proxy)) {
+    ++counters_.by_nat;
+    return proxy;
+  }
+  if (packet.flow.protocol == net::kProtocolTcp && packet.has_ports && !packet.parsed.fragment) {
+    const std::uint16_t tag = net::echoed_session_tag(l4, packet.parsed.l4_header_bytes);
+    if (const std::uint16_t proxy = by_tag(tag); proxy != FlowTable::kNone) {
+      ++counters_.by_tag;
+      return proxy;
+    }
+  }
+  ++counters_.by_maglev;
+  return pool.current().lookup(packet.hash);
+}
+
+void Forwarder::Candidates::add(std::uint16_t proxy) {
+  const auto end = proxies.begin() + static_cast<std::ptrdiff_t>(count);
+  if (proxy == FlowTable::kNone || count == proxies.size() ||
+      std::find(proxies.begin(), end, proxy) != end) {
+    return;
+  }
+  proxies[count++] = proxy;
+}
+
+// All that may have a flow, in the order in which they are asked.
+void Forwarder::candidates(const Verdict& packet, const std::uint8_t* l4, const Pool& pool,
+                           Candidates& out) const {
+  const auto add = [&](std::uint16_t proxy) {
+    if (usable(proxy)) out.add(proxy);
+  };
+  if (packet.flow.protocol == net::kProtocolTcp) {
+    add(by_tag(net::echoed_session_tag(l4, packet.parsed.l4_header_bytes)));
+  }
+  add(pool.current().lookup(packet.hash));
+  for (const MaglevTable& table : pool.before()) add(table.lookup(packet.hash));
+}
+
+void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
+                      std::uint64_t now_ms) {
+  ++counters_.retries;
+  const Arrival arrival{packet, 0};
+  prepare(arrival, out);
+  if (out.drop != Drop::kNone) return;
+  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  if (cell == nullptr || out.parsed.fragment) {
+    drop(out, Drop::kNoService);
+    return;
+  }
+  const Pool& pool = pools_[services_[cell->service].pool];
+  Candidates all;
+  candidates(out, bytes_of(packet) + out.parsed.l3_header_bytes, pool, all);
+  // One that only the flow table knew is not among them: then the first is next.
+  const auto end = all.proxies.begin() + static_cast<std::ptrdiff_t>(all.count);
+  const auto at = std::find(all.proxies.begin(), end, from);
+  const std::size_t next = at == end ? 0 : static_cast<std::size_t>(at - all.proxies.begin()) + 1;
+  flows_.erase(out.hash);
+  if (next < all.count) {
+    out.proxy = all.proxies[next];
+    out.final = next + 1 == all.count;
+    flows_.put(out.hash, out.proxy, FlowState::kEstablished, seconds(now_ms));
+  } else {
+    out.proxy = usable(from) ? from : FlowTable::kNone;
+    out.final = true;
+  }
+  counters_.retries_final += out.final ? 1 : 0;
+  if (!usable(out.proxy)) {
+    drop(out, Drop::kNoProxy);
+    return;
+  }
+  deliver(out, out.proxy);
+}
+
+void Forwarder::on_reply(std::span<const std::byte> packet, std::uint64_t now_ms) {
+  // A look at one byte for nearly all packets.
+  if (packet.size() < net::kIpv4HeaderBytesMin + net::kTcpHeaderBytesMin) return;
+  const std::uint8_t* ip = bytes_of(packet);
+  const std::size_t l3 = ip[0] == 0x45 ? net::kIpv4HeaderBytesMin : net::kIpv6HeaderBytes;
+  if (packet.size() < l3 + net::kTcpHeaderBytesMin) return;
+  if ((ip[l3 + 13] & (net::kTcpFin | net::kTcpRst)) == 0) return;
+  // Only the first piece of the packet may be here: take addresses and ports without parsing on.
+  net::ParsedPacket parsed;
+  parsed.family = ip[0] == 0x45 ? Family::kIpv4 : Family::kIpv6;
+  parsed.protocol = parsed.family == Family::kIpv4 ? ip[9] : ip[6];
+  if (parsed.protocol != net::kProtocolTcp) return;
+  parsed.src = ip + (parsed.family == Family::kIpv4 ? 12 : 8);
+  parsed.dst = ip + (parsed.family == Family::kIpv4 ? 16 : 24);
+  parsed.l3_header_bytes = static_cast<std::uint16_t>(l3);
+  parsed.l4 = net::L4::kTcp;
+  const std::uint64_t hash = net::flow_key(parsed, ip).reversed().hash(options_.hash_seed);
+  if (FlowTable::Entry* entry = flows_.find(hash, seconds(now_ms))) {
+    entry->state = FlowState::kClosing;
+    entry->used_s = seconds(now_ms);
+  }
+}
+
+void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
+  net::FragmentView view;
+  if (!net::parse_fragment(packet.bytes, out.parsed, view)) {
+    drop(out, Drop::kFragmentMalformed);
+    return;
+  }
+  const bool nat = nat_.is_ours(out.parsed.dst, out.parsed.family);
+  if (!nat && !is_service_address(out.flow)) {
+    drop(out, Drop::kNotForUs);
+    return;
+  }
+  out.datagram = Fragments::datagram(out.parsed, view);
+  const bool tcp = out.parsed.protocol == net::kProtocolTcp;
+  if (view.offset_bytes == 0) {
+    const std::size_t needed = tcp ? net::kTcpHeaderBytesMin : net::kUdpHeaderBytes;
+    if ((!tcp && out.parsed.protocol != net::kProtocolUdp) || out.parsed.l4_bytes() < needed) {
+      drop(out, Drop::kFragmentTiny);
+      return;
+    }
+    out.parsed.l4 = tcp ? net::L4::kTcp : net::L4::kUdp;
+    out.flow = net::flow_key(out.parsed, packet.bytes.data());
+    out.first_fragment = true;
+    fragments_.learn(out.datagram, out.flow, now_ms);
+  } else {
+    const net::FlowKey* flow = fragments_.find(out.datagram, now_ms);
+    out.has_ports = false;
+    if (flow == nullptr) {
+      if (!fragments_.hold(out.datagram, packet.token, now_ms)) {
+        drop(out, Drop::kFragmentHeld);
+        return;
+      }
+      ++counters_.fragments_held;
+      out.action = Action::kHeld;
+      return;
+    }
+    out.flow = *flow;
+  }
+  out.hash = out.flow.hash(options_.hash_seed);
+  if (nat) {
+    out.action = Action::kToClient;
+    return;
+  }
+  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  if (cell == nullptr) {
+    drop(out, Drop::kNoService);
+    return;
+  }
+  decide_flow(packet, out, cell->service, now_ms);
+}
+
+void Forwarder::decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
+  const bool nat = nat_.is_ours(out.parsed.dst, out.parsed.family);
+  if (!nat && !is_service_address(out.flow)) {
+    drop(out, Drop::kNotForUs);
+    return;
+  }
+  const std::uint8_t type = bytes_of(packet.bytes)[out.parsed.l3_header_bytes];
+  const bool v4 = out.parsed.l4 == net::L4::kIcmp;
+  if (type == (v4 ? net::kIcmpEchoRequest : net::kIcmp6EchoRequest)) {
+    out.action = Action::kEcho;
+    return;
+  }
+  if (!net::is_icmp_error(packet.bytes, out.parsed) ||
+      !net::parse_icmp_error(packet.bytes, out.parsed, out.error)) {
+    drop(out, Drop::kIcmpUnknown);
+    return;
+  }
+  ++counters_.icmp_errors;
+  if (nat) {
+    out.action = Action::kErrorToClient;
+    return;
+  }
+  // The quoted packet went from the service to the client.
+  out.flow = out.error.inner.reversed();
+  out.hash = out.flow.hash(options_.hash_seed);
+  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  if (cell == nullptr) {
+    drop(out, Drop::kNoService);
+    return;
+  }
+  const FlowTable::Entry* entry = flows_.find(out.hash, seconds(now_ms));
+  if (entry != nullptr && usable(entry->proxy)) {
+    out.proxy = entry->proxy;
+  } else if (const std::uint16_t proxy = nat_.proxy_of(out.flow); usable(proxy)) {
+    out.proxy = proxy;
+  } else {
+    // The quoted segment carries the proxy's own timestamp, if enough of it is quoted.
+    const std::size_t quoted = std::size_t{out.error.inner_offset} + out.error.inner_bytes;
+    const std::uint8_t* tcp = bytes_of(packet.bytes) + out.error.inner_l4_offset;
+    if (out.flow.protocol == net::kProtocolTcp &&
+        out.error.inner_l4_offset + std::size_t{32} <= quoted &&
+        net::load_be32(tcp + 20) == 0x0101080aU) {
+      out.proxy = by_tag(net::session_tag_of(net::load_be32(tcp + 24)));
+    }
+    if (out.proxy == FlowTable::kNone) {
+      out.proxy = pools_[services_[cell->service].pool].current().lookup(out.hash);
+    }
+  }
+  if (!usable(out.proxy)) {
+    drop(out, Drop::kNoProxy);
+    return;
+  }
+  out.action = Action::kErrorToProxy;
+  ++proxies_[out.proxy].packets;
+}
+
+const Forwarder::ServiceCell* Forwarder::find_service(const net::FlowKey& flow,
+                                                      std::uint8_t protocol,
+                                                      std::uint16_t port) const {
+  for (std::size_t at = home(flow.dst, port, protocol);; at = (at + 1) & cell_mask_) {
+    const ServiceCell& cell = cells_[at];
+    if (cell.family == Family::kNone) return nullptr;
+    if (cell.port == port && cell.protocol == protocol && cell.family == flow.family &&
+        cell.address == flow.dst) {
+      return &cell;
+    }
+  }
+}
+
+void Forwarder::age(std::uint64_t now_ms) {
+  flows_.age(seconds(now_ms), kSetsAgedMax);
+  nat_.age(seconds(now_ms));
+}
+
+}  // namespace sanproxy::steer

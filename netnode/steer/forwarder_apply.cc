@@ -1,0 +1,150 @@
+// The control side of a Forwarder: sets of proxies and services, and who takes new sessions.
+#include <algorithm>
+#include <bit>
+
+#include "netnode/steer/forwarder.h"
+
+namespace sanproxy::steer {
+
+std::uint16_t Forwarder::find(const std::string& name) const {
+  for (std::size_t i = 0; i < proxies_.size(); ++i) {
+    if (proxies_[i].in_use && proxies_[i].config.name == name) {
+      return static_cast<std::uint16_t>(i);
+    }
+  }
+  return FlowTable::kNone;
+}
+
+std::uint64_t Forwarder::generation() const {
+  std::uint64_t sum = 0;
+  for (const Pool& pool : pools_) sum += pool.generation();
+  return sum;
+}
+
+void Forwarder::apply(const ProxySet& set, std::vector<std::uint16_t>& gone) {
+  gone.clear();
+  for (std::size_t i = 0; i < proxies_.size(); ++i) {
+    Proxy& proxy = proxies_[i];
+    const bool stays =
+        std::any_of(set.proxies.begin(), set.proxies.end(),
+                    [&](const ProxyConfig& p) { return p.name == proxy.config.name; });
+    if (!proxy.in_use || stays) continue;
+    const auto place = static_cast<std::uint16_t>(i);
+    gone.push_back(place);
+    flows_.erase_proxy(place);
+    nat_.erase_proxy(place);
+    proxy = {};
+  }
+  for (const ProxyConfig& config : set.proxies) {
+    std::uint16_t place = find(config.name);
+    if (place == FlowTable::kNone) {
+      const auto free =
+          std::find_if(proxies_.begin(), proxies_.end(), [](const Proxy& p) { return !p.in_use; });
+      place = static_cast<std::uint16_t>(free - proxies_.begin());
+      if (free == proxies_.end()) proxies_.emplace_back();
+      proxies_[place].in_use = true;
+      for (Pool& pool : pools_) pool.forget(place);
+    }
+    proxies_[place].config = config;
+    proxies_[place].hash = backend_hash(config.name);
+    if (config.id != 0) proxies_[place].tag = config.id;
+  }
+  index_tags();
+  apply_services(set.services);
+  index_services();
+  rebuild_pools();
+}
+
+void Forwarder::index_tags() {
+  by_tag_.fill(kNoPlace);
+  // What is configured stands above what was told.
+  for (const bool configured : {false, true}) {
+    for (std::size_t i = 0; i < proxies_.size(); ++i) {
+      const Proxy& proxy = proxies_[i];
+      if (!proxy.in_use || proxy.tag == 0 || configured != (proxy.config.id != 0)) continue;
+      by_tag_[proxy.tag] = static_cast<std::uint16_t>(i);
+    }
+  }
+}
+
+void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
+  if (proxy >= proxies_.size() || proxies_[proxy].config.id != 0 || tag > net::kSessionTagMax ||
+      proxies_[proxy].tag == tag) {
+    return;
+  }
+  proxies_[proxy].tag = tag;
+  index_tags();
+}
+
+// Services with the same list of proxies share a pool; a pool that stays keeps its history.
+void Forwarder::apply_services(const std::vector<ServiceConfig>& services) {
+  std::vector<Pool> pools;
+  std::vector<std::vector<std::string>> all_names;
+  services_.clear();
+  for (const ServiceConfig& config : services) {
+    std::vector<std::string> names = config.proxies;
+    std::sort(names.begin(), names.end());
+    auto at = std::find(all_names.begin(), all_names.end(), names);
+    if (at == all_names.end()) {
+      const auto old = std::find(pool_names_.begin(), pool_names_.end(), names);
+      if (old == pool_names_.end()) {
+        pools.emplace_back(options_.maglev_entries, options_.generations);
+      } else {
+        pools.push_back(pools_[static_cast<std::size_t>(old - pool_names_.begin())]);
+      }
+      all_names.push_back(names);
+      at = all_names.end() - 1;
+    }
+    services_.push_back({config, static_cast<std::uint16_t>(at - all_names.begin())});
+  }
+  pools_ = std::move(pools);
+  pool_names_ = std::move(all_names);
+}
+
+void Forwarder::set_state(std::uint16_t proxy, ProxyState state) {
+  if (proxy >= proxies_.size() || proxies_[proxy].state == state) return;
+  proxies_[proxy].state = state;
+  rebuild_pools();
+}
+
+void Forwarder::rebuild_pools() {
+  for (std::size_t i = 0; i < pools_.size(); ++i) {
+    const std::vector<std::string>& names = pool_names_[i];
+    std::vector<MaglevBackend> accepting;
+    for (std::size_t p = 0; p < proxies_.size(); ++p) {
+      const Proxy& proxy = proxies_[p];
+      if (!proxy.in_use || proxy.state != ProxyState::kUp) continue;
+      if (!names.empty() && !std::binary_search(names.begin(), names.end(), proxy.config.name)) {
+        continue;
+      }
+      accepting.push_back({proxy.hash, proxy.config.weight, static_cast<std::uint16_t>(p)});
+    }
+    pools_[i].rebuild(accepting);
+  }
+}
+
+void Forwarder::add_service_cell(const SocketAddress& address, std::uint8_t protocol,
+                                 std::uint16_t service) {
+  net::FlowKey key;
+  key.dst = address.ip.bytes;
+  key.family = address.ip.family;
+  if (find_service(key, protocol, address.port) != nullptr) return;
+  ServiceCell cell{address.ip.bytes, address.port, protocol, address.ip.family, service};
+  // The place where find_service() would have found it: the first free one from its home.
+  std::size_t at = home(cell.address, cell.port, cell.protocol);
+  while (cells_[at].family != Family::kNone) at = (at + 1) & cell_mask_;
+  cells_[at] = cell;
+}
+
+void Forwarder::index_services() {
+  // Two cells a service at most, in a table that is at most half full.
+  cells_.assign(std::bit_ceil(services_.size() * 4 + 2), {});
+  cell_mask_ = cells_.size() - 1;
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    const ServiceConfig& config = services_[i].config;
+    add_service_cell(config.address, config.protocol, static_cast<std::uint16_t>(i));
+    add_service_cell({config.address.ip, 0}, 0, static_cast<std::uint16_t>(i));
+  }
+}
+
+}  // namespace sanproxy::steer

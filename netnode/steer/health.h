@@ -1,0 +1,51 @@
+// Health: is a proxy fit for new sessions, from probes that may err.
+//
+// Document: docs/netnode.md "Health".
+// Role: thresholds and hysteresis, nothing else: who probes tells it each result.
+// Owner: whoever probes. Thread: a value.
+// Invariants:
+//   1. Unknown until the first result, which decides at once. From then on it takes `rise` good
+//      results in a row to come up and `fall` bad ones in a row to go down.
+#pragma once
+
+#include <cstdint>
+
+namespace sanproxy::steer {
+
+struct HealthOptions {
+  std::uint32_t rise = 2;
+  std::uint32_t fall = 3;
+};
+
+class Health {
+ public:
+  enum class State : std::uint8_t { kUnknown, kUp, kDown };
+
+  Health() = default;
+  explicit Health(const HealthOptions& options) : options_(options) {}
+
+  // True: the state changed.
+  bool on_result(bool good) {
+    const State wanted = good ? State::kUp : State::kDown;
+    if (state_ == wanted) {
+      in_a_row_ = 0;
+      return false;
+    }
+    ++in_a_row_;
+    if (state_ != State::kUnknown && in_a_row_ < (good ? options_.rise : options_.fall)) {
+      return false;
+    }
+    state_ = wanted;
+    in_a_row_ = 0;
+    return true;
+  }
+  State state() const { return state_; }
+  bool up() const { return state_ == State::kUp; }
+
+ private:
+  HealthOptions options_;
+  State state_ = State::kUnknown;
+  std::uint32_t in_a_row_ = 0;  // results that contradict the state
+};
+
+}  // namespace sanproxy::steer

@@ -1,0 +1,169 @@
+// Nat: full network address translation between clients and proxies that know nothing of us.
+//
+// Documents: RFC 5382 (TCP), RFC 4787 (UDP), RFC 5508 (ICMP), RFC 1624 (checksums);
+//   docs/netnode.md "NAT".
+// Role: client C:c -> service V:v becomes N:n -> P:p, and back; sessions, ports, timers.
+// Owner: a network node. Thread: its.
+// Invariants:
+//   1. `sessions_max` sessions, allocated at construction. A new one beyond that takes the place of
+//      the oldest that is not established; when there is none it is refused.
+//   2. N:n is chosen by the client's endpoint alone as long as it is free towards P:p (RFC 5382
+//      REQ-1), so that a node without memory makes the same choice for a packet in mid-stream.
+//   3. Nothing but a packet of the translated peer gets in (RFC 5382 REQ-3, address and port
+//      dependent filtering); an ICMP error never ends a session (REQ-10).
+//   4. On any result but kOk the packet may be changed and is to be dropped.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "lwproto/base/socket_address.h"
+#include "netnode/net/flow_key.h"
+#include "netnode/net/icmp_error.h"
+#include "netnode/net/packet.h"
+
+namespace sanproxy::steer {
+
+struct NatOptions {
+  std::vector<IpAddress> addresses;  // ours, routed to us; some of each family that is used
+  std::uint16_t port_min = 1024;
+  std::uint16_t port_max = 65'535;
+  std::uint32_t sessions_max = 262'144;
+  std::uint32_t established_s = 7'440;  // REQ-5: not less than 2 hours 4 minutes
+  std::uint32_t transitory_s = 240;     // REQ-5: opening and closing, not less than 4 minutes
+  std::uint32_t udp_s = 300;            // RFC 4787 REQ-5
+};
+
+enum class NatResult : std::uint8_t {
+  kOk = 0,
+  kNoSession,  // from a proxy, or an ICMP error: nobody we know
+  kNoAddress,  // no address of ours of this family
+  kNoPort,     // all ports that were tried are taken towards this proxy
+  kFull,       // sessions_max
+  kHopLimit,   // used up
+  kMalformed,  // an ICMP error with a wrong checksum
+};
+const char* nat_result_name(NatResult result);
+
+struct NatCounters {
+  std::uint64_t created = 0, expired = 0, displaced = 0, reused_closing = 0;
+};
+
+class Nat {
+ public:
+  static constexpr std::uint16_t kNoProxy = 0xffff;
+
+  // `seed` decides ports: the same on all nodes that share the addresses.
+  Nat(const NatOptions& options, std::uint64_t seed);
+
+  bool is_ours(const std::uint8_t* address, Family family) const;
+  // The client's flow that a proxy's packet belongs to; null: none.
+  const net::FlowKey* client_of(const net::FlowKey& proxy_flow) const {
+    const Index at = find_proxy(proxy_flow);
+    return at == kNil ? nullptr : &sessions_[at].client;
+  }
+  // Who has the session of a client's flow.
+  std::uint16_t proxy_of(const net::FlowKey& client_flow) const;
+
+  struct Packet {
+    std::span<std::byte> bytes;
+    const net::ParsedPacket& parsed;
+    bool has_ports = true;          // false: a later fragment, of which only addresses change
+    bool checksum_partial = false;  // the checksum field holds the pseudo-header's sum
+  };
+  // Makes a session if there is none. `flow` is that of the client's packet.
+  NatResult to_proxy(const Packet& packet, const net::FlowKey& flow, std::uint16_t proxy,
+                     const SocketAddress& target, std::uint32_t now_s);
+  // `flow` is that of the proxy's packet.
+  NatResult to_client(const Packet& packet, const net::FlowKey& flow, std::uint32_t now_s);
+  // Errors about what the proxy sent to the client, and about what we sent to the proxy.
+  NatResult error_to_proxy(const Packet& packet, const net::IcmpError& error);
+  NatResult error_to_client(const Packet& packet, const net::IcmpError& error);
+
+  void age(std::uint32_t now_s);
+  void erase_proxy(std::uint16_t proxy);  // control plane: walks all sessions
+  std::uint32_t sessions() const { return used_; }
+  std::uint32_t sessions_of(std::uint16_t proxy) const { return per_proxy_[proxy]; }
+  const NatCounters& counters() const { return counters_; }
+
+ private:
+  using Index = std::uint32_t;
+  static constexpr Index kNil = 0xffff'ffff;
+  enum Timer : std::uint8_t { kTransitory, kUdp, kEstablished, kTimers };
+  enum : std::uint8_t { kClientFin = 1, kProxyFin = 2, kReset = 4, kProxySeen = 8 };
+
+  struct Session {
+    net::FlowKey client;  // as the client's packets have it
+    net::FlowKey proxy;   // as the proxy's packets have it
+    std::uint32_t used_s = 0;
+    Index newer = kNil, older = kNil;
+    // What an address change adds to a sum, and a port change, on the way to the proxy; the way
+    // back is the complement.
+    std::uint16_t addresses_delta = 0, ports_delta = 0;
+    std::uint16_t proxy_index = kNoProxy;
+    std::uint8_t flags = 0;
+    Timer timer = kTransitory;
+    bool used = false;
+  };
+  // Open addressing with backward shift: no tombstones, so that it never degrades.
+  class Table {
+   public:
+    explicit Table(std::uint32_t sessions_max);
+    template <typename Same>
+    Index find(std::uint64_t hash, Same same) const {
+      for (std::size_t at = hash & mask_;; at = (at + 1) & mask_) {
+        if (cells_[at].session == kNil) return kNil;
+        if (cells_[at].hash == static_cast<std::uint32_t>(hash) && same(cells_[at].session)) {
+          return cells_[at].session;
+        }
+      }
+    }
+    void insert(std::uint64_t hash, Index session);
+    void erase(std::uint64_t hash, Index session);
+
+   private:
+    struct Cell {
+      std::uint32_t hash = 0;
+      Index session = kNil;
+    };
+    std::vector<Cell> cells_;
+    std::size_t mask_;
+  };
+  struct List {
+    Index newest = kNil, oldest = kNil;
+  };
+
+  Index find_client(const net::FlowKey& flow) const;
+  Index find_proxy(const net::FlowKey& flow) const;
+  NatResult open(const net::FlowKey& flow, std::uint16_t proxy, const SocketAddress& target,
+                 Index& out);
+  NatResult choose_port(const net::FlowKey& flow, const SocketAddress& target,
+                        net::FlowKey& proxy_flow);
+  bool make_room();
+  void close(Index at);
+  void link(Index at, Timer timer, std::uint32_t now_s);
+  void unlink(Index at);
+  void touch(Session& session, Index at, std::uint8_t tcp_flags, bool from_client,
+             std::uint32_t now_s);
+  std::uint32_t idle_s(Timer timer) const;
+  static NatResult rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,
+                           std::uint16_t ports);
+  NatResult rewrite_error(const Packet& packet, const net::IcmpError& error,
+                          const net::FlowKey& outer, const net::FlowKey& inner);
+
+  NatOptions options_;
+  std::uint64_t seed_;
+  std::vector<IpAddress> v4_, v6_;
+  std::vector<Session> sessions_;
+  std::vector<Index> free_;
+  Table by_client_;
+  Table by_proxy_;
+  std::array<List, kTimers> lists_;
+  std::vector<std::uint32_t> per_proxy_;
+  std::uint32_t used_ = 0;
+  NatCounters counters_;
+};
+
+}  // namespace sanproxy::steer

@@ -1,0 +1,69 @@
+// ProxySet: the services and the proxies that a network node steers between, as configured.
+//
+// Document: docs/netnode.md, docs/configuration.md "netnode".
+// Role: what apply() takes, from a file or from a cluster; no state of its own.
+// Thread: values.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+#include "netnode/net/session_tag.h"
+#include "netnode/net/tunnel.h"
+
+namespace sanproxy::steer {
+
+inline constexpr std::size_t kProxiesMax = net::kSessionTagMax;
+inline constexpr std::size_t kServicesMax = 4096;
+inline constexpr std::size_t kPoolsMax = 64;
+inline constexpr std::uint32_t kWeightMax = 1000;
+
+enum class Mode : std::uint8_t { kChannel, kTunnel, kNat };
+const char* mode_name(Mode mode);
+
+enum class ProbeKind : std::uint8_t { kNone, kTcp, kHttp };
+
+struct ProbeSettings {
+  ProbeKind kind = ProbeKind::kNone;
+  SocketAddress address;   // of family kNone: the first of the proxy's
+  std::string path = "/";  // http: 2xx and 3xx are good
+  std::uint32_t interval_ms = 1'000;
+  std::uint32_t timeout_ms = 1'000;
+  std::uint32_t rise = 2;
+  std::uint32_t fall = 3;
+};
+
+struct ProxyConfig {
+  std::string name;
+  std::uint16_t id = 0;  // 1..1023, in the session tags of this proxy; 0: it sends none
+  std::uint32_t weight = 1;
+  bool draining = false;
+  Mode mode = Mode::kChannel;
+  std::string channel;                 // channel: the fabric address of its channel interface
+  std::vector<SocketAddress> targets;  // nat, tunnel: one a family at most; nat: port 0 is the
+                                       // service's own
+  net::TunnelKind tunnel = net::TunnelKind::kIp;
+  std::uint16_t gue_port = net::kGuePort;
+  std::uint16_t clamp_mss = 0;  // 0: SYNs pass as they are
+  ProbeSettings probe;
+};
+
+struct ServiceConfig {
+  SocketAddress address;
+  std::uint8_t protocol = net::kProtocolTcp;
+  std::vector<std::string> proxies = {};  // names; empty: all
+};
+
+struct ProxySet {
+  std::vector<ProxyConfig> proxies;
+  std::vector<ServiceConfig> services;
+};
+
+// Why the set cannot be applied: a text for the operator, with the name or address that is wrong;
+// empty when it can.
+std::string check(const ProxySet& set);
+
+}  // namespace sanproxy::steer

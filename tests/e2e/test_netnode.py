@@ -1,0 +1,268 @@
+"""The network node: real clients through it to proxies, each way of forwarding, bytes verified."""
+
+import hashlib
+import socket
+import struct
+import unittest
+
+from harness import settings, wait
+from harness.load import EchoLoad
+from harness.netnode_lab import VIP, NetnodeLab
+from harness.pattern import Pattern
+
+SERVED = Pattern("plain server")
+
+
+class NetnodeTest(unittest.TestCase):
+    def lab(self):
+        one = NetnodeLab(".".join(self.id().split(".")[-2:]))
+        self.addCleanup(one.close)
+        return one
+
+    def load(self, one, connections, family):
+        load = EchoLoad(one, connections=connections, family=family, chunk_bytes=4096,
+                        in_flight_bytes=16384)
+        self.addCleanup(load.close)
+        return load
+
+    def check_download(self, one, family, total=20_000_000):
+        got = one.curl(one.url(f"/bytes/{total}", family))
+        self.assertEqual(got.returncode, 0, got.stderr)
+        self.assertEqual(hashlib.sha256(got.stdout).hexdigest(), SERVED.sha256(total))
+
+
+class Nat(NetnodeTest):
+    def test_an_ordinary_server_serves_clients_over_ipv4_and_ipv6(self):
+        one = self.lab()
+        one.add_plain("plain")
+        one.start_node()
+        for family in (4, 6):
+            self.check_download(one, family)
+            load = self.load(one, 8, family).start()
+            wait.until(lambda: load.all_progressed([0] * 8, 200_000), "all echo")
+            load.finish()
+            self.assertEqual(load.lost, [])
+        self.assertGreaterEqual(one.metrics()['sanproxy_netnode_nat_sessions_total{event="created"}'],
+                                18)
+        one.assert_clean_stop()
+
+    def test_servers_come_and_go_without_a_broken_connection(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        one.start_node()
+        loads = [self.load(one, 20, family).start() for family in (4, 6)]
+        self.assertGreater(min(one.proxy(name)["sessions"] for name in ("first", "second")), 0)
+        told = one.post("/drain/first")
+        self.assertEqual((told["state"], told["empty"]), ("draining", False))
+        later = [self.load(one, 20, family).start() for family in (4, 6)]
+        marks = [(load, load.marks()) for load in loads + later]
+        wait.until(lambda: all(load.all_progressed(mark, 50_000) for load, mark in marks), "all go on")
+        for _ in range(5):
+            got = one.curl(one.url("/name", 4))
+            self.assertEqual(got.stdout, b"second")
+        self.assertEqual(one.post("/undrain/first")["state"], "up")
+        for load in loads + later:
+            load.finish()
+            self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_connections_outlive_a_restart_of_the_node(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        one.start_node()
+        load = self.load(one, 20, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        one.node.kill()
+        one.start_node()
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
+        load.finish()
+        self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_a_server_that_does_not_answer_gets_no_new_connections(self):
+        one = self.lab()
+        probe = {"probe": "http", "probe_path": "/name", "probe_interval_ms": 50, "probe_fall": 2}
+        first = one.add_plain("first", probe_address="10.66.1.2:80", **probe)
+        one.add_plain("second", probe_address="10.66.2.2:80", **probe)
+        one.start_node()
+        one.wait_state("first", "up")
+        one.wait_state("second", "up")
+        first.kill()
+        one.wait_state("first", "down")
+        for _ in range(8):
+            self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
+        one.start_plain("first")
+        one.wait_state("first", "up")
+        one.assert_clean_stop()
+
+    def test_a_smaller_mtu_behind_the_node_is_told_to_the_client(self):
+        one = self.lab()
+        one.add_plain("plain", mtu=1300)
+        # The server's own MSS would say it all: let it claim more than its link takes.
+        for words in (("route", "change", "default", "via", "10.66.1.1", "advmss", "1460"),
+                      ("-6", "route", "change", "default", "via", "fd66:1::1", "advmss", "1440")):
+            one.far["plain"].ip(*words)
+        one.start_node()
+        for family in (4, 6):
+            load = self.load(one, 4, family).start()
+            wait.until(lambda: load.all_progressed([0] * 4, 500_000), "all echo", timeout_s=30)
+            load.finish()
+            self.assertEqual(load.lost, [])
+            self.check_download(one, family, 5_000_000)
+        self.assertGreater(one.metrics()["sanproxy_netnode_icmp_errors_total"], 0)
+        one.assert_clean_stop()
+
+    def test_fragments_follow_their_first_one(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        one.start_node()
+        for family, kind in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            for size in (100, 5000, 30_000):
+                with one.client.socket(kind, socket.SOCK_DGRAM) as sock:
+                    sock.settimeout(10 * settings.slowness)
+                    payload = bytes(SERVED.slice(size, size))
+                    sock.sendto(payload, (VIP[family], 7))
+                    self.assertEqual(sock.recv(65536), payload)
+        one.assert_clean_stop()
+
+    def test_services_answer_pings_and_what_is_no_service_is_counted(self):
+        one = self.lab()
+        one.add_plain("plain")
+        one.start_node()
+        for family in (4, 6):
+            kind = socket.AF_INET if family == 4 else socket.AF_INET6
+            protocol = socket.IPPROTO_ICMP if family == 4 else socket.IPPROTO_ICMPV6
+            with one.client.socket(kind, socket.SOCK_RAW, protocol) as sock:
+                sock.settimeout(10 * settings.slowness)
+                request = bytes([8 if family == 4 else 128, 0, 0, 0, 0, 1, 0, 1]) + b"hello!"
+                if family == 4:  # the kernel does it for IPv6
+                    words = sum(struct.unpack("!7H", request))
+                    request = request[:2] + struct.pack("!H", 0xffff ^ (words % 0xffff)) + request[4:]
+                sock.sendto(request, (VIP[family], 0))
+                while True:
+                    answer = sock.recv(1500)[20 if family == 4 else 0:]
+                    if answer[0] == (0 if family == 4 else 129):
+                        break
+                self.assertEqual(answer[4:], request[4:])
+            with one.client.socket(kind, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"nobody", (VIP[family], 9))
+        name = 'sanproxy_netnode_packets_dropped_total{reason="no_service"}'
+        wait.until(lambda: one.metrics()[name] == 2, "both are counted")
+        one.assert_clean_stop()
+
+
+class OfOurOwn(NetnodeTest):
+    """What holds for proxynode behind a network node, whichever way packets get there."""
+
+    def check_all(self, one):
+        for family in (4, 6):
+            load = self.load(one, 8, family).start()
+            wait.until(lambda: load.all_progressed([0] * 8, 200_000), "all echo", timeout_s=30)
+            load.finish()
+            self.assertEqual(load.lost, [])
+            got = one.curl(one.url("/bytes/20000000", family), "-o", "/dev/null", "-w",
+                           "%{http_code} %{size_download}")
+            self.assertEqual(got.stdout, b"200 20000000", got.stderr)
+
+
+class Channel(OfOurOwn):
+    def test_packets_reach_a_proxy_over_a_channel_and_its_answers_the_clients(self):
+        one = self.lab()
+        one.add_channel("near")
+        one.start_node()
+        one.wait_state("near", "up")
+        self.check_all(one)
+        one.assert_clean_stop()
+
+    def test_proxies_and_nodes_come_and_go_without_a_broken_connection(self):
+        one = self.lab()
+        one.add_channel("first")
+        one.add_channel("second")
+        one.start_node()
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        loads = [self.load(one, 30, family).start() for family in (4, 6)]
+
+        def all_go_on(what):
+            marks = [(load, load.marks()) for load in loads]
+            wait.until(lambda: all(load.all_progressed(mark, 20_000) for load, mark in marks), what,
+                       timeout_s=40)
+            self.assertEqual([load.lost for load in loads], [[], []], what)
+
+        all_go_on("at first")
+        one.post("/drain/first")
+        all_go_on("while one drains")
+        one.node.kill()
+        one.start_node()  # has seen nothing of them, and takes new sessions to both
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        all_go_on("after a restart of the node")
+        self.assertGreater(one.metrics()['sanproxy_netnode_steered_total{by="session_tag"}'], 0)
+        one.add_channel("third")
+        one.node.kill()
+        one.start_node()  # now Maglev alone would send a third of them elsewhere
+        one.wait_state("third", "up")
+        all_go_on("with a third proxy")
+        for load in loads:
+            load.finish()
+            self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_a_killed_proxy_takes_only_its_own_connections_along(self):
+        one = self.lab()
+        first = one.add_channel("first")
+        one.add_channel("second")
+        one.start_node()
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        load = self.load(one, 30, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 30, 10_000), "all go")
+        of_first = one.proxy("first")["sessions"]
+        self.assertGreater(of_first, 0)
+        first.kill()
+        one.wait_state("first", "down")
+        later = self.load(one, 10, 4).start()
+        wait.until(lambda: later.all_progressed([0] * 10, 10_000), "new ones go")
+        load.push_on()
+        wait.until(lambda: len(load.lost) == of_first, "the others' clients are told", timeout_s=30)
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 10_000), "the rest goes on")
+        self.assertEqual(len(load.lost), of_first)
+        later.finish()
+        one.assert_clean_stop()
+
+
+class Tunnel(OfOurOwn):
+    def tunnel(self, family, kind, mtu=1500):
+        one = self.lab()
+        one.add_tunnel("far", family, mtu, tunnel=kind)
+        one.start_node()
+        self.check_all(one)
+        return one
+
+    def test_ip_in_ipv4_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(4, "ip").assert_clean_stop()
+
+    def test_ip_in_ipv6_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(6, "ip").assert_clean_stop()
+
+    def test_gue_reaches_a_proxy_that_answers_directly(self):
+        self.tunnel(4, "gue").assert_clean_stop()
+
+    def test_packets_that_do_not_fit_the_tunnel_are_made_to_fit(self):
+        one = self.lab()
+        one.add_tunnel("far", 4, tunnel="gue")
+        one.start_node()
+        # Plain packets of a whole MTU: the client has to be told what fits.
+        one.client.run("ethtool", "-K", "nn0", "tso", "off", "gso", "off")
+        with one.connect(7) as sock:
+            sock.sendall(SERVED.slice(0, 200_000))
+            got = b""
+            while len(got) < 200_000:
+                got += sock.recv(65536)
+            self.assertEqual(got, bytes(SERVED.slice(0, 200_000)))
+        one.assert_clean_stop()
