@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 
 namespace sanproxy::daemon {
@@ -13,6 +14,42 @@ constexpr std::chrono::seconds kAnswerTimeout{2};
 constexpr std::size_t kHttpThreads = 4;
 constexpr int kStartPollsMax = 1000;
 constexpr std::uint32_t kLimitMax = 100'000;
+
+constexpr std::size_t kParametersMax = 16;
+constexpr std::size_t kParameterBytesMax = 256;
+
+PageRequest page_request(const httplib::Request& request, std::uint32_t limit) {
+  PageRequest out{request.path, limit, request.method, {}};
+  for (const auto& [name, value] : request.params) {
+    if (out.parameters.size() == kParametersMax) break;
+    if (name.size() <= kParameterBytesMax && value.size() <= kParameterBytesMax) {
+      out.parameters[name] = value;
+    }
+  }
+  return out;
+}
+
+bool from_loopback(const IpAddress& ip) {
+  IpAddress local = IpAddress::any(Family::kIpv6);
+  local.bytes[15] = 1;
+  return ip == local || (ip.family == Family::kIpv4 && ip.bytes[0] == 127);
+}
+
+// Why this peer may not change anything; nullptr if it may.
+const char* refusal(const httplib::Request& request, const std::vector<IpPrefix>& may_change) {
+  std::string text = request.remote_addr;
+  if (text.rfind("::ffff:", 0) == 0) text.erase(0, 7);
+  const auto ip = IpAddress::parse(text);
+  const bool here =
+      ip.ok() && (from_loopback(*ip) ||
+                  std::any_of(may_change.begin(), may_change.end(),
+                              [&](const IpPrefix& prefix) { return prefix.contains(*ip); }));
+  if (!here) return "changes are taken from loopback only, or as [admin] changes_from says\n";
+  if (request.get_header_value("Content-Type").rfind("application/json", 0) != 0) {
+    return "a change needs \"Content-Type: application/json\"\n";
+  }
+  return nullptr;
+}
 
 std::uint32_t limit_of(const httplib::Request& request) {
   if (!request.has_param("limit")) return PageRequest{}.limit;
@@ -33,7 +70,8 @@ struct AdminServer::Http {
 
 AdminServer::AdminServer() : http_(std::make_unique<Http>()) {}
 
-Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& address) {
+Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& address,
+                                                        std::vector<IpPrefix> may_change) {
   std::unique_ptr<AdminServer> self(new AdminServer());
   self->wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (self->wake_fd_ < 0) return Status::error(Code::kSystem, "eventfd", errno);
@@ -48,8 +86,15 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
     setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
   });
   AdminServer* raw = self.get();
-  const auto answer = [raw](const httplib::Request& request, httplib::Response& response) {
-    const auto page = raw->ask({request.path, limit_of(request), request.method});
+  const auto answer = [raw, may_change = std::move(may_change)](const httplib::Request& request,
+                                                                httplib::Response& response) {
+    if (request.method != "GET") {
+      if (const char* why = refusal(request, may_change)) {
+        response.status = 403;
+        return response.set_content(why, "text/plain");
+      }
+    }
+    const auto page = raw->ask(page_request(request, limit_of(request)));
     if (!page) {
       response.status = 503;
       response.set_content("the worker does not answer\n", "text/plain");

@@ -7,16 +7,20 @@
 // Owner: the process. Thread: construct, serve() and destroy on the worker's thread.
 // Invariants:
 //   1. One request is rendered at a time; others wait in the HTTP library's bounded pool.
-//   2. A worker that does not answer within kAnswerTimeout gives 503, never a hanging client.
+//   2. POST is taken from loopback and from where the operator says, and only with a Content-Type
+//      that no web page can send to another site unasked (docs/security.md).
+//   3. A worker that does not answer within kAnswerTimeout gives 503, never a hanging client.
 #pragma once
 
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
@@ -33,13 +37,16 @@ struct PageRequest {
   std::string path;
   std::uint32_t limit = 100;
   std::string method = "GET";  // or "POST", without a body
+  std::map<std::string, std::string> parameters = {};
 };
 
 class AdminServer {
  public:
   using Render = std::function<Page(const PageRequest&)>;
 
-  static Result<std::unique_ptr<AdminServer>> start(const SocketAddress& address);
+  // `may_change`: from where POST is taken, beside loopback addresses.
+  static Result<std::unique_ptr<AdminServer>> start(const SocketAddress& address,
+                                                    std::vector<IpPrefix> may_change = {});
   ~AdminServer();
 
   int fd() const { return wake_fd_; }  // readable when serve() has something to do

@@ -58,6 +58,21 @@ class TableReader {
       out = value->get();
     });
   }
+  // A table of numbers by name.
+  void numbers(const char* key, std::map<std::string, std::uint32_t>& out, std::uint32_t min,
+               std::uint32_t max) {
+    declare(key, "a table of numbers", [this, &out, min, max, key](const toml::node& node) {
+      const auto* table = node.as_table();
+      const std::string range = "a table of integers from " + std::to_string(min) + " to " +
+                                std::to_string(max) + ", such as { web1 = 3 }";
+      if (table == nullptr) wrong(key, node, range);
+      for (const auto& [name, item] : *table) {
+        const auto* value = item.as_integer();
+        if (value == nullptr || value->get() < min || value->get() > max) wrong(key, item, range);
+        out[std::string(name.str())] = static_cast<std::uint32_t>(value->get());
+      }
+    });
+  }
   // `found` is called before the first `add`, also for a list with nothing in it.
   void texts(const char* key, const std::function<void(const std::string&)>& add,
              const std::function<void()>& found = nullptr) {

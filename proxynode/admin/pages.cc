@@ -114,6 +114,7 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("authentications_total", proofs, c.proofs_not_permitted, "result=\"not_permitted\"");
   m.counter("authentications_total", proofs, c.proofs_limited, "result=\"limit_reached\"");
   m.counter("leaves_total", "Memberships ended", c.leaves);
+  m.counter("expelled_total", "Of these, because an allow list had changed", c.expelled);
   m.counter("backpressure_total", "Times that a sender was held back", c.refused_payloads,
             "kind=\"client_payload\"");
   m.counter("backpressure_total", "Times that a sender was held back", c.held_writes,
@@ -193,6 +194,9 @@ void interface_metrics(const Sources& in, Metrics& m) {
 // Nodes by fabric, and one series a node with its identity: there are few, and joins over time
 // tell which link is which.
 void node_metrics(const Sources& in, Metrics& m) {
+  std::uint64_t drained = 0;
+  in.translator->for_each_node([&](const translate::AppNode& node) { drained += node.drained; });
+  m.gauge("nodes_draining", "Application nodes that get no new connections", drained);
   std::map<std::string, std::uint64_t> by_fabric;
   in.translator->for_each_listener(
       [&](const translate::FabricListener& from) { by_fabric.emplace(from.fabric, 0); });
@@ -211,6 +215,30 @@ void node_metrics(const Sources& in, Metrics& m) {
   });
 }
 
+void cluster_metrics(const cluster::SessionStatus& c, Metrics& m) {
+  m.gauge("cluster_connected", "1 while etcd answers", c.connected ? 1 : 0);
+  m.gauge("cluster_revision", "Of etcd's store, as far as known",
+          static_cast<std::uint64_t>(std::max<std::int64_t>(c.revision, 0)));
+  m.gauge("cluster_entries", "Entries of the cluster that are known", c.entries);
+  m.gauge("cluster_entries_refused", "Of those in etcd now, refused (shown in /status)",
+          c.refused.size());
+  m.counter("cluster_connects_total", "Times that etcd answered (again)", c.connects);
+  m.counter("cluster_losses_total", "Times that etcd stopped answering", c.losses);
+  m.counter("cluster_compactions_total", "Watches that had to list again", c.compactions);
+  m.counter("cluster_leases_total", "Leases taken", c.lease_renewals);
+  m.counter("cluster_writes_total", "Transactions written", c.writes);
+  m.counter("cluster_duplicates_total", "Times that our own key was written by another process",
+            c.duplicates);
+  m.counter("cluster_announcements_refused_total", "Beyond the bound of what is registered",
+            c.announcements_refused);
+  m.counter("cluster_snapshots_total", "Times that everything was listed", c.state.snapshots);
+  m.counter("cluster_events_total", "Changes that were watched", c.state.events);
+  const char* refused = "Values from etcd that were refused, by reason";
+  m.counter("cluster_refused_total", refused, c.state.refused_values, "reason=\"value\"");
+  m.counter("cluster_refused_total", refused, c.state.refused_full, "reason=\"max_entries\"");
+  m.counter("cluster_refused_total", refused, c.state.refused_schema, "reason=\"schema\"");
+}
+
 Page metrics_page(const Sources& in) {
   Metrics m;
   m.gauge("up", "1 while the worker runs", 1, label("version", in.version));
@@ -219,6 +247,7 @@ Page metrics_page(const Sources& in) {
   pool_metrics(in, m);
   translate_metrics(in, m);
   node_metrics(in, m);
+  if (in.cluster != nullptr) cluster_metrics(*in.cluster, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
   m.counter("loop_sleeps_total", "Times that the data loop slept", in.loop->sleeps);
@@ -250,6 +279,7 @@ json node_json(const translate::AppNode& node) {
           {"trust", node.lend_ingress ? "shared" : "isolated"},
           {"link", link_json(node.channel->endpoint().link())},
           {"dead", node.dead},
+          {"drained", node.drained},
           {"connections", node.open_streams},
           {"credits_available", node.channel->ledger().available()},
           {"region_chunks_free", node.chunks->free_count()},
@@ -270,6 +300,7 @@ json service_json(const service::Service& service) {
   json members = json::array();
   for (const service::Member& member : service.members()) {
     members.push_back({{"node", member.node},
+                       {"name", member.name},
                        {"weight", member.weight},
                        {"connections", member.connections},
                        {"connections_max", member.connections_max},
@@ -278,6 +309,7 @@ json service_json(const service::Service& service) {
   return {{"address", service.address().to_string()},
           {"balance", service::balance_name(service.policy().balance)},
           {"binding", service.immediate() ? "immediate" : "delayed"},
+          {"listening", service.listening},
           {"accepted", service.accepted},
           {"unserved", service.unserved},
           {"members", members}};
@@ -300,6 +332,11 @@ json network_node_json(const packet_io::PacketIo& io, const packet_io::PacketPee
           {"bytes_in", node.bytes_in},
           {"bytes_out", node.bytes_out},
           {"packets_lent", node.loans_out}};
+}
+
+json cluster_json(const cluster::SessionStatus& c) {
+  return {{"connected", c.connected}, {"endpoint", c.endpoint}, {"error", c.error},
+          {"revision", c.revision},   {"entries", c.entries},   {"refused", c.refused}};
 }
 
 Page status_page(const Sources& in) {
@@ -329,11 +366,11 @@ Page status_page(const Sources& in) {
       network_nodes.push_back(network_node_json(*io, peer));
     }
   }
-  const json page = {
+  json page = {
       {"name", in.name},
       {"version", in.version},
       {"uptime_s", in.uptime_s},
-      {"state", in.draining ? "draining" : "running"},
+      {"state", in.state},
       {"connections",
        {{"open", in.stack->open_connections()},
         {"bound", in.translator->bound_streams()},
@@ -346,21 +383,53 @@ Page status_page(const Sources& in) {
       {"nodes", nodes},
       {"network_nodes", network_nodes},
       {"interfaces", interfaces}};
+  if (in.cluster != nullptr) page["cluster"] = cluster_json(*in.cluster);
+  page["drained_nodes"] = in.translator->drained_names();
   return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
 }
 
-Page connections_page(const Sources& in, std::uint32_t limit) {
+// Which connections are asked for; what is not given matches all.
+struct Filter {
+  std::string service, state, client, node;
+
+  explicit Filter(const std::map<std::string, std::string>& parameters) {
+    const auto take = [&](const char* name, std::string& out) {
+      if (const auto it = parameters.find(name); it != parameters.end()) out = it->second;
+    };
+    take("service", service);
+    take("state", state);
+    take("client", client);
+    take("node", node);
+  }
+  // A client by its address, with or without the port.
+  bool matches(stack::TcpState tcp, const stack::ConnectionInfo& info,
+               const translate::AppNode* by) const {
+    if (!service.empty() && info.local.to_string() != service) return false;
+    if (!state.empty() && stack::tcp_state_name(tcp) != state) return false;
+    if (!client.empty() && info.remote.to_string() != client &&
+        info.remote.ip.to_string() != client) {
+      return false;
+    }
+    return node.empty() || (by != nullptr && by->name == node);
+  }
+};
+
+Page connections_page(const Sources& in, const PageRequest& request) {
+  const Filter filter(request.parameters);
+  const std::uint32_t limit = request.limit;
   json rows = json::array();
   std::uint64_t total = 0;
   in.stack->for_each(
       [&](stack::ConnIndex conn, stack::TcpState state, const stack::ConnectionInfo& info) {
+        const translate::AppNode* node =
+            conn == stack::kNoConn ? nullptr : in.translator->node_of(conn);
+        if (!filter.matches(state, info, node)) return;
         if (++total > limit) return;
         json row = {{"client", info.remote.to_string()},
                     {"local", info.local.to_string()},
                     {"state", stack::tcp_state_name(state)}};
         if (conn != stack::kNoConn) {
           row["id"] = in.translator->id_of(conn);
-          const translate::AppNode* node = in.translator->node_of(conn);
           row["node"] = node == nullptr ? json(nullptr) : json(node->name);
         }
         rows.push_back(std::move(row));
@@ -371,16 +440,44 @@ Page connections_page(const Sources& in, std::uint32_t limit) {
 
 }  // namespace
 
+namespace {
+
+Page change(const Sources& in, const PageRequest& request) {
+  const auto say = [](const std::string& why) {
+    if (!why.empty()) return Page{409, "text/plain", why + "\n"};
+    return Page{200, "application/json", "{\"ok\": true}\n"};
+  };
+  if (in.operations == nullptr) return {404, "text/plain", "nothing can be changed here\n"};
+  const std::string& path = request.path;
+  if (path == "/drain") return say(in.operations->drain());
+  if (path == "/undrain") return say(in.operations->undrain());
+  constexpr std::string_view kNodes = "/nodes/";
+  const std::size_t slash = path.rfind('/');
+  if (path.starts_with(kNodes) && slash > kNodes.size()) {
+    const std::string name = path.substr(kNodes.size(), slash - kNodes.size());
+    const std::string verb = path.substr(slash + 1);
+    if (verb == "drain" || verb == "undrain") {
+      return say(in.operations->drain_node(name, verb == "drain"));
+    }
+  }
+  return {404, "text/plain", "not here; see /\n"};
+}
+
+}  // namespace
+
 Page render(const Sources& in, const PageRequest& request) {
-  if (request.method != "GET") return {405, "text/plain", "only GET\n"};
+  if (request.method == "POST") return change(in, request);
   if (request.path == "/metrics") return metrics_page(in);
   if (request.path == "/status") return status_page(in);
-  if (request.path == "/connections") return connections_page(in, request.limit);
+  if (request.path == "/connections") return connections_page(in, request);
   if (request.path == "/healthz") {
     return in.draining ? Page{503, "text/plain", "draining\n"} : Page{200, "text/plain", "ok\n"};
   }
   if (request.path == "/") {
-    return {200, "text/plain", "sanproxy: /metrics /status /connections?limit=N /healthz\n"};
+    return {200, "text/plain",
+            "sanproxy: /metrics /status /healthz\n"
+            "/connections?limit=N&service=IP:PORT&state=STATE&client=IP&node=NAME\n"
+            "POST /drain /undrain /nodes/NAME/drain /nodes/NAME/undrain\n"};
   }
   return {404, "text/plain", "not here; see /\n"};
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lwproto/buffer/slot_pool.h"
+#include "lwproto/cluster/session.h"
 #include "lwproto/daemon/admin_server.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/stack/stack.h"
@@ -22,11 +23,23 @@ struct LoopCounters {
 };
 
 // What there is to show; everything outlives the call.
+// What an operator may change through the endpoint. Each answers "" or why not.
+class Operations {
+ public:
+  virtual ~Operations() = default;
+  virtual std::string drain() = 0;
+  virtual std::string undrain() = 0;
+  virtual std::string drain_node(const std::string& name, bool drained) = 0;
+};
+
 struct Sources {
   std::string name;
   std::string version;
   double uptime_s = 0;
-  bool draining = false;
+  bool draining = false;          // takes no new connections, or is about to
+  const char* state = "running";  // "running", "draining", "drained", "stopping"
+  Operations* operations = nullptr;
+  const cluster::SessionStatus* cluster = nullptr;  // null without a cluster
   const stack::Stack* stack = nullptr;
   translate::Translator* translator = nullptr;
   const buffer::SlotPool* ingress = nullptr;

@@ -70,6 +70,7 @@ void read_service(const std::string& path, const toml::table& table, ProxyConfig
         v, {{"immediate", service::Binding::kImmediate}, {"delayed", service::Binding::kDelayed}});
   });
   allow_list(r, out.allow);
+  r.numbers("weights", out.weights, 1, 65'535);
   r.read();
   if (out.address.port == 0) r.missing("address");
   config.services.push_back(std::move(out));
@@ -96,6 +97,9 @@ void read_admin(const std::string& path, const toml::table& table, ProxyConfig& 
     if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
     config.admin_listen = v;
   });
+  r.texts("changes_from", [&](const std::string& v) {
+    config.admin_changes_from.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
   r.read();
 }
 
@@ -119,6 +123,10 @@ ProxyConfig load_config(const std::string& path) {
       const auto* table = node.as_table();
       if (table == nullptr) config_fail(path, node.source(), "expected a table [limits]");
       read_limits(path, *table, config);
+    } else if (name == "cluster") {
+      const auto* table = node.as_table();
+      if (table == nullptr) config_fail(path, node.source(), "expected a table [cluster]");
+      daemon::read_cluster(path, *table, config.cluster.emplace());
     } else if (name == "key") {
       read_sections(path, name, node, read_key, config);
     } else if (name == "interface") {
@@ -130,7 +138,7 @@ ProxyConfig load_config(const std::string& path) {
     } else {
       config_fail(path, key.source(),
                   "unknown section \"" + name +
-                      "\"; known: admin, fabric, interface, key, limits, "
+                      "\"; known: admin, cluster, fabric, interface, key, limits, "
                       "proxy, service");
     }
   }
@@ -139,6 +147,11 @@ ProxyConfig load_config(const std::string& path) {
   }
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   check_allow_lists(path, config);
+  if (config.cluster && !cluster::name_legal(config.name)) {
+    config_fail(path, {},
+                "[proxy].name: in a cluster, 1 to 64 letters, digits, '.', '_' or '-', not \"" +
+                    config.name + "\"");
+  }
   return config;
 }
 

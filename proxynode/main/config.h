@@ -5,10 +5,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "lwproto/auth/key.h"
+#include "lwproto/daemon/config_cluster.h"
 #include "lwproto/daemon/config_error.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/service/rate_limit.h"
@@ -17,6 +19,7 @@
 
 namespace sanproxy::proxy {
 
+using daemon::ClusterConfig;
 using daemon::ConfigError;
 
 struct FabricConfig {
@@ -65,6 +68,8 @@ struct ProxyConfig {
   std::vector<auth::Key> keys;
   service::RateLimits limits;
   std::string admin_listen = "127.0.0.1:9477";  // empty: no admin endpoint
+  std::vector<IpPrefix> admin_changes_from;     // beside loopback
+  std::optional<ClusterConfig> cluster;
   std::string log_level = "info";
 };
 

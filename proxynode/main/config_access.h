@@ -11,8 +11,8 @@
 #include <optional>
 #include <string>
 
+#include "lwproto/auth/admission.h"
 #include "proxynode/main/config_reader.h"
-#include "proxynode/service/admission.h"
 
 namespace sanproxy::proxy {
 

@@ -55,6 +55,7 @@ void run(const sanproxy::proxy::ProxyConfig& config) {
     worker.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
     spdlog::info("admin endpoint at http://{}/", config.admin_listen);
   }
+  if (config.cluster) worker.join_cluster();
   spdlog::info("proxy node \"{}\" {} is ready", config.name, SANPROXY_VERSION);
   worker.run();
 }

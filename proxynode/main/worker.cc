@@ -130,6 +130,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
 
 Worker::~Worker() {
   admin_.reset();
+  cluster_.reset();
   stack_.reset();
   translator_.reset();
   interfaces_.clear();
@@ -210,7 +211,8 @@ void Worker::add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelCo
 }
 
 void Worker::start_admin(const SocketAddress& address) {
-  admin_ = take(daemon::AdminServer::start(address), "admin endpoint " + address.to_string());
+  admin_ = take(daemon::AdminServer::start(address, config_.admin_changes_from),
+                "admin endpoint " + address.to_string());
   watch(admin_->fd());
 }
 
@@ -312,6 +314,7 @@ int Worker::sleep_ms() const {
   std::uint64_t next = stack_->next_timer_ns();
   if (draining_) next = std::min(next, drain_deadline_ns_);
   for (const auto* channel : channels_) next = std::min(next, channel->next_timer_ns());
+  if (pause_at_ns_ != 0) next = std::min(next, pause_at_ns_);
   if (next <= now) return 0;
   const std::uint64_t ms = (next - now + 999'999) / 1'000'000;
   return static_cast<int>(std::min<std::uint64_t>(ms, kSleepMsMax));
@@ -333,6 +336,7 @@ void Worker::look_at_listeners() {
     (void)channel->poll_listener();
     channel->on_time();
   }
+  chores();
 }
 
 void Worker::wait(int timeout_ms) {
@@ -343,6 +347,8 @@ void Worker::wait(int timeout_ms) {
     const int fd = events[static_cast<std::size_t>(i)].data.fd;
     if (fd == signal_fd_) {
       on_signal();
+    } else if (cluster_ && fd == cluster_->fd()) {
+      if (cluster_->apply()) follow_drain();
     } else if (admin_ && fd == admin_->fd()) {
       admin_->serve(
           [this](const daemon::PageRequest& request) { return admin::render(sources(), request); });
@@ -378,6 +384,7 @@ void Worker::on_signal() {
     drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     translator_->start_drain();
     for (auto* channel : channels_) channel->set_draining(true);
+    publish_at_ns_ = 0;
   }
 }
 
@@ -392,12 +399,18 @@ void Worker::shut_down() {
   }
 }
 
-admin::Sources Worker::sources() const {
+admin::Sources Worker::sources() {
   admin::Sources out;
   out.name = config_.name;
   out.version = version_;
   out.uptime_s = static_cast<double>(clock_.now_ns() - start_ns_) / 1e9;
-  out.draining = draining_;
+  out.draining = draining_ || drained();
+  out.state = state();
+  out.operations = this;
+  if (cluster_) {
+    cluster_status_ = cluster_->status();
+    out.cluster = &cluster_status_;
+  }
   out.stack = stack_.get();
   out.translator = translator_.get();
   out.ingress = ingress_.get();

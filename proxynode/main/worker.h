@@ -10,7 +10,9 @@
 //   2. The loop sleeps only after arming every source and looking once more.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "lwproto/base/clock.h"
@@ -21,13 +23,14 @@
 #include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/admin/pages.h"
+#include "proxynode/main/cluster_member.h"
 #include "proxynode/main/config.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::proxy {
 
-class Worker final : public translate::Host {
+class Worker final : public translate::Host, private admin::Operations {
  public:
   // Start-up only: throws std::runtime_error with a text for the operator.
   Worker(const ProxyConfig& config, std::string version);
@@ -39,6 +42,7 @@ class Worker final : public translate::Host {
   // Likewise for the channels of network nodes: one more interface.
   void add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelConfig& config);
   void start_admin(const SocketAddress& address);
+  void join_cluster();
 
   // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
   // for drain_ms (a second signal cuts that short), the rest is reset.
@@ -59,9 +63,18 @@ class Worker final : public translate::Host {
   int sleep_ms() const;
   void on_signal();
   void shut_down();
+
+  // worker_operations.cc: what operators change while it runs.
+  std::string drain() override;
+  std::string undrain() override;
+  std::string drain_node(const std::string& name, bool drained) override;
+  bool drained() const { return drained_here_ || (cluster_ && cluster_->drained()); }
+  const char* state() const;
+  void follow_drain();
+  void chores();
   void watch(int fd);
   void look_at_listeners();
-  admin::Sources sources() const;
+  admin::Sources sources();
 
   ProxyConfig config_;
   std::string version_;
@@ -78,7 +91,13 @@ class Worker final : public translate::Host {
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<daemon::AdminServer> admin_;
-  std::vector<IpAddress> retired_;  // of closed services, oldest first
+  std::unique_ptr<ClusterMember> cluster_;
+  bool drained_here_ = false;      // by POST /drain
+  std::uint64_t pause_at_ns_ = 0;  // drained, but the listeners are still open; else 0
+  std::uint64_t publish_at_ns_ = 0;
+  std::array<std::uint64_t, 7> published_{~std::uint64_t{0}};  // differs from what it will be
+  cluster::SessionStatus cluster_status_;                      // of the page that is being made
+  std::vector<IpAddress> retired_;                             // of closed services, oldest first
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;

@@ -99,8 +99,33 @@ void Service::unbind(NodeId node, std::uint32_t membership) {
   if (m != nullptr && m->membership == membership && m->connections > 0) --m->connections;
 }
 
+// By the whole name, or by what stands before its last ':' (names end in :PID by default).
+void Service::weigh(Member& member) const {
+  const auto& weights = policy_.weights;
+  auto found = weights.find(member.name);
+  if (found == weights.end()) found = weights.find(member.name.substr(0, member.name.rfind(':')));
+  member.weight = found != weights.end() ? found->second : member.joined_weight;
+}
+
 ServiceTable::ServiceTable(std::vector<Policy> policies, std::uint32_t services_max)
-    : policies_(std::move(policies)), services_max_(services_max) {}
+    : configured_(std::move(policies)), policies_(configured_), services_max_(services_max) {}
+
+void ServiceTable::override_policy(const SocketAddress& address, std::optional<Policy> policy) {
+  const auto is_it = [&](const Policy& one) { return one.address == address; };
+  if (!policy) {
+    const auto own = std::find_if(configured_.begin(), configured_.end(), is_it);
+    if (own != configured_.end()) policy = *own;
+  }
+  Policy in_force = policy.value_or(Policy{});
+  in_force.address = address;
+  std::erase_if(policies_, is_it);
+  if (policy) policies_.push_back(in_force);
+  const auto live = by_address_.find(address);
+  if (live == by_address_.end()) return;
+  Service& service = *services_.at(live->second);
+  service.policy_ = std::move(in_force);
+  for (Member& member : service.members_) service.weigh(member);
+}
 
 const Policy* ServiceTable::policy_for(const SocketAddress& address) const {
   for (const Policy& policy : policies_) {
@@ -157,7 +182,9 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
   Member member;
   member.node = request.node;
   member.membership = ++service->memberships_;
-  member.weight = std::max<std::uint32_t>(request.weight, 1);
+  member.name = request.name;
+  member.joined_weight = std::max<std::uint32_t>(request.weight, 1);
+  service->weigh(member);
   member.connections_max = request.connections_max;
   service->members_.push_back(member);
   return Joined{service, created};

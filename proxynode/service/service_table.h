@@ -23,11 +23,17 @@
 #include <unordered_map>
 #include <vector>
 
+#include "lwproto/auth/admission.h"
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
-#include "proxynode/service/admission.h"
 
 namespace sanproxy::service {
+
+using auth::AllowEntry;
+using auth::AllowList;
+using auth::allows;
+using auth::anybody;
+using auth::Credentials;
 
 using ServiceId = std::uint32_t;  // 0 is none
 using NodeId = std::uint32_t;
@@ -43,11 +49,14 @@ struct Policy {
   Binding binding = Binding::kAsJoined;
   std::optional<AllowList> allow =
       std::nullopt;  // who may join; without: what the joining side's fabric says
+  std::map<std::string, std::uint32_t> weights = {};  // by name of a node, instead of JOIN's
 };
 
 struct Member {
   NodeId node = 0;
-  std::uint32_t weight = 1;
+  std::string name;
+  std::uint32_t weight = 1;           // in force
+  std::uint32_t joined_weight = 1;    // as its JOIN said
   std::uint32_t connections_max = 0;  // 0 is no limit
   std::uint32_t connections = 0;
   std::uint32_t membership = 0;     // from 1; who leaves and joins again gets another
@@ -58,6 +67,7 @@ struct Member {
 struct JoinRequest {
   SocketAddress address;
   NodeId node = 0;
+  std::string name = {};  // of the node
   Credentials who;
   AllowList otherwise = anybody();  // who may join a service without a list of its own
   std::uint32_t weight = 1;
@@ -82,7 +92,8 @@ class Service {
   // A connection that was bound in that membership has ended.
   void unbind(NodeId node, std::uint32_t membership);
 
-  std::uint32_t listener = 0;  // the translator's: the stack's listener
+  std::uint32_t listener = 0;  // the translator's: the stack's listener,
+  bool listening = false;      // while there is one
   std::uint64_t accepted = 0, unserved = 0;
 
  private:
@@ -90,6 +101,7 @@ class Service {
   Member* pick_round_robin(const std::function<bool(NodeId)>& usable);
   Member* pick_weighted(const std::function<bool(NodeId)>& usable);
   Member* pick_least_connections(const std::function<bool(NodeId)>& usable);
+  void weigh(Member& member) const;
 
   ServiceId id_;
   Policy policy_;
@@ -110,6 +122,11 @@ class ServiceTable {
   // kPermission: the policy does not allow this peer. kExists: it is a member already.
   // kExhausted: services_max.
   Result<Joined> join(const JoinRequest& request);
+  // Whether the lists of this moment let that member stay.
+  bool permits(const JoinRequest& request) const;
+  // The policy of an address while running: instead of the configured one, or (nothing) that again.
+  // Holds for the service that is there at once; who may stay is for the caller to see to.
+  void override_policy(const SocketAddress& address, std::optional<Policy> policy);
   // True when that was the last member: the caller must have closed the LISTEN endpoint, then
   // calls erase().
   Result<bool> leave(ServiceId service, NodeId node);
@@ -123,9 +140,9 @@ class ServiceTable {
 
  private:
   const Policy* policy_for(const SocketAddress& address) const;
-  bool permits(const JoinRequest& request) const;
 
-  std::vector<Policy> policies_;
+  const std::vector<Policy> configured_;
+  std::vector<Policy> policies_;  // in force: those, and what overrides them
   std::uint32_t services_max_;
   ServiceId next_id_ = 1;
   std::unordered_map<ServiceId, std::unique_ptr<Service>> services_;

@@ -48,6 +48,7 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   service::JoinRequest request;
   request.address = *address;
   request.node = node.index;
+  request.name = node.name;
   request.who = node.who;
   request.otherwise = node.from->allow;
   request.weight = message.join.weight;
@@ -60,13 +61,11 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   }
   service::Service& service = *joined->service;
   if (joined->created) {
-    auto listener = stack_->listen(*address, service.id());
-    if (!listener.ok()) {
+    if (const Status status = paused_ ? Status() : open_listener(service); !status.ok()) {
       (void)services_.leave(service.id(), node.index);
       services_.erase(service.id());
-      return refuse(wire::CloseCode::kAddressInUse, listener.status().text());
+      return refuse(wire::CloseCode::kAddressInUse, status.text());
     }
-    service.listener = *listener;
     host_.on_service_opened(*address);
   }
   answer.service = service.id();
@@ -107,11 +106,24 @@ void Translator::on_shutdown_service(AppNode& node, const wire::Message& message
               member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service, true);
 }
 
+Status Translator::open_listener(service::Service& service) {
+  auto listener = stack_->listen(service.address(), service.id());
+  if (!listener.ok()) return listener.status();
+  service.listener = *listener;
+  service.listening = true;
+  return {};
+}
+
+void Translator::close_listener(service::Service& service) {
+  if (service.listening) stack_->unlisten(service.listener);
+  service.listening = false;
+}
+
 // The LISTEN endpoint goes; established connections stay. With a code, members are told.
 void Translator::close_service(service::Service& service, wire::CloseCode announce,
                                NodeIndex except) {
   const SocketAddress address = service.address();
-  stack_->unlisten(service.listener);
+  close_listener(service);
   host_.on_service_closed(address);
   if (announce != wire::CloseCode::kNone) {
     const wire::ServiceBody body{service.id(), 0};

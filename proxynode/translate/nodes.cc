@@ -121,6 +121,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
   node->name = node->channel->peer_name();
+  node->drained = name_is_drained(node->name);
   node->owed_max = std::min(hello->streams_max, options_.connections_max) + kAnswersOwedMax;
   auto chunk_key = node->channel->endpoint().attach(node->chunks->region());
   Status attached = chunk_key.status();

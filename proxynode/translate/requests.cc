@@ -16,6 +16,8 @@ bool takes_more(const AppNode* node) {
          node->open_streams < node->channel->peer_hello().streams_max;
 }
 
+bool may_be_given(const AppNode* node) { return takes_more(node) && !node->drained; }
+
 // An application node opens every stream with the one window of its HELLO (rules S5, S17).
 bool window_is_its_own(const AppNode& node, std::uint32_t window_bytes) {
   return window_bytes == node.channel->peer_hello().stream_window_bytes;
@@ -60,11 +62,11 @@ bool Translator::bind(StreamIndex index) {
   service::Member* member = nullptr;
   if (service != nullptr) {
     member = service->pick([this](service::NodeId id) {
-      return takes_more(nodes_[id].get()) && nodes_[id]->channel->data_writable();
+      return may_be_given(nodes_[id].get()) && nodes_[id]->channel->data_writable();
     });
     // A node that is short of credits now is better than none.
     if (member == nullptr) {
-      member = service->pick([this](service::NodeId id) { return takes_more(nodes_[id].get()); });
+      member = service->pick([this](service::NodeId id) { return may_be_given(nodes_[id].get()); });
     }
     if (member == nullptr) ++service->unserved;
   }

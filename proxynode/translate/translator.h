@@ -6,6 +6,7 @@
 //     nodes.cc         channels come, are polled and flushed, die
 //     authenticate.cc  AUTHENTICATE, and who may try how often
 //     joins.cc         JOIN, LEAVE, SHUTDOWN
+//     operations.cc    policies changed and nodes drained while running
 //     requests.cc      a connection is bound, requested, accepted, rejected; outgoing ones
 //     tcp_to_san.cc    client bytes to the application node
 //     san_to_tcp.cc    application bytes to the client
@@ -25,18 +26,19 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "lwproto/auth/admission.h"
 #include "lwproto/auth/proof.h"
 #include "lwproto/base/clock.h"
 #include "lwproto/base/reserved_array.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
-#include "proxynode/service/admission.h"
 #include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
@@ -71,6 +73,7 @@ struct TranslatorCounters {
   std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
                 channels_refused = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
+  std::uint64_t expelled = 0;  // memberships ended because a list has changed
   std::uint64_t joins_not_permitted = 0, joins_limited = 0;  // of those refused
   std::uint64_t proofs = 0, proofs_not_permitted = 0, proofs_limited = 0;
   std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
@@ -97,6 +100,9 @@ inline std::size_t egress_reserve(const buffer::SlotPool& pool) {
   return std::min<std::size_t>(64, pool.slot_count() / 2);
 }
 
+// Who has taken a node out for new connections.
+enum class DrainedBy : std::uint8_t { kOperator = 1, kCluster = 2 };
+
 // What the translator asks of the process around it.
 class Host {
  public:
@@ -121,6 +127,7 @@ struct AppNode {
   bool lend_ingress = false;
   bool receives_into_egress = false;  // what it sends arrives in slots of the EgressPool
   bool dead = false;
+  bool drained = false;  // gets no new connections
   StreamIndex streams_head = kNone;
   std::uint32_t stream_count = 0;  // bound, orphans included
   std::uint32_t open_streams = 0;  // known to the application
@@ -157,6 +164,19 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::size_t poll_channels();   // what the application nodes sent; number of completions
   std::size_t poll_listeners();  // application nodes that want in
   void replenish_channels();     // before sleeping: receive buffers that were held by others
+
+  // --- changed while running (operations.cc)
+  // The policy of a service: instead of the configured one, or (nothing) that again. Members that
+  // its list does not allow any more are members no more; their connections go on.
+  void set_policy(const SocketAddress& address, std::optional<service::Policy> policy);
+  // Out for new connections, or in again: the whole proxy. Its services stay joined.
+  void set_paused(bool paused);
+  bool paused() const { return paused_; }
+  // Likewise the application nodes of that name, now and when they come back.
+  // Each who drains is to undrain.
+  void set_drained(const std::string& node_name, bool drained, DrainedBy by);
+  bool is_drained(const std::string& node_name, DrainedBy by) const;
+  std::vector<std::string> drained_names() const;
 
   // --- winding down
   void start_drain();  // no new connections or joins; members are told
@@ -211,8 +231,14 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void on_join(AppNode& node, const wire::Message& message);
   void on_leave(AppNode& node, const wire::Message& message);
   void on_shutdown_service(AppNode& node, const wire::Message& message);
+  Status open_listener(service::Service& service);
+  void close_listener(service::Service& service);
   void close_service(service::Service& service, wire::CloseCode announce, NodeIndex except);
   void leave_service(service::ServiceId id, AppNode& node);
+
+  // operations.cc
+  void expel(service::Service& service, AppNode& node);
+  bool name_is_drained(const std::string& name) const;
 
   // requests.cc
   Stream& open_stream(StreamIndex index);
@@ -320,6 +346,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool slots_released_ = false;  // of the EgressPool, since the last poll_channels()
   bool any_dead_ = false;
   bool draining_ = false;
+  bool paused_ = false;
+  std::map<std::string, std::uint8_t, std::less<>> drained_names_;  // and by whom
   TranslatorCounters counters_;
 };
 

@@ -156,11 +156,28 @@ TEST_F(Endpoint, EveryOneOfManyAtOnceGetsItsOwnPage) {
   EXPECT_EQ(right, kClients * kEach);
 }
 
-TEST_F(Endpoint, OnlyGetReachesTheWorker) {
+TEST_F(Endpoint, AChangeFromHereReachesTheWorkerWithItsMethodAndParameters) {
+  PageRequest seen;
+  serve_while(
+      [&] { EXPECT_EQ(client()->Post("/drain?why=x%20y", "", "application/json")->status, 200); },
+      [&](const PageRequest& request) {
+        seen = request;
+        return Page{};
+      });
+  EXPECT_EQ(seen.method, "POST");
+  EXPECT_EQ(seen.path, "/drain");
+  EXPECT_EQ(seen.parameters.at("why"), "x y");
+}
+
+// A web page can send a form to any address, but not JSON without asking first.
+TEST_F(Endpoint, NeitherFormsNorOtherMethodsReachTheWorker) {
   serve_while(
       [&] {
-        EXPECT_EQ(client()->Post("/status", "x", "text/plain")->status, 404);
+        EXPECT_EQ(client()->Post("/drain", "x", "text/plain")->status, 403);
+        EXPECT_EQ(client()->Post("/drain", "x=1", "application/x-www-form-urlencoded")->status,
+                  403);
         EXPECT_EQ(client()->Delete("/status")->status, 404);
+        EXPECT_EQ(client()->Options("/drain")->status, 404);
       },
       [](const PageRequest& request) {
         ADD_FAILURE() << "asked for " << request.path;

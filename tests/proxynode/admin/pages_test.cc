@@ -53,6 +53,9 @@ class Pages : public translate::testing::World {
     out.version = "1.2.3";
     out.uptime_s = 4.5;
     out.draining = draining_;
+    if (draining_) out.state = "draining";
+    out.cluster = &cluster_;
+    out.operations = operations_;
     out.stack = stack_.get();
     out.translator = translator_.get();
     out.ingress = ingress_.get();
@@ -80,6 +83,8 @@ class Pages : public translate::testing::World {
   }
 
   bool draining_ = false;
+  cluster::SessionStatus cluster_;
+  Operations* operations_ = nullptr;
   LoopCounters loop_{7, 3};
   std::vector<const packet_io::PacketIo*> interfaces_;
 };
@@ -268,6 +273,74 @@ TEST_F(Pages, OtherPathsAreNotFoundAndTheFrontPageSaysWhatThereIs) {
   for (const char* path : {"/metrics", "/status", "/connections", "/healthz"}) {
     EXPECT_NE(front.body.find(path), std::string::npos) << path;
   }
+}
+
+struct Operator final : Operations {
+  std::string said;
+  std::string answer;
+  std::string drain() override { return say("drain"); }
+  std::string undrain() override { return say("undrain"); }
+  std::string drain_node(const std::string& name, bool drained) override {
+    return say(name + (drained ? " out" : " in"));
+  }
+  std::string say(const std::string& what) {
+    said = what;
+    return answer;
+  }
+};
+
+TEST_F(Pages, ChangesArePostedAndRefusalsSayWhy) {
+  Operator who;
+  operations_ = &who;
+  const auto post = [&](const std::string& path) {
+    PageRequest request{path};
+    request.method = "POST";
+    return render(sources(), request);
+  };
+  for (const auto& [path, said] :
+       std::vector<std::pair<std::string, std::string>>{{"/drain", "drain"},
+                                                        {"/undrain", "undrain"},
+                                                        {"/nodes/httpd:12/drain", "httpd:12 out"},
+                                                        {"/nodes/a/b/undrain", "a/b in"}}) {
+    EXPECT_EQ(post(path).http_status, 200) << path;
+    EXPECT_EQ(who.said, said);
+  }
+  who.said.clear();
+  for (const char* path : {"/", "/status", "/nodes/x", "/nodes//drain", "/nodes/x/kill"}) {
+    EXPECT_EQ(post(path).http_status, 404) << path;
+    EXPECT_EQ(who.said, "");
+  }
+  who.answer = "not now";
+  EXPECT_EQ(post("/undrain").http_status, 409);
+  EXPECT_EQ(post("/undrain").body, "not now\n");
+  EXPECT_EQ(page("/drain").http_status, 404) << "GET changes nothing";
+}
+
+TEST_F(Pages, WhatEtcdHasThatIsWrongIsShownWithItsKey) {
+  cluster_.refused = {{"config/service/10.0.0.1:80", "the value is not JSON"}};
+  cluster_.state.refused_values = 3;
+  EXPECT_EQ(parsed("/status")["cluster"]["refused"]["config/service/10.0.0.1:80"],
+            "the value is not JSON");
+  EXPECT_NE(page("/metrics").body.find("sanproxy_cluster_refused_total{reason=\"value\"} 3"),
+            std::string::npos);
+}
+
+TEST_F(Pages, ConnectionsAreChosenByWhatIsAsked) {
+  Node* node = &add_member({.name = "web"});
+  Client* client = nullptr;
+  (void)open(client, *node);
+  const auto total = [&](const std::string& key, const std::string& value) {
+    PageRequest request{"/connections"};
+    request.parameters[key] = value;
+    return json::parse(render(sources(), request).body)["total"].get<int>();
+  };
+  EXPECT_EQ(total("service", "10.77.0.10:80"), 1);
+  EXPECT_EQ(total("service", "10.77.0.10:81"), 0);
+  EXPECT_EQ(total("node", "web"), 1);
+  EXPECT_EQ(total("node", "other"), 0);
+  EXPECT_EQ(total("state", "ESTABLISHED"), 1);
+  EXPECT_EQ(total("state", "CLOSE_WAIT"), 0);
+  EXPECT_EQ(total("client", "10.1.1.1"), 0);
 }
 
 TEST_F(Pages, EveryMetricOfTheHandbookExists) {

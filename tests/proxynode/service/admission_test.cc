@@ -1,4 +1,4 @@
-#include "proxynode/service/admission.h"
+#include "lwproto/auth/admission.h"
 
 #include "tests/proxynode/service/service_fixture.h"
 

@@ -173,5 +173,31 @@ TEST(ServiceTable, ForEachVisitsEveryServiceOnce) {
   EXPECT_EQ(ports, (std::vector<std::uint16_t>{1, 2, 3, 4, 5}));
 }
 
+TEST(ServiceTable, APolicyMayChangeWhileTheServiceIsThere) {
+  ServiceTable table({Policy{.address = kWeb, .balance = Balance::kWeighted}}, 10);
+  JoinRequest ask = request(1, kWeb, 5);
+  ask.name = "web:12";
+  Service& service = *table.join(ask)->service;
+  Policy policy{.address = kWeb, .balance = Balance::kLeastConnections};
+  policy.weights = {{"web", 9}};
+  table.override_policy(kWeb, policy);
+  EXPECT_EQ(service.policy().balance, Balance::kLeastConnections);
+  EXPECT_EQ(service.find(1)->weight, 9u) << "by its name without the pid";
+  policy.weights["web:12"] = 7;
+  table.override_policy(kWeb, policy);
+  EXPECT_EQ(service.find(1)->weight, 7u) << "the whole name stands before that";
+  table.override_policy(kWeb, std::nullopt);
+  EXPECT_EQ(service.policy().balance, Balance::kWeighted) << "as configured";
+  EXPECT_EQ(service.find(1)->weight, 5u) << "as joined";
+}
+
+TEST(ServiceTable, APolicyThatCameWhileRunningHoldsForLaterServices) {
+  ServiceTable table({}, 10);
+  table.override_policy(kWeb, Policy{.address = kWeb, .balance = Balance::kLeastConnections});
+  EXPECT_EQ(table.join(request(1))->service->policy().balance, Balance::kLeastConnections);
+  EXPECT_EQ(table.join(request(1, address("10.77.0.11:80")))->service->policy().balance,
+            Balance::kRoundRobin);
+}
+
 }  // namespace
 }  // namespace sanproxy::service::testing

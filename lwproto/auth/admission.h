@@ -16,7 +16,7 @@
 
 #include "lwproto/base/status.h"
 
-namespace sanproxy::service {
+namespace sanproxy::auth {
 
 // What a peer has shown.
 struct Credentials {
@@ -42,4 +42,4 @@ using AllowList = std::vector<AllowEntry>;
 inline AllowList anybody() { return {AllowEntry{}}; }
 bool allows(const AllowList& list, const Credentials& who);
 
-}  // namespace sanproxy::service
+}  // namespace sanproxy::auth

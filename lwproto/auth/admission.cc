@@ -1,9 +1,9 @@
-#include "proxynode/service/admission.h"
+#include "lwproto/auth/admission.h"
 
 #include <algorithm>
 #include <charconv>
 
-namespace sanproxy::service {
+namespace sanproxy::auth {
 namespace {
 
 constexpr Status malformed() {
@@ -57,4 +57,4 @@ bool allows(const AllowList& list, const Credentials& who) {
                      [&](const AllowEntry& entry) { return entry.matches(who); });
 }
 
-}  // namespace sanproxy::service
+}  // namespace sanproxy::auth

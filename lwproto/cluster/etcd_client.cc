@@ -1,0 +1,333 @@
+#include "lwproto/cluster/etcd_client.h"
+
+#include <curl/curl.h>
+
+#include <mutex>
+#include <utility>
+
+#include "lwproto/base/check.h"
+
+namespace sanproxy::cluster {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t kPageValues = 1'000;
+constexpr int kWaitPieceMs = 1'000;
+constexpr long kKeepAliveIdleS = 10;
+
+void set_up_curl() {
+  static std::once_flag once;
+  std::call_once(once, [] { SANPROXY_CHECK(curl_global_init(CURL_GLOBAL_DEFAULT) == 0); });
+}
+
+// What may pass by itself, at another endpoint or later: no leader, a member that is starting.
+bool is_transient(long http_status, const std::string& text) {
+  if (http_status == 503 || http_status == 504) return true;
+  for (const char* words : {"no leader", "timed out", "leader changed", "stopped", "too many"}) {
+    if (text.find(words) != std::string::npos) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Status check_endpoint(const std::string& url) {
+  constexpr auto kBad =
+      Status::error(Code::kInvalidArgument, "expected http://HOST:PORT or https://HOST:PORT");
+  const std::size_t colon = url.find("://");
+  if (colon == std::string::npos) return kBad;
+  const std::string scheme = url.substr(0, colon);
+  const std::string host = url.substr(colon + 3);
+  if (scheme != "http" && scheme != "https") return kBad;
+  if (host.empty() || host.find_first_of("/ @?#\\") != std::string::npos) return kBad;
+  return {};
+}
+
+struct EtcdClient::Transfer {
+  CURL* easy = curl_easy_init();
+  curl_slist* headers = nullptr;
+  std::string url, body, received;
+  std::size_t received_max = 0;
+  bool added = false, finished = false, too_long = false;
+  CURLcode result = CURLE_OK;
+  char error[CURL_ERROR_SIZE] = {};
+
+  Transfer() { SANPROXY_CHECK(easy != nullptr); }
+  ~Transfer() {
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(easy);
+  }
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
+
+  static std::size_t take(char* data, std::size_t, std::size_t bytes, void* user) {
+    auto& self = *static_cast<Transfer*>(user);
+    if (self.received.size() + bytes > self.received_max) {
+      self.too_long = true;
+      return 0;
+    }
+    self.received.append(data, bytes);
+    return bytes;
+  }
+};
+
+EtcdClient::EtcdClient(EtcdOptions options) : options_(std::move(options)) {
+  set_up_curl();
+  SANPROXY_CHECK(!options_.endpoints.empty());
+  multi_ = curl_multi_init();
+  SANPROXY_CHECK(multi_ != nullptr);
+  request_ = std::make_unique<Transfer>();
+}
+
+EtcdClient::~EtcdClient() {
+  end_watch();
+  if (request_->added) curl_multi_remove_handle(multi_, request_->easy);
+  request_.reset();
+  curl_multi_cleanup(multi_);
+}
+
+void EtcdClient::configure(Transfer& t, const std::string& path, const json& body) {
+  t.url = endpoint() + path;
+  t.body = body.dump(-1, ' ', false, json::error_handler_t::replace);
+  t.received.clear();
+  t.received_max = options_.response_bytes_max;
+  t.finished = t.too_long = false;
+  t.error[0] = '\0';
+  curl_slist_free_all(t.headers);
+  t.headers = curl_slist_append(nullptr, "Content-Type: application/json");
+  t.headers = curl_slist_append(t.headers, "Expect:");
+  if (!token_.empty()) {
+    t.headers = curl_slist_append(t.headers, ("Authorization: " + token_).c_str());
+  }
+  curl_easy_reset(t.easy);
+  const auto set = [&t](CURLoption option, auto value) {
+    SANPROXY_CHECK(curl_easy_setopt(t.easy, option, value) == CURLE_OK);
+  };
+  set(CURLOPT_URL, t.url.c_str());
+  set(CURLOPT_NOSIGNAL, 1L);
+  set(CURLOPT_NOPROXY, "*");  // the environment's proxies are for browsers
+  set(CURLOPT_PROTOCOLS_STR, "http,https");
+  set(CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
+  set(CURLOPT_POSTFIELDS, t.body.c_str());
+  set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(t.body.size()));
+  set(CURLOPT_HTTPHEADER, t.headers);
+  set(CURLOPT_ERRORBUFFER, t.error);
+  set(CURLOPT_WRITEFUNCTION, &Transfer::take);
+  set(CURLOPT_WRITEDATA, &t);
+  set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.timeout_ms));
+  set(CURLOPT_TCP_KEEPALIVE, 1L);
+  set(CURLOPT_TCP_KEEPIDLE, kKeepAliveIdleS);
+  set(CURLOPT_TCP_KEEPINTVL, kKeepAliveIdleS);
+  if (!options_.ca.empty()) set(CURLOPT_CAINFO, options_.ca.c_str());
+  if (!options_.certificate.empty()) set(CURLOPT_SSLCERT, options_.certificate.c_str());
+  if (!options_.key.empty()) set(CURLOPT_SSLKEY, options_.key.c_str());
+}
+
+// Lets transfers go on, notes those that have ended, and hands out what the watch brought.
+void EtcdClient::perform() {
+  int running = 0;
+  curl_multi_perform(multi_, &running);
+  int left = 0;
+  while (const CURLMsg* message = curl_multi_info_read(multi_, &left)) {
+    if (message->msg != CURLMSG_DONE) continue;
+    for (Transfer* t : {request_.get(), watch_.get()}) {
+      if (t == nullptr || t->easy != message->easy_handle) continue;
+      t->finished = true;
+      t->result = message->data.result;
+    }
+  }
+  take_watch_lines();
+}
+
+void EtcdClient::take_watch_lines() {
+  if (watch_ == nullptr || !watch_running_) return;
+  std::string& text = watch_->received;
+  std::size_t begin = 0;
+  const auto fail = [&](std::string why) {
+    watch_error_ = std::move(why);
+    watch_running_ = false;
+  };
+  for (std::size_t end = text.find('\n'); end != std::string::npos && watch_running_;
+       begin = end + 1, end = text.find('\n', begin)) {
+    if (end == begin) continue;
+    const auto answer = read_watch(std::string_view(text).substr(begin, end - begin));
+    if (!answer.ok()) {
+      fail(answer.status().text());
+    } else {
+      on_watch_(*answer);
+      if (answer->canceled) fail(answer->reason.empty() ? "canceled by etcd" : answer->reason);
+    }
+  }
+  text.erase(0, begin);
+  if (watch_running_ && watch_->finished) {
+    if (watch_->too_long) {
+      fail("an answer of the watch is longer than response_bytes_max");
+    } else if (std::string refused = error_text(json::parse(text, nullptr, false));
+               !refused.empty()) {
+      fail(std::move(refused));
+    } else {
+      fail(watch_->error[0] != '\0' ? watch_->error : "etcd has ended the watch");
+    }
+  }
+}
+
+void EtcdClient::wait(int timeout_ms) {
+  perform();
+  if (interrupted_ || timeout_ms <= 0) return;
+  curl_multi_poll(multi_, nullptr, 0, timeout_ms, nullptr);
+  perform();
+}
+
+void EtcdClient::wake() { curl_multi_wakeup(multi_); }
+
+void EtcdClient::interrupt() {
+  interrupted_ = true;
+  wake();
+}
+
+void EtcdClient::resume(std::uint32_t timeout_ms) {
+  options_.endpoints = {endpoint()};
+  current_ = 0;
+  options_.timeout_ms = timeout_ms;
+  interrupted_ = false;
+}
+
+Answer EtcdClient::call_once(const std::string& path, const json& body) {
+  Transfer& t = *request_;
+  configure(t, path, body);
+  SANPROXY_CHECK(curl_easy_setopt(t.easy, CURLOPT_TIMEOUT_MS,
+                                  static_cast<long>(options_.timeout_ms)) == CURLE_OK);
+  curl_multi_add_handle(multi_, t.easy);
+  t.added = true;
+  perform();
+  while (!t.finished && !interrupted_) {
+    curl_multi_poll(multi_, nullptr, 0, kWaitPieceMs, nullptr);
+    perform();
+  }
+  curl_multi_remove_handle(multi_, t.easy);
+  t.added = false;
+  Answer out;
+  const auto fail = [&](Code code, const std::string& why) {
+    out.code = code;
+    out.error = endpoint() + ": " + why;
+    return std::move(out);
+  };
+  if (!t.finished) return fail(Code::kDisconnected, "interrupted");
+  if (t.too_long) return fail(Code::kProtocol, "the answer is longer than response_bytes_max");
+  if (t.result != CURLE_OK) {
+    curl_off_t connect_us = 0;
+    curl_easy_getinfo(t.easy, CURLINFO_CONNECT_TIME_T, &connect_us);
+    out.may_be_done = connect_us != 0;
+    const Code code = t.result == CURLE_OPERATION_TIMEDOUT ? Code::kTimeout : Code::kDisconnected;
+    return fail(code, t.error[0] != '\0' ? t.error : curl_easy_strerror(t.result));
+  }
+  long http_status = 0;
+  curl_easy_getinfo(t.easy, CURLINFO_RESPONSE_CODE, &http_status);
+  out.body = json::parse(t.received, nullptr, false);
+  const std::string refused = error_text(out.body);
+  if (http_status != 200 || !refused.empty()) {
+    const std::string why =
+        refused.empty() ? "HTTP status " + std::to_string(http_status) : refused;
+    const bool transient = is_transient(http_status, why);
+    out.may_be_done = transient;
+    return fail(transient ? Code::kDisconnected : Code::kRefused, why);
+  }
+  if (!out.body.is_object()) return fail(Code::kProtocol, "the answer is not JSON");
+  out.ok = true;
+  return out;
+}
+
+// Gets a token for options_.user.
+bool EtcdClient::log_in(Answer& failure) {
+  token_.clear();
+  Answer answer = call_once("/v3/auth/authenticate",
+                            {{"name", options_.user}, {"password", options_.password}});
+  const auto token = answer.body.is_object() ? answer.body.find("token") : answer.body.end();
+  if (answer.ok && token != answer.body.end() && token->is_string()) {
+    token_ = token->get<std::string>();
+    return true;
+  }
+  if (answer.ok) {
+    answer.ok = false;
+    answer.code = Code::kProtocol;
+    answer.error = endpoint() + ": no token in the answer";
+  }
+  failure = std::move(answer);
+  return false;
+}
+
+Answer EtcdClient::call(const std::string& path, const json& body, bool repeatable) {
+  Answer answer;
+  bool logged_in_now = false;
+  // Once around: the endpoint in use may have gone just now, and so may the next.
+  for (std::size_t tries = options_.endpoints.size() + 1; tries > 0; --tries) {
+    if (!options_.user.empty() && token_.empty()) {
+      if (!log_in(answer)) {
+        last_error_ = answer.error;
+        if (answer.code != Code::kTimeout && answer.code != Code::kDisconnected) return answer;
+        next_endpoint();
+        continue;
+      }
+      logged_in_now = true;
+    }
+    answer = call_once(path, body);
+    if (answer.ok) return answer;
+    last_error_ = answer.error;
+    if (interrupted_) return answer;
+    if (!token_.empty() && !logged_in_now && answer.error.find("auth token") != std::string::npos) {
+      token_.clear();  // it has expired, or its signer is gone
+      continue;
+    }
+    if (answer.code != Code::kTimeout && answer.code != Code::kDisconnected) return answer;
+    if (answer.may_be_done && !repeatable) return answer;
+    if (tries > 1) next_endpoint();
+  }
+  return answer;
+}
+
+Result<RangeAnswer> EtcdClient::list(const std::string& key, const std::string& end,
+                                     std::size_t values_max, std::int64_t at_revision) {
+  RangeAnswer all;
+  std::string from = key;
+  while (true) {
+    const Answer answer =
+        call("/v3/kv/range", range_request(from, end, at_revision, end.empty() ? 0 : kPageValues));
+    if (!answer.ok) return Status::error(answer.code, "etcd does not list its keys");
+    auto page = read_range(answer.body);
+    if (!page.ok()) {
+      last_error_ = endpoint() + ": " + page.status().text();
+      return page.status();
+    }
+    if (at_revision == 0) at_revision = page->revision;
+    for (KeyValue& value : page->values) all.values.push_back(std::move(value));
+    if (all.values.size() > values_max) {
+      last_error_ = "more than " + std::to_string(values_max) + " keys";
+      return Status::error(Code::kExhausted, "etcd has more keys than max_entries");
+    }
+    if (!page->more || page->values.empty()) break;
+    from = all.values.back().key + '\0';
+  }
+  all.revision = at_revision;
+  return all;
+}
+
+void EtcdClient::watch(const std::string& key, const std::string& end, std::int64_t from_revision,
+                       OnWatch on_watch) {
+  end_watch();
+  on_watch_ = std::move(on_watch);
+  watch_error_.clear();
+  watch_ = std::make_unique<Transfer>();
+  configure(*watch_, "/v3/watch", watch_request(key, end, from_revision));
+  curl_multi_add_handle(multi_, watch_->easy);
+  watch_running_ = true;
+}
+
+void EtcdClient::end_watch() {
+  watch_running_ = false;
+  if (watch_ == nullptr) return;
+  curl_multi_remove_handle(multi_, watch_->easy);
+  watch_.reset();
+}
+
+}  // namespace sanproxy::cluster

@@ -1,0 +1,103 @@
+// EtcdClient: requests to an etcd cluster over its JSON gateway, and one watch.
+//
+// Document: docs/cluster.md "etcd".
+// Role: HTTP by libcurl (multi): bounded answers, time-outs, several endpoints. A request that an
+//   endpoint does not answer goes to the next one; what etcd itself refuses is not repeated.
+// Owner: a Session, or sanctl. Thread: one; wake() and interrupt() from any.
+// Invariants:
+//   1. No call lasts longer than (endpoints + 1) * timeout_ms.
+//   2. No answer, and no line of a watch, is taken beyond response_bytes_max.
+//   3. The watch goes on while a call waits: what it brings is handed out in order, in call() and
+//      wait().
+//   4. After interrupt() every call fails at once.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "lwproto/base/status.h"
+#include "lwproto/cluster/etcd_messages.h"
+
+namespace sanproxy::cluster {
+
+struct EtcdOptions {
+  std::vector<std::string> endpoints = {"http://127.0.0.1:2379"};
+  std::string user, password;        // with a user, requests carry a token
+  std::string ca;                    // PEM: who signs etcd's certificate
+  std::string certificate, key;      // PEM: ours, if etcd asks for one
+  std::uint32_t timeout_ms = 2'000;  // of one request at one endpoint
+  std::size_t response_bytes_max = std::size_t{16} << 20;
+};
+
+// kInvalidArgument unless it is http://HOST[:PORT] or https://HOST[:PORT].
+Status check_endpoint(const std::string& url);
+
+struct Answer {
+  bool ok = false;
+  Code code = Code::kOk;     // why not: kTimeout, kDisconnected, kRefused, kProtocol
+  bool may_be_done = false;  // the request was sent, its fate is unknown
+  std::string error;         // for people
+  nlohmann::json body;
+};
+
+class EtcdClient {
+ public:
+  // Called for each line of the watch.
+  using OnWatch = std::function<void(const WatchAnswer&)>;
+
+  explicit EtcdClient(EtcdOptions options);
+  ~EtcdClient();
+  EtcdClient(const EtcdClient&) = delete;
+  EtcdClient& operator=(const EtcdClient&) = delete;
+
+  // POST `path` ("/v3/kv/range"). A request of which an unanswered try may have been carried out
+  // must be one that may be carried out twice, or `repeatable` false.
+  Answer call(const std::string& path, const nlohmann::json& body, bool repeatable = true);
+  // All keys from `key` to before `end`, of one revision, in pages.
+  Result<RangeAnswer> list(const std::string& key, const std::string& end,
+                           std::size_t values_max = 100'000, std::int64_t at_revision = 0);
+
+  void watch(const std::string& key, const std::string& end, std::int64_t from_revision,
+             OnWatch on_watch);
+  void end_watch();
+  bool watching() const { return watch_ != nullptr && watch_running_; }
+  const std::string& watch_error() const { return watch_error_; }
+
+  // Serves the watch for at most `timeout_ms`; returns sooner after something came or wake().
+  void wait(int timeout_ms);
+  void wake();
+  void interrupt();
+  // On the client's thread: calls work again, but each gets one endpoint and so much time.
+  void resume(std::uint32_t timeout_ms);
+
+  const std::string& endpoint() const { return options_.endpoints[current_]; }
+  void next_endpoint() { current_ = (current_ + 1) % options_.endpoints.size(); }
+  const std::string& last_error() const { return last_error_; }
+
+ private:
+  struct Transfer;
+  void configure(Transfer& transfer, const std::string& path, const nlohmann::json& body);
+  Answer call_once(const std::string& path, const nlohmann::json& body);
+  bool log_in(Answer& failure);
+  void perform();
+  void take_watch_lines();
+
+  EtcdOptions options_;
+  std::size_t current_ = 0;
+  std::string token_;
+  std::string last_error_;
+  void* multi_ = nullptr;
+  std::unique_ptr<Transfer> request_;  // one at a time; its connection is kept
+  std::unique_ptr<Transfer> watch_;
+  bool watch_running_ = false;
+  std::string watch_error_;
+  OnWatch on_watch_;
+  std::atomic<bool> interrupted_{false};
+};
+
+}  // namespace sanproxy::cluster

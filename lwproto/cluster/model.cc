@@ -1,0 +1,345 @@
+#include "lwproto/cluster/model.h"
+
+#include <algorithm>
+#include <charconv>
+#include <stdexcept>
+
+namespace sanproxy::cluster {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kNameBytesMax = 64;
+constexpr std::size_t kValueBytesMax = 64 * 1024;
+constexpr std::uint32_t kWeightMax = 65'535;      // of application nodes, as in JOIN
+constexpr std::uint32_t kProxyWeightMax = 1'000;  // what a table of network nodes can hold
+constexpr std::uint32_t kTagMax = 1'023;
+constexpr std::size_t kListMax = 1024;
+
+// Inside this file only: carries the text that parse_entry() hands out.
+class Bad : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+std::string text_of(const json& value, const std::string& what) {
+  if (!value.is_string()) throw Bad(what + ": expected a string");
+  return value.get<std::string>();
+}
+
+std::uint64_t number_of(const json& value, const std::string& what, std::uint64_t min,
+                        std::uint64_t max) {
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() < min ||
+      value.get<std::uint64_t>() > max) {
+    throw Bad(what + ": expected an integer from " + std::to_string(min) + " to " +
+              std::to_string(max));
+  }
+  return value.get<std::uint64_t>();
+}
+
+std::vector<std::string> texts_of(const json& value, const std::string& what) {
+  if (!value.is_array()) throw Bad(what + ": expected a list of strings");
+  if (value.size() > kListMax) throw Bad(what + ": more than 1024 entries");
+  std::vector<std::string> out;
+  for (const json& one : value) out.push_back(text_of(one, what));
+  return out;
+}
+
+std::string one_of(const json& value, const std::string& what,
+                   std::initializer_list<const char*> choices) {
+  const std::string text = text_of(value, what);
+  std::string names;
+  for (const char* choice : choices) {
+    if (text == choice) return text;
+    names += std::string(names.empty() ? "\"" : ", \"") + choice + "\"";
+  }
+  throw Bad(what + ": expected one of " + names + ", not \"" + text + "\"");
+}
+
+void only_fields(const json& object, std::initializer_list<const char*> known) {
+  for (const auto& [field, value] : object.items()) {
+    if (std::find(known.begin(), known.end(), field) != known.end()) continue;
+    std::string names;
+    for (const char* one : known) names += std::string(names.empty() ? "" : ", ") + one;
+    throw Bad("unknown field \"" + field + "\"; known: " + names);
+  }
+}
+
+ServicePolicy service_of(std::string_view address, const json& value) {
+  ServicePolicy out;
+  const auto parsed = SocketAddress::parse(address);
+  if (!parsed.ok() || parsed->port == 0 || parsed->to_string() != address) {
+    throw Bad("expected IP:PORT or [IPv6]:PORT in the key, in its shortest form");
+  }
+  out.address = *parsed;
+  only_fields(value, {"balance", "binding", "allow", "weights"});
+  if (value.contains("balance")) {
+    out.balance =
+        one_of(value["balance"], "balance", {"round-robin", "weighted", "least-connections"});
+  }
+  if (value.contains("binding")) {
+    out.binding = one_of(value["binding"], "binding", {"delayed", "immediate"});
+  }
+  if (value.contains("allow")) {
+    out.allow_text = texts_of(value["allow"], "allow");
+    out.allow.emplace();
+    for (const std::string& text : out.allow_text) {
+      auto entry = auth::AllowEntry::parse(text);
+      if (!entry.ok()) {
+        throw Bad(std::string("allow: ") + entry.status().text() + ", not \"" + text + "\"");
+      }
+      out.allow->push_back(std::move(*entry));
+    }
+  }
+  if (value.contains("weights")) {
+    if (!value["weights"].is_object()) throw Bad("weights: expected {\"NODE\": WEIGHT, ...}");
+    if (value["weights"].size() > kListMax) throw Bad("weights: more than 1024 entries");
+    for (const auto& [node, weight] : value["weights"].items()) {
+      out.weights[node] =
+          static_cast<std::uint32_t>(number_of(weight, "weights[\"" + node + "\"]", 1, kWeightMax));
+    }
+  }
+  return out;
+}
+
+std::string state_of(const json& value) {
+  return one_of(value, "state", {"running", "draining", "drained"});
+}
+
+NodeRecord node_of(const std::string& name, const json& value) {
+  NodeRecord out;
+  if (!name_legal(name)) throw Bad("the key names no node");
+  out.name = name;
+  for (const auto& [field, text] :
+       std::initializer_list<std::pair<const char*, std::string*>>{{"instance", &out.instance},
+                                                                   {"admin", &out.admin},
+                                                                   {"host", &out.host},
+                                                                   {"version", &out.version}}) {
+    if (value.contains(field)) *text = text_of(value[field], field);
+  }
+  if (value.contains("fabrics")) out.fabrics = texts_of(value["fabrics"], "fabrics");
+  if (value.contains("channels")) out.channels = texts_of(value["channels"], "channels");
+  if (value.contains("tag")) {
+    out.tag = static_cast<std::uint16_t>(number_of(value["tag"], "tag", 0, kTagMax));
+  }
+  if (value.contains("state")) out.state = state_of(value["state"]);
+  if (value.contains("worker")) {
+    out.worker = static_cast<std::uint32_t>(number_of(value["worker"], "worker", 0, 1023));
+  }
+  if (value.contains("connections")) {
+    out.connections = number_of(value["connections"], "connections", 0, UINT64_MAX);
+  }
+  return out;
+}
+
+ApplicationRecord application_of(std::string_view rest, const json& value) {
+  ApplicationRecord out;
+  const std::size_t slash = rest.find('/');
+  if (slash == std::string_view::npos) throw Bad("expected PROXY/NUMBER in the key");
+  out.proxy = rest.substr(0, slash);
+  const std::string_view digits = rest.substr(slash + 1);
+  const auto [stop, error] =
+      std::from_chars(digits.data(), digits.data() + digits.size(), out.number);
+  if (!name_legal(out.proxy) || error != std::errc() || stop != digits.data() + digits.size()) {
+    throw Bad("expected PROXY/NUMBER in the key");
+  }
+  for (const auto& [field, text] : std::initializer_list<std::pair<const char*, std::string*>>{
+           {"name", &out.name}, {"fabric", &out.fabric}, {"peer", &out.peer}}) {
+    if (value.contains(field)) *text = text_of(value[field], field);
+  }
+  if (value.contains("services")) out.services = texts_of(value["services"], "services");
+  if (value.contains("state")) out.state = state_of(value["state"]);
+  if (value.contains("connections")) {
+    out.connections = number_of(value["connections"], "connections", 0, UINT64_MAX);
+  }
+  return out;
+}
+
+Drain drain_of(NodeKind kind, std::string_view encoded, const json& value) {
+  only_fields(value, {"since", "by"});
+  const auto name = decode_name(encoded);
+  if (!name) throw Bad("the key names no node");
+  return {kind, *name};
+}
+
+bool take_prefix(std::string_view& text, std::string_view prefix) {
+  if (!text.starts_with(prefix)) return false;
+  text.remove_prefix(prefix.size());
+  return true;
+}
+
+std::optional<Entry> entry_of(std::string_view rest, const json& value) {
+  if (take_prefix(rest, "config/service/")) return service_of(rest, value);
+  if (take_prefix(rest, "config/proxy/")) {
+    if (!name_legal(rest)) throw Bad("the key names no proxy");
+    only_fields(value, {"weight"});
+    ProxyPolicy out;
+    if (value.contains("weight")) {
+      out.weight =
+          static_cast<std::uint32_t>(number_of(value["weight"], "weight", 1, kProxyWeightMax));
+    }
+    return out;
+  }
+  if (take_prefix(rest, "config/")) throw Bad("there is no such kind of configuration");
+  for (const NodeKind kind :
+       {NodeKind::kProxy, NodeKind::kNetworkNode, NodeKind::kApplicationNode}) {
+    const std::string name = node_kind_name(kind);
+    if (take_prefix(rest, "drain/" + name + "/")) return drain_of(kind, rest, value);
+    if (!take_prefix(rest, "node/" + name + "/")) continue;
+    if (kind == NodeKind::kApplicationNode) return application_of(rest, value);
+    return node_of(std::string(rest), value);
+  }
+  if (take_prefix(rest, "drain/")) throw Bad("expected drain/proxy, netnode or appnode/NAME");
+  return std::nullopt;
+}
+
+bool plain(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '.' ||
+         c == '_' || c == '-' || c == ':';
+}
+
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+}  // namespace
+
+const char* node_kind_name(NodeKind kind) {
+  switch (kind) {
+    case NodeKind::kProxy:
+      return "proxy";
+    case NodeKind::kNetworkNode:
+      return "netnode";
+    case NodeKind::kApplicationNode:
+      return "appnode";
+  }
+  return "unknown";
+}
+
+std::optional<NodeKind> node_kind_of(std::string_view name) {
+  for (const NodeKind kind :
+       {NodeKind::kProxy, NodeKind::kNetworkNode, NodeKind::kApplicationNode}) {
+    if (name == node_kind_name(kind)) return kind;
+  }
+  return std::nullopt;
+}
+
+std::string cluster_root(std::string_view prefix, std::string_view cluster) {
+  std::string out(prefix);
+  while (!out.empty() && out.back() == '/') out.pop_back();
+  return out + "/" + std::string(cluster) + "/";
+}
+
+bool name_legal(std::string_view name) {
+  return !name.empty() && name.size() <= kNameBytesMax &&
+         std::all_of(name.begin(), name.end(), [](char c) { return plain(c) && c != ':'; });
+}
+
+std::string encode_name(std::string_view name) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  std::string out;
+  for (const char c : name) {
+    if (plain(c)) {
+      out += c;
+    } else {
+      const auto byte = static_cast<std::uint8_t>(c);
+      out += {'%', kHex[byte >> 4], kHex[byte & 15]};
+    }
+  }
+  return out;
+}
+
+std::optional<std::string> decode_name(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (plain(text[i])) {
+      out += text[i];
+      continue;
+    }
+    if (text[i] != '%' || i + 2 >= text.size()) return std::nullopt;
+    const int high = hex_digit(text[i + 1]);
+    const int low = hex_digit(text[i + 2]);
+    if (high < 0 || low < 0) return std::nullopt;
+    out += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  if (out.empty() || out.size() > kNameBytesMax || encode_name(out) != text) return std::nullopt;
+  return out;
+}
+
+std::string service_key(const SocketAddress& address) {
+  return "config/service/" + address.to_string();
+}
+std::string proxy_policy_key(std::string_view name) { return "config/proxy/" + std::string(name); }
+std::string drain_key(NodeKind kind, std::string_view name) {
+  return std::string("drain/") + node_kind_name(kind) + "/" + encode_name(name);
+}
+std::string node_key(NodeKind kind, std::string_view name) {
+  return std::string("node/") + node_kind_name(kind) + "/" + std::string(name);
+}
+std::string application_key(std::string_view proxy, std::uint32_t number) {
+  return "node/appnode/" + std::string(proxy) + "/" + std::to_string(number);
+}
+bool is_config_key(std::string_view key) { return key.starts_with("config/"); }
+bool is_operator_key(std::string_view key) {
+  return is_config_key(key) || key.starts_with("drain/");
+}
+bool is_node_key(std::string_view key) { return key.starts_with("node/"); }
+
+Parsed parse_entry(std::string_view key, std::string_view value) {
+  Parsed out;
+  if (!is_operator_key(key) && !is_node_key(key)) {
+    out.ignored = true;
+    return out;
+  }
+  if (value.size() > kValueBytesMax) {
+    out.error = "the value is longer than 64 KB";
+    return out;
+  }
+  const json parsed = json::parse(value, nullptr, false);
+  if (parsed.is_discarded()) {
+    out.error = "the value is not JSON";
+    return out;
+  }
+  if (!parsed.is_object()) {
+    out.error = "expected a JSON object";
+    return out;
+  }
+  try {
+    out.entry = entry_of(key, parsed);
+    out.ignored = !out.entry;
+  } catch (const Bad& bad) {
+    out.error = bad.what();
+  }
+  return out;
+}
+
+json to_json(const NodeRecord& r) {
+  json out = {{"instance", r.instance}, {"admin", r.admin},
+              {"fabrics", r.fabrics},   {"host", r.host},
+              {"state", r.state},       {"version", r.version},
+              {"worker", r.worker},     {"channels", r.channels},
+              {"tag", r.tag},           {"connections", r.connections}};
+  return out;
+}
+
+json to_json(const ApplicationRecord& r) {
+  return {{"name", r.name},         {"fabric", r.fabric}, {"peer", r.peer},
+          {"services", r.services}, {"state", r.state},   {"connections", r.connections}};
+}
+
+std::optional<int> parse_schema(std::string_view value) {
+  const json parsed = json::parse(value, nullptr, false);
+  if (!parsed.is_object() || !parsed.contains("version") ||
+      !parsed["version"].is_number_integer()) {
+    return std::nullopt;
+  }
+  const auto version = parsed["version"].get<std::int64_t>();
+  if (version < 1 || version > 1'000'000) return std::nullopt;
+  return static_cast<int>(version);
+}
+
+std::string schema_value() { return json{{"version", kSchemaVersion}}.dump(); }
+
+}  // namespace sanproxy::cluster

@@ -1,0 +1,119 @@
+// The entries of a cluster in etcd: their keys, their values, and what makes a value good.
+//
+// Document: docs/cluster.md "Keys".
+// Role: pure: text to checked values and back. Below /PREFIX/CLUSTER/ there are
+//     schema                     the version of this format
+//     config/service/IP:PORT     how connections of a service are treated   (operators)
+//     config/proxy/NAME          a proxy's share                            (operators)
+//     drain/KIND/NAME            out for new sessions                       (operators)
+//     node/proxy/NAME, node/netnode/NAME, node/appnode/PROXY/NUMBER         (under leases)
+//     head, history/VERSION      of the configuration                       (sanctl)
+// Thread: values.
+// Invariants:
+//   1. What operators write (config, drain) is refused if a field is unknown or impossible; what
+//      programs write (node) may have fields that we do not know yet.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "lwproto/auth/admission.h"
+#include "lwproto/base/socket_address.h"
+
+namespace sanproxy::cluster {
+
+inline constexpr int kSchemaVersion = 1;
+
+enum class NodeKind : std::uint8_t { kProxy, kNetworkNode, kApplicationNode };
+const char* node_kind_name(NodeKind kind);  // "proxy", "netnode", "appnode"
+std::optional<NodeKind> node_kind_of(std::string_view name);
+
+// Where a cluster's keys are.
+std::string cluster_root(std::string_view prefix, std::string_view cluster);
+
+// Names of clusters, proxies and network nodes: 1 to 64 of letters, digits, '.', '_', '-'.
+bool name_legal(std::string_view name);
+// Application nodes call themselves what they like: as a part of a key, other bytes are %XX.
+std::string encode_name(std::string_view name);
+std::optional<std::string> decode_name(std::string_view text);
+
+// config/service/IP:PORT. What is not said is left to the proxy's own configuration.
+struct ServicePolicy {
+  SocketAddress address;
+  std::string balance;  // "round-robin", "weighted", "least-connections"; ""
+  std::string binding;  // "delayed", "immediate"; ""
+  std::optional<auth::AllowList> allow;
+  std::vector<std::string> allow_text;           // the same, as written
+  std::map<std::string, std::uint32_t> weights;  // by application node, instead of JOIN's
+};
+
+// config/proxy/NAME.
+struct ProxyPolicy {
+  std::uint32_t weight = 1;  // share of the sessions, among proxies
+};
+
+// drain/KIND/NAME.
+struct Drain {
+  NodeKind kind = NodeKind::kProxy;
+  std::string name;
+};
+
+// node/proxy/NAME and node/netnode/NAME.
+struct NodeRecord {
+  std::string name;
+  std::string instance;               // of this run of the process
+  std::string admin;                  // "IP:PORT" of its admin endpoint; "" if none
+  std::vector<std::string> fabrics;   // where application nodes may connect
+  std::vector<std::string> channels;  // where network nodes may
+  std::uint16_t tag = 0;              // of its sessions, for network nodes; 0: none
+  std::string host;                   // the same on all processes of one host
+  std::string state = "running";      // "running", "draining", "drained"
+  std::string version;
+  std::uint32_t worker = 0;       // of its proxy: others than 0 are found through 0
+  std::uint64_t connections = 0;  // when it was written: kept fresh while draining
+};
+
+// node/appnode/PROXY/NUMBER: written by the proxy that it has joined.
+struct ApplicationRecord {
+  std::string proxy;
+  std::uint32_t number = 0;
+  std::string name, fabric, peer;
+  std::vector<std::string> services;
+  std::string state = "running";
+  std::uint64_t connections = 0;
+};
+
+using Entry = std::variant<ServicePolicy, ProxyPolicy, Drain, NodeRecord, ApplicationRecord>;
+
+// --- keys, behind the cluster's root
+std::string service_key(const SocketAddress& address);
+std::string proxy_policy_key(std::string_view name);
+std::string drain_key(NodeKind kind, std::string_view name);
+std::string node_key(NodeKind kind, std::string_view name);  // kProxy, kNetworkNode
+std::string application_key(std::string_view proxy, std::uint32_t number);
+bool is_config_key(std::string_view key);    // config/...
+bool is_operator_key(std::string_view key);  // config/... or drain/...
+bool is_node_key(std::string_view key);      // node/...
+
+// --- values
+struct Parsed {
+  std::optional<Entry> entry;
+  std::string error;     // why there is none, for people
+  bool ignored = false;  // a key that is not for us (head, history, of a later version)
+};
+Parsed parse_entry(std::string_view key, std::string_view value);
+
+nlohmann::json to_json(const NodeRecord& record);
+nlohmann::json to_json(const ApplicationRecord& record);
+
+// The version in `schema`; nothing for what is none.
+std::optional<int> parse_schema(std::string_view value);
+std::string schema_value();
+
+}  // namespace sanproxy::cluster

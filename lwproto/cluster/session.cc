@@ -1,0 +1,318 @@
+#include "lwproto/cluster/session.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace sanproxy::cluster {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::uint64_t kNsPerMs = 1'000'000;
+constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
+constexpr std::uint64_t kPauseFirstNs = 100 * kNsPerMs;
+constexpr std::uint64_t kPauseMaxNs = 2 * kNsPerSecond;
+// Between two rounds of writing what is announced: a storm of joins is one transaction, and
+// whoever deletes our keys in a loop does not get a loop of us.
+constexpr std::uint64_t kWritePauseNs = 200 * kNsPerMs;
+constexpr std::size_t kOperationsMax = 100;  // of a transaction; etcd's own bound is 128
+constexpr std::size_t kRefusedShownMax = 100;
+constexpr int kWaitMaxMs = 1'000;
+
+std::string instance_in(const std::string& value) {
+  const json parsed = json::parse(value, nullptr, false);
+  if (!parsed.is_object() || !parsed.contains("instance")) return "";
+  return parsed["instance"].is_string() ? parsed["instance"].get<std::string>() : "";
+}
+
+}  // namespace
+
+Session::Session(SessionOptions options, Log log)
+    : options_(std::move(options)),
+      log_(std::move(log)),
+      root_(cluster_root(options_.prefix, options_.cluster)),
+      client_(options_.etcd),
+      state_(root_, options_.entries_max, std::uint64_t{options_.ttl_s} * kNsPerSecond,
+             [this](const std::string& text) { log_(LogLevel::kWarning, text); }) {
+  // Signals are for the process's other threads.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] { run(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+Session::~Session() {
+  stopping_ = true;
+  client_.interrupt();
+  thread_.join();
+}
+
+void Session::announce(const std::string& key, const json& value) {
+  std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!announced_.contains(key) && announced_.size() >= options_.announced_max) {
+      ++status_.announcements_refused;
+      return;
+    }
+    std::string& known = announced_[key];
+    if (known == text) return;
+    known = std::move(text);
+  }
+  client_.wake();
+}
+
+void Session::withdraw(const std::string& key) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (announced_.erase(key) == 0) return;
+  }
+  client_.wake();
+}
+
+SessionStatus Session::status() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return status_;
+}
+
+std::uint64_t Session::beat_ns() const { return options_.ttl_s * kNsPerSecond / 3; }
+
+void Session::run() {
+  std::uint64_t pause_ns = kPauseFirstNs;
+  while (!stopping_) {
+    if (come_up()) {
+      pause_ns = kPauseFirstNs;
+      while (!stopping_ && serve()) {
+      }
+    }
+    client_.end_watch();
+    if (stopping_) break;
+    lost(client_.last_error());
+    client_.next_endpoint();
+    // The state ages meanwhile, and somebody may call wake(): sleep until the time is over.
+    const std::uint64_t until = clock_.now_ns() + pause_ns;
+    for (std::uint64_t now = clock_.now_ns(); now < until && !stopping_; now = clock_.now_ns()) {
+      client_.wait(static_cast<int>((until - now) / kNsPerMs) + 1);
+    }
+    pause_ns = std::min(pause_ns * 2, kPauseMaxNs);
+  }
+  farewell();
+}
+
+void Session::lost(const std::string& why) {
+  bool news = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    news = status_.connected || status_.error.empty();
+    if (status_.connected) ++status_.losses;
+    status_.connected = false;
+    status_.error = why;
+  }
+  if (news) log_(LogLevel::kWarning, "etcd does not answer (" + why + "); going on as before");
+  if (news) mailbox_.nudge();
+}
+
+bool Session::come_up() {
+  if (options_.registers && !keep_lease()) return false;
+  if (!list()) return false;
+  if (options_.registers && !write_announced()) return false;
+  bool news = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    news = !status_.connected;
+    status_.connected = status_.ever_connected = true;
+    status_.error.clear();
+    ++status_.connects;
+  }
+  if (news) {
+    log_(LogLevel::kInfo, "cluster \"" + options_.cluster + "\" at " + client_.endpoint() + ": " +
+                              std::to_string(state_.entries().size()) + " entries");
+  }
+  return true;
+}
+
+// Renews the lease, or gets one.
+bool Session::keep_lease() {
+  beat_at_ns_ = clock_.now_ns() + beat_ns();
+  if (lease_ != 0) {
+    const Answer answer = client_.call("/v3/lease/keepalive", {{"ID", std::to_string(lease_)}});
+    if (!answer.ok) return false;
+    const auto result = answer.body.find("result");
+    const auto ttl = result != answer.body.end() && result->is_object()
+                         ? read_number(*result, "TTL")
+                         : Result<std::int64_t>(std::int64_t{0});
+    if (ttl.ok() && *ttl > 0) return true;
+    log_(LogLevel::kInfo, "our lease has run out: registering again");
+    lease_ = 0;
+  }
+  const Answer answer =
+      client_.call("/v3/lease/grant", {{"TTL", std::to_string(options_.ttl_s)}, {"ID", "0"}});
+  if (!answer.ok) return false;
+  const auto id = read_number(answer.body, "ID");
+  if (!id.ok() || *id == 0) return false;
+  lease_ = *id;
+  written_.clear();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++status_.lease_renewals;
+  return true;
+}
+
+// Lists everything, and watches from there.
+bool Session::list() {
+  list_again_ = false;
+  const std::string begin = root_ + options_.watched;
+  const auto all = client_.list(begin, prefix_end(begin), options_.entries_max * 2);
+  if (!all.ok()) return false;
+  next_revision_ = all->revision + 1;
+  state_.apply_snapshot(all->values, clock_.now_ns(), changes_);
+  // What etcd has of what we announced; what it lacks will be written.
+  std::map<std::string, std::string> found;
+  for (const KeyValue& value : all->values) {
+    const std::string key = value.key.substr(root_.size());
+    const auto ours = written_.find(key);
+    if (ours != written_.end() && value.lease == lease_ && value.value == ours->second) {
+      found.insert(*ours);
+    }
+  }
+  written_ = std::move(found);
+  write_at_ns_ = 0;
+  hand_over();
+  client_.watch(begin, prefix_end(begin), next_revision_,
+                [this](const WatchAnswer& answer) { on_watch(answer); });
+  return true;
+}
+
+void Session::on_watch(const WatchAnswer& answer) {
+  if (answer.canceled) {
+    if (answer.compact_revision != 0) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ++status_.compactions;
+    }
+    return;
+  }
+  for (const WatchEvent& event : answer.events) {
+    next_revision_ = std::max(next_revision_, event.value.mod_revision + 1);
+    const bool schema = event.value.key == root_ + "schema";
+    state_.apply_event(event, changes_);
+    list_again_ = list_again_ || schema;
+    note_own(event);
+  }
+}
+
+// Somebody has touched what we had written.
+void Session::note_own(const WatchEvent& event) {
+  if (!event.value.key.starts_with(root_)) return;
+  const auto ours = written_.find(event.value.key.substr(root_.size()));
+  if (ours == written_.end()) return;
+  if (!event.deleted && event.value.lease == lease_) return;  // our own, on its way back
+  const std::string other = event.deleted ? "" : instance_in(event.value.value);
+  if (!other.empty() && other != options_.instance) {
+    log_(LogLevel::kError, event.value.key + ": another process registers under our name");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++status_.duplicates;
+    return;  // to write it back would be answered in kind, for ever
+  }
+  written_.erase(ours);
+}
+
+// One round: until something happens. False when etcd is lost.
+bool Session::serve() {
+  const std::uint64_t now = clock_.now_ns();
+  if (now >= beat_at_ns_) {
+    if (options_.registers) {
+      if (!keep_lease()) return false;
+    } else {
+      // A member that is cut off from the others answers nothing to this, and would go on watching.
+      beat_at_ns_ = now + beat_ns();
+      if (!client_.call("/v3/kv/range", range_request(root_ + "schema", "")).ok) return false;
+    }
+  }
+  if (options_.registers && now >= write_at_ns_ && !write_announced()) return false;
+  state_.expire(now, changes_);
+  hand_over();
+  if (list_again_) return list();
+  if (!client_.watching()) {
+    log_(LogLevel::kInfo, "the watch has ended: " + client_.watch_error());
+    return list();  // from scratch: also what to do after a compaction
+  }
+  std::uint64_t next = beat_at_ns_;
+  if (write_at_ns_ > now) next = std::min(next, write_at_ns_);
+  const std::uint64_t ms = next > now ? (next - now) / kNsPerMs + 1 : 0;
+  client_.wait(static_cast<int>(std::min<std::uint64_t>(ms, kWaitMaxMs)));
+  return true;
+}
+
+bool Session::write_announced() {
+  std::map<std::string, std::string> wanted;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    wanted = announced_;
+  }
+  const std::uint64_t before = status_.writes;
+  while (written_ != wanted) {
+    if (!write_some(wanted)) return false;
+  }
+  if (status_.writes != before) write_at_ns_ = clock_.now_ns() + kWritePauseNs;
+  return true;
+}
+
+// One transaction of those that differ.
+bool Session::write_some(const std::map<std::string, std::string>& wanted) {
+  json operations = json::array();
+  auto after = written_;
+  for (const auto& [key, value] : wanted) {
+    if (operations.size() == kOperationsMax) break;
+    const auto there = written_.find(key);
+    if (there != written_.end() && there->second == value) continue;
+    operations.push_back(put_operation(root_ + key, value, lease_));
+    after[key] = value;
+  }
+  for (const auto& [key, value] : written_) {
+    if (operations.size() == kOperationsMax) break;
+    if (wanted.contains(key)) continue;
+    operations.push_back(delete_operation(root_ + key));
+    after.erase(key);
+  }
+  // Before the call: what the watch says of it arrives during the call.
+  const auto before = std::exchange(written_, after);
+  const Answer answer =
+      client_.call("/v3/kv/txn", transaction(json::array(), std::move(operations)));
+  if (!answer.ok) {
+    written_ = before;
+    // The lease has run out between two beats: the next attempt gets another.
+    if (answer.error.find("lease not found") != std::string::npos) lease_ = 0;
+    return false;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++status_.writes;
+  return true;
+}
+
+void Session::hand_over() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    status_.endpoint = client_.endpoint();
+    status_.revision = next_revision_ - 1;
+    status_.state = state_.counters();
+    status_.entries = state_.entries().size();
+    status_.refused.clear();
+    for (const auto& one : state_.refused()) {
+      if (status_.refused.size() == kRefusedShownMax) break;
+      status_.refused.insert(one);
+    }
+  }
+  mailbox_.put(std::exchange(changes_, {}));
+}
+
+// What we announced goes now, not when the lease runs out.
+void Session::farewell() {
+  if (lease_ == 0) return;
+  client_.resume(/*timeout_ms=*/500);
+  (void)client_.call("/v3/lease/revoke", {{"ID", std::to_string(lease_)}});
+}
+
+}  // namespace sanproxy::cluster

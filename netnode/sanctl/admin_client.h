@@ -1,0 +1,33 @@
+// AdminClient: requests to the admin endpoint of a node.
+//
+// Role: GET and POST with time-outs and bounded answers. Thread: any one. Throws Failure.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace sanproxy::sanctl {
+
+class AdminClient {
+ public:
+  explicit AdminClient(std::string address) : address_(std::move(address)) {}
+
+  nlohmann::json get_json(const std::string& path) const;
+  std::string get_text(const std::string& path) const;
+  void post(const std::string& path) const;
+  const std::string& address() const { return address_; }
+
+ private:
+  std::string address_;
+};
+
+// "/connections?client=...": with what is not safe in a query as %XX.
+std::string with_query(const std::string& path, const std::map<std::string, std::string>& query);
+// One segment of a path.
+std::string encode_segment(const std::string& text);
+
+// Samples of the Prometheus text format by "name" or "name{labels}"; what is malformed is left out.
+std::map<std::string, double> parse_metrics(const std::string& text);
+
+}  // namespace sanproxy::sanctl

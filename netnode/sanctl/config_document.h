@@ -1,0 +1,28 @@
+// The configuration of a cluster as one JSON document, and as the keys that hold it in etcd.
+//
+// Document: docs/sanctl.md "Configuration".
+// Role: pure. {"services": {"IP:PORT": {...}}, "proxies": {"NAME": {...}}} <-> config/... keys;
+//   validates before anything is written; tells documents apart.
+// Thread: values.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace sanproxy::sanctl {
+
+using Keys = std::map<std::string, std::string>;  // config/... behind the root -> JSON text
+
+// Throws Failure with every error that was found, a line each.
+Keys keys_of(const nlohmann::json& document);
+// What cannot be read as JSON becomes a string; it is validated when it is set again.
+nlohmann::json document_of(const Keys& keys);
+// "services/IP:PORT" or "proxies/NAME" -> the key. Throws Failure.
+std::string key_of(const std::string& path);
+
+// Lines "+ path: value", "- path: value", in the order of the paths.
+std::vector<std::string> differences(const Keys& from, const Keys& to);
+
+}  // namespace sanproxy::sanctl

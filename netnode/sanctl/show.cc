@@ -1,0 +1,160 @@
+// sanctl status, services, nodes, connections.
+#include <cstdio>
+
+#include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/commands.h"
+#include "netnode/sanctl/table.h"
+#include "netnode/sanctl/view.h"
+
+namespace sanproxy::sanctl {
+namespace {
+
+using nlohmann::json;
+
+void print(const json& out) {
+  std::puts(out.dump(2, ' ', false, json::error_handler_t::replace).c_str());
+}
+
+std::string joined(const std::vector<std::string>& parts) {
+  std::string out;
+  for (const std::string& part : parts) out += (out.empty() ? "" : ", ") + part;
+  return out;
+}
+
+std::string number(const std::optional<std::uint64_t>& value) {
+  return value ? std::to_string(*value) : "-";
+}
+
+void print_trouble(const View& view) {
+  for (const auto& [name, why] : view.unreachable) {
+    std::printf("! %s was not asked itself: %s\n", name.c_str(), why.c_str());
+  }
+  for (const auto& [key, why] : view.refused) {
+    std::printf("! refused in etcd: %s: %s\n", key.c_str(), why.c_str());
+  }
+}
+
+std::string text_of(const json& value) {
+  return value.is_string() ? value.get<std::string>() : value.is_null() ? "" : value.dump();
+}
+
+}  // namespace
+
+void show_status(const Options& options) {
+  const View view = look(options);
+  if (options.json) {
+    json nodes = json::array();
+    for (const NodeRow& row : view.nodes) nodes.push_back(to_json(row));
+    json services = json::array();
+    for (const auto& [address, row] : view.services) services.push_back(to_json(row));
+    return print({{"nodes", nodes},
+                  {"services", services},
+                  {"drains", view.drains},
+                  {"unreachable", view.unreachable},
+                  {"refused", view.refused},
+                  {"status", view.status}});
+  }
+  std::map<std::string, std::map<std::string, std::uint64_t>> counts;
+  std::uint64_t connections = 0;
+  for (const NodeRow& row : view.nodes) {
+    ++counts[row.kind][row.state];
+    if (row.kind == "proxy") connections += row.connections.value_or(0);
+  }
+  if (options.whole_cluster()) std::printf("cluster   %s\n", options.cluster.c_str());
+  for (const auto& [kind, states] : counts) {
+    std::string text;
+    for (const auto& [state, count] : states) {
+      text += (text.empty() ? "" : ", ") + std::to_string(count) + " " + state;
+    }
+    std::printf("%-9s %s\n", (kind + "s").c_str(), text.c_str());
+  }
+  std::printf("services  %zu\nconnections %llu\n", view.services.size(),
+              static_cast<unsigned long long>(connections));
+  for (const auto& [name, status] : view.status) {
+    const auto cluster = status.find("cluster");
+    if (cluster == status.end() || !cluster->is_object()) continue;
+    if (!cluster->value("connected", true)) {
+      std::printf("! %s has lost etcd: %s\n", name.c_str(),
+                  cluster->value("error", std::string()).c_str());
+    }
+  }
+  if (!view.drains.empty())
+    std::printf("drained by the cluster: %s\n", joined(view.drains).c_str());
+  print_trouble(view);
+}
+
+void show_services(const Options& options) {
+  const View view = look(options);
+  if (options.json) {
+    json out = json::array();
+    for (const auto& [address, row] : view.services) out.push_back(to_json(row));
+    return print(out);
+  }
+  Table table({"SERVICE", "BALANCE", "BINDING", "MEMBERS", "CONNECTIONS", "ACCEPTED", "UNSERVED",
+               "PROXIES"});
+  for (const auto& [address, row] : view.services) {
+    table.add({row.address, row.balance, row.binding, std::to_string(row.members),
+               std::to_string(row.connections), std::to_string(row.accepted),
+               std::to_string(row.unserved), joined(row.proxies)});
+  }
+  std::fputs(table.text().c_str(), stdout);
+  print_trouble(view);
+}
+
+void show_nodes(const Options& options, const std::string& kind) {
+  const View view = look(options);
+  json out = json::array();
+  Table table({"KIND", "NAME", "STATE", "CONNECTIONS", "WHERE", "SERVES"});
+  for (const NodeRow& row : view.nodes) {
+    if (!kind.empty() && row.kind != kind) continue;
+    out.push_back(to_json(row));
+    table.add({row.kind, row.name, row.state, number(row.connections),
+               row.kind == "appnode" ? row.where + " at " + row.at : row.where,
+               joined(row.services)});
+  }
+  if (options.json) return print(out);
+  std::fputs(table.text().c_str(), stdout);
+  print_trouble(view);
+}
+
+void show_connections(const Options& options, const ConnectionsOptions& what) {
+  std::map<std::string, std::string> query = what.filters;
+  query["limit"] = std::to_string(what.limit);
+  const std::string path = with_query("/connections", query);
+  json rows = json::array();
+  std::uint64_t total = 0;
+  std::map<std::string, std::string> unreachable;
+  const auto endpoints = admin_endpoints(options);
+  for (const auto& [proxy, address] : endpoints) {
+    try {
+      const json page = AdminClient(address).get_json(path);
+      total += page.value("total", std::uint64_t{0});
+      for (json row : page.value("connections", json::array())) {
+        if (rows.size() == what.limit) break;
+        if (!proxy.empty() && row.is_object()) row["proxy"] = proxy;
+        rows.push_back(std::move(row));
+      }
+    } catch (const Failure& failure) {
+      if (endpoints.size() == 1) throw;
+      unreachable[proxy] = failure.what();
+    }
+  }
+  if (options.json) {
+    return print({{"total", total}, {"connections", rows}, {"unreachable", unreachable}});
+  }
+  Table table({"CLIENT", "SERVICE", "STATE", "NODE", "PROXY"});
+  for (const json& row : rows) {
+    if (!row.is_object()) continue;
+    const auto cell = [&row](const char* name) {
+      return row.contains(name) ? text_of(row[name]) : std::string();
+    };
+    table.add({cell("client"), cell("local"), cell("state"), cell("node"), cell("proxy")});
+  }
+  std::fputs(table.text().c_str(), stdout);
+  std::printf("%zu of %llu\n", rows.size(), static_cast<unsigned long long>(total));
+  for (const auto& [name, why] : unreachable) {
+    std::printf("! %s was not asked: %s\n", name.c_str(), why.c_str());
+  }
+}
+
+}  // namespace sanproxy::sanctl

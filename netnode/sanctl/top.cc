@@ -1,0 +1,131 @@
+// sanctl top: a table of rates that refreshes.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/commands.h"
+#include "netnode/sanctl/table.h"
+#include "netnode/sanctl/view.h"
+
+namespace sanproxy::sanctl {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+// What one node said at one time.
+struct Sample {
+  Clock::time_point at;
+  double connections = 0, accepted = 0, bytes_in = 0, bytes_out = 0, packets_in = 0,
+         packets_out = 0, dropped = 0;
+};
+
+// The sum of all series of a metric whose labels contain `label`.
+double sum(const std::map<std::string, double>& metrics, const std::string& name,
+           const std::string& label = "") {
+  double out = 0;
+  for (auto it = metrics.lower_bound(name); it != metrics.end() && it->first.starts_with(name);
+       ++it) {
+    const std::string rest = it->first.substr(name.size());
+    if ((rest.empty() || rest[0] == '{') && rest.find(label) != std::string::npos) {
+      out += it->second;
+    }
+  }
+  return out;
+}
+
+Sample sample(const std::string& address) {
+  const auto m = parse_metrics(AdminClient(address).get_text("/metrics"));
+  Sample out;
+  out.at = Clock::now();
+  out.connections = sum(m, "sanproxy_connections_bound");
+  out.accepted = sum(m, "sanproxy_tcp_accepted_total");
+  out.bytes_in = sum(m, "sanproxy_payload_bytes_total", "direction=\"to_application\"");
+  out.bytes_out = sum(m, "sanproxy_payload_bytes_total", "direction=\"to_client\"");
+  out.packets_in = sum(m, "sanproxy_interface_packets_total", "direction=\"in\"");
+  out.packets_out = sum(m, "sanproxy_interface_packets_total", "direction=\"out\"");
+  out.dropped =
+      sum(m, "sanproxy_packets_dropped_total") + sum(m, "sanproxy_interface_dropped_total");
+  return out;
+}
+
+std::string short_number(double value) {
+  const char* units[] = {"", "k", "M", "G", "T"};
+  std::size_t unit = 0;
+  while (value >= 10'000 && unit < 4) {
+    value /= 1000;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.0f%s", value, units[unit]);
+  return text;
+}
+
+struct Rates {
+  double accepted, bytes_in, bytes_out, packets_in, packets_out, dropped;
+};
+
+Rates rates_of(const Sample& before, const Sample& now) {
+  const double s = std::chrono::duration<double>(now.at - before.at).count();
+  // A node that was started again counts from 0.
+  const auto rate = [s](double a, double b) { return s > 0 && b >= a ? (b - a) / s : 0; };
+  return {rate(before.accepted, now.accepted),       rate(before.bytes_in, now.bytes_in),
+          rate(before.bytes_out, now.bytes_out),     rate(before.packets_in, now.packets_in),
+          rate(before.packets_out, now.packets_out), rate(before.dropped, now.dropped)};
+}
+
+}  // namespace
+
+void show_top(const Options& options, const TopOptions& how) {
+  std::map<std::string, Sample> before;
+  const bool screen = isatty(STDOUT_FILENO) == 1 && !options.json;
+  // The first look has nothing to compare with.
+  for (std::uint32_t round = 0; how.count == 0 || round <= how.count; ++round) {
+    if (round != 0) std::this_thread::sleep_for(std::chrono::duration<double>(how.interval_s));
+    Table table({"NODE", "CONNECTIONS", "NEW/s", "IN B/s", "OUT B/s", "IN pkt/s", "OUT pkt/s",
+                 "DROPPED/s"});
+    json rows = json::array();
+    const auto endpoints = admin_endpoints(options);
+    for (const auto& [name, address] : endpoints) {
+      const std::string shown = name.empty() ? address : name;
+      try {
+        const Sample now = sample(address);
+        const auto last = before.find(shown);
+        if (last != before.end()) {
+          const Rates r = rates_of(last->second, now);
+          table.add({shown, short_number(now.connections), short_number(r.accepted),
+                     short_number(r.bytes_in), short_number(r.bytes_out),
+                     short_number(r.packets_in), short_number(r.packets_out),
+                     short_number(r.dropped)});
+          rows.push_back({{"node", shown},
+                          {"connections", now.connections},
+                          {"new_per_s", r.accepted},
+                          {"bytes_in_per_s", r.bytes_in},
+                          {"bytes_out_per_s", r.bytes_out},
+                          {"packets_in_per_s", r.packets_in},
+                          {"packets_out_per_s", r.packets_out},
+                          {"dropped_per_s", r.dropped}});
+        }
+        before[shown] = now;
+      } catch (const Failure& failure) {
+        if (endpoints.size() == 1) throw;
+        table.add({shown, "no answer", "", "", "", "", "", ""});
+        rows.push_back({{"node", shown}, {"error", failure.what()}});
+        before.erase(shown);
+      }
+    }
+    if (round == 0) continue;
+    if (options.json) {
+      std::puts(rows.dump(-1, ' ', false, json::error_handler_t::replace).c_str());
+    } else {
+      if (screen) std::fputs("\x1b[H\x1b[2J", stdout);
+      std::fputs(table.text().c_str(), stdout);
+    }
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace sanproxy::sanctl

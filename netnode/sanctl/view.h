@@ -1,0 +1,49 @@
+// View: what is there, the same whether one node's admin endpoint or a whole cluster tells it.
+//
+// Document: docs/sanctl.md.
+// Role: gathers /status of the nodes that can be asked, and the records of those that cannot.
+// Thread: the main one. Throws Failure when nothing can be learned at all.
+#pragma once
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netnode/sanctl/cluster_store.h"
+#include "netnode/sanctl/options.h"
+
+namespace sanproxy::sanctl {
+
+struct NodeRow {
+  std::string kind, name, state, where;  // kind: proxy, netnode, appnode
+  std::optional<std::uint64_t> connections;
+  std::vector<std::string> services;  // appnode
+  std::string at;                     // appnode: its proxy
+};
+
+struct ServiceRow {
+  std::string address, balance, binding;
+  std::uint64_t members = 0, connections = 0, accepted = 0, unserved = 0;
+  std::vector<std::string> proxies;  // that listen
+  bool configured = false;           // in the cluster's configuration
+};
+
+struct View {
+  std::vector<NodeRow> nodes;
+  std::map<std::string, ServiceRow> services;
+  std::map<std::string, nlohmann::json> status;    // of nodes that answered, by name
+  std::map<std::string, std::string> unreachable;  // name -> why
+  std::map<std::string, std::string> refused;      // keys in etcd that no node takes
+  std::vector<std::string> drains;                 // "KIND/NAME" in etcd
+};
+
+View look(const Options& options);
+// The admin endpoints to ask: the one given, or those of the cluster's proxies by name.
+std::map<std::string, std::string> admin_endpoints(const Options& options);
+
+nlohmann::json to_json(const NodeRow& row);
+nlohmann::json to_json(const ServiceRow& row);
+
+}  // namespace sanproxy::sanctl

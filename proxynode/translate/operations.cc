@@ -1,0 +1,91 @@
+// What operators change while the proxy runs: policies of services, and who is out for new
+// connections (docs/cluster.md, docs/sanctl.md).
+#include <spdlog/spdlog.h>
+
+#include "proxynode/translate/translator.h"
+
+namespace sanproxy::translate {
+
+void Translator::set_policy(const SocketAddress& address, std::optional<service::Policy> policy) {
+  services_.override_policy(address, std::move(policy));
+  // A list for every address, or for one of them, decides about members of other services as well.
+  struct Member {
+    service::ServiceId service;
+    service::NodeId node;
+  };
+  std::vector<Member> out;
+  services_.for_each([&](service::Service& service) {
+    for (const service::Member& member : service.members()) {
+      const AppNode& node = *nodes_[member.node];
+      service::JoinRequest request;
+      request.address = service.address();
+      request.node = node.index;
+      request.name = node.name;
+      request.who = node.who;
+      request.otherwise = node.from->allow;
+      if (!services_.permits(request)) out.push_back({service.id(), member.node});
+    }
+  });
+  for (const Member& one : out) {
+    // The first may have been the last of its service.
+    if (service::Service* service = services_.find(one.service)) {
+      expel(*service, *nodes_[one.node]);
+    }
+  }
+}
+
+void Translator::expel(service::Service& service, AppNode& node) {
+  spdlog::warn("node {} \"{}\" is not allowed at {} any more", node.index, node.name,
+               service.address().to_string());
+  ++counters_.expelled;
+  if (!node.dead) {
+    send_or_owe(node, wire::MessageType::kShutdownService, 0, wire::CloseCode::kServiceShutdown,
+                wire::ServiceBody{service.id(), 0}, true);
+  }
+  leave_service(service.id(), node);
+}
+
+void Translator::set_paused(bool paused) {
+  if (paused_ == paused || draining_) return;
+  paused_ = paused;
+  services_.for_each([&](service::Service& service) {
+    if (paused) return close_listener(service);
+    if (const Status status = open_listener(service); !status.ok()) {
+      spdlog::error("service {} cannot be opened again: {}", service.address().to_string(),
+                    status.to_string());
+    }
+  });
+}
+
+// Like weights: by the whole name, or by what stands before its last ':'.
+bool Translator::name_is_drained(const std::string& name) const {
+  return drained_names_.contains(name) || drained_names_.contains(name.substr(0, name.rfind(':')));
+}
+
+std::vector<std::string> Translator::drained_names() const {
+  std::vector<std::string> out;
+  for (const auto& [name, by] : drained_names_) out.push_back(name);
+  return out;
+}
+
+bool Translator::is_drained(const std::string& node_name, DrainedBy by) const {
+  const auto it = drained_names_.find(node_name);
+  return it != drained_names_.end() && (it->second & static_cast<std::uint8_t>(by)) != 0;
+}
+
+void Translator::set_drained(const std::string& node_name, bool drained, DrainedBy by) {
+  const auto bit = static_cast<std::uint8_t>(by);
+  std::uint8_t& all = drained_names_[node_name];
+  all = static_cast<std::uint8_t>(drained ? all | bit : all & ~bit);
+  if (all == 0) drained_names_.erase(node_name);
+  for (AppNode* node : present_) {
+    const bool now = name_is_drained(node->name);
+    if (node->drained != now) {
+      spdlog::info("node {} \"{}\" {}", node->index, node->name,
+                   now ? "gets no new connections" : "gets connections again");
+    }
+    node->drained = now;
+  }
+}
+
+}  // namespace sanproxy::translate

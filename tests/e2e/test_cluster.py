@@ -1,0 +1,324 @@
+"""A cluster in etcd: registration, configuration while running, drains, and etcd that goes away."""
+
+import json
+import socket
+import threading
+
+from harness import case, etcd, lab, programs, wait
+
+SERVICE = lab.service_address(4, 7)
+ENTRY = f"services/{SERVICE}"
+
+
+class ClusterTest(case.LabTest):
+    members = 1
+
+    def cluster(self, **cluster):
+        """A lab whose proxy is in a cluster, and its etcd."""
+        label = ".".join(self.id().split(".")[-2:])
+        urls = [f"http://127.0.0.1:{etcd.CLIENT_PORT + i}" for i in range(self.members)]
+        section = {"etcd": urls, "ttl_s": 2, "timeout_ms": 1000, "drain_grace_ms": 100, **cluster}
+        one = lab.Lab("tun", label, config={"cluster": section, "proxy": {"name": "p1"}})
+        self.addCleanup(one.close)
+        store = etcd.Etcd(one, self.members)
+        store.start()
+        one.start_proxy()
+        self.addCleanup(self._check_at_end, one, self._failures())
+        self.addCleanup(lambda: [member.kill() for member in store.members])
+        return one, store
+
+    def service(self, one):
+        return lab.admin.service(one.status(), SERVICE)
+
+    def wait_balance(self, one, balance):
+        wait.until(lambda: self.service(one)["balance"] == balance,
+                   lambda: f"balance {balance}: {self.service(one)}\n{one.proxy.log()[-1500:]}")
+
+    def echoes(self, sock, text=b"hello"):
+        sock.sendall(text)
+        self.assertEqual(sock.recv(len(text), socket.MSG_WAITALL), text)
+
+    def nodes(self, store, kind):
+        return {node["name"]: node for node in store.sanctl("nodes", "--kind", kind)}
+
+
+class Cluster(ClusterTest):
+    def test_nodes_register_are_configured_and_expire(self):
+        one, store = self.cluster()
+        one.start_echo()
+        wait.until(lambda: any(SERVICE in n["services"]
+                               for n in self.nodes(store, "appnode").values()),
+                   lambda: f"the application node is registered: {store.keys()}")
+        self.assertEqual(self.nodes(store, "proxy")["p1"]["state"], "running")
+        self.assertIn("node/proxy/p1", store.keys("node/"))
+
+        # Configuration, applied while connections are open.
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+        first = store.sanctl("config", "set", ENTRY, json.dumps({"balance": "least-connections"}),
+                             "--message", "first")
+        self.assertEqual(first["version"], 1)
+        self.wait_balance(one, "least-connections")
+        self.assertEqual(store.sanctl("config", "set", ENTRY, '{"balance": "weighted"}')["version"],
+                         2)
+        self.wait_balance(one, "weighted")
+        self.echoes(sock)
+
+        # Refused before anything is written; refused by who was slower.
+        self.assertIn("expected one of", store.sanctl("config", "set", ENTRY,
+                                                      '{"balance": "magic"}', code=2))
+        self.assertIn("version 2", store.sanctl("config", "set", ENTRY, "{}", "--expect", 1,
+                                                code=4))
+
+        # Wrong by hand: the last good value stays, and the proxy names the key.
+        store.ctl("put", etcd.ROOT + "config/service/" + SERVICE, '{"balance": "by hand"}')
+        wait.until(lambda: one.status()["cluster"]["refused"], "the value is refused")
+        self.assertEqual(list(one.status()["cluster"]["refused"]), ["config/service/" + SERVICE])
+        self.assertIn("by hand", one.proxy.log())
+        self.assertEqual(self.service(one)["balance"], "weighted")
+        self.assertEqual(one.metrics()['sanproxy_cluster_refused_total{reason="value"}'], 1)
+        self.assertEqual(len(store.sanctl("config", "diff")), 2)
+
+        # And back.
+        self.assertEqual(store.sanctl("config", "rollback", 1)["version"], 3)
+        self.wait_balance(one, "least-connections")
+        self.assertEqual(one.status()["cluster"]["refused"], {})
+        self.assertEqual([v["version"] for v in store.sanctl("config", "history")], [3, 2, 1])
+        store.sanctl("config", "set", ENTRY, "--delete")
+        self.wait_balance(one, "round-robin")
+
+        # The end of the process is the end of its keys, when the lease has run out.
+        sock.close()
+        wait.until(lambda: one.open_connections() == 0, "the connection is over")
+        one.proxy.kill()
+        wait.until(lambda: not store.keys("node/"), lambda: f"expired: {store.keys()}")
+        one.start_proxy()
+        wait.until(lambda: any(SERVICE in n["services"]
+                               for n in self.nodes(store, "appnode").values()), "all are back")
+
+    def test_an_allow_list_of_the_cluster_ends_memberships_and_connections_go_on(self):
+        one, store = self.cluster()
+        one.start_echo()
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+        store.sanctl("config", "set", ENTRY, '{"allow": ["uid:4242"]}')
+        wait.until(lambda: self.service(one) is None, "nobody may serve it any more")
+        self.echoes(sock)
+        self.assertEqual(one.metrics()["sanproxy_expelled_total"], 1)
+        store.sanctl("config", "set", ENTRY, '{"allow": ["any"]}')
+        wait.until(lambda: not one.status()["cluster"]["refused"]
+                   and one.status()["cluster"]["connected"], "etcd has answered")
+        one.start_echo(name="second")
+        with one.connect(7) as again:
+            self.echoes(again)
+
+    def test_drained_nodes_keep_their_connections_and_get_no_new_ones(self):
+        one, store = self.cluster()
+        echo = one.start_echo()
+        name = one.status()["nodes"][0]["name"]
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+        store.sanctl("drain", name, "--no-wait")
+        wait.until(lambda: one.status()["drained_nodes"] == [name], "the proxy knows")
+        with one.connect(7) as refused:
+            refused.sendall(b"x")
+            with self.assertRaises(ConnectionResetError):
+                refused.recv(1)
+        self.echoes(sock)
+        self.assertIn("1 connections are left", store.sanctl("drain", name, "--timeout", 0.5,
+                                                             code=3))
+        self.assertEqual(self.nodes(store, "appnode")[name]["state"], "draining")
+        store.sanctl("undrain", name)
+        wait.until(lambda: one.status()["drained_nodes"] == [], "the proxy knows")
+        with one.connect(7) as taken:
+            self.echoes(taken)
+
+        # The proxy: its listeners close after the grace time, open connections go on.
+        waiting = threading.Thread(target=lambda: done.append(store.sanctl("drain", "p1")))
+        done = []
+        waiting.start()
+        wait.until(lambda: not self.service(one)["listening"], "it listens no more")
+        with self.assertRaises(ConnectionRefusedError):
+            one.connect(7)
+        self.echoes(sock)
+        self.assertEqual(one.http_admin("/healthz")[0], 503)
+        self.assertEqual(one.status()["state"], "draining")
+        self.assertEqual(done, [])
+        sock.close()
+        waiting.join(30)
+        self.assertEqual(done, [{"node": "p1", "kind": "proxy", "drained": True, "gone": False}])
+        self.assertTrue(echo.alive())
+        store.sanctl("undrain", "p1")
+        wait.until(lambda: self.service(one)["listening"], "it listens again")
+        with one.connect(7) as taken:
+            self.echoes(taken)
+
+    def test_without_etcd_everything_goes_on_and_it_is_caught_up_with_later(self):
+        one, store = self.cluster()
+        one.start_echo()
+        store.sanctl("config", "set", ENTRY, '{"balance": "weighted"}')
+        self.wait_balance(one, "weighted")
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+        store.members[0].kill()
+        wait.until(lambda: not one.status()["cluster"]["connected"], "etcd is lost")
+        for _ in range(50):
+            self.echoes(sock, b"x" * 10_000)
+            with one.connect(7) as fresh:
+                self.echoes(fresh)
+        late = one.start_echo(name="late")
+        self.assertEqual(self.service(one)["balance"], "weighted")
+        self.assertEqual(one.metrics()["sanproxy_cluster_connected"], 0)
+        store.members[0].start()
+        store.wait_healthy()
+        # What happened meanwhile, history and all, is gone from etcd when the proxy comes back.
+        store.ctl("put", etcd.ROOT + "config/service/" + SERVICE, '{"balance": "round-robin"}')
+        revision = json.loads(store.ctl("get", "x", "-w", "json"))["header"]["revision"]
+        store.ctl("compact", str(revision))
+        self.wait_balance(one, "round-robin")
+        wait.until(lambda: len(self.nodes(store, "appnode")) == 2, "who came meanwhile is registered")
+        self.echoes(sock)
+        self.assertTrue(late.alive())
+
+
+class Discovery(ClusterTest):
+    def second_proxy(self, one):
+        """The configuration of another proxy of the cluster, beside the first."""
+        path = one.config_path.replace("proxynode.toml", "second.toml")
+        text = one.config
+        for old, new in (('"p1"', '"p2"'), ('"san0"', '"san1"'), ("10.77.0.1/24", "10.78.0.1/24"),
+                         ("fd77::1/64", "fd78::1/64"), (":9477", ":9478"),
+                         ("proxy.sock", "second.sock")):
+            self.assertIn(old, text)
+            text = text.replace(old, new)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def joined(self, store):
+        """The proxies that an application node serves."""
+        return sorted(node["proxy"] for node in store.sanctl("nodes", "--kind", "appnode")
+                      if SERVICE in node["services"])
+
+    def test_an_application_finds_all_proxies_by_one_address_and_follows_them(self):
+        one, store = self.cluster()
+        path = self.second_proxy(one)
+        cluster = f"etcd://127.0.0.1:1,127.0.0.1:{etcd.CLIENT_PORT}/default"
+        argv = programs.echo_argv("echo", [cluster], SERVICE, [])
+        app = one.start("echo-found", argv, one.proxy_ns)
+        wait.until(lambda: self.joined(store) == ["p1"], lambda: f"p1 is found\n{app.log()}")
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+
+        start = lambda: one.start("second", [programs.path("proxynode"), "--config", path],
+                                  one.proxy_ns)
+        second = start()
+        wait.until(lambda: self.joined(store) == ["p1", "p2"],
+                   lambda: f"p2 is found\n{app.log()}\n{second.log()}")
+        self.assertEqual(second.stop(), 0)
+        wait.until(lambda: self.joined(store) == ["p1"], "p2 is gone")
+        self.echoes(sock)
+
+        # Who is not in etcd keeps the channels it has; etcd is no part of the way.
+        store.members[0].kill()
+        for _ in range(20):
+            with one.connect(7) as fresh:
+                self.echoes(fresh)
+        self.echoes(sock)
+        second = start()
+        second.wait_log("is ready")
+        store.members[0].start()
+        store.wait_healthy()
+        wait.until(lambda: self.joined(store) == ["p1", "p2"],
+                   lambda: f"p2 is found again\n{app.log()}\n{second.log()}")
+        self.echoes(sock)
+
+
+class ThreeMembers(ClusterTest):
+    members = 3
+
+    def test_one_member_of_three_may_go(self):
+        one, store = self.cluster()
+        one.start_echo()
+        wait.until(lambda: one.status()["cluster"]["connected"], "the proxy has found etcd")
+        endpoint = one.status()["cluster"]["endpoint"]
+        dead = next(m for m in store.members if m.url == endpoint)
+        dead.kill()
+        store.wait_healthy([m for m in store.members if m is not dead])
+        store.sanctl("config", "set", ENTRY, '{"balance": "weighted"}')
+        self.wait_balance(one, "weighted")
+        self.assertNotEqual(one.status()["cluster"]["endpoint"], endpoint)
+        self.assertIn("node/proxy/p1", store.keys("node/"))
+
+
+class OneNode(case.LabTest):
+    """sanctl without etcd, against one admin endpoint."""
+
+    def sanctl(self, one, *words, code=0):
+        done = etcd.plain(one.proxy_ns, *words)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stderr if code else done.stdout
+
+    def test_sanctl_tells_of_one_node_and_steers_it(self):
+        one = self.lab()
+        one.start_echo()
+        sock = self.socket(one, 7)
+        sock.sendall(b"hello")
+        self.assertEqual(sock.recv(5, socket.MSG_WAITALL), b"hello")
+        self.assertIn("1 running", self.sanctl(one, "status"))
+        self.assertIn(SERVICE, self.sanctl(one, "services"))
+        name = one.status()["nodes"][0]["name"]
+        self.assertIn(name, self.sanctl(one, "nodes"))
+        client = f"{sock.getsockname()[0]}:{sock.getsockname()[1]}"
+        for words, count in ((("--client", client), 1), (("--service", SERVICE), 1),
+                             (("--node", name), 1), (("--state", "LISTEN"), 0),
+                             (("--client", "10.1.1.1"), 0)):
+            found = json.loads(self.sanctl(one, "connections", *words, "--json"))
+            self.assertEqual(found["total"], count, words)
+        top = self.sanctl(one, "top", "--count", 2, "--interval", 0.1, "--json").splitlines()
+        self.assertEqual(len(top), 2)
+        self.assertEqual(json.loads(top[-1])[0]["connections"], 1)
+
+        self.sanctl(one, "drain", name, "--no-wait")
+        self.assertTrue(one.status()["nodes"][0]["drained"])
+        self.assertIn("connections are left", self.sanctl(one, "drain", name, "--timeout", 0.4,
+                                                          code=3))
+        self.sanctl(one, "undrain", name)
+        self.assertFalse(one.status()["nodes"][0]["drained"])
+        self.sanctl(one, "drain", "proxy-e2e", "--no-wait")
+        with self.assertRaises(ConnectionRefusedError):
+            one.connect(7)
+        sock.close()
+        self.assertIn("is empty", self.sanctl(one, "drain", "proxy-e2e"))
+        self.assertEqual(one.status()["state"], "drained")
+        self.sanctl(one, "undrain", "proxy-e2e")
+        one.connect(7).close()
+
+    def test_mistakes_get_clear_errors(self):
+        one = self.lab()
+        for words, code, part in (
+                (("drain", "nobody"), 2, 'there is no node "nobody"'),
+                (("config", "get"), 2, "--etcd"),
+                (("nodes", "--admin", "127.0.0.1:1"), 1, "is the node running"),
+                (("nodes", "--admin", "here"), 2, "not IP:PORT"),
+                (("nodes", "--etcd", "127.0.0.1:2379"), 2, "http://HOST:PORT"),
+                (("nodes", "--etcd", "http://127.0.0.1:1"), 1, "etcd: http://127.0.0.1:1"),
+                (("nodez",), 2, "nodez")):
+            self.assertIn(part, self.sanctl(one, *words, code=code), words)
+        for words in ((), ("drain",), ("config", "set")):
+            self.assertIn("Example: sanctl", self.sanctl(one, *words, "--help"))
+        for shell in ("bash", "zsh"):
+            self.assertIn("--no-wait", self.sanctl(one, "completion", shell))
+
+    def test_changes_come_from_loopback_and_not_from_a_web_page(self):
+        one = self.lab()
+        for header, status in (("", "403"), ("Content-Type: text/plain\r\n", "403"),
+                               ("Content-Type: application/json\r\n", "200")):
+            with one.proxy_ns.socket() as sock:
+                sock.connect(("127.0.0.1", 9477))
+                sock.sendall(f"POST /undrain HTTP/1.1\r\nHost: a\r\n{header}Content-Length: 0\r\n"
+                             "Connection: close\r\n\r\n".encode())
+                answer = b""
+                while piece := sock.recv(4096):
+                    answer += piece
+            self.assertEqual(answer.split()[1].decode(), status, header)

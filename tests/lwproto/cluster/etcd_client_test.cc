@@ -1,0 +1,212 @@
+#include "lwproto/cluster/etcd_client.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "tests/lwproto/cluster/fake_etcd.h"
+
+namespace sanproxy::cluster {
+namespace {
+
+using testing::FakeEtcd;
+
+// A port of loopback where connections are taken by the kernel and nobody ever answers.
+class SilentPort {
+ public:
+  SilentPort() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(at);
+    EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&at), size), 0);
+    EXPECT_EQ(listen(fd_, 8), 0);
+    EXPECT_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&at), &size), 0);
+    port_ = ntohs(at.sin_port);
+  }
+  ~SilentPort() { close(fd_); }
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+
+ private:
+  int fd_;
+  int port_ = 0;
+};
+
+EtcdOptions at(std::vector<std::string> endpoints) {
+  EtcdOptions out;
+  out.endpoints = std::move(endpoints);
+  out.timeout_ms = 300;
+  return out;
+}
+
+const nlohmann::json kAll = range_request("/", "0");
+
+TEST(EtcdClient, ListsKeysInPagesOfOneRevision) {
+  FakeEtcd etcd;
+  for (int i = 0; i < 2'500; ++i) etcd.put("/k/" + std::to_string(10'000 + i), "v");
+  EtcdClient client(at({etcd.url()}));
+  const auto all = client.list("/k/", prefix_end("/k/"));
+  ASSERT_TRUE(all.ok());
+  EXPECT_EQ(all->values.size(), 2'500u);
+  EXPECT_EQ(all->revision, etcd.revision());
+  EXPECT_EQ(etcd.requests("/v3/kv/range"), 3u);
+}
+
+TEST(EtcdClient, AListBeyondItsBoundIsRefused) {
+  FakeEtcd etcd;
+  for (int i = 0; i < 30; ++i) etcd.put("/k/" + std::to_string(i), "v");
+  EtcdClient client(at({etcd.url()}));
+  EXPECT_EQ(client.list("/k/", prefix_end("/k/"), 29).status().code(), Code::kExhausted);
+}
+
+TEST(EtcdClient, AnEndpointThatIsAwayIsLeftForTheNext) {
+  FakeEtcd away, here;
+  here.put("/k", "v");
+  away.stop();
+  EtcdClient client(at({away.url(), here.url()}));
+  EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
+  EXPECT_EQ(client.endpoint(), here.url()) << "and stays left";
+}
+
+TEST(EtcdClient, AnEndpointThatIsSilentIsLeftForTheNext) {
+  SilentPort silent;
+  FakeEtcd here;
+  EtcdClient client(at({silent.url(), here.url()}));
+  EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
+}
+
+TEST(EtcdClient, WhatMayHaveBeenDoneIsNotDoneAgainUnlessItMayBe) {
+  SilentPort silent;
+  FakeEtcd here;
+  EtcdClient client(at({silent.url(), here.url()}));
+  const Answer answer =
+      client.call("/v3/kv/txn", transaction(nlohmann::json::array(), nlohmann::json::array()),
+                  /*repeatable=*/false);
+  EXPECT_FALSE(answer.ok);
+  EXPECT_TRUE(answer.may_be_done);
+  EXPECT_EQ(answer.code, Code::kTimeout);
+  EXPECT_EQ(here.requests("/v3/kv/txn"), 0u);
+}
+
+TEST(EtcdClient, AMemberWithoutALeaderIsLeftForTheNext) {
+  FakeEtcd lost, here;
+  lost.answer("/v3/kv/range", 100, 503, R"({"error":"etcdserver: no leader"})");
+  EtcdClient client(at({lost.url(), here.url()}));
+  EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
+}
+
+TEST(EtcdClient, WhatEtcdRefusesIsNotAskedAgain) {
+  FakeEtcd etcd, other;
+  etcd.answer("/v3/kv/range", 1, 400, R"({"error":"etcdserver: key is not provided"})");
+  EtcdClient client(at({etcd.url(), other.url()}));
+  const Answer answer = client.call("/v3/kv/range", kAll);
+  EXPECT_EQ(answer.code, Code::kRefused);
+  EXPECT_NE(answer.error.find("key is not provided"), std::string::npos);
+  EXPECT_EQ(other.requests("/v3/kv/range"), 0u);
+}
+
+TEST(EtcdClient, AnAnswerBeyondItsBoundIsRefused) {
+  FakeEtcd etcd;
+  etcd.put("/k", std::string(100'000, 'x'));
+  EtcdOptions options = at({etcd.url()});
+  options.response_bytes_max = 50'000;
+  EtcdClient client(options);
+  EXPECT_EQ(client.call("/v3/kv/range", kAll).code, Code::kProtocol);
+}
+
+TEST(EtcdClient, AnAnswerThatIsNoJsonIsRefused) {
+  FakeEtcd etcd;
+  etcd.answer("/v3/kv/range", 1, 200, "<html>");
+  EtcdClient client(at({etcd.url()}));
+  EXPECT_EQ(client.call("/v3/kv/range", kAll).code, Code::kProtocol);
+}
+
+TEST(EtcdClient, AUserGetsATokenAndAnotherWhenItHasExpired) {
+  FakeEtcd etcd;
+  etcd.answer("/v3/auth/authenticate", 1, 200, R"({"token":"one"})");
+  EtcdOptions options = at({etcd.url()});
+  options.user = "sanproxy";
+  options.password = "secret";
+  EtcdClient client(options);
+  ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok);
+  EXPECT_EQ(etcd.last_header("/v3/kv/range", "Authorization"), "one");
+  EXPECT_NE(etcd.last_body("/v3/auth/authenticate").find("secret"), std::string::npos);
+  etcd.answer("/v3/auth/authenticate", 1, 200, R"({"token":"two"})");
+  etcd.answer("/v3/kv/range", 1, 401, R"({"error":"etcdserver: invalid auth token"})");
+  ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok);
+  EXPECT_EQ(etcd.last_header("/v3/kv/range", "Authorization"), "two");
+}
+
+TEST(EtcdClient, AWrongPasswordIsSaidAndNotTriedForEver) {
+  FakeEtcd etcd;
+  etcd.answer("/v3/auth/authenticate", 100, 400,
+              R"({"error":"etcdserver: authentication failed, invalid user ID or password"})");
+  EtcdOptions options = at({etcd.url()});
+  options.user = "sanproxy";
+  options.password = "wrong";
+  EtcdClient client(options);
+  const Answer answer = client.call("/v3/kv/range", kAll);
+  EXPECT_EQ(answer.code, Code::kRefused);
+  EXPECT_EQ(etcd.requests("/v3/auth/authenticate"), 1u);
+}
+
+TEST(EtcdClient, AWatchBringsEveryEventFromItsRevision) {
+  FakeEtcd etcd;
+  etcd.put("/k/1", "old");
+  const auto from = etcd.revision() + 1;
+  etcd.put("/k/1", "a");
+  EtcdClient client(at({etcd.url()}));
+  std::vector<std::string> seen;
+  client.watch("/k/", prefix_end("/k/"), from, [&](const WatchAnswer& answer) {
+    for (const auto& event : answer.events) {
+      seen.push_back((event.deleted ? "-" : "+") + event.value.key + "=" + event.value.value);
+    }
+  });
+  etcd.put("/k/2", "b");
+  etcd.put("/other", "x");
+  etcd.erase("/k/1");
+  EXPECT_TRUE(etcd.wait_for([&] {
+    client.wait(1);
+    return seen.size() >= 3;
+  }));
+  EXPECT_EQ(seen, (std::vector<std::string>{"+/k/1=a", "+/k/2=b", "-/k/1="}));
+  EXPECT_TRUE(client.watching());
+}
+
+TEST(EtcdClient, AWatchOfWhatIsCompactedEndsAndSaysSo) {
+  FakeEtcd etcd;
+  etcd.put("/k", "1");
+  etcd.compact();
+  EtcdClient client(at({etcd.url()}));
+  std::int64_t compacted = 0;
+  client.watch("/k", "", 1,
+               [&](const WatchAnswer& answer) { compacted = answer.compact_revision; });
+  EXPECT_TRUE(etcd.wait_for([&] {
+    client.wait(1);
+    return !client.watching();
+  }));
+  EXPECT_EQ(compacted, etcd.revision());
+}
+
+TEST(EtcdClient, AnInterruptEndsACallThatWaits) {
+  SilentPort silent;
+  EtcdOptions options = at({silent.url()});
+  options.timeout_ms = 600'000;
+  EtcdClient client(options);
+  std::thread other([&] { client.interrupt(); });
+  EXPECT_FALSE(client.call("/v3/kv/range", kAll).ok);
+  other.join();
+}
+
+TEST(EtcdClient, AnEndpointIsAUrlOfAHost) {
+  EXPECT_TRUE(check_endpoint("http://127.0.0.1:2379").ok());
+  EXPECT_TRUE(check_endpoint("https://[fd77::1]:2379").ok());
+  for (const char* url :
+       {"", "127.0.0.1:2379", "ftp://h", "http://", "http://h/v3", "http://u@h"}) {
+    EXPECT_FALSE(check_endpoint(url).ok()) << url;
+  }
+}
+
+}  // namespace
+}  // namespace sanproxy::cluster

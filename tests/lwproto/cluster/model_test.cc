@@ -1,0 +1,130 @@
+#include "lwproto/cluster/model.h"
+
+#include <gtest/gtest.h>
+
+namespace sanproxy::cluster {
+namespace {
+
+std::string error_of(const std::string& key, const std::string& value) {
+  const Parsed parsed = parse_entry(key, value);
+  EXPECT_FALSE(parsed.entry && !parsed.error.empty());
+  return parsed.error;
+}
+
+template <typename T>
+T entry(const std::string& key, const std::string& value) {
+  Parsed parsed = parse_entry(key, value);
+  EXPECT_TRUE(parsed.entry) << key << ": " << parsed.error;
+  return std::get<T>(parsed.entry.value_or(Entry(T{})));
+}
+
+TEST(ClusterModel, AServiceHasWhatOperatorsSayOfIt) {
+  const auto service = entry<ServicePolicy>(
+      "config/service/10.77.0.10:80",
+      R"({"balance":"weighted","binding":"delayed","allow":["uid:33","key:web"],"weights":{"w1":3}})");
+  EXPECT_EQ(service.address.to_string(), "10.77.0.10:80");
+  EXPECT_EQ(service.balance, "weighted");
+  EXPECT_EQ(service.binding, "delayed");
+  ASSERT_TRUE(service.allow);
+  EXPECT_EQ(service.allow->size(), 2u);
+  EXPECT_EQ(service.weights.at("w1"), 3u);
+}
+
+TEST(ClusterModel, WhatIsNotSaidIsLeftOpen) {
+  const auto service = entry<ServicePolicy>("config/service/[fd77::1]:80", "{}");
+  EXPECT_EQ(service.balance, "");
+  EXPECT_FALSE(service.allow);
+  EXPECT_TRUE(entry<ServicePolicy>("config/service/10.0.0.1:80", R"({"allow":[]})").allow)
+      << "an empty list allows nobody, which is not the same";
+}
+
+TEST(ClusterModel, WrongValuesAreRefusedWithTheFieldAndWhatWasExpected) {
+  const std::string key = "config/service/10.77.0.10:80";
+  const struct {
+    std::string key, value, error;
+  } kCases[] = {
+      {key, "", "not JSON"},
+      {key, "{", "not JSON"},
+      {key, "[]", "a JSON object"},
+      {key, R"({"balanse":"weighted"})", "unknown field \"balanse\"; known: balance"},
+      {key, R"({"balance":"random"})", "expected one of \"round-robin\""},
+      {key, R"({"balance":5})", "balance: expected a string"},
+      {key, R"({"binding":"late"})", "binding: expected one of"},
+      {key, R"({"allow":"any"})", "allow: expected a list"},
+      {key, R"({"allow":["uid:x"]})", "allow: expected \"any\""},
+      {key, R"({"weights":{"a":0}})", "from 1 to 65535"},
+      {key, R"({"weights":{"a":-1}})", "from 1 to 65535"},
+      {key, R"({"weights":{"a":1.5}})", "from 1 to 65535"},
+      {key, R"({"weights":[1]})", "weights: expected"},
+      {key, std::string(70'000, ' '), "longer than 64 KB"},
+      {"config/service/10.77.0.10", "{}", "expected IP:PORT"},
+      {"config/service/10.77.0.10:0", "{}", "expected IP:PORT"},
+      {"config/service/[fd77:0::1]:80", "{}", "shortest form"},
+      {"config/proxy/p 1", "{}", "names no proxy"},
+      {"config/proxy/p1", R"({"weight":1001})", "from 1 to 1000"},
+      {"config/servise/10.0.0.1:80", "{}", "no such kind"},
+      {"drain/proxi/p1", "{}", "expected drain/proxy"},
+      {"drain/proxy/", "{}", "names no node"},
+      {"drain/appnode/a%2", "{}", "names no node"},
+      {"drain/proxy/p1", R"({"until":1})", "unknown field"},
+      {"node/proxy/p1", R"({"state":"asleep"})", "state: expected one of"},
+      {"node/proxy/p1", R"({"fabrics":[1]})", "fabrics: expected"},
+      {"node/appnode/p1", "{}", "expected PROXY/NUMBER"},
+      {"node/appnode/p1/x", "{}", "expected PROXY/NUMBER"},
+  };
+  for (const auto& one : kCases) {
+    EXPECT_NE(error_of(one.key, one.value).find(one.error), std::string::npos)
+        << one.key << " " << one.value.substr(0, 60) << "\n got: " << error_of(one.key, one.value);
+  }
+}
+
+TEST(ClusterModel, ProgramsMayWriteFieldsThatWeDoNotKnowYet) {
+  const auto node = entry<NodeRecord>("node/proxy/p1", R"({"admin":"10.9.0.1:9477","colour":1})");
+  EXPECT_EQ(node.name, "p1");
+  EXPECT_EQ(node.admin, "10.9.0.1:9477");
+}
+
+TEST(ClusterModel, RecordsComeBackAsTheyWereWritten) {
+  NodeRecord proxy;
+  proxy.name = "p1";
+  proxy.instance = "ab";
+  proxy.fabrics = {"tcp://10.9.0.1:7471"};
+  proxy.state = "draining";
+  proxy.connections = 12;
+  const auto back = entry<NodeRecord>(node_key(NodeKind::kProxy, "p1"), to_json(proxy).dump());
+  EXPECT_EQ(back.fabrics, proxy.fabrics);
+  EXPECT_EQ(back.state, "draining");
+  EXPECT_EQ(back.connections, 12u);
+
+  ApplicationRecord app;
+  app.name = "httpd:12";
+  app.services = {"10.77.0.10:80"};
+  const auto app_back = entry<ApplicationRecord>(application_key("p1", 7), to_json(app).dump());
+  EXPECT_EQ(app_back.proxy, "p1");
+  EXPECT_EQ(app_back.number, 7u);
+  EXPECT_EQ(app_back.services, app.services);
+}
+
+TEST(ClusterModel, AnyNameOfAnApplicationNodeFitsIntoAKey) {
+  for (const std::string name : {"httpd:12", "a/b", "ü %", "x"}) {
+    const std::string key = drain_key(NodeKind::kApplicationNode, name);
+    EXPECT_EQ(std::count(key.begin(), key.end(), '/'), 2) << key;
+    EXPECT_EQ(entry<Drain>(key, "{}").name, name);
+  }
+  EXPECT_FALSE(decode_name("%41")) << "one name has one key";
+}
+
+TEST(ClusterModel, KeysOfOthersAreIgnored) {
+  for (const char* key : {"head", "history/1", "something/else", "schema"}) {
+    EXPECT_TRUE(parse_entry(key, "x").ignored) << key;
+  }
+}
+
+TEST(ClusterModel, ASchemaHasAVersion) {
+  EXPECT_EQ(parse_schema(schema_value()), kSchemaVersion);
+  EXPECT_FALSE(parse_schema("1"));
+  EXPECT_FALSE(parse_schema(R"({"version":"1"})"));
+}
+
+}  // namespace
+}  // namespace sanproxy::cluster

@@ -1,0 +1,222 @@
+#include "lwproto/cluster/session.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/lwproto/cluster/fake_etcd.h"
+
+namespace sanproxy::cluster {
+namespace {
+
+using testing::FakeEtcd;
+
+const std::string kRoot = "/sanproxy/c/";
+const std::string kWeb = "config/service/10.77.0.10:80";
+const std::string kOwn = "node/proxy/p1";
+
+struct SessionTest : ::testing::Test {
+  FakeEtcd etcd;
+  std::map<std::string, Entry> known;
+  std::mutex mutex;
+  std::vector<std::string> logged;
+
+  SessionOptions options() {
+    SessionOptions out;
+    out.etcd.endpoints = {etcd.url()};
+    out.etcd.timeout_ms = 500;
+    out.cluster = "c";
+    out.ttl_s = 3;
+    out.instance = "us";
+    return out;
+  }
+  std::unique_ptr<Session> start(const SessionOptions& options) {
+    return std::make_unique<Session>(options, [this](LogLevel, const std::string& text) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      logged.push_back(text);
+    });
+  }
+  void apply(Session& session) {
+    for (Change& change : session.take()) {
+      if (change.entry) {
+        known.insert_or_assign(change.key, std::move(*change.entry));
+      } else {
+        known.erase(change.key);
+      }
+    }
+  }
+  // Until the taker of the session knows what `condition` asks for.
+  template <typename Condition>
+  bool until(Session& session, Condition condition) {
+    return etcd.wait_for([&] {
+      apply(session);
+      return condition();
+    });
+  }
+  bool is_logged(const std::string& part) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (const std::string& line : logged) {
+      if (line.find(part) != std::string::npos) return true;
+    }
+    return false;
+  }
+  std::string balance() {
+    const auto it = known.find(kWeb);
+    return it == known.end() ? "none" : std::get<ServicePolicy>(it->second).balance;
+  }
+  void set_up_schema() { etcd.put(kRoot + "schema", schema_value()); }
+};
+
+TEST_F(SessionTest, WhatIsAnnouncedIsUnderTheLeaseAndGoesWithTheSession) {
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  EXPECT_EQ(etcd.lease_count(), 1u);
+  session->withdraw(kOwn);
+  EXPECT_TRUE(etcd.wait_for([&] { return !etcd.get(kRoot + kOwn); }));
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  session.reset();
+  EXPECT_FALSE(etcd.get(kRoot + kOwn)) << "an orderly end gives the lease back";
+  EXPECT_EQ(etcd.lease_count(), 0u);
+}
+
+TEST_F(SessionTest, WhatIsThereAndWhatChangesIsHandedOver) {
+  set_up_schema();
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  auto session = start(options());
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted"; }));
+  etcd.put(kRoot + kWeb, R"({"balance":"round-robin"})");
+  EXPECT_TRUE(until(*session, [&] { return balance() == "round-robin"; }));
+  etcd.erase(kRoot + kWeb);
+  EXPECT_TRUE(until(*session, [&] { return balance() == "none"; }));
+}
+
+TEST_F(SessionTest, ALeaseThatRanOutIsReplacedAndEverythingIsRegisteredAgain) {
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  session->announce("node/appnode/p1/0", {{"name", "a"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 2; }));
+  etcd.expire_leases();
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 2 && etcd.lease_count() == 1; }));
+}
+
+TEST_F(SessionTest, AWrongValueIsRefusedWithItsKeyAndTheLastGoodOneStays) {
+  set_up_schema();
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  auto session = start(options());
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted"; }));
+  etcd.put(kRoot + kWeb, R"({"balance":"wrong"})");
+  EXPECT_TRUE(until(*session, [&] { return session->status().state.refused_values == 1; }));
+  EXPECT_EQ(balance(), "weighted");
+  EXPECT_TRUE(is_logged(kRoot + kWeb));
+  EXPECT_EQ(session->status().refused.count(kWeb), 1u);
+}
+
+TEST_F(SessionTest, WithoutEtcdTheLastStateStaysAndItIsCaughtUpWithAfterwards) {
+  set_up_schema();
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted" && known.contains(kOwn); }));
+  etcd.stop();
+  EXPECT_TRUE(until(*session, [&] { return !session->status().connected; }));
+  EXPECT_EQ(balance(), "weighted");
+  EXPECT_FALSE(session->status().error.empty());
+  etcd.put(kRoot + kWeb, R"({"balance":"round-robin"})");
+  etcd.expire_leases();
+  session->announce("node/appnode/p1/3", {{"name", "late"}});
+  etcd.start();
+  EXPECT_TRUE(until(*session, [&] { return balance() == "round-robin"; }));
+  EXPECT_TRUE(etcd.wait_for([&] {
+    return etcd.get(kRoot + kOwn).has_value() && etcd.get(kRoot + "node/appnode/p1/3").has_value();
+  }));
+  EXPECT_TRUE(known.contains(kOwn)) << "a proxy that had no chance to come back is not gone";
+}
+
+TEST_F(SessionTest, AWatchThatWasCompactedIsMadeGoodByAList) {
+  set_up_schema();
+  auto session = start(options());
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().connected; }));
+  etcd.stop();
+  EXPECT_TRUE(etcd.wait_for([&] { return !session->status().connected; }));
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  etcd.compact();
+  etcd.start();
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted"; }));
+}
+
+TEST_F(SessionTest, AWipedStoreKeepsTheConfigurationAndGetsTheRegistrationsBack) {
+  set_up_schema();
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted" && known.contains(kOwn); }));
+  etcd.stop();
+  etcd.wipe();
+  etcd.start();
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  apply(*session);
+  EXPECT_EQ(balance(), "weighted");
+}
+
+TEST_F(SessionTest, WhatSomebodyDeletesOrOverwritesIsWrittenAgain) {
+  auto session = start(options());
+  const nlohmann::json value = {{"instance", "us"}, {"state", "running"}};
+  session->announce(kOwn, value);
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn) == value.dump(); }));
+  etcd.erase(kRoot + kOwn);
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn) == value.dump(); }));
+  etcd.put(kRoot + kOwn, "nonsense");
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn) == value.dump(); }));
+}
+
+TEST_F(SessionTest, AnotherProcessOfTheSameNameIsComplainedAboutAndNotFought) {
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  etcd.put(kRoot + kOwn, R"({"instance":"them"})");
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().duplicates == 1; }));
+  EXPECT_TRUE(is_logged("another process registers under our name"));
+  EXPECT_EQ(etcd.get(kRoot + kOwn), R"({"instance":"them"})");
+}
+
+TEST_F(SessionTest, OneOfSeveralMembersIsEnough) {
+  FakeEtcd away;
+  away.stop();
+  SessionOptions two = options();
+  two.etcd.endpoints = {away.url(), etcd.url()};
+  auto session = start(two);
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+}
+
+TEST_F(SessionTest, MoreThanAnnouncedMaxIsRefusedAndCounted) {
+  SessionOptions few = options();
+  few.announced_max = 2;
+  auto session = start(few);
+  for (int i = 0; i < 3; ++i) session->announce("node/appnode/p1/" + std::to_string(i), {});
+  EXPECT_EQ(session->status().announcements_refused, 1u);
+}
+
+TEST_F(SessionTest, WhoOnlyLooksTakesNoLeaseAndSeesItsPartAlone) {
+  set_up_schema();
+  etcd.put(kRoot + kWeb, "{}");
+  etcd.put(kRoot + "node/proxy/p9", "{}");
+  SessionOptions reader = options();
+  reader.registers = false;
+  reader.watched = "node/proxy/";
+  auto session = start(reader);
+  EXPECT_TRUE(until(*session, [&] { return known.contains("node/proxy/p9"); }));
+  EXPECT_EQ(known.size(), 1u);
+  EXPECT_EQ(etcd.lease_count(), 0u);
+}
+
+TEST_F(SessionTest, ASessionThatNeverFoundEtcdEndsAtOnce) {
+  etcd.stop();
+  auto session = start(options());
+  session->announce(kOwn, {});
+  session.reset();
+  EXPECT_TRUE(etcd.all().empty());
+}
+
+}  // namespace
+}  // namespace sanproxy::cluster

@@ -1,0 +1,45 @@
+// What sanctl reads and writes as text: tables, queries, metrics, completion.
+#include <gtest/gtest.h>
+
+#include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/completion.h"
+#include "netnode/sanctl/table.h"
+
+namespace sanproxy::sanctl {
+namespace {
+
+TEST(SanctlText, ColumnsLineUpAndNothingMovesTheCursor) {
+  Table table({"A", "LONG HEADER", "C"});
+  table.add({"longer than A", "x", ""});
+  table.add({"\x1b[2J", "y", "z"});
+  EXPECT_EQ(table.text(),
+            "A              LONG HEADER  C\n"
+            "longer than A  x            -\n"
+            "?[2J           y            z\n");
+}
+
+TEST(SanctlText, AQueryCarriesAnyValue) {
+  EXPECT_EQ(with_query("/connections", {}), "/connections");
+  EXPECT_EQ(with_query("/c", {{"client", "[fd77::1]:5"}, {"node", "a&b=c d"}}),
+            "/c?client=%5Bfd77%3A%3A1%5D%3A5&node=a%26b%3Dc%20d");
+  EXPECT_EQ(encode_segment("httpd:12/x"), "httpd:12%2Fx");
+}
+
+TEST(SanctlText, MetricsAreReadAndNonsenseIsLeftOut) {
+  const auto metrics = parse_metrics("# HELP a b\na 1\nb{x=\"1\"} 2.5\nnonsense\nc one\n\nd 3");
+  EXPECT_EQ(metrics, (std::map<std::string, double>{{"a", 1}, {"b{x=\"1\"}", 2.5}, {"d", 3}}));
+}
+
+TEST(SanctlText, CompletionKnowsTheCommandsBelowCommands) {
+  CLI::App app;
+  app.add_option("--etcd");
+  auto* config = app.add_subcommand("config");
+  config->add_subcommand("set")->add_flag("--dry-run");
+  const std::string script = completion_script(app, "bash");
+  EXPECT_NE(script.find("\"\") words=\"config --help --etcd\""), std::string::npos) << script;
+  EXPECT_NE(script.find("\"config set\") words=\"--help --dry-run"), std::string::npos) << script;
+  EXPECT_NE(completion_script(app, "zsh").find("bashcompinit"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace sanproxy::sanctl
