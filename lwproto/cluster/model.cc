@@ -236,6 +236,19 @@ bool name_legal(std::string_view name) {
          std::all_of(name.begin(), name.end(), [](char c) { return plain(c) && c != ':'; });
 }
 
+std::string worker_name(std::string_view proxy, std::uint32_t worker) {
+  return std::string(proxy) + (worker == 0 ? "" : ".w" + std::to_string(worker));
+}
+
+std::string proxy_of_worker(std::string_view name) {
+  const std::size_t dot = name.rfind(".w");
+  if (dot == std::string_view::npos || dot == 0 || dot + 2 == name.size()) return std::string(name);
+  const std::string_view digits = name.substr(dot + 2);
+  const bool is_one =
+      std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return std::string(is_one ? name.substr(0, dot) : name);
+}
+
 std::string encode_name(std::string_view name) {
   static constexpr char kHex[] = "0123456789ABCDEF";
   std::string out;

@@ -39,6 +39,10 @@ std::string cluster_root(std::string_view prefix, std::string_view cluster);
 
 // Names of clusters, proxies and network nodes: 1 to 64 of letters, digits, '.', '_', '-'.
 bool name_legal(std::string_view name);
+// Further workers of a proxy register beside it: "p1", "p1.w1", "p1.w2".
+std::string worker_name(std::string_view proxy, std::uint32_t worker);
+// The proxy of such a name; the name itself if it is none.
+std::string proxy_of_worker(std::string_view name);
 // Application nodes call themselves what they like: as a part of a key, other bytes are %XX.
 std::string encode_name(std::string_view name);
 std::optional<std::string> decode_name(std::string_view text);

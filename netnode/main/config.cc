@@ -203,7 +203,14 @@ void read_admin(const std::string& path, const toml::table& table, NetnodeConfig
     if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
     config.admin_listen = v;
   });
+  r.texts("changes_from", [&](const std::string& v) {
+    config.admin_changes_from.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
+  });
   r.read();
+}
+
+void read_cluster(const std::string& path, const toml::table& table, NetnodeConfig& config) {
+  daemon::read_cluster(path, table, config.cluster.emplace());
 }
 
 using ReadTable = void (*)(const std::string&, const toml::table&, NetnodeConfig&);
@@ -213,10 +220,11 @@ struct Section {
   bool many;
 };
 constexpr Section kSections[] = {
-    {"admin", read_admin, false},        {"channel", read_channel, false},
-    {"interface", read_interface, true}, {"nat", read_nat, false},
-    {"node", read_node, false},          {"proxy", read_proxy, true},
-    {"service", read_service, true},     {"tunnel", read_tunnel, false}};
+    {"admin", read_admin, false},     {"channel", read_channel, false},
+    {"cluster", read_cluster, false}, {"interface", read_interface, true},
+    {"nat", read_nat, false},         {"node", read_node, false},
+    {"proxy", read_proxy, true},      {"service", read_service, true},
+    {"tunnel", read_tunnel, false}};
 
 void read_section(const std::string& path, const Section& section, const toml::node& node,
                   NetnodeConfig& config) {
@@ -244,6 +252,11 @@ bool has(const std::vector<IpAddress>& addresses, Family family) {
 // What only the whole file can tell.
 void check_whole(const std::string& path, const NetnodeConfig& config) {
   if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
+  if (config.cluster && !cluster::name_legal(config.name)) {
+    config_fail(path, {},
+                "[node].name: in a cluster, 1 to 64 letters, digits, '.', '_' or '-', not \"" +
+                    config.name + "\"");
+  }
   if (std::string wrong = steer::check(config.set); !wrong.empty()) config_fail(path, {}, wrong);
   for (const steer::ProxyConfig& proxy : config.set.proxies) {
     for (const SocketAddress& target : proxy.targets) {

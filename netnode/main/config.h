@@ -5,9 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "lwproto/daemon/config_cluster.h"
 #include "lwproto/daemon/config_error.h"
 #include "netnode/packet_io/packet_io.h"
 #include "netnode/steer/forwarder.h"
@@ -38,6 +40,8 @@ struct NetnodeConfig {
   steer::ForwarderOptions forwarder;
   steer::ProxySet set;
   std::string admin_listen = "127.0.0.1:9478";
+  std::vector<IpPrefix> admin_changes_from;  // beside loopback
+  std::optional<daemon::ClusterConfig> cluster;
 };
 
 NetnodeConfig load_config(const std::string& path);

@@ -43,6 +43,7 @@ void run(const sanproxy::netnode::NetnodeConfig& config) {
     node.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
     spdlog::info("admin endpoint at http://{}/", config.admin_listen);
   }
+  if (config.cluster) node.join_cluster();
   spdlog::info("network node \"{}\" {} is ready", config.name, SANPROXY_VERSION);
   node.run();
 }

@@ -77,8 +77,24 @@ void Node::add_interface(std::unique_ptr<packet_io::PacketIo> io, const Interfac
 }
 
 void Node::start_admin(const SocketAddress& address) {
-  admin_ = take(daemon::AdminServer::start(address), "admin endpoint " + address.to_string());
+  admin_ = take(daemon::AdminServer::start(address, config_.admin_changes_from),
+                "admin endpoint " + address.to_string());
   watch(admin_->fd());
+}
+
+void Node::join_cluster() {
+  cluster_ = std::make_unique<ClusterMember>(config_, version_);
+  watch(cluster_->fd());
+  cluster_->publish("running");
+}
+
+// What the cluster says that cannot be is refused as a whole: the last good set stays.
+void Node::follow_cluster() {
+  const auto set = cluster_->take();
+  if (!set) return;
+  if (const std::string wrong = apply(*set); !wrong.empty()) {
+    spdlog::warn("what the cluster says is not applied: {}", wrong);
+  }
 }
 
 std::string Node::apply(const steer::ProxySet& set) {
@@ -223,6 +239,8 @@ void Node::idle(bool sleep) {
       on_signal();
     } else if (fd == prober_.fd()) {
       on_answers();
+    } else if (cluster_ && fd == cluster_->fd()) {
+      follow_cluster();
     } else if (admin_ && fd == admin_->fd()) {
       admin_->serve(
           [this](const daemon::PageRequest& request) { return render_page(*this, request); });
@@ -240,6 +258,7 @@ void Node::on_signal() {
     spdlog::info(
         "signal {}: established sessions are carried on for {} ms, or until there are none",
         info.ssi_signo, config_.drain_ms);
+    if (cluster_) cluster_->publish("draining");
   }
 }
 

@@ -18,6 +18,7 @@
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
+#include "netnode/main/cluster_member.h"
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
 #include "netnode/main/prober.h"
@@ -35,6 +36,7 @@ class Node {
 
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config);
   void start_admin(const SocketAddress& address);
+  void join_cluster();
   // Changes services and proxies. Returns why not: nothing has changed then.
   std::string apply(const steer::ProxySet& set);
 
@@ -58,6 +60,7 @@ class Node {
   const buffer::SlotPool& pool() const { return pool_; }
   double uptime_s() const;
   bool stopping() const { return stopping_; }
+  const ClusterMember* cluster() const { return cluster_.get(); }
   // Takes a proxy out for new sessions, or back. False: there is none of that name.
   bool drain(const std::string& name, bool on);
 
@@ -70,6 +73,7 @@ class Node {
   std::size_t round();
   void idle(bool sleep);
   void on_signal();
+  void follow_cluster();
   void on_answers();
   void on_time();
   void update_state(std::uint16_t place);
@@ -88,6 +92,7 @@ class Node {
   std::unique_ptr<Channels> channels_;
   std::map<std::uint16_t, Watch> watches_;  // by place
   std::unique_ptr<daemon::AdminServer> admin_;
+  std::unique_ptr<ClusterMember> cluster_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;
   std::uint64_t rounds_ = 0;

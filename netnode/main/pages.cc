@@ -159,6 +159,13 @@ Page json_page(const json& page) {
   return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
 }
 
+json cluster_json(const Node& node) {
+  if (node.cluster() == nullptr) return nullptr;
+  const cluster::SessionStatus c = node.cluster()->status();
+  return {{"connected", c.connected}, {"endpoint", c.endpoint}, {"error", c.error},
+          {"revision", c.revision},   {"entries", c.entries},   {"refused", c.refused}};
+}
+
 Page status_page(const Node& node) {
   json proxies = json::array();
   for (const Node::ProxyView& view : node.proxies()) proxies.push_back(proxy_json(view));
@@ -190,7 +197,8 @@ Page status_page(const Node& node) {
                       {"slots", node.pool().slot_count()}}},
                     {"proxies", proxies},
                     {"services", services},
-                    {"interfaces", interfaces}});
+                    {"interfaces", interfaces},
+                    {"cluster", cluster_json(node)}});
 }
 
 Page drain_page(Node& node, const std::string& name, bool on) {

@@ -38,7 +38,8 @@ std::string kind_of(const View& view, const DrainOptions& how) {
 }
 
 // Tells the node itself, or the cluster.
-void say(const Options& options, const std::string& kind, const std::string& name, bool drained) {
+void say(const Options& options, const View& view, const std::string& kind, const std::string& name,
+         bool drained) {
   if (options.whole_cluster()) {
     ClusterStore store(options);
     const auto node_kind = cluster::node_kind_of(kind);
@@ -50,7 +51,13 @@ void say(const Options& options, const std::string& kind, const std::string& nam
     return;
   }
   const std::string verb = drained ? "/drain" : "/undrain";
-  const std::string path = kind == "appnode" ? "/nodes/" + encode_segment(name) + verb : verb;
+  std::string path = kind == "appnode" ? "/nodes/" + encode_segment(name) + verb : verb;
+  if (view.network_node) {
+    if (kind != "proxy") {
+      throw Failure("a network node is drained by SIGTERM; its proxies by their names", kExitUsage);
+    }
+    path = verb + "/" + encode_segment(name);
+  }
   AdminClient(options.admin).post(path);
 }
 
@@ -81,8 +88,9 @@ Progress progress(const Options& options, const DrainOptions& how, const std::st
 }  // namespace
 
 void drain(const Options& options, const DrainOptions& how) {
-  const std::string kind = kind_of(look(options), how);
-  say(options, kind, how.name, true);
+  const View view = look(options);
+  const std::string kind = kind_of(view, how);
+  say(options, view, kind, how.name, true);
   if (!how.wait) {
     if (options.json) {
       std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
@@ -124,8 +132,8 @@ void drain(const Options& options, const DrainOptions& how) {
 
 void undrain(const Options& options, const DrainOptions& how) {
   std::string kind = how.kind;
+  const View view = look(options);
   if (kind.empty()) {
-    const View view = look(options);
     // A node that is away may be undrained too.
     for (const std::string& drained : view.drains) {
       const std::size_t slash = drained.find('/');
@@ -135,7 +143,7 @@ void undrain(const Options& options, const DrainOptions& how) {
     }
     if (kind.empty()) kind = kind_of(view, how);
   }
-  say(options, kind, how.name, false);
+  say(options, view, kind, how.name, false);
   if (options.json) {
     std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
   } else {

@@ -73,6 +73,22 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
   }
 }
 
+// The proxies that a network node steers to, with the sessions that it knows.
+void add_steered(View& view, const std::string& netnode, const json& status) {
+  for (const json& proxy : list_in(status, "proxies")) {
+    if (!proxy.is_object()) continue;
+    NodeRow row;
+    row.kind = "proxy";
+    row.name = field<std::string>(proxy, "name", "?");
+    row.connections = field<std::uint64_t>(proxy, "sessions", 0);
+    row.state = !field<bool>(proxy, "drain", false) ? field<std::string>(proxy, "state", "?")
+                : *row.connections == 0             ? "drained"
+                                                    : "draining";
+    row.where = "behind " + netnode;
+    view.nodes.push_back(std::move(row));
+  }
+}
+
 NodeRow node_row(const char* kind, const std::string& name, const json& status,
                  const std::string& where) {
   NodeRow row;
@@ -88,6 +104,14 @@ NodeRow node_row(const char* kind, const std::string& name, const json& status,
 }
 
 void add_record(View& view, const char* kind, const cluster::NodeRecord& record) {
+  if (record.worker != 0) {
+    // Its proxy has been asked before it (keys are in order), and has told of all its workers.
+    const std::string proxy = cluster::proxy_of_worker(record.name);
+    if (view.status.contains(proxy)) return;
+    NodeRow row{kind, proxy, record.state, record.admin, std::nullopt, {}, ""};
+    if (record.state != "running") row.connections = record.connections;
+    return view.nodes.push_back(std::move(row));
+  }
   if (!record.admin.empty()) {
     try {
       const json status = AdminClient(record.admin).get_json("/status");
@@ -95,8 +119,10 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
       if (field<std::string>(status, "name", "") == record.name) {
         view.nodes.push_back(node_row(kind, record.name, status, record.admin));
         view.status[record.name] = status;
-        add_services(view, record.name, status);
-        add_nodes(view, record.name, status);
+        if (std::string_view(kind) == "proxy") {
+          add_services(view, record.name, status);
+          add_nodes(view, record.name, status);
+        }
         return;
       }
       view.unreachable[record.name] = record.admin + " is another node's, seen from here";
@@ -141,7 +167,7 @@ View look_at_cluster(const Options& options) {
   }
   for (const auto& [key, entry] : entries) {
     const auto* record = std::get_if<cluster::ApplicationRecord>(&entry);
-    if (record != nullptr && !view.status.contains(record->proxy)) {
+    if (record != nullptr && !view.status.contains(cluster::proxy_of_worker(record->proxy))) {
       add_application(view, *record);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
@@ -163,11 +189,16 @@ View look(const Options& options) {
   const json status = AdminClient(options.admin).get_json("/status");
   const std::string name = field<std::string>(status, "name", options.admin);
   // A network node has no TCP endpoints to tell of.
-  const bool is_proxy = status.contains("pools") || status.contains("services");
+  const bool is_proxy = status.contains("pools");
   view.nodes.push_back(node_row(is_proxy ? "proxy" : "netnode", name, status, options.admin));
   view.status[name] = status;
-  add_services(view, name, status);
-  add_nodes(view, name, status);
+  if (is_proxy) {
+    add_services(view, name, status);
+    add_nodes(view, name, status);
+  } else {
+    view.network_node = true;
+    add_steered(view, name, status);
+  }
   return view;
 }
 
@@ -176,7 +207,8 @@ std::map<std::string, std::string> admin_endpoints(const Options& options) {
   std::map<std::string, std::string> out;
   for (const auto& [key, entry] : ClusterStore(options).entries()) {
     const auto* record = std::get_if<cluster::NodeRecord>(&entry);
-    if (record != nullptr && key.starts_with("node/proxy/") && !record->admin.empty()) {
+    if (record != nullptr && key.starts_with("node/proxy/") && record->worker == 0 &&
+        !record->admin.empty()) {
       out[record->name] = record->admin;
     }
   }

@@ -37,6 +37,7 @@ struct View {
   std::map<std::string, std::string> unreachable;  // name -> why
   std::map<std::string, std::string> refused;      // keys in etcd that no node takes
   std::vector<std::string> drains;                 // "KIND/NAME" in etcd
+  bool network_node = false;                       // the one that was asked is one
 };
 
 View look(const Options& options);

@@ -1,6 +1,8 @@
 """A cluster in etcd: registration, configuration while running, drains, and etcd that goes away."""
 
 import json
+import os
+import re
 import socket
 import threading
 
@@ -231,6 +233,48 @@ class Discovery(ClusterTest):
         store.wait_healthy()
         wait.until(lambda: self.joined(store) == ["p1", "p2"],
                    lambda: f"p2 is found again\n{app.log()}\n{second.log()}")
+        self.echoes(sock)
+
+
+class NetworkNode(ClusterTest):
+    def test_a_network_node_finds_services_and_proxies_and_hears_of_drains(self):
+        one, store = self.cluster()
+        # A proxy that gets its packets from network nodes, and a node whose file names neither
+        # services nor proxies.
+        proxy = one.config.replace('"p1"', '"p2"').replace("proxy.sock", "second.sock")
+        proxy = proxy.replace(":9477", ":9478")
+        proxy = re.sub(r"\[\[interface\]\].*?(?=\[\[)", programs.toml_section("[[interface]]", {
+            "driver": "channel", "listen": f"shm:{one.run_dir}/packets.sock"}), proxy, flags=re.S)
+        node = (programs.toml_section("[node]", {"name": "n1", "maglev_entries": 5003})
+                + programs.toml_section("[[interface]]", {"driver": "tun", "name": "nn0",
+                                                          "addresses": ["10.79.0.1/24"]})
+                + programs.toml_section("[admin]", {"listen": "127.0.0.1:9479"})
+                + re.search(r"\[cluster\].*?(?=\n\n|$)", one.config, re.S)[0] + "\n")
+        for name, text in (("p2", proxy), ("n1", node.replace("drain_grace_ms = 100\n", ""))):
+            with open(os.path.join(one.run_dir, name + ".toml"), "w") as file:
+                file.write(text)
+            one.start(name, [programs.path("netnode" if name == "n1" else "proxynode"), "--config",
+                             file.name], one.proxy_ns).wait_log("is ready")
+        one.start("echo-steered", programs.echo_argv("echo", [f"shm:{one.run_dir}/second.sock"],
+                                                     "10.79.0.10:7", []))
+
+        def steered():
+            code, body = lab.admin.get(one.proxy_ns, "/status", port=9479)
+            status = json.loads(body) if code == 200 else {"services": [], "proxies": []}
+            return ([s["address"] for s in status["services"]],
+                    {p["name"]: p["state"] for p in status["proxies"]})
+        wait.until(lambda: steered() == (["10.79.0.10:7"], {"p2": "up"}),
+                   lambda: f"found: {steered()}\n{one.tail()}")
+        sock = one.client.socket()
+        self.addCleanup(sock.close)
+        sock.settimeout(20)
+        sock.connect(("10.79.0.10", 7))
+        self.echoes(sock)
+        self.assertEqual(self.nodes(store, "netnode")["n1"]["state"], "running")
+        store.sanctl("drain", "p2", "--no-wait")
+        wait.until(lambda: steered()[1] == {"p2": "draining"}, lambda: f"drained: {steered()}")
+        self.echoes(sock)
+        store.members[0].kill()
         self.echoes(sock)
 
 

@@ -15,6 +15,7 @@ def get(namespace, path, timeout_s=10 * settings.slowness, port=PORT, method="GE
         sock.settimeout(timeout_s)
         sock.connect(("127.0.0.1", port))
         sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\n"
+                     "Content-Type: application/json\r\n"
                      "Connection: close\r\n\r\n".encode())
         data = b""
         while True:

@@ -114,6 +114,15 @@ TEST(ClusterModel, AnyNameOfAnApplicationNodeFitsIntoAKey) {
   EXPECT_FALSE(decode_name("%41")) << "one name has one key";
 }
 
+TEST(ClusterModel, AWorkersNameTellsItsProxy) {
+  EXPECT_EQ(worker_name("p1", 0), "p1");
+  EXPECT_EQ(worker_name("p1", 12), "p1.w12");
+  EXPECT_EQ(proxy_of_worker("p1.w12"), "p1");
+  for (const char* name : {"p1", "p1.w", "p1.wx", ".w1", "p1.w1x"}) {
+    EXPECT_EQ(proxy_of_worker(name), name);
+  }
+}
+
 TEST(ClusterModel, KeysOfOthersAreIgnored) {
   for (const char* key : {"head", "history/1", "something/else", "schema"}) {
     EXPECT_TRUE(parse_entry(key, "x").ignored) << key;
