@@ -45,6 +45,9 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("packets_dropped_total", dropped, c.dropped_no_slot, "reason=\"no_slot\"");
   m.counter("packets_dropped_total", dropped, c.dropped_send_queue, "reason=\"send_queue\"");
   m.counter("packets_dropped_total", dropped, c.dropped_refused, "reason=\"refused\"");
+  m.counter("path_mtu_lowered_total", "Connections whose segments became smaller for their path",
+            c.path_mtu_lowered);
+  m.counter("icmp_errors_ignored_total", "ICMP errors that changed nothing", c.icmp_errors_ignored);
   m.counter("unknown_flows_total", "Segments sent back: another proxy may know their flow",
             c.unknown_flows);
   m.counter("icmp_echo_replies_total", "Echo requests answered", c.icmp_echo);
