@@ -129,6 +129,17 @@ TEST_F(ServicesTest, ARequestThatCrossesOurLeaveIsStillServed) {
   EXPECT_TRUE(proxy_.stream(id).accepted);
 }
 
+TEST_F(ServicesTest, ANodeThatEndsTellsItsProxySo) {
+  Recorder& handler = recorder();
+  serve(handler);
+  (void)open();
+  node_ = nullptr;
+  impl_.reset();
+  EXPECT_EQ(handler.closes, 1);
+  for (int i = 0; i < 1000 && proxy_.closed_code == wire::CloseCode::kNone; ++i) proxy_.pump();
+  EXPECT_EQ(proxy_.closed_code, wire::CloseCode::kFinBoth);
+}
+
 TEST_F(ServicesTest, AServiceThatHasLeftGivesItsPlaceToAnother) {
   proxy_.start();
   make_node();
