@@ -105,6 +105,7 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("channels_total", channels, c.channels_closed, "event=\"closed\"");
   m.counter("channels_total", channels, c.channels_breached, "event=\"breached\"");
   m.counter("channels_total", channels, c.channels_refused, "event=\"refused\"");
+  m.counter("channels_total", channels, c.channels_evicted, "event=\"evicted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins, "result=\"accepted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins_refused, "result=\"refused\"");
   const char* join_refused = "JOIN_SERVICE requests refused, by reason";
@@ -214,6 +215,18 @@ void node_metrics(const Sources& in, Metrics& m) {
   });
 }
 
+void fabric_metrics(const Sources& in, Metrics& m) {
+  in.translator->for_each_listener([&](const translate::FabricListener& from) {
+    if (from.made_by == nullptr) return;
+    for (const fabric::NamedCount& count : from.made_by->counts()) {
+      m.counter("fabric_events_total", "What became of those who tried to connect, and of devices",
+                count.value,
+                label("fabric", from.fabric) + "," + label("listen", from.listener->address()) +
+                    "," + label("event", count.name));
+    }
+  });
+}
+
 Page metrics_page(const Sources& in) {
   Metrics m;
   m.gauge("up", "1 while the worker runs", 1, label("version", in.version));
@@ -222,6 +235,7 @@ Page metrics_page(const Sources& in) {
   pool_metrics(in, m);
   translate_metrics(in, m);
   node_metrics(in, m);
+  fabric_metrics(in, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
   m.counter("loop_sleeps_total", "Times that the data loop slept", in.loop->sleeps);

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "lwproto/base/clock.h"
@@ -22,6 +23,7 @@
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/config.h"
+#include "proxynode/main/retired_addresses.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -49,7 +51,7 @@ class Worker final : public translate::Host {
 
  private:
   struct Interface;
-  bool in_use(const IpAddress& ip);
+  std::set<IpAddress> addresses_in_use();
   bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
   std::size_t receive_lent(Interface& interface);
@@ -78,7 +80,7 @@ class Worker final : public translate::Host {
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<daemon::AdminServer> admin_;
-  std::vector<IpAddress> retired_;  // of closed services, oldest first
+  RetiredAddresses retired_;  // of closed services
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;

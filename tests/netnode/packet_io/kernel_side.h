@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/base/unique_fd.h"
 #include "netnode/packet_io/packet_io.h"
-#include "netnode/packet_io/unique_fd.h"
 #include "tests/netnode/net/packet_builder.h"
 
 namespace sanproxy::packet_io::testing {
