@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import fabrics
 import idle
 import netnode
 import report
@@ -64,9 +65,13 @@ def parse_arguments():
                              "writes the second table of the document")
     parser.add_argument("--netnode", action="store_true",
                         help="the rows of a network node in front, and no others")
+    parser.add_argument("--fabric", choices=fabrics.KINDS,
+                        help="a fabric by itself against the raw tools: verbs (in the guest), tcp "
+                             "(over loopback), or wan (tcp over a long link, in the guest); with "
+                             "--docs this writes that fabric's table")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     arguments = parser.parse_args()
-    arguments.seconds = arguments.seconds or (1.0 if arguments.quick else 2.0)
+    arguments.seconds = arguments.seconds or (1.0 if arguments.quick or arguments.fabric else 2.0)
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
     return arguments
 
@@ -285,8 +290,11 @@ class Bench:
         self.run_micro()
 
 
-def write_documents(rows, cpus):
+def write_documents(rows, cpus, fabric):
     document = os.path.join(ROOT, "docs/benchmarks.md")
+    if fabric:
+        report.update_document(document, {fabric: report.markdown_table(rows)})
+        return
     if cpus:
         report.update_document(document, {"pinned": report.markdown_table(rows)})
         return
@@ -295,6 +303,36 @@ def write_documents(rows, cpus):
     with open(os.path.join(ROOT, "docs/benchmarks.svg"), "w") as file:
         file.write(report.svg_plot(rows, "sanproxy relative to HAProxy 2.6 on the same machine"))
     print(f"wrote {document} and its plot")
+
+
+def run_fabric(arguments):
+    """(rows, failed)"""
+    try:
+        return fabrics.measure(arguments), False
+    except (BenchError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nbench: interrupted", file=sys.stderr)
+    return [], True
+
+
+def run_bench(arguments):
+    """(rows, failed)"""
+    lab = Lab(arguments.bin)
+    bench = Bench(arguments, lab)
+    failed = False
+    try:
+        bench.run_all()
+    except (BenchError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        failed = True
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; cleaning up", file=sys.stderr)
+        failed = True
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        lab.close()
+    return bench.rows, failed
 
 
 def main():
@@ -317,29 +355,16 @@ def main():
               "processors): figures will wander", file=sys.stderr)
     if arguments.cpus:
         os.sched_setaffinity(0, arguments.cpus)
-    lab = Lab(arguments.bin)
-    bench = Bench(arguments, lab)
-    failed = False
-    try:
-        bench.run_all()
-    except (BenchError, subprocess.SubprocessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        failed = True
-    except KeyboardInterrupt:
-        print("\nbench: interrupted; cleaning up", file=sys.stderr)
-        failed = True
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        lab.close()
-    if bench.rows:
+    rows, failed = run_fabric(arguments) if arguments.fabric else run_bench(arguments)
+    if rows:
         print()
-        report.print_table(bench.rows)
+        report.print_table(rows)
     if arguments.json:
-        report.write_json(arguments.json, bench.rows)
+        report.write_json(arguments.json, rows)
     if arguments.docs and not failed:
-        write_documents(bench.rows, arguments.cpus)
-    short = [row for row in bench.rows if row["holds"] is False]
-    print(f"\n{len(bench.rows)} rows, {len(short)} below their bar")
+        write_documents(rows, arguments.cpus, arguments.fabric)
+    short = [row for row in rows if row["holds"] is False]
+    print(f"\n{len(rows)} rows, {len(short)} below their bar")
     return 1 if failed else 0
 
 

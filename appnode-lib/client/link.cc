@@ -1,6 +1,8 @@
 #include "appnode-lib/client/link.h"
 
 #include <algorithm>
+#include <array>
+#include <span>
 
 #include "appnode-lib/client/convert.h"
 #include "appnode-lib/client/node_impl.h"
@@ -136,6 +138,23 @@ void Link::take_down() {
   retry_at_ns_ = node_.now_ns() + retry_pause_ns_;
   retry_pause_ns_ = std::min(retry_pause_ns_ * 2, kRetryMaxNs);
   node_.link_down(*this, last_reason_);
+}
+
+bool Link::say_goodbye() {
+  if (!up()) return true;
+  hold_->channel->close(wire::CloseCode::kFinBoth, "the application node has ended");
+  fabric::Endpoint& endpoint = hold_->channel->endpoint();
+  std::array<fabric::Completion, 16> completions;
+  while (const std::size_t count = endpoint.poll(completions)) {
+    for (const fabric::Completion& completion : std::span(completions).first(count)) {
+      if (completion.kind == fabric::Completion::Kind::kDisconnected) lost_ = true;
+      if (completion.kind == fabric::Completion::Kind::kReceive &&
+          completion.loan != fabric::kNoLoan) {
+        endpoint.release(completion.loan);
+      }
+    }
+  }
+  return lost_;
 }
 
 bool Link::receive_memory_is_short() const {

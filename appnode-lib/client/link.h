@@ -52,6 +52,9 @@ class Link final : public channel::Delegate {
   std::size_t poll(std::uint64_t now_ns);
   void flush();
   bool up() const { return hold_ != nullptr && !lost_; }
+  // At the end of the node: tells the proxy and throws away what still comes; calls nobody. False
+  // while the good-bye is on its way.
+  bool say_goodbye();
   bool ready() const;  // up, and every key is answered for
   // When poll() must be called though nothing happened; 0 if never.
   std::uint64_t deadline_ns() const;
@@ -67,6 +70,7 @@ class Link final : public channel::Delegate {
   void sync_services();  // sends the JOINs, LEAVEs and SHUTDOWNs that are due
   bool service_joined(std::size_t index) const;
   bool service_settled(std::size_t index) const;  // neither joined nor under way
+  void forget_service(std::size_t index);         // settled; its place is another's now
 
   // --- memory
   void attach(Region& region);

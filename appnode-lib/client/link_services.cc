@@ -61,6 +61,10 @@ bool Link::service_settled(std::size_t index) const {
   return phase != Phase::kJoining && phase != Phase::kJoined && phase != Phase::kLeaving;
 }
 
+void Link::forget_service(std::size_t index) {
+  if (index < services_.size()) services_[index] = {};
+}
+
 // services_.size() if no service has this id. There are few, and a node that serves many has the
 // requests spread over all of them.
 std::size_t Link::service_index(std::uint32_t id) const {

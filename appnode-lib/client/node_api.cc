@@ -71,10 +71,9 @@ std::size_t Node::connection_count() const { return impl(*this).pool().live(); }
 std::size_t Node::proxies_up() const { return impl(*this).proxies_up(); }
 bool Node::drained() const { return impl(*this).drained(); }
 
-const Address& Service::address() const { return node_->services()[index_]->address; }
-std::size_t Service::joined_count() const { return node_->joined_count(index_); }
-void Service::leave() { node_->leave(index_, false); }
-void Service::shutdown() { node_->leave(index_, true); }
-bool Service::left() const { return node_->left(index_); }
+std::size_t Service::joined_count() const { return node_->joined_count(index_, serial_); }
+void Service::leave() { node_->leave(index_, serial_, false); }
+void Service::shutdown() { node_->leave(index_, serial_, true); }
+bool Service::left() const { return !node_->is(index_, serial_) || node_->left(index_); }
 
 }  // namespace sanproxy::app

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <random>
+#include <thread>
 
 #include "appnode-lib/client/convert.h"
 #include "appnode-lib/client/link_options.h"
@@ -187,11 +189,24 @@ NodeImpl::~NodeImpl() {
   run_ended();
   // A Borrowed would point into memory that goes away with us.
   SANPROXY_CHECK(kept_.in_use() == 0);
+  say_goodbye();
   links_.clear();
   buried_.clear();
   fabrics_.clear();
   for (const int fd : {epoll_fd_, stop_fd_, timer_fd_}) {
     if (fd >= 0) ::close(fd);
+  }
+}
+
+// In a moment; a proxy that takes nothing does not hold us up.
+void NodeImpl::say_goodbye() {
+  constexpr int kTries = 100;
+  for (int i = 0; i < kTries; ++i) {
+    disarm();
+    bool done = true;
+    for (const auto& link : links_) done = link->say_goodbye() && done;
+    if (done) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
 

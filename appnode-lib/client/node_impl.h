@@ -32,8 +32,10 @@
 
 namespace sanproxy::app::internal {
 
-// What the application wants of one service. Links compare it with what their proxy knows.
+// What the application wants of one service. Links compare it with what their proxy knows. Once it
+// has left at every proxy its place is free for the next.
 struct ServiceImpl {
+  std::uint64_t serial = 0;
   Address address;
   std::string name;  // the address as text
   JoinOptions options;
@@ -84,8 +86,11 @@ class NodeImpl final : public Node {
   std::size_t poll();
   bool drained() const;
   std::size_t proxies_up() const { return links_up_; }
-  void leave(std::uint32_t service, bool shutdown);
-  std::size_t joined_count(std::uint32_t service) const;
+  bool is(std::uint32_t service, std::uint64_t serial) const {
+    return services_[service]->serial == serial;
+  }
+  void leave(std::uint32_t service, std::uint64_t serial, bool shutdown);
+  std::size_t joined_count(std::uint32_t service, std::uint64_t serial) const;
   bool left(std::uint32_t service) const;
 
   // --- for Links
@@ -127,12 +132,14 @@ class NodeImpl final : public Node {
   Status set_up_receive_memory();
   Result<FabricInUse*> fabric_for(std::string_view address);
   Status watch(int fd);
+  Result<std::uint32_t> place_for_service();
   void disarm();
   void take_events(int timeout_ms);
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
   bool time_matters() const { return links_up_ != links_.size() || links_waiting_ != 0; }
   std::uint64_t next_deadline_ns() const;
+  void say_goodbye();
   void run_starved();
   std::size_t run_ended();
   void flush_all();
@@ -157,7 +164,8 @@ class NodeImpl final : public Node {
 
   std::map<std::string, FabricInUse, std::less<>> fabrics_;
   std::vector<std::unique_ptr<ChannelHold>> buried_;
-  std::vector<std::unique_ptr<ServiceImpl>> services_;
+  std::vector<std::unique_ptr<ServiceImpl>> services_;  // at most kServicesMax
+  std::uint64_t last_service_serial_ = 0;
   ConnectionPool pool_;
   std::vector<std::unique_ptr<Link>> links_;
   std::size_t links_up_ = 0;

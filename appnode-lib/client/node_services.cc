@@ -14,27 +14,42 @@ Result<Service> NodeImpl::join(std::string_view address, RequestHandler on_reque
   if (!parsed.ok()) return parsed.status();
   if (parsed->port == 0) return Status(Code::kInvalidArgument, "a service needs a port");
   if (options.weight == 0) return Status(Code::kInvalidArgument, "the least weight is 1");
-  if (services_.size() == kServicesMax) return Status(Code::kExhausted, "1024 services");
   for (const auto& service : services_) {
     if (!service->leaving && service->address == *parsed) {
       return Status(Code::kExists, "this service is joined already");
     }
   }
-  services_.push_back(std::make_unique<ServiceImpl>(
-      ServiceImpl{*parsed, parsed->to_string(), options, std::move(on_request), false, false}));
+  auto place = place_for_service();
+  if (!place.ok()) return place.status();
+  const std::uint64_t serial = ++last_service_serial_;
+  services_[*place] = std::make_unique<ServiceImpl>(ServiceImpl{
+      serial, *parsed, parsed->to_string(), options, std::move(on_request), false, false});
   for (const auto& link : links_) link->sync_services();
-  return Service(this, static_cast<std::uint32_t>(services_.size() - 1));
+  return Service(this, *place, serial, *parsed);
 }
 
-void NodeImpl::leave(std::uint32_t index, bool shutdown) {
+// That of a service that has left everywhere, or a new one.
+Result<std::uint32_t> NodeImpl::place_for_service() {
+  for (std::uint32_t i = 0; i < services_.size(); ++i) {
+    if (!left(i)) continue;
+    for (const auto& link : links_) link->forget_service(i);
+    return i;
+  }
+  if (services_.size() == kServicesMax) return Status(Code::kExhausted, "1024 services");
+  services_.emplace_back();
+  return static_cast<std::uint32_t>(services_.size() - 1);
+}
+
+void NodeImpl::leave(std::uint32_t index, std::uint64_t serial, bool shutdown) {
   ServiceImpl& service = *services_[index];
-  if (service.leaving) return;
+  if (service.serial != serial || service.leaving) return;
   service.leaving = true;
   service.shutting_down = shutdown;
   for (const auto& link : links_) link->sync_services();
 }
 
-std::size_t NodeImpl::joined_count(std::uint32_t service) const {
+std::size_t NodeImpl::joined_count(std::uint32_t service, std::uint64_t serial) const {
+  if (!is(service, serial)) return 0;
   return static_cast<std::size_t>(
       std::count_if(links_.begin(), links_.end(),
                     [&](const auto& link) { return link->service_joined(service); }));
@@ -121,13 +136,14 @@ void NodeImpl::link_down(Link& link, std::string_view reason) {
 }
 
 void NodeImpl::joined(std::size_t service, Link& link) {
-  if (options_.on_joined) options_.on_joined(services_[service]->name, link.address());
+  // A copy: what is called may leave this service and give its place to another.
+  const std::string name = services_[service]->name;
+  if (options_.on_joined) options_.on_joined(name, link.address());
 }
 
 void NodeImpl::join_refused(std::size_t service, Link& link, CloseCode code) {
-  if (options_.on_join_refused) {
-    options_.on_join_refused(services_[service]->name, link.address(), code);
-  }
+  const std::string name = services_[service]->name;
+  if (options_.on_join_refused) options_.on_join_refused(name, link.address(), code);
 }
 
 void NodeImpl::key_refused(std::size_t key, Link& link, CloseCode code) {

@@ -1,6 +1,7 @@
 // fabric_bench: throughput, round trips and small messages over any fabric, without a proxy.
 //   fabric_bench serve ADDRESS          waits for clients, prints READY; ends with the last one
 //   fabric_bench run ADDRESS --work W   prints one JSON object
+//   fabric_bench raw-serve, raw-run     the same for one raw TCP stream, "tcp://127.0.0.1:7500"
 #include <poll.h>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +10,7 @@
 
 #include "bench/tools/fabric_works.h"
 #include "bench/tools/measurement.h"
+#include "bench/tools/raw_tcp.h"
 #include "lwproto/fabric/address.h"
 #include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
@@ -120,14 +122,18 @@ std::unique_ptr<Session> connect(fabric::Fabric& fabric, const Options& options)
 
 const std::map<std::string, Work> kWorks = {{"throughput", Work::kThroughput},
                                             {"round-trips", Work::kRoundTrips},
-                                            {"streams", Work::kStreams}};
+                                            {"streams", Work::kStreams},
+                                            {"messages", Work::kMessages},
+                                            {"channel-round-trips", Work::kChannelTrips}};
 
 int run(const Options& options) {
   auto fabric = make_fabric(options.address);
   auto session = connect(*fabric, options);
   Measurement measurement({});
   measurement.start();
-  while (session->run()) wait(*fabric, options.spin);
+  while (session->run()) {
+    if (!session->busy()) wait(*fabric, options.spin);
+  }
   measurement.stop();
   if (session->error() != nullptr) {
     std::fprintf(stderr, "fabric_bench: %s\n", session->error());
@@ -157,19 +163,42 @@ int main_of(int argc, char** argv) {
     one->add_option("--depth", options.depth, "receive buffers")->check(CLI::Range(4, 16384));
   }
   server->add_option("--clients", options.clients, "end after so many");
-  client->add_option("--work", options.load.work, "throughput, round-trips or streams")
+  client
+      ->add_option(
+          "--work", options.load.work,
+          "of an endpoint: throughput, round-trips; of a channel: streams (many streams of small "
+          "messages), messages (one stream), channel-round-trips")
       ->required()
       ->transform(CLI::CheckedTransformer(kWorks));
   client->add_option("--bytes", options.load.message_bytes, "of a message")
       ->check(CLI::Range(1, 65536));
   client->add_option("--streams", options.load.streams)->check(CLI::Range(1, 100000));
-  client->add_option("--seconds", options.load.seconds)->check(CLI::Range(0.1, 600.0));
-  client->add_option("--warmup", options.load.warmup_seconds)->check(CLI::Range(0.0, 60.0));
   client->add_option("--link", options.link, "link parameters, such as window=1MiB");
+  auto* raw_server = app.add_subcommand("raw-serve", "one raw TCP connection, read to its end");
+  auto* raw_client =
+      app.add_subcommand("raw-run", "one send() a message over a raw TCP connection");
+  for (CLI::App* one : {raw_server, raw_client}) {
+    one->add_option("address", options.address, "such as tcp://127.0.0.1:7500")->required();
+  }
+  raw_client->add_option("--bytes", options.load.message_bytes, "of a message")
+      ->check(CLI::Range(1, 1 << 20));
+  for (CLI::App* one : {client, raw_client}) {
+    one->add_option("--seconds", options.load.seconds)->check(CLI::Range(0.1, 600.0));
+    one->add_option("--warmup", options.load.warmup_seconds)->check(CLI::Range(0.0, 60.0));
+  }
   CLI11_PARSE(app, argc, argv);
-  if (options.load.work == Work::kStreams && options.load.message_bytes > 1024) {
-    std::fprintf(stderr, "fabric_bench: streams take messages of at most 1024 bytes\n");
+  const bool small_only =
+      options.load.work == Work::kStreams || options.load.work == Work::kChannelTrips;
+  if (small_only && options.load.message_bytes > 1024) {
+    std::fprintf(stderr, "fabric_bench: this work takes messages of at most 1024 bytes\n");
     return 2;
+  }
+  if (raw_server->parsed() || raw_client->parsed()) {
+    auto address = fabric::FabricAddress::parse(options.address);
+    if (!address.ok()) die("the address", address.status());
+    if (raw_server->parsed()) return serve_raw(address->socket);
+    return run_raw(address->socket,
+                   {options.load.message_bytes, options.load.seconds, options.load.warmup_seconds});
   }
   return server->parsed() ? serve(options) : run(options);
 }

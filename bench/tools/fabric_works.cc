@@ -151,14 +151,17 @@ class ThroughputClient final : public Session {
       return fail("the server ended the channel");
     }
     line_.replenish();
-    for (std::uint32_t i = 0; i < kSendsPerRound && line_.may_send(); ++i) {
+    std::uint32_t sent = 0;
+    for (; sent < kSendsPerRound && line_.may_send(); ++sent) {
       const Status status = line_.send(load_.message_bytes);
       if (status.is_again()) break;
       if (!status.ok()) return fail(status.text());
     }
+    busy_ = sent == kSendsPerRound;
     line_.endpoint().flush();
     return interval_.see(line_.received_by_peer());
   }
+  bool busy() const override { return busy_; }
   std::string report() const override {
     if (error_ != nullptr) return {};
     std::array<char, 256> text;
@@ -180,6 +183,7 @@ class ThroughputClient final : public Session {
   LoadOptions load_;
   Interval interval_;
   bool ready_ = false;
+  bool busy_ = false;
   const char* error_ = nullptr;
 };
 
@@ -294,7 +298,7 @@ bool read_greeting(std::span<const std::byte> bytes, Greeting& out) {
 
 std::unique_ptr<Session> make_server(std::unique_ptr<fabric::Endpoint> endpoint,
                                      const Greeting& ours, const Greeting& peers) {
-  if (peers.work == Work::kStreams) return make_stream_server(std::move(endpoint), ours, peers);
+  if (over_channel(peers.work)) return make_channel_server(std::move(endpoint), ours, peers);
   Line line(std::move(endpoint), ours, peers);
   if (peers.work == Work::kRoundTrips) {
     return std::make_unique<EchoServer>(std::move(line), peers.message_bytes);
@@ -305,8 +309,8 @@ std::unique_ptr<Session> make_server(std::unique_ptr<fabric::Endpoint> endpoint,
 std::unique_ptr<Session> make_client(std::unique_ptr<fabric::Endpoint> endpoint,
                                      const Greeting& ours, const Greeting& peers,
                                      const LoadOptions& load) {
-  if (load.work == Work::kStreams) {
-    return make_stream_client(std::move(endpoint), ours, peers, load);
+  if (over_channel(load.work)) {
+    return make_channel_client(std::move(endpoint), ours, peers, load);
   }
   Line line(std::move(endpoint), ours, peers);
   if (load.work == Work::kRoundTrips) {

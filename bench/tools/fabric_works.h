@@ -1,8 +1,9 @@
 // The loads that fabric_bench puts on a fabric, seen from both ends.
 //
 // Role: a Session is one end of one connection: it is polled in a loop and says when it is over.
-//   Throughput and round trips use an Endpoint as it is, with credits of their own; streams use a
-//   Channel, so that packing and flow control are measured with it.
+//   Throughput and round trips use an Endpoint as it is, with credits of their own; streams,
+//   messages and channel round trips use a Channel, so that headers, packing and flow control are
+//   measured with it.
 // Owner: fabric_bench's loop. Thread: its own.
 #pragma once
 
@@ -16,7 +17,15 @@
 
 namespace sanproxy::bench {
 
-enum class Work : std::uint32_t { kThroughput = 1, kRoundTrips = 2, kStreams = 3 };
+enum class Work : std::uint32_t {
+  kThroughput = 1,
+  kRoundTrips = 2,
+  kStreams = 3,
+  kMessages = 4,
+  kChannelTrips = 5
+};
+
+inline bool over_channel(Work work) { return work >= Work::kStreams; }
 
 // The private data of a connection, both ways (same host or same kind of host).
 struct Greeting {
@@ -39,6 +48,8 @@ class Session {
   virtual ~Session() = default;
   // One round; false when it is over.
   virtual bool run() = 0;
+  // It has more to send and is not held up: no reason to sleep.
+  virtual bool busy() const { return false; }
   // What the client has measured, as the inside of a JSON object; empty if it went wrong.
   virtual std::string report() const { return {}; }
   virtual const char* error() const { return nullptr; }
@@ -54,11 +65,10 @@ std::unique_ptr<Session> make_client(std::unique_ptr<fabric::Endpoint> endpoint,
                                      const Greeting& ours, const Greeting& peers,
                                      const LoadOptions& load);
 
-// Of streams: over a Channel.
-std::unique_ptr<Session> make_stream_server(std::unique_ptr<fabric::Endpoint> endpoint,
-                                            const Greeting& ours, const Greeting& peers);
-std::unique_ptr<Session> make_stream_client(std::unique_ptr<fabric::Endpoint> endpoint,
-                                            const Greeting& ours, const Greeting& peers,
-                                            const LoadOptions& load);
+std::unique_ptr<Session> make_channel_server(std::unique_ptr<fabric::Endpoint> endpoint,
+                                             const Greeting& ours, const Greeting& peers);
+std::unique_ptr<Session> make_channel_client(std::unique_ptr<fabric::Endpoint> endpoint,
+                                             const Greeting& ours, const Greeting& peers,
+                                             const LoadOptions& load);
 
 }  // namespace sanproxy::bench

@@ -230,10 +230,18 @@ class Connecting {
   virtual std::span<const std::byte> private_data() const = 0;
 };
 
+// Something that a fabric counts, for people.
+struct NamedCount {
+  const char* name;  // a literal, as /metrics shows it
+  std::uint64_t value;
+};
+
 class Fabric {
  public:
   virtual ~Fabric() = default;
   virtual const char* name() const = 0;  // "shm", "verbs", "tcp"
+  // What became of those who tried to connect, and the like; totals. Control plane only.
+  virtual std::vector<NamedCount> counts() const { return {}; }
 
   virtual Result<std::unique_ptr<Listener>> listen(const std::string& address,
                                                    const EndpointOptions& options) = 0;

@@ -42,8 +42,8 @@ constexpr std::uint32_t kStreamEnds = set_of(
     {kFin, kFinBoth, kReset, kRefused, kTimedOut, kNodeDied, kProxyShutdown, kServiceShutdown,
      kLimitReached, kNotPermitted, kNotFound, kProtocolError, kUnreachable});
 constexpr std::uint32_t kChannelEnds =
-    set_of({kReset, kRefused, kTimedOut, kNodeDied, kProxyShutdown, kServiceShutdown, kLimitReached,
-            kNotPermitted, kNotFound, kProtocolError, kVersionMismatch});
+    set_of({kFinBoth, kReset, kRefused, kTimedOut, kNodeDied, kProxyShutdown, kServiceShutdown,
+            kLimitReached, kNotPermitted, kNotFound, kProtocolError, kVersionMismatch});
 
 bool in(CloseCode code, std::uint32_t set) {
   const auto value = static_cast<unsigned>(code);

@@ -11,6 +11,9 @@
 namespace sanproxy::netnode {
 namespace {
 
+// Room for a tunnel's or a frame's headers in front of a packet that is copied into a slot.
+constexpr std::uint32_t kLentOffset = 128;
+
 using steer::Action;
 using steer::kBurstMax;
 using steer::NatResult;
@@ -138,7 +141,24 @@ std::size_t DataPath::receive() {
   return count;
 }
 
+// Packets in memory of the driver's own (AF_XDP): copied once, since what follows wants slots.
+std::size_t DataPath::receive_lent(Interface& in) {
+  const std::size_t room = std::min(in.packets.size(), pool_.free_count());
+  const std::size_t count = in.io->receive({}, {in.packets.data(), room});
+  for (std::size_t i = 0; i < count; ++i) {
+    const packet_io::ReceivedPacket& packet = in.packets[i];
+    const buffer::SlotIndex slot = pool_.acquire();
+    pool_.mark_received(slot);
+    std::memcpy(pool_.data(slot) + kLentOffset, packet.lent, packet.length);
+    in.io->release(packet.loan);
+    in.here[i] = {slot, kLentOffset, packet.length, packet.offload};
+  }
+  judge({in.here.data(), count});
+  return count;
+}
+
 std::size_t DataPath::receive(Interface& in) {
+  if (in.io->lends()) return receive_lent(in);
   while (in.posted < kBurstMax && post(in, in.posted)) ++in.posted;
   const std::size_t count =
       in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});

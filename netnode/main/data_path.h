@@ -89,6 +89,7 @@ class DataPath {
   }
   bool post(Interface& in, std::size_t place);
   std::size_t receive(Interface& in);
+  std::size_t receive_lent(Interface& in);
   void judge(std::span<const Here> packets);
   void act(const Here& packet, steer::Verdict& verdict);
   void to_proxy(const Here& packet, const steer::Verdict& verdict);

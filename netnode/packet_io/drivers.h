@@ -13,6 +13,7 @@ namespace sanproxy::packet_io {
 Result<std::unique_ptr<PacketIo>> open_tun(const InterfaceOptions& options);
 Result<std::unique_ptr<PacketIo>> open_tap(const InterfaceOptions& options);
 Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& options);
+Result<std::unique_ptr<PacketIo>> open_xdp(const InterfaceOptions& options);
 
 // Where the IP header lands in a lent buffer: a cache line in, so that metadata and frame header
 // fit in front of it, one read fills all, and the header is aligned.

@@ -12,8 +12,8 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "lwproto/base/unique_fd.h"
 #include "netnode/net/ethernet.h"
-#include "netnode/packet_io/unique_fd.h"
 
 namespace sanproxy::packet_io {
 

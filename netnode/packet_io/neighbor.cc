@@ -331,8 +331,10 @@ void Neighbor::send_request(const NeighborEntry& entry, const IpAddress& src) {
     return;
   }
   const IpAddress group = solicited_node_address(entry.ip);
-  const NdMessage message{kNdSolicitation, 0,    link_local_, unicast ? entry.ip : group,
-                          entry.ip,        true, config_.mac};
+  const bool own = config_.ask_from_own_address && is_local(src);
+  const NdMessage message{
+      kNdSolicitation, 0, own ? src : link_local_, unicast ? entry.ip : group, entry.ip, true,
+      config_.mac};
   const net::MacAddress to = unicast ? entry.mac : ipv6_multicast_mac(group);
   sink_.send_frame(build_nd(message, to, config_.mac), {});
   ++counters_.nd_out;

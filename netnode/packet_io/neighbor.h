@@ -48,6 +48,9 @@ struct NeighborConfig {
   net::MacAddress mac;
   std::vector<IpPrefix> on_link;
   std::vector<IpAddress> gateways;
+  // IPv6 questions come from the address that has something to send instead of the link-local one,
+  // which the kernel has as well: for a driver that does not hear what is sent to that.
+  bool ask_from_own_address = false;
 };
 
 class Neighbor {

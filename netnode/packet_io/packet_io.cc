@@ -38,8 +38,11 @@ Result<std::unique_ptr<PacketIo>> open_driver(const InterfaceOptions& options) {
   if (options.driver == "packet") {
     return open_packet_socket(options);
   }
+  if (options.driver == "xdp") {
+    return open_xdp(options);
+  }
   return Status::error(Code::kInvalidArgument,
-                       "unknown interface driver (known: tun, tap, packet)");
+                       "unknown interface driver (known: tun, tap, packet, xdp)");
 }
 
 }  // namespace
@@ -52,6 +55,10 @@ Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options
   Result<std::unique_ptr<PacketIo>> io = open_driver(options);
   if (!io.ok() || options.decapsulate_from.empty()) {
     return io;
+  }
+  if ((*io)->lends()) {
+    return Status::error(Code::kUnsupported,
+                         "decapsulate_from needs driver \"tun\", \"tap\" or \"packet\"");
   }
   return make_tunnel_io(std::move(io).value());
 }

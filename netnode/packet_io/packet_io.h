@@ -110,10 +110,10 @@ struct PacketPeer {
 };
 
 struct InterfaceOptions {
-  std::string driver;  // "tun", "tap", "packet", "channel"
-  std::string name;    // tun/tap: created if absent; packet: must exist; channel: for people
+  std::string driver;  // "tun", "tap", "packet", "xdp", "channel"
+  std::string name;    // tun/tap: created if absent; packet/xdp: must exist; channel: for people
   std::uint32_t mtu_bytes = 1500;
-  // tun/tap: assigned to the host's side of the device. packet: our own on that segment.
+  // tun/tap: assigned to the host's side of the device. packet/xdp: our own on that segment.
   std::vector<IpPrefix> addresses;
   std::vector<IpAddress> gateways;  // packet/tap: next hop for what is not on link; optional
   bool segmentation_offload = true;

@@ -13,9 +13,9 @@
 #include <span>
 
 #include "lwproto/base/status.h"
+#include "lwproto/base/unique_fd.h"
 #include "netnode/packet_io/link_config.h"
 #include "netnode/packet_io/packet_io.h"
-#include "netnode/packet_io/unique_fd.h"
 
 namespace sanproxy::packet_io {
 

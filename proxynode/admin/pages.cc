@@ -45,6 +45,9 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("packets_dropped_total", dropped, c.dropped_no_slot, "reason=\"no_slot\"");
   m.counter("packets_dropped_total", dropped, c.dropped_send_queue, "reason=\"send_queue\"");
   m.counter("packets_dropped_total", dropped, c.dropped_refused, "reason=\"refused\"");
+  m.counter("path_mtu_lowered_total", "Connections whose segments became smaller for their path",
+            c.path_mtu_lowered);
+  m.counter("icmp_errors_ignored_total", "ICMP errors that changed nothing", c.icmp_errors_ignored);
   m.counter("unknown_flows_total", "Segments sent back: another proxy may know their flow",
             c.unknown_flows);
   m.counter("icmp_echo_replies_total", "Echo requests answered", c.icmp_echo);
@@ -102,6 +105,7 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("channels_total", channels, c.channels_closed, "event=\"closed\"");
   m.counter("channels_total", channels, c.channels_breached, "event=\"breached\"");
   m.counter("channels_total", channels, c.channels_refused, "event=\"refused\"");
+  m.counter("channels_total", channels, c.channels_evicted, "event=\"evicted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins, "result=\"accepted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins_refused, "result=\"refused\"");
   const char* join_refused = "JOIN_SERVICE requests refused, by reason";
@@ -239,6 +243,18 @@ void cluster_metrics(const cluster::SessionStatus& c, Metrics& m) {
   m.counter("cluster_refused_total", refused, c.state.refused_schema, "reason=\"schema\"");
 }
 
+void fabric_metrics(const Sources& in, Metrics& m) {
+  in.translator->for_each_listener([&](const translate::FabricListener& from) {
+    if (from.made_by == nullptr) return;
+    for (const fabric::NamedCount& count : from.made_by->counts()) {
+      m.counter("fabric_events_total", "What became of those who tried to connect, and of devices",
+                count.value,
+                label("fabric", from.fabric) + "," + label("listen", from.listener->address()) +
+                    "," + label("event", count.name));
+    }
+  });
+}
+
 Page metrics_page(const Sources& in) {
   Metrics m;
   m.gauge("up", "1 while the worker runs", 1, label("version", in.version));
@@ -248,6 +264,7 @@ Page metrics_page(const Sources& in) {
   translate_metrics(in, m);
   node_metrics(in, m);
   if (in.cluster != nullptr) cluster_metrics(*in.cluster, m);
+  fabric_metrics(in, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
   m.counter("loop_sleeps_total", "Times that the data loop slept", in.loop->sleeps);

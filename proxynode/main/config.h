@@ -67,6 +67,7 @@ struct ProxyConfig {
   std::vector<service::Policy> services;
   std::vector<auth::Key> keys;
   service::RateLimits limits;
+  std::uint32_t join_grace_ms = 5000;
   std::string admin_listen = "127.0.0.1:9477";  // empty: no admin endpoint
   std::vector<IpPrefix> admin_changes_from;     // beside loopback
   std::optional<ClusterConfig> cluster;

@@ -74,6 +74,7 @@ void read_limits(const std::string& path, const toml::table& table, ProxyConfig&
   r.number("failures_burst", l.failures.burst, 1, kPerSecondMax);
   r.number("penalty_ms", l.penalty_ms, 0, 3'600'000);
   r.number("max_peers", l.peers_max, 1, 1'000'000);
+  r.number("join_grace_ms", config.join_grace_ms, 0, 3'600'000);
   r.read();
 }
 

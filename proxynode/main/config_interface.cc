@@ -57,8 +57,11 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
   std::optional<service::AllowList> allow;
   TableReader r(path, "[[interface]]", table);
   r.text("driver", [&](const std::string& v) {
-    out.driver = choose<const char*>(
-        v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}, {"channel", "channel"}});
+    out.driver = choose<const char*>(v, {{"tun", "tun"},
+                                         {"tap", "tap"},
+                                         {"packet", "packet"},
+                                         {"xdp", "xdp"},
+                                         {"channel", "channel"}});
   });
   r.text("name", [&](const std::string& v) {
     if (v.empty() || v.size() > 15) throw std::invalid_argument("expected 1 to 15 characters");

@@ -29,8 +29,6 @@ constexpr std::size_t kBurstMin = 2;
 // Rounds with work between two looks at listeners, signals and the admin endpoint.
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr int kSleepMsMax = 1000;
-// Addresses of closed services that we still answer for.
-constexpr std::size_t kRetiredAddressesMax = 256;
 
 [[noreturn]] void fail(const std::string& what, const Status& status) {
   throw std::runtime_error(what + ": " + status.to_string());
@@ -109,6 +107,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   options.outgoing = config.outgoing;
   options.keys = config.keys;
   options.limits = config.limits;
+  options.join_grace_ms = config.join_grace_ms;
   translator_ = std::make_unique<translate::Translator>(
       options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
   stack::StackOptions stack_options = config.stack;
@@ -161,6 +160,7 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
   translate::FabricListener entry;
   entry.options.receive_depth = config.credits;
   entry.fabric = fabric->name();
+  entry.made_by = fabric.get();
   entry.lend_ingress = config.shared_trust || config.uses_pools();
   entry.channel_region_bytes = config.channel_region_bytes;
   if (config.uses_pools()) {
@@ -221,33 +221,27 @@ void Worker::on_service_opened(const SocketAddress& address) {
   for (auto& interface : interfaces_) interface->io->add_local_address(address.ip);
 }
 
-// The address stays ours for a while: open connections go on, and a SYN deserves its RST.
 void Worker::on_service_closed(const SocketAddress& address) {
   if (address.ip.is_any()) return;
-  std::erase(retired_, address.ip);
-  retired_.push_back(address.ip);
-  if (retired_.size() <= kRetiredAddressesMax) return;
-  const IpAddress oldest = retired_.front();
-  retired_.erase(retired_.begin());
-  if (in_use(oldest)) {
-    retired_.push_back(oldest);  // looked at again later; bounded by the connections
-    return;
-  }
-  for (auto& interface : interfaces_) {
-    const auto& own = interface->io->options().addresses;
-    const bool configured = std::any_of(
-        own.begin(), own.end(), [&](const IpPrefix& prefix) { return prefix.ip == oldest; });
-    if (!configured) interface->io->remove_local_address(oldest);
+  retired_.add(address.ip);
+  if (!retired_.due()) return;
+  for (const IpAddress& ip : retired_.give_up(addresses_in_use())) {
+    for (auto& interface : interfaces_) {
+      const auto& own = interface->io->options().addresses;
+      const bool configured = std::any_of(own.begin(), own.end(),
+                                          [&](const IpPrefix& prefix) { return prefix.ip == ip; });
+      if (!configured) interface->io->remove_local_address(ip);
+    }
   }
 }
 
-// Whether a service or a connection has this address. Walks all connections: control plane only.
-bool Worker::in_use(const IpAddress& ip) {
-  bool used = false;
+// Of services and connections. Walks all of both: control plane only, and seldom.
+std::set<IpAddress> Worker::addresses_in_use() {
+  std::set<IpAddress> used;
   translator_->services().for_each(
-      [&](service::Service& service) { used = used || service.address().ip == ip; });
+      [&](service::Service& service) { used.insert(service.address().ip); });
   stack_->for_each([&](stack::ConnIndex, stack::TcpState, const stack::ConnectionInfo& info) {
-    used = used || info.local.ip == ip;
+    used.insert(info.local.ip);
   });
   return used;
 }

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/cluster_member.h"
 #include "proxynode/main/config.h"
+#include "proxynode/main/retired_addresses.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -53,7 +55,7 @@ class Worker final : public translate::Host, private admin::Operations {
 
  private:
   struct Interface;
-  bool in_use(const IpAddress& ip);
+  std::set<IpAddress> addresses_in_use();
   bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
   std::size_t receive_lent(Interface& interface);
@@ -97,7 +99,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::uint64_t publish_at_ns_ = 0;
   std::array<std::uint64_t, 7> published_{~std::uint64_t{0}};  // differs from what it will be
   cluster::SessionStatus cluster_status_;                      // of the page that is being made
-  std::vector<IpAddress> retired_;                             // of closed services, oldest first
+  RetiredAddresses retired_;                                   // of closed services
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;

@@ -4,8 +4,8 @@
 //   stack_connect.cc  listeners, passive and active    stack_write.cc    sending and consuming
 //   stack_input.cc    a packet arrives                 stack_close.cc    FIN, RST, end
 //   stack_events.cc   what lwIP tells us               stack_timers.cc   ticks and deadlines
-//   stack_time_wait.cc  TIME-WAIT records             stack_lent.cc     packets that stay in memory
-//   of others
+//   stack_time_wait.cc  TIME-WAIT records              stack_icmp.cc     echo, packet too big
+//   stack_lent.cc     packets that stay in memory of others
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
 // the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
@@ -139,9 +139,14 @@ struct Stack::Impl {
   // `rest`: the packet's last bytes, where not all of it is at `bytes`.
   bool check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet, Arrived& arrived,
              std::span<const std::byte> rest = {});
-  // Takes over `chain`, all of the packet.
-  void answer_other(pbuf* chain, const Arrived& arrived);
   void dispatch(Arrived& arrived);
+
+  // --- stack_icmp.cc
+  // Takes over `chain`, all of a packet that is not TCP.
+  void answer_other(pbuf* chain, const Arrived& arrived);
+  void on_icmp_error(std::span<const std::byte> packet, const net::ParsedPacket& parsed,
+                     const Arrived& arrived);
+  void lower_mss(Connection& conn, std::uint32_t mtu_bytes);
 
   // --- stack_lent.cc
   void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);

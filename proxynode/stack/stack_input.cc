@@ -3,7 +3,6 @@
 
 #include "lwip/ip.h"
 #include "netnode/net/checksum.h"
-#include "netnode/net/icmp.h"
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
@@ -119,24 +118,6 @@ bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& pa
     return false;
   }
   return true;
-}
-
-void Stack::Impl::answer_other(pbuf* chain, const Arrived& arrived) {
-  const packet_io::Offload& offload = arrived.packet->offload;
-  const bool trusted = offload.checksum_partial || offload.checksum_verified;
-  const std::span<std::byte> packet(static_cast<std::byte*>(chain->payload), chain->len);
-  Interface& interface = *interfaces[arrived.interface];
-  net::ParsedPacket parsed;
-  if (net::parse_packet(packet, parsed) != net::DropReason::kNone ||
-      !net::make_echo_reply(packet, parsed, trusted)) {
-    ++counters.dropped_not_tcp;
-  } else if (make_room(interface)) {
-    ++counters.icmp_echo;
-    interface.queue.push({.chain = chain, .to = reply_to});
-  } else {
-    ++counters.dropped_send_queue;
-  }
-  pbuf_free(chain);
 }
 
 // Where lwIP looks for the packet's addresses and interface.

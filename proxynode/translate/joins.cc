@@ -69,6 +69,7 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
     host_.on_service_opened(*address);
   }
   answer.service = service.id();
+  node.has_joined = true;
   ++counters_.joins;
   spdlog::info("node {} \"{}\" joined {} (weight {}, {} members)", node.index, node.name,
                address->to_string(), request.weight, service.members().size());

@@ -77,11 +77,13 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   if (present_.size() >= options_.nodes_max) {
+    evict_idle(nullptr);
     return refuse(wire::CloseCode::kLimitReached, "max_nodes is reached");
   }
   const auto here = std::count_if(present_.begin(), present_.end(),
                                   [&](const AppNode* node) { return node->from == &from; });
   if (static_cast<std::size_t>(here) >= from.nodes_max) {
+    evict_idle(&from);
     return refuse(wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached");
   }
   // Indexes go round, so that a number in a log names one node for a long time.
@@ -111,6 +113,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->index = index;
   node->peer = request.peer;
   node->from = &from;
+  node->connected_ns = clock_.now_ns();
   node->peer_key = peer_key(request.peer);
   node->who.uid = request.peer.uid;
   node->who.certificate_name = request.peer.certificate_name;
@@ -141,6 +144,23 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   spdlog::info("application node {} \"{}\" connected from {}", index, node->name,
                node->peer.address);
   nodes_[index] = std::move(node);
+}
+
+// Channels that were opened and never used must not keep out those who would. The newcomer is
+// refused all the same, because the place is free only when the channel has ended: it comes again.
+void Translator::evict_idle(const FabricListener* from) {
+  const std::uint64_t grace_ns = std::uint64_t{options_.join_grace_ms} * 1'000'000;
+  const std::uint64_t now_ns = clock_.now_ns();
+  AppNode* idlest = nullptr;
+  for (AppNode* node : present_) {
+    if (node->dead || node->has_joined || node->stream_count != 0) continue;
+    if (from != nullptr && node->from != from) continue;
+    if (now_ns - node->connected_ns < grace_ns || node->channel->closed()) continue;
+    if (idlest == nullptr || node->connected_ns < idlest->connected_ns) idlest = node;
+  }
+  if (idlest == nullptr) return;
+  ++counters_.channels_evicted;
+  idlest->channel->close(wire::CloseCode::kTimedOut, "it joined nothing, and its place is needed");
 }
 
 void Translator::flush_channels() {
@@ -186,9 +206,14 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
                         code == wire::CloseCode::kProtocolError ||
                         code == wire::CloseCode::kNotFound;
   if (breached) ++counters_.channels_breached;
-  spdlog::log(breached ? spdlog::level::warn : spdlog::level::info,
-              "application node {} \"{}\" is gone: {} ({}), {} connections", node.index, node.name,
-              wire::close_code_name(code), status.text(), node.open_streams);
+  if (code == wire::CloseCode::kFinBoth) {
+    spdlog::info("application node {} \"{}\" has ended in order, {} connections", node.index,
+                 node.name, node.open_streams);
+  } else {
+    spdlog::log(breached ? spdlog::level::warn : spdlog::level::info,
+                "application node {} \"{}\" is gone: {} ({}), {} connections", node.index,
+                node.name, wire::close_code_name(code), status.text(), node.open_streams);
+  }
   for (const service::ServiceId id : services_.services_of(node.index)) leave_service(id, node);
   // Its connections end now with RST; those that it had already finished run to their end.
   for (StreamIndex i = node.streams_head; i != kNone;) {

@@ -55,7 +55,9 @@ struct TranslatorOptions {
   std::uint32_t send_window_bytes = 1024 * 1024;  // of one stream, application to client
   std::uint32_t tx_records_max = 1 << 20;         // pieces of application memory in use at a time
   std::size_t channel_region_bytes = std::size_t{256} << 20;
-  bool outgoing = true;          // application nodes may open connections
+  bool outgoing = true;  // application nodes may open connections
+  // Where all places are taken, a node that has never joined anything loses its own after so long.
+  std::uint32_t join_grace_ms = 5000;
   const Clock* clock = nullptr;  // null: the system's
   std::vector<auth::Key> keys = {};
   service::RateLimits limits = {};
@@ -71,7 +73,7 @@ struct TranslatorCounters {
   std::uint64_t closed_node_died = 0, closed_protocol = 0, closed_no_memory = 0;
   std::uint64_t late_messages = 0;  // for a connection that had just ended
   std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
-                channels_refused = 0;
+                channels_refused = 0, channels_evicted = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
   std::uint64_t expelled = 0;  // memberships ended because a list has changed
   std::uint64_t joins_not_permitted = 0, joins_limited = 0;  // of those refused
@@ -83,7 +85,8 @@ struct TranslatorCounters {
 
 // Where application nodes connect: a listener and what is promised to those who come through it.
 struct FabricListener {
-  std::string fabric = "shm";  // its name, for people
+  std::string fabric = "shm";               // its name, for people
+  const fabric::Fabric* made_by = nullptr;  // for its counts; outlives the translator
   std::unique_ptr<fabric::Listener> listener;
   fabric::EndpointOptions options;
   bool lend_ingress =
@@ -127,7 +130,9 @@ struct AppNode {
   bool lend_ingress = false;
   bool receives_into_egress = false;  // what it sends arrives in slots of the EgressPool
   bool dead = false;
-  bool drained = false;  // gets no new connections
+  bool drained = false;     // gets no new connections
+  bool has_joined = false;  // a service, at any time
+  std::uint64_t connected_ns = 0;
   StreamIndex streams_head = kNone;
   std::uint32_t stream_count = 0;  // bound, orphans included
   std::uint32_t open_streams = 0;  // known to the application
@@ -215,6 +220,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
  private:
   // nodes.cc
   void admit(FabricListener& from, const fabric::ConnectRequest& request);
+  void evict_idle(const FabricListener* from);
   void reap_dead_nodes();
   AppNode& node_of_channel(channel::Channel& channel) {
     return *static_cast<AppNode*>(channel.user);

@@ -46,6 +46,9 @@ class SeveralFabrics(case.LabTest):
         metrics = one.metrics()
         self.assertEqual(metrics['sanproxy_nodes{fabric="shm"}'], 1)
         self.assertEqual(metrics['sanproxy_nodes{fabric="tcp"}'], 2)
+        channels = [value for name, value in metrics.items()
+                    if name.startswith("sanproxy_fabric_events_total") and "channels" in name]
+        self.assertEqual(channels, [1, 1], "of tcp and of tcp with TLS")
         nodes["tcp"].kill()
         wait.until(lambda: one.node_count(7) == 2, "one node is gone")
         ended = 0

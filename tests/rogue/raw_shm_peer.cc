@@ -12,8 +12,8 @@
 
 namespace sanproxy::rogue {
 
-shm::UniqueFd make_memory_file(std::uint64_t bytes, unsigned seals) {
-  shm::UniqueFd fd(memfd_create("rogue", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+UniqueFd make_memory_file(std::uint64_t bytes, unsigned seals) {
+  UniqueFd fd(memfd_create("rogue", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return {};
   if (seals != 0) fcntl(fd.get(), F_ADD_SEALS, seals);
   return fd;

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/shm/layout.h"
 #include "lwproto/fabric/shm/memory.h"
 #include "lwproto/fabric/shm/unix_socket.h"
@@ -59,17 +60,17 @@ class RawShmPeer {
   void hang_up() { socket_.reset(); }
 
  private:
-  shm::UniqueFd socket_;
+  UniqueFd socket_;
   shm::OwnMemory own_;
   shm::OwnSleepPage sleep_;
   std::optional<shm::PeerMemory> peer_;
-  shm::UniqueFd bell_;
-  shm::UniqueFd wait_;
+  UniqueFd bell_;
+  UniqueFd wait_;
   std::uint64_t head_ = 0;
   std::uint64_t returns_ = 0;
 };
 
 // A memory file. `seals` as for F_ADD_SEALS.
-shm::UniqueFd make_memory_file(std::uint64_t bytes, unsigned seals);
+UniqueFd make_memory_file(std::uint64_t bytes, unsigned seals);
 
 }  // namespace sanproxy::rogue

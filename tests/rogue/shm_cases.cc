@@ -50,10 +50,9 @@ Case bad_field(const char* name, const char* rule, std::function<void(shm::Hello
 }
 
 // A handshake with this descriptor in place of the memory.
-Case bad_memory(const char* name, const char* rule,
-                std::function<shm::UniqueFd(std::uint64_t)> make) {
+Case bad_memory(const char* name, const char* rule, std::function<UniqueFd(std::uint64_t)> make) {
   return bad_hello(name, rule, [make = std::move(make)](RawShmPeer& peer) {
-    const shm::UniqueFd fd = make(shm::memory_bytes(peer.own().sizes()));
+    const UniqueFd fd = make(shm::memory_bytes(peer.own().sizes()));
     const int fds[] = {fd.get(), peer.sleep_fd()};
     say_hello(peer, peer.good_hello(), fds);
   });
@@ -127,17 +126,17 @@ std::vector<Case> memory_cases() {
       bad_memory("shm_memory_empty", "the file has the size that is said",
                  [](std::uint64_t) { return make_memory_file(0, kGoodSeals); }),
       bad_memory("shm_memory_is_device", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(open("/dev/zero", O_RDWR)); }),
+                 [](std::uint64_t) { return UniqueFd(open("/dev/zero", O_RDWR)); }),
       bad_memory("shm_memory_is_folder", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(open("/", O_RDONLY | O_DIRECTORY)); }),
+                 [](std::uint64_t) { return UniqueFd(open("/", O_RDONLY | O_DIRECTORY)); }),
       bad_memory("shm_memory_is_file", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(open("/proc/self/exe", O_RDONLY)); }),
+                 [](std::uint64_t) { return UniqueFd(open("/proc/self/exe", O_RDONLY)); }),
       bad_memory("shm_memory_is_eventfd", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(eventfd(0, 0)); }),
+                 [](std::uint64_t) { return UniqueFd(eventfd(0, 0)); }),
       bad_memory("shm_memory_is_socket", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(socket(AF_UNIX, SOCK_STREAM, 0)); }),
+                 [](std::uint64_t) { return UniqueFd(socket(AF_UNIX, SOCK_STREAM, 0)); }),
       bad_memory("shm_memory_is_epoll", "a memory file",
-                 [](std::uint64_t) { return shm::UniqueFd(epoll_create1(0)); }),
+                 [](std::uint64_t) { return UniqueFd(epoll_create1(0)); }),
   };
 }
 
@@ -213,7 +212,7 @@ void refer(RawShmPeer& peer, EntryRef ref) {
 Case bad_reference(const char* name, const char* rule, EntryRef ref, bool described) {
   return breach(name, rule, [=](RawShmPeer& peer) {
     if (described) {
-      const shm::UniqueFd fd = make_memory_file(65536, kGoodSeals);
+      const UniqueFd fd = make_memory_file(65536, kGoodSeals);
       peer.send_region(fd.get(), 65536, 1);
     }
     refer(peer, ref);
@@ -238,7 +237,7 @@ Case bad_region(const char* name, const char* rule, std::uint64_t said_bytes,
                 std::uint64_t real_bytes, unsigned seals, std::uint32_t key = 1,
                 std::uint64_t magic = shm::kRegionMagic) {
   return breach(name, rule, [=](RawShmPeer& peer) {
-    const shm::UniqueFd fd = make_memory_file(real_bytes, seals);
+    const UniqueFd fd = make_memory_file(real_bytes, seals);
     peer.send_region(fd.get(), said_bytes, key, magic);
   });
 }
@@ -258,12 +257,12 @@ std::vector<Case> region_cases() {
              [](RawShmPeer& p) { p.send_region(-1, 65536, 1); }),
       breach("shm_region_is_device", "a memory file",
              [](RawShmPeer& p) {
-               const shm::UniqueFd fd(open("/dev/zero", O_RDWR));
+               const UniqueFd fd(open("/dev/zero", O_RDWR));
                p.send_region(fd.get(), 65536, 1);
              }),
       breach("shm_regions_too_many", "regions are bounded",
              [](RawShmPeer& p) {
-               const shm::UniqueFd fd = make_memory_file(4096, kGoodSeals);
+               const UniqueFd fd = make_memory_file(4096, kGoodSeals);
                for (std::uint32_t key = 1; key < 5000; ++key) {
                  while (!p.send_region(fd.get(), 4096, key)) {
                    if (p.ended(std::chrono::milliseconds(1))) return;

@@ -75,7 +75,7 @@ using RequestHandler = std::function<void(Request&)>;
 class Service {
  public:
   Service() = default;
-  const Address& address() const;
+  const Address& address() const { return address_; }
   std::size_t joined_count() const;  // proxies where the join stands
   // No new connections; open ones go on. Requests already on their way still come.
   void leave();
@@ -86,9 +86,13 @@ class Service {
  private:
   friend class Node;
   friend class internal::NodeImpl;
-  Service(internal::NodeImpl* node, std::uint32_t index) : node_(node), index_(index) {}
+  Service(internal::NodeImpl* node, std::uint32_t index, std::uint64_t serial,
+          const Address& address)
+      : node_(node), index_(index), serial_(serial), address_(address) {}
   internal::NodeImpl* node_ = nullptr;
-  std::uint32_t index_ = 0;
+  std::uint32_t index_ = 0;   // its place; another's once this one has left
+  std::uint64_t serial_ = 0;  // of the join
+  Address address_;
 };
 
 class Node {

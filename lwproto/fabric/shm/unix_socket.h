@@ -14,12 +14,10 @@
 #include <string>
 
 #include "lwproto/base/status.h"
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/fabric.h"
-#include "lwproto/fabric/unique_fd.h"
 
 namespace sanproxy::fabric::shm {
-
-using fabric::UniqueFd;
 
 inline constexpr std::size_t kMessageFdsMax = 4;
 inline constexpr std::size_t kMessageBytesMax = 8192;

@@ -10,7 +10,7 @@
 #include <array>
 #include <cstring>
 
-#include "lwproto/fabric/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 
 namespace sanproxy::fabric::tcp {
 namespace {

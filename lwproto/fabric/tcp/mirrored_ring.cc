@@ -6,7 +6,7 @@
 #include <cerrno>
 
 #include "lwproto/base/check.h"
-#include "lwproto/fabric/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 
 namespace sanproxy::fabric::tcp {
 

@@ -9,7 +9,7 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
-#include "lwproto/fabric/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 
 namespace sanproxy::fabric::tcp {
 

@@ -40,6 +40,19 @@ class TcpFabric final : public Fabric {
     return tcp::TcpConnecting::create(core_, *socket, private_data, options);
   }
 
+  std::vector<NamedCount> counts() const override {
+    const TcpCounters& c = core_->counters();
+    return {{"connections", c.connections},
+            {"channels", c.channels},
+            {"overflows", c.overflows},
+            {"timeouts", c.timeouts},
+            {"malformed", c.malformed},
+            {"wrong_tokens", c.wrong_tokens},
+            {"tls_failures", c.tls_failures},
+            {"refused_links", c.refused_links},
+            {"lingering_dropped", c.lingering_dropped}};
+  }
+
   int event_fd() const override { return core_->event_fd(); }
   bool arm() override { return core_->arm(); }
   void disarm() override { core_->disarm(); }

@@ -16,7 +16,7 @@
 #include <string>
 
 #include "lwproto/base/status.h"
-#include "lwproto/fabric/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 
 namespace sanproxy::fabric::tcp {
 

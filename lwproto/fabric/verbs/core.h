@@ -25,7 +25,7 @@
 #include <vector>
 
 #include "lwproto/base/clock.h"
-#include "lwproto/fabric/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/verbs/device.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
 

@@ -38,6 +38,19 @@ class VerbsFabric final : public Fabric {
     return verbs::VerbsConnecting::create(core_, *socket, private_data, options);
   }
 
+  std::vector<NamedCount> counts() const override {
+    const VerbsCounters& c = core_->counters();
+    return {{"refused_headers", c.refused_headers},
+            {"refused_hellos", c.refused_hellos},
+            {"refused_busy", c.refused_busy},
+            {"evicted_half_open", c.evicted_half_open},
+            {"timed_out_half_open", c.timed_out_half_open},
+            {"failed_set_ups", c.failed_set_ups},
+            {"port_errors", c.port_errors},
+            {"device_errors", c.device_errors},
+            {"unflushed_queues", c.unflushed_queues}};
+  }
+
   int event_fd() const override { return core_->event_fd(); }
   bool arm() override { return core_->arm(); }
   void disarm() override { core_->disarm(); }

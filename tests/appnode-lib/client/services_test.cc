@@ -129,6 +129,47 @@ TEST_F(ServicesTest, ARequestThatCrossesOurLeaveIsStillServed) {
   EXPECT_TRUE(proxy_.stream(id).accepted);
 }
 
+TEST_F(ServicesTest, ANodeThatEndsTellsItsProxySo) {
+  Recorder& handler = recorder();
+  serve(handler);
+  (void)open();
+  node_ = nullptr;
+  impl_.reset();
+  EXPECT_EQ(handler.closes, 1);
+  for (int i = 0; i < 1000 && proxy_.closed_code == wire::CloseCode::kNone; ++i) proxy_.pump();
+  EXPECT_EQ(proxy_.closed_code, wire::CloseCode::kFinBoth);
+}
+
+TEST_F(ServicesTest, AServiceThatHasLeftGivesItsPlaceToAnother) {
+  proxy_.start();
+  make_node();
+  Service first;
+  for (std::size_t i = 0; i < internal::NodeImpl::kServicesMax + 1; ++i) {
+    auto service = node_->join("10.0.0.1:" + std::to_string(i + 1), [](Request&) {});
+    ASSERT_TRUE(service.ok()) << i << ": " << service.status().to_string();
+    ASSERT_TRUE(pump_until([&] { return service->joined_count() == 1; }));
+    service->leave();
+    ASSERT_TRUE(pump_until([&] { return service->left(); }));
+    if (i == 0) first = *service;
+  }
+  auto last = node_->join("10.0.0.2:1", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return last->joined_count() == 1; }));
+  EXPECT_EQ(first.address().port, 1);
+  EXPECT_EQ(first.joined_count(), 0u);
+  EXPECT_TRUE(first.left());
+  first.leave();  // means nobody else
+  pump_some();
+  EXPECT_EQ(last->joined_count(), 1u);
+}
+
+TEST_F(ServicesTest, SoManyServicesAtATimeAndNoMore) {
+  make_node();
+  for (std::size_t i = 0; i < internal::NodeImpl::kServicesMax; ++i) {
+    ASSERT_TRUE(node_->join("10.0.0.1:" + std::to_string(i + 1), [](Request&) {}).ok());
+  }
+  EXPECT_EQ(node_->join("10.0.0.2:1", [](Request&) {}).status().code(), Code::kExhausted);
+}
+
 TEST_F(ServicesTest, LeavingBeforeTheJoinIsAnsweredLeavesAfterwards) {
   proxy_.start();
   make_node();

@@ -1,6 +1,7 @@
 // Paths for sockets of one test process.
 #pragma once
 
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -9,12 +10,18 @@
 
 namespace sanproxy::fabric::test {
 
-// Removed when the process ends normally.
+// Removed when the process ends normally. Processes that it starts, and may kill, use the same.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
+    if (const char* inherited = std::getenv(kVariable)) {
+      path_ = inherited;
+      owner_ = 0;
+      return;
+    }
     std::string name = "/tmp/sanproxy-fabric-XXXXXX";
     if (::mkdtemp(name.data()) == nullptr) std::abort();
+    if (::setenv(kVariable, name.c_str(), 1) != 0) std::abort();
     path_ = name;
   }
   ~TemporaryFolder() {
@@ -26,6 +33,8 @@ class TemporaryFolder {
   const std::string& path() const { return path_; }
 
  private:
+  static constexpr const char* kVariable = "SANPROXY_TEST_FOLDER";
+
   std::string path_;
   pid_t owner_ = ::getpid();
 };
@@ -33,7 +42,7 @@ class TemporaryFolder {
 inline std::string unused_path() {
   static TemporaryFolder folder;
   static int next = 0;
-  return folder.path() + "/" + std::to_string(next++) + ".sock";
+  return folder.path() + "/" + std::to_string(::getpid()) + "-" + std::to_string(next++) + ".sock";
 }
 
 }  // namespace sanproxy::fabric::test

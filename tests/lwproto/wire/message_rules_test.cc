@@ -459,7 +459,7 @@ TEST(MessageRules, EachTypeTakesExactlyTheCodesOfTheTable) {  // M3 and the tabl
       {"DATA", data(), {0}},
       {"CLOSE", close_fin(), {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14}},
       {"CREDIT", credit(), {0}},
-      {"ERROR", error(), {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}},
+      {"ERROR", error(), {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}},
       {"AUTHENTICATE", authenticate(), {0}},
       {"AUTHENTICATE answer", authenticate_refused(), {0, 4, 7, 8, 9, 10, 11, 12, 15}},
   };

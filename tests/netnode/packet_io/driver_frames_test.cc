@@ -127,7 +127,9 @@ TEST_P(DriverFramesTest, MalformedPacketsAreDroppedAndCounted) {
   ASSERT_TRUE(inject(frame(longer, our_mac, ether_type())));
   EXPECT_EQ(copies_of_good(drain()), 0U);
   const Counters& now = side->io().counters();
-  EXPECT_EQ(now.rx_dropped_short - start.rx_dropped_short, 2U);
+  // What is too short for its addresses is not ours to AF_XDP's filter: the kernel gets it.
+  const bool filtered = std::string(GetParam().driver) == "xdp";
+  EXPECT_EQ(now.rx_dropped_short - start.rx_dropped_short, filtered ? 1U : 2U);
   EXPECT_EQ(now.rx_dropped_not_ip - start.rx_dropped_not_ip, 1U);
 }
 
@@ -170,7 +172,7 @@ TEST_P(DriverFramesTest, FramesThatAreNotOursNeverArrive) {
 }
 
 TEST_P(DriverFramesTest, OnASharedInterfacePacketsToOtherAddressesAreLeftToTheKernel) {
-  if (std::string(GetParam().driver) != "packet") {
+  if (!side->on_veth()) {
     return;
   }
   const IpAddress service = ip(side->v4() ? "192.0.2.1" : "2001:db8::1");
@@ -194,7 +196,9 @@ TEST_P(DriverFramesTest, OnASharedInterfacePacketsToOtherAddressesAreLeftToTheKe
   };
   ASSERT_TRUE(inject(to_service("before")));
   EXPECT_EQ(texts(), "");
-  EXPECT_GE(side->io().counters().rx_dropped_not_for_us - start.rx_dropped_not_for_us, 1U);
+  if (std::string(GetParam().driver) == "packet") {
+    EXPECT_GE(side->io().counters().rx_dropped_not_for_us - start.rx_dropped_not_for_us, 1U);
+  }
   side->io().add_local_address(service);
   ASSERT_TRUE(inject(to_service("during")));
   EXPECT_EQ(texts(), "during");
@@ -234,7 +238,8 @@ INSTANTIATE_TEST_SUITE_P(
     EveryDriver, DriverFramesTest,
     ::testing::Values(DriverCase{"tun", Family::kIpv4}, DriverCase{"tun", Family::kIpv6},
                       DriverCase{"tap", Family::kIpv4}, DriverCase{"tap", Family::kIpv6},
-                      DriverCase{"packet", Family::kIpv4}, DriverCase{"packet", Family::kIpv6}),
+                      DriverCase{"packet", Family::kIpv4}, DriverCase{"packet", Family::kIpv6},
+                      DriverCase{"xdp", Family::kIpv4}, DriverCase{"xdp", Family::kIpv6}),
     case_name);
 
 }  // namespace

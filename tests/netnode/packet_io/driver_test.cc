@@ -158,7 +158,8 @@ INSTANTIATE_TEST_SUITE_P(
     EveryDriver, DriverTest,
     ::testing::Values(DriverCase{"tun", Family::kIpv4}, DriverCase{"tun", Family::kIpv6},
                       DriverCase{"tap", Family::kIpv4}, DriverCase{"tap", Family::kIpv6},
-                      DriverCase{"packet", Family::kIpv4}, DriverCase{"packet", Family::kIpv6}),
+                      DriverCase{"packet", Family::kIpv4}, DriverCase{"packet", Family::kIpv6},
+                      DriverCase{"xdp", Family::kIpv4}, DriverCase{"xdp", Family::kIpv6}),
     case_name);
 
 }  // namespace

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/base/unique_fd.h"
 #include "netnode/packet_io/packet_io.h"
-#include "netnode/packet_io/unique_fd.h"
 #include "tests/netnode/net/packet_builder.h"
 
 namespace sanproxy::packet_io::testing {
@@ -51,8 +51,12 @@ class KernelSide {
   PacketIo& io() { return *io_; }
   const NetNamespace& kernel() const { return *kernel_; }
   // The device at the kernel's end, and the one that our driver sits on.
-  std::string kernel_device() const { return driver_ == "packet" ? "kern0" : "san0"; }
-  const NetNamespace& driver_namespace() const { return driver_ == "packet" ? *ours_ : *kernel_; }
+  std::string kernel_device() const { return on_veth() ? "kern0" : "san0"; }
+  const NetNamespace& driver_namespace() const { return on_veth() ? *ours_ : *kernel_; }
+  // One end of a veth is the driver's; else the device is made by the driver.
+  bool on_veth() const { return driver_ == "packet" || driver_ == "xdp"; }
+  // Does the driver know super-packets?
+  bool super_packets() const { return driver_ != "xdp"; }
   IpAddress kernel_ip() const { return ip(v4_ ? "10.77.0.1" : "fd77::1"); }
   IpAddress our_ip() const { return ip(v4_ ? "10.77.0.10" : "fd77::10"); }
   bool v4() const { return v4_; }

@@ -107,6 +107,8 @@ TEST_F(AccessConfig, LimitsHaveDefaultsAndRanges) {
   EXPECT_EQ(defaults.failures.burst, 50u);
   EXPECT_EQ(defaults.penalty_ms, 5000u);
   EXPECT_EQ(defaults.peers_max, 1024u);
+  EXPECT_EQ(load(base_).join_grace_ms, 5000u);
+  EXPECT_EQ(load(base_ + "[limits]\njoin_grace_ms = 7\n").join_grace_ms, 7u);
   const service::RateLimits set =
       load(base_ +
            "[limits]\njoins_per_s = 1\njoins_burst = 2\nfailures_per_s = 3\n"

@@ -94,7 +94,7 @@ const BadFile kBadFiles[] = {
      "[proxy].at_max_connections: expected one of \"reset\", \"drop\", not \"wait\""},
     {"an_unknown_driver", kFabric + "[[interface]]\nname = \"x\"\ndriver = \"dpdk\"\n", 5,
      "[[interface]].driver: expected one of \"tun\", \"tap\", \"packet\", "
-     "\"channel\", not \"dpdk\""},
+     "\"xdp\", \"channel\", not \"dpdk\""},
     {"a_channel_without_a_listener", kFabric + "[[interface]]\ndriver = \"channel\"\n", 3,
      "[[interface]] needs \"listen\""},
     {"a_listener_without_a_channel", kMoreInterface + "listen = \"shm:/tmp/x\"\n", 3,

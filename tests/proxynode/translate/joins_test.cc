@@ -273,6 +273,31 @@ TEST_F(Joins, BeyondNodesMaxIsLimitReachedAndALaterPlaceIsTaken) {
   EXPECT_EQ(dial_refused(bytes).code, CloseCode::kProxyShutdown);
 }
 
+TEST_F(Joins, ANodeThatNeverJoinedGivesUpItsPlaceOnceItIsNeededAndTheGraceIsOver) {
+  WorldOptions options;
+  options.translator.nodes_max = 3;
+  options.translator.join_grace_ms = 1000;
+  make(options);
+  Node& member = add_member({.name = "member"});
+  Node& oldest = add_node({.name = "oldest"});
+  run_ms(10);
+  Node& younger = add_node({.name = "younger"});
+  std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+  wire::encode_hello(Node({.name = "newcomer"}).hello(), bytes);
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kLimitReached);
+  run();
+  EXPECT_TRUE(oldest.alive()) << "within its grace";
+  run_ms(2000);
+  EXPECT_TRUE(oldest.alive()) << "nobody needs its place";
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kLimitReached);
+  run();
+  EXPECT_FALSE(oldest.alive());
+  EXPECT_TRUE(younger.alive());
+  EXPECT_TRUE(member.alive());
+  EXPECT_EQ(counters().channels_evicted, 1u);
+  EXPECT_TRUE(add_node({.name = "newcomer"}).alive());
+}
+
 TEST_F(Joins, TheProxysHelloSaysWhatItPromises) {
   make();
   Node& node = add_node({.name = "curious"});

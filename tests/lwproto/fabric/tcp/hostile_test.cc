@@ -80,6 +80,45 @@ TEST_F(TcpHostile, AMissingNumberIsSeenWhenNoConnectionCanBringIt) {
   EXPECT_TRUE(victim_.received.empty());
 }
 
+TEST_F(TcpHostile, OneNumberOnTwoConnectionsIsABreachAlsoWithTheLastReceiveTaken) {
+  EndpointOptions options;
+  options.receive_depth = 1;
+  start({}, options);
+  const FrameHeader header = FrameHeader::make(FrameKind::kTransfer, 0, 60'000, 16);
+  for (const std::size_t sent : {1'000u, 60'000u}) {
+    RawTcpPeer first;
+    RawTcpPeer second;
+    join(first, {&second});
+    if (HasFatalFailure()) return;
+    ASSERT_TRUE(first.send_frame(header, sent) && second.send_frame(header, sent));
+    EXPECT_TRUE(victim_ends()) << sent;
+    EXPECT_EQ(victim_.disconnected->code(), Code::kProtocol) << sent;
+    EXPECT_LE(victim_.received.size(), 1u);
+    victim_.release_all();
+    EXPECT_TRUE(first.ends());
+    EXPECT_TRUE(second.ends());
+  }
+}
+
+TEST_F(TcpHostile, ANumberThatAnotherConnectionHasDeliveredMeanwhileIsABreach) {
+  start();
+  RawTcpPeer first;
+  RawTcpPeer second;
+  join(first, {&second});
+  const FrameHeader header = FrameHeader::make(FrameKind::kTransfer, 1, 60'000, 16);
+  ASSERT_TRUE(second.send_frame(header, 60'000));
+  for (int i = 0; i < 100; ++i) {
+    fabric_->disarm();
+    victim_.poll();
+  }
+  EXPECT_TRUE(victim_.received.empty()) << "it waits for its turn";
+  ASSERT_TRUE(first.send_transfer(0) && first.send_frame(header, 60'000));
+  EXPECT_TRUE(victim_ends());
+  EXPECT_EQ(victim_.disconnected->code(), Code::kProtocol);
+  EXPECT_EQ(victim_.received.size(), 2u);
+  victim_.release_all();
+}
+
 TEST_F(TcpHostile, TransfersOutOfOrderWaitForTheirTurn) {
   start();
   RawTcpPeer first;

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "lwproto/base/socket_address.h"
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/tcp/frame.h"
 #include "lwproto/fabric/tcp/handshake.h"
-#include "lwproto/fabric/unique_fd.h"
 #include "tests/lwproto/fabric/channel_pair.h"
 
 namespace sanproxy::fabric::test {

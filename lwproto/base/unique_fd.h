@@ -7,7 +7,7 @@
 
 #include <utility>
 
-namespace sanproxy::packet_io {
+namespace sanproxy {
 
 class UniqueFd {
  public:
@@ -24,15 +24,12 @@ class UniqueFd {
   }
   int get() const { return fd_; }
   bool valid() const { return fd_ >= 0; }
+  void reset() {
+    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+  }
 
  private:
-  void reset() {
-    if (fd_ >= 0) {
-      ::close(fd_);
-    }
-    fd_ = -1;
-  }
   int fd_ = -1;
 };
 
-}  // namespace sanproxy::packet_io
+}  // namespace sanproxy

@@ -1,0 +1,45 @@
+// XdpProgram: the filter in front of an AF_XDP socket.
+//
+// Documents: docs/packet_io.md "AF_XDP"; Linux Documentation/networking/af_xdp.rst, bpf(2).
+// Role: gives the socket the frames that are for our addresses (ARP for them included), and leaves
+//   everything else to the kernel. Written as instructions, so that no compiler for BPF is needed.
+// Owner: XdpSocketIo. Thread: construction anywhere, then the worker's.
+// Invariants:
+//   1. Attached as long as the object lives; detached by its destruction, or by the kernel when the
+//      process is gone (the attachment is a link).
+//   2. A frame too short for its headers, tagged for a VLAN, or of another protocol goes to the
+//      kernel.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "lwproto/base/socket_address.h"
+#include "lwproto/base/status.h"
+#include "netnode/packet_io/unique_fd.h"
+
+namespace sanproxy::packet_io {
+
+class XdpProgram {
+ public:
+  // `addresses_max` bounds what add() takes. In `driver_mode` by the driver itself, else by the
+  // kernel in its stead (generic mode).
+  static Result<std::unique_ptr<XdpProgram>> attach(int interface_index, std::uint32_t queues,
+                                                    std::uint32_t addresses_max, bool driver_mode);
+
+  // The socket that takes what arrives on `queue`.
+  Status set_socket(std::uint32_t queue, int socket_fd);
+  Status add(const IpAddress& address);
+  void remove(const IpAddress& address);
+
+ private:
+  XdpProgram() = default;
+
+  UniqueFd addresses_;  // hash: Key -> 1
+  UniqueFd sockets_;    // XSKMAP
+  UniqueFd program_;
+  UniqueFd link_;
+};
+
+}  // namespace sanproxy::packet_io

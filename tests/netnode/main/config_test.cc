@@ -1,0 +1,119 @@
+#include "netnode/main/config.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+
+namespace sanproxy::netnode {
+namespace {
+
+// What load_config() makes of a file: its error, or nothing.
+std::string error_of(const std::string& text, NetnodeConfig* out = nullptr) {
+  std::string name = "/tmp/sanproxy-netnode-XXXXXX";
+  const int fd = ::mkstemp(name.data());
+  EXPECT_GE(fd, 0);
+  ::close(fd);
+  std::ofstream(name) << text;
+  std::string error;
+  try {
+    NetnodeConfig config = load_config(name);
+    if (out != nullptr) *out = config;
+  } catch (const daemon::ConfigError& e) {
+    error = e.what();
+  }
+  std::remove(name.c_str());
+  return error;
+}
+
+constexpr const char* kInterface = "[[interface]]\ndriver = \"tun\"\nname = \"nn0\"\n";
+
+TEST(NetnodeConfig, TheSampleIsRight) {
+  const NetnodeConfig config = load_config(SANPROXY_SOURCE_DIR "/deploy/netnode.toml");
+  EXPECT_EQ(config.set.proxies.size(), 2U);
+  EXPECT_EQ(config.set.proxies[0].mode, steer::Mode::kChannel);
+  EXPECT_EQ(config.set.proxies[1].mode, steer::Mode::kNat);
+  EXPECT_EQ(config.set.proxies[1].targets[0].to_string(), "10.66.1.2:80");
+  EXPECT_EQ(config.set.services.size(), 2U);
+  EXPECT_EQ(config.forwarder.nat.addresses.size(), 2U);
+}
+
+TEST(NetnodeConfig, DefaultsAreThoseOfTheDocument) {
+  NetnodeConfig config;
+  ASSERT_EQ(error_of(kInterface, &config), "");
+  EXPECT_EQ(config.forwarder.maglev_entries, 65'537U);
+  EXPECT_EQ(config.forwarder.flows.flows_max, 1'000'000U);
+  EXPECT_EQ(config.forwarder.nat.established_s, 7'440U);
+  EXPECT_EQ(config.forwarder.nat.transitory_s, 240U);
+  EXPECT_EQ(config.buffers, 1024U);
+  EXPECT_EQ(config.admin_listen, "127.0.0.1:9478");
+}
+
+TEST(NetnodeConfig, AProxyTakesAllItsKeys) {
+  NetnodeConfig config;
+  const std::string text = std::string(kInterface) + R"(
+[nat]
+addresses = ["10.9.9.9", "fd99::9"]
+[[proxy]]
+name = "a"
+id = 7
+weight = 30
+mode = "nat"
+addresses = ["10.5.0.1", "[fd05::1]:81"]
+probe = "http"
+probe_address = "10.5.0.1:80"
+probe_path = "/up"
+probe_rise = 4
+clamp_mss = 1300
+)";
+  ASSERT_EQ(error_of(text, &config), "");
+  const steer::ProxyConfig& proxy = config.set.proxies[0];
+  EXPECT_EQ(proxy.id, 7);
+  EXPECT_EQ(proxy.targets[0].port, 0);
+  EXPECT_EQ(proxy.targets[1].port, 81);
+  EXPECT_EQ(proxy.probe.kind, steer::ProbeKind::kHttp);
+  EXPECT_EQ(proxy.probe.rise, 4U);
+  EXPECT_EQ(proxy.clamp_mss, 1300);
+}
+
+TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
+  struct Case {
+    const char* text;
+    const char* says;
+  };
+  for (const Case& c : {
+           Case{"[wrong]\n", "unknown section \"wrong\""},
+           Case{"[node]\nnam = \"x\"\n", "unknown key \"nam\""},
+           Case{"[node]\nmaglev_entries = 65536\n", "prime"},
+           Case{"[node]\nmax_flows = 0\n", "from 1024"},
+           Case{"[node]\nmax_flows = \"many\"\n", "an integer"},
+           Case{"[[interface]]\nname = \"x\"\n", "needs \"driver\""},
+           Case{"[[interface]]\ndriver = \"token-ring\"\n", "expected one of"},
+           Case{"[[service]]\n", "needs \"address\""},
+           Case{"[[service]]\naddress = \"10.0.0.1:80\"\nprotocol = \"sctp\"\n", "expected one of"},
+           Case{"[[service]]\naddress = \"10.0.0.1:80\"\nproxies = [\"x\"]\n", "no proxy \"x\""},
+           Case{"[[proxy]]\nname = \"a\"\n", "needs \"mode\""},
+           Case{"[[proxy]]\nname = \"a\"\nmode = \"nat\"\n", "needs \"address\""},
+           Case{"[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"here\"\n", "IP or IP:PORT"},
+           Case{"[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"10.0.0.1\"\n",
+                "[nat] needs an address"},
+           Case{"[[proxy]]\nname = \"a\"\nmode = \"tunnel\"\naddress = \"fd00::1\"\n",
+                "[tunnel] needs an address"},
+           Case{"[[proxy]]\nname = \"a\"\nmode = \"channel\"\naddresses = [\"shm:/a\", "
+                "\"shm:/b\"]\n",
+                "one address"},
+           Case{"[[proxy]]\nname = \"a\"\nid = 1024\n", "from 0 to 1023"},
+           Case{"[[proxy]]\nname = \"a\"\nprobe_path = \"x\"\n", "expected a path"},
+           Case{"[nat]\nport_min = 5\nport_max = 4\n", "port_min"},
+           Case{"[channel]\nkey = \"k\"\n", "all three"},
+           Case{"[admin]\nlisten = \"everywhere\"\n", "IP:PORT"},
+       }) {
+    const std::string error = error_of(std::string(kInterface) + c.text);
+    EXPECT_NE(error.find(c.says), std::string::npos) << c.text << "said: " << error;
+  }
+  EXPECT_NE(error_of("").find("at least one [[interface]]"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace sanproxy::netnode

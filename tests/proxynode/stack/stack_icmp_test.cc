@@ -1,0 +1,144 @@
+// ICMP: "packet too big" makes segments smaller when it is about something that is under way, and
+// does nothing otherwise.
+#include "tests/proxynode/stack/stack_harness.h"
+
+namespace sanproxy::stack::testing {
+namespace {
+
+class StackIcmp : public ConnectedStackTest {
+ protected:
+  // The error of a router about `sent`, which it quotes with 8 bytes of TCP.
+  static Bytes too_big(const SocketAddress& src, const SocketAddress& dst, std::uint32_t seq,
+                       std::uint32_t mtu) {
+    const bool v4 = src.ip.family == Family::kIpv4;
+    const std::size_t ip = v4 ? 20 : 40;
+    Segment segment;
+    segment.seq = seq;
+    segment.payload = pattern(100);
+    const Bytes quoted = make_packet(src, dst, segment);
+    Bytes icmp = {static_cast<std::uint8_t>(v4 ? 3 : 2),
+                  static_cast<std::uint8_t>(v4 ? 4 : 0),
+                  0,
+                  0,
+                  0,
+                  0,
+                  0,
+                  0};
+    net::store_be32(icmp.data() + 4, mtu);
+    icmp.insert(icmp.end(), quoted.begin(), quoted.begin() + static_cast<std::ptrdiff_t>(ip + 8));
+    const IpAddress router = *IpAddress::parse(v4 ? "10.77.0.99" : "fd77::99");
+    Bytes out(ip);
+    if (v4) {
+      out[0] = 0x45;
+      net::store_be16(out.data() + 2, static_cast<std::uint16_t>(ip + icmp.size()));
+      out[8] = 64;
+      out[9] = 1;
+      std::memcpy(out.data() + 12, router.bytes.data(), 4);
+      std::memcpy(out.data() + 16, src.ip.bytes.data(), 4);
+      net::store_raw16(out.data() + 10, net::ipv4_header_checksum(out.data(), 20));
+      net::store_raw16(icmp.data() + 2, net::finish(net::sum_bytes(icmp.data(), icmp.size())));
+    } else {
+      out[0] = 0x60;
+      net::store_be16(out.data() + 4, static_cast<std::uint16_t>(icmp.size()));
+      out[6] = 58;
+      out[7] = 64;
+      std::memcpy(out.data() + 8, router.bytes.data(), 16);
+      std::memcpy(out.data() + 24, src.ip.bytes.data(), 16);
+      const std::uint64_t pseudo =
+          net::pseudo_header_sum(Family::kIpv6, out.data() + 8, out.data() + 24, 58,
+                                 static_cast<std::uint32_t>(icmp.size()));
+      net::store_raw16(icmp.data() + 2,
+                       net::finish(net::sum_bytes(icmp.data(), icmp.size(), pseudo)));
+    }
+    out.insert(out.end(), icmp.begin(), icmp.end());
+    return out;
+  }
+
+  // Opens a connection and lets the stack send two bytes less than five segments of 1460 or 1440.
+  void start(Peer& peer) {
+    conn_ = open(peer);
+    bytes_ = pattern(7'000);
+    ASSERT_TRUE(stack_->write(conn_, as_span(bytes_), WriteMode::kReference).ok());
+    const auto sent = take();
+    ASSERT_FALSE(sent.empty());
+    std::uint32_t total = 0;
+    for (const Sent& one : sent) total += one.payload_bytes();
+    ASSERT_EQ(total, bytes_.size());
+  }
+
+  ConnIndex conn_ = kNoConn;
+  Bytes bytes_;
+};
+
+TEST_F(StackIcmp, a_narrower_path_gets_smaller_segments_and_what_was_lost_again) {
+  for (const bool v4 : {true, false}) {
+    if (!v4) listen("[fd77::10]:80");
+    Peer peer;
+    if (!v4) {
+      peer.self = *SocketAddress::parse("[fd77::1]:40000");
+      peer.other = *SocketAddress::parse("[fd77::10]:80");
+    }
+    start(peer);
+    const std::uint32_t first = peer.rcv;
+    deliver_bytes(too_big(peer.other, peer.self, first, 1300));
+    EXPECT_EQ(stack_->counters().path_mtu_lowered, v4 ? 1u : 2u);
+    const auto sent = take();
+    ASSERT_FALSE(sent.empty()) << "at once, not after a time-out";
+    EXPECT_EQ(sent[0].tcp.seq, first);
+    const std::uint32_t mss = 1300 - (v4 ? 40 : 60);
+    std::uint32_t total = 0;
+    for (const Sent& one : sent) {
+      const bool cut = one.offload.segmentation != packet_io::Segmentation::kNone;
+      EXPECT_LE(cut ? one.offload.segment_bytes : one.payload_bytes(), mss);
+      total += one.payload_bytes();
+    }
+    EXPECT_EQ(total, bytes_.size());
+    EXPECT_EQ(stack_->info(conn_).mss_bytes, mss);
+    stack_->abort(conn_);
+    (void)take();
+  }
+}
+
+TEST_F(StackIcmp, an_error_that_cannot_be_true_changes_nothing) {
+  Peer peer;
+  start(peer);
+  const std::uint16_t before = stack_->info(conn_).mss_bytes;
+  const auto ignored = [&](const Bytes& packet, const char* what) {
+    deliver_bytes(packet);
+    EXPECT_EQ(stack_->info(conn_).mss_bytes, before) << what;
+    EXPECT_TRUE(take().empty()) << what;
+  };
+  ignored(too_big(peer.other, peer.self, peer.rcv - 1, 1300), "before what is under way");
+  ignored(too_big(peer.other, peer.self, peer.rcv + 7'000, 1300), "behind what was sent");
+  ignored(too_big(peer.other, peer.self, peer.rcv, 1500), "not smaller");
+  SocketAddress stranger = peer.self;
+  stranger.port = 1;
+  ignored(too_big(peer.other, stranger, peer.rcv, 1300), "another flow");
+  Bytes broken = too_big(peer.other, peer.self, peer.rcv, 1300);
+  broken[22] ^= 1;
+  ignored(broken, "a wrong checksum");
+  Bytes cut = too_big(peer.other, peer.self, peer.rcv, 1300);
+  cut.resize(cut.size() - 5);
+  net::store_be16(cut.data() + 2, static_cast<std::uint16_t>(cut.size()));
+  net::store_raw16(cut.data() + 10, 0);
+  net::store_raw16(cut.data() + 10, net::ipv4_header_checksum(cut.data(), 20));
+  ignored(cut, "cut inside of what it quotes");
+}
+
+TEST_F(StackIcmp, nobody_is_believed_who_says_that_nothing_fits) {
+  Peer peer;
+  start(peer);
+  deliver_bytes(too_big(peer.other, peer.self, peer.rcv, 68));
+  EXPECT_EQ(stack_->info(conn_).mss_bytes, 576 - 40);
+}
+
+TEST_F(StackIcmp, an_error_about_a_flow_of_another_proxy_goes_back) {
+  Peer peer;
+  const Bytes packet = too_big(peer.other, peer.self, 1, 1300);
+  deliver_lent(packet, 1, 2, true);
+  ASSERT_EQ(io_.sent_back.size(), 1u);
+  EXPECT_EQ(io_.sent_back[0], packet);
+}
+
+}  // namespace
+}  // namespace sanproxy::stack::testing

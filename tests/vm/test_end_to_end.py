@@ -1,0 +1,145 @@
+"""The whole path over verbs: real clients, a proxy on a TUN device, application nodes over RDMA."""
+
+import os
+import re
+import subprocess
+import sys
+import unittest
+
+import guest
+import settings
+from guests import GuestCase, PairCase, text_of
+
+E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
+# Everybody who may fall, a receiver that stops, what a rogue may do, and that no payload is copied: of
+# these classes the tests whose name has one of the words. The others do not depend on the fabric, and
+# time in the guest is dear; they are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
+TESTS = {"Faults": ("kill", "die", "leave", "pools"), "SlowParties": ("stopped_application",),
+         "Rogue": ("",), "Copies": ("",)}
+RUN_TIMEOUT_S = 280
+
+
+class Demo(GuestCase):
+    def test_the_demo_moves_and_verifies_its_bytes_and_a_thousand_connections(self):
+        result = self.guest.run(["./run", "demo", "--once", "--fabric", "verbs"],
+                                timeout_s=RUN_TIMEOUT_S)
+        said = text_of(result)
+        self.assertEqual(result.status, 0, said)
+        self.assertIn("1000 of 1000 connections at a time", said)
+        self.assertIn("MB moved and verified, 0 checks failed", said)
+        for reason in ("isolation", "pressure"):
+            self.assertIn(f'sanproxy_bytes_copied_total{{reason="{reason}"}} 0\n', said)
+
+
+def names():
+    """Of the end-to-end tests, as they are in the guest."""
+    done = subprocess.run([sys.executable, E2E, "--list", "_verbs."], capture_output=True, text=True,
+                          env=dict(os.environ, SANPROXY_VM="1"), check=True)
+    found = [line.split(".", 1)[1] for line in done.stdout.splitlines()]
+    return [name for name in found
+            if any(word in name for word in TESTS.get(name.split("_")[0], ()))]
+
+
+class EndToEnd(GuestCase):
+    """One class of them: runs them all in one go; each is a test here."""
+    names = ()
+    lines = None  # name -> (verdict, text)
+
+    def judge(self, name):
+        cls = type(self)
+        if cls.lines is None:
+            cls.lines = {}
+            chosen = [n for n in cls.names
+                      if f"{__name__}.{cls.__name__}.{n.split('.')[1]}" in settings.test_ids]
+            result = self.guest.run(["/usr/bin/python3", E2E, "--quick", "--bin",
+                                     os.path.join(settings.build_dir, "bin"), *chosen],
+                                    timeout_s=RUN_TIMEOUT_S)
+            cls.lines = results_in(text_of(result))
+        verdict, text = cls.lines.get(name, ("FAIL", "it was not run"))
+        if verdict == "skip":
+            self.skipTest(text)
+        self.assertEqual(verdict, "ok", text)
+
+
+def results_in(said):
+    out, name = {}, None
+    for line in said.splitlines():
+        found = re.match(r"(ok|FAIL|skip) +[\d.]+ s  (\S+) *(.*)", line)
+        if found:
+            name = found[2].split(".", 1)[1]
+            out[name] = (found[1], found[3])
+        elif name and out[name][0] == "FAIL":
+            out[name] = ("FAIL", out[name][1] + "\n" + line)
+    return out
+
+
+def load_tests(loader, standard_tests, _pattern):
+    suite = unittest.TestSuite([standard_tests])
+    for class_name in TESTS:
+        chosen = [name for name in names() if name.startswith(class_name + "_")]
+        members = {name.split(".")[1]: lambda self, name=name: self.judge(name) for name in chosen}
+        made = type(class_name + "OverVerbs", (EndToEnd,),
+                    {"names": chosen, "__module__": __name__, **members})
+        suite.addTests(loader.loadTestsFromTestCase(made))
+    return suite
+
+
+CONFIG = """\
+[proxy]
+name = "two"
+
+[[interface]]
+driver = "tun"
+name = "san0"
+addresses = ["10.77.0.1/24"]
+
+[[fabric]]
+listen = "verbs://10.9.1.1:7471"
+max_nodes = 4
+allow = ["any"]
+"""
+
+
+ECHO = """
+import os, socket, threading
+client = socket.create_connection(("10.77.0.10", 7), timeout=60)
+sent = os.urandom(1 << 20)
+def send():
+    client.sendall(sent)
+    client.shutdown(socket.SHUT_WR)
+threading.Thread(target=send).start()
+echoed = b"".join(iter(lambda: client.recv(1 << 16), b""))
+assert echoed == sent, f"{len(echoed)} bytes came back"
+"""
+
+
+class ProxyAndNodeOnTwoMachines(PairCase):
+    def test_bytes_go_from_a_client_over_one_to_an_application_on_the_other_and_back(self):
+        bin_dir = os.path.join(settings.build_dir, "bin")
+        a, b = self.pair.a, self.pair.b
+        proxy = a.start(f"""cat >/tmp/two.toml <<'END'\n{CONFIG}END
+            exec {bin_dir}/proxynode --config /tmp/two.toml""")
+        node = b.start([os.path.join(bin_dir, "appnode-httpd"), "--proxy", "verbs://10.9.1.1:7471",
+                        "--service", "10.77.0.10:80", "--root", guest.CHECKOUT])
+        echo = b.start([os.path.join(bin_dir, "appnode-echo"), "--mode", "echo", "--proxy",
+                        "verbs://10.9.1.1:7471", "--service", "10.77.0.10:7"])
+        result = a.run("""
+            until curl -sf --max-time 5 -o /tmp/page http://10.77.0.10/README.md; do
+              sleep 0.2
+            done
+            cmp /tmp/page README.md || exit 1
+            /usr/bin/python3 -c "$ECHO" || exit 1
+            curl -s --max-time 10 http://127.0.0.1:9477/status""", timeout_s=120, env={"ECHO": ECHO})
+        said = text_of(result)
+        self.assertEqual(result.status, 0, said + text_of_running(proxy) + text_of_running(node))
+        self.assertIn('"fabric": "verbs"', said)
+        self.assertIn("verbs:10.9.1.2", said)
+        for process in (node, echo, proxy):
+            process.send_signal(15)
+            ended = process.wait(30)
+            self.assertEqual(ended.status, 0, text_of(ended))
+        self.assertIn("has ended in order", text_of(ended))
+
+
+def text_of_running(process):
+    return b"".join(process.output()).decode(errors="replace")
