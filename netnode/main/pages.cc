@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "lwproto/daemon/cluster_pages.h"
 #include "lwproto/daemon/metrics_text.h"
 #include "netnode/net/packet.h"
 
@@ -134,6 +135,7 @@ Page metrics_page(const Node& node) {
   drop_metrics(node, m);
   path_metrics(node, m);
   proxy_metrics(node, m);
+  if (node.cluster() != nullptr) daemon::cluster_metrics(node.cluster()->status(), m);
   return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
 }
 
@@ -161,9 +163,7 @@ Page json_page(const json& page) {
 
 json cluster_json(const Node& node) {
   if (node.cluster() == nullptr) return nullptr;
-  const cluster::SessionStatus c = node.cluster()->status();
-  return {{"connected", c.connected}, {"endpoint", c.endpoint}, {"error", c.error},
-          {"revision", c.revision},   {"entries", c.entries},   {"refused", c.refused}};
+  return daemon::cluster_json(node.cluster()->status());
 }
 
 Page status_page(const Node& node) {

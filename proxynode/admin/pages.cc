@@ -3,6 +3,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "lwproto/daemon/cluster_pages.h"
 #include "lwproto/daemon/metrics_text.h"
 #include "lwproto/fabric/link_parameters.h"
 #include "lwproto/wire/codec.h"
@@ -155,6 +156,10 @@ void interface_metrics(const Sources& in, Metrics& m) {
        "protocol=\"nd\",direction=\"in\"", &packet_io::Counters::nd_in},
       {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
        "protocol=\"nd\",direction=\"out\"", &packet_io::Counters::nd_out},
+      {"interface_decapsulated_total", "Packets taken out of tunnels", "direction=\"in\"",
+       &packet_io::Counters::rx_decapsulated},
+      {"interface_dropped_total", "Dropped", "reason=\"tunnel\"",
+       &packet_io::Counters::rx_dropped_tunnel},
       {"interface_dropped_total", "Dropped", "reason=\"short\"",
        &packet_io::Counters::rx_dropped_short},
       {"interface_dropped_total", "Dropped", "reason=\"not_ip\"",
@@ -219,30 +224,6 @@ void node_metrics(const Sources& in, Metrics& m) {
   });
 }
 
-void cluster_metrics(const cluster::SessionStatus& c, Metrics& m) {
-  m.gauge("cluster_connected", "1 while etcd answers", c.connected ? 1 : 0);
-  m.gauge("cluster_revision", "Of etcd's store, as far as known",
-          static_cast<std::uint64_t>(std::max<std::int64_t>(c.revision, 0)));
-  m.gauge("cluster_entries", "Entries of the cluster that are known", c.entries);
-  m.gauge("cluster_entries_refused", "Of those in etcd now, refused (shown in /status)",
-          c.refused.size());
-  m.counter("cluster_connects_total", "Times that etcd answered (again)", c.connects);
-  m.counter("cluster_losses_total", "Times that etcd stopped answering", c.losses);
-  m.counter("cluster_compactions_total", "Watches that had to list again", c.compactions);
-  m.counter("cluster_leases_total", "Leases taken", c.lease_renewals);
-  m.counter("cluster_writes_total", "Transactions written", c.writes);
-  m.counter("cluster_duplicates_total", "Times that our own key was written by another process",
-            c.duplicates);
-  m.counter("cluster_announcements_refused_total", "Beyond the bound of what is registered",
-            c.announcements_refused);
-  m.counter("cluster_snapshots_total", "Times that everything was listed", c.state.snapshots);
-  m.counter("cluster_events_total", "Changes that were watched", c.state.events);
-  const char* refused = "Values from etcd that were refused, by reason";
-  m.counter("cluster_refused_total", refused, c.state.refused_values, "reason=\"value\"");
-  m.counter("cluster_refused_total", refused, c.state.refused_full, "reason=\"max_entries\"");
-  m.counter("cluster_refused_total", refused, c.state.refused_schema, "reason=\"schema\"");
-}
-
 void fabric_metrics(const Sources& in, Metrics& m) {
   in.translator->for_each_listener([&](const translate::FabricListener& from) {
     if (from.made_by == nullptr) return;
@@ -263,7 +244,7 @@ Page metrics_page(const Sources& in) {
   pool_metrics(in, m);
   translate_metrics(in, m);
   node_metrics(in, m);
-  if (in.cluster != nullptr) cluster_metrics(*in.cluster, m);
+  if (in.cluster != nullptr) daemon::cluster_metrics(*in.cluster, m);
   fabric_metrics(in, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);
@@ -351,11 +332,6 @@ json network_node_json(const packet_io::PacketIo& io, const packet_io::PacketPee
           {"packets_lent", node.loans_out}};
 }
 
-json cluster_json(const cluster::SessionStatus& c) {
-  return {{"connected", c.connected}, {"endpoint", c.endpoint}, {"error", c.error},
-          {"revision", c.revision},   {"entries", c.entries},   {"refused", c.refused}};
-}
-
 Page status_page(const Sources& in) {
   json states = json::object();
   const auto& counts = in.stack->state_counts();
@@ -400,7 +376,7 @@ Page status_page(const Sources& in) {
       {"nodes", nodes},
       {"network_nodes", network_nodes},
       {"interfaces", interfaces}};
-  if (in.cluster != nullptr) page["cluster"] = cluster_json(*in.cluster);
+  if (in.cluster != nullptr) page["cluster"] = daemon::cluster_json(*in.cluster);
   page["drained_nodes"] = in.translator->drained_names();
   return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
 }
