@@ -17,9 +17,9 @@ FEW = 10            # the baseline of "idle"
 FEW_RANDOM = 100    # the baseline of "random": it needs more connections than requests under way
 FLAT = 1.25
 IDLE_BYTES_MAX = 1024
-# How many the peers are asked to hold: a process has 20,000 descriptors here, and HAProxy needs two
-# for each connection.
-PEER_COUNTS = {"no proxy": 10_000, "haproxy copy": 9_000}
+# How many the peers are asked to hold: a process may have 20,000 descriptors, and HAProxy reserves
+# two for each of its maxconn connections (sides.py), two and a half where it splices.
+PEER_COUNTS = {"no proxy": 10_000, "haproxy copy": 7_000}
 
 
 class Holders:

@@ -40,10 +40,10 @@ def _peer_port(variant, function):
 _HAPROXY_CONFIG = """\
 global
   nbthread 1
-  maxconn 9500
+  maxconn 7500
 defaults
   mode tcp
-  maxconn 9500
+  maxconn 7500
   timeout connect 5s
   timeout client 60s
   timeout server 60s
