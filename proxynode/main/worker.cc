@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "lwproto/auth/admission.h"
 #include "lwproto/buffer/pool_sizes.h"
-#include "proxynode/service/admission.h"
 
 namespace sanproxy::proxy {
 namespace {
