@@ -17,7 +17,7 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
-#include "netnode/packet_io/unique_fd.h"
+#include "lwproto/base/unique_fd.h"
 
 namespace sanproxy::packet_io {
 

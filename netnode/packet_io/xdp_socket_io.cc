@@ -110,6 +110,7 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
                      std::uint32_t segment_bytes);
   std::byte* next_frame();
   void push(std::byte* data, std::uint32_t bytes);
+  void push_packet(std::byte* data, std::uint32_t bytes);
   void send_frame(std::span<const std::byte> bytes, const Offload& offload) override;
   void kick();
 
@@ -353,6 +354,11 @@ void XdpSocketIo::push(std::byte* data, std::uint32_t bytes) {
   out->options = 0;
   xsk_ring_prod__submit(&tx_, 1);
   ++unsent_;
+}
+
+// A packet of the caller's; what neighbour discovery sends it counts itself.
+void XdpSocketIo::push_packet(std::byte* data, std::uint32_t bytes) {
+  push(data, bytes);
   ++counters_.tx_packets;
   counters_.tx_bytes += bytes - net::kEthernetHeaderBytes;
   counters_.tx_bytes_copied += bytes - net::kEthernetHeaderBytes;
@@ -384,7 +390,7 @@ bool XdpSocketIo::send_segments(const LinkHeader& header, std::span<const std::b
     std::byte* const at = out + net::kEthernetHeaderBytes;
     if (!segments.next({at, segments.header_bytes()}, payload)) return true;
     std::memcpy(at + segments.header_bytes(), payload.data(), payload.size());
-    push(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes + segments.header_bytes() +
+    push_packet(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes + segments.header_bytes() +
                                          payload.size()));
   }
 }
@@ -417,7 +423,7 @@ bool XdpSocketIo::send_one(const SendPacket& packet) {
     return true;
   }
   std::memcpy(out, header.ethernet.data(), net::kEthernetHeaderBytes);
-  push(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes + at));
+  push_packet(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes + at));
   return true;
 }
 

@@ -30,6 +30,7 @@ Keys documented() {
   Keys out;
   std::string section;
   for (std::string line; std::getline(page, line);) {
+    if (line == "# netnode") break;  // the other program's
     if (line.rfind("## ", 0) == 0) {
       const auto names = in_backticks(line);
       section = names.empty() ? "" : *names.begin();
