@@ -21,7 +21,7 @@ TEST_F(StackLent, payload_stays_in_the_memory_that_was_lent_until_it_is_released
   const ConnIndex conn = open(peer);
   recorder_.hold = true;
   const Bytes packet = next(peer, kTcpAck, pattern(20'000));
-  const Bytes before = packet;
+  const Bytes before(packet.begin(), packet.end());
   deliver_lent(packet, 17);
   ASSERT_EQ(recorder_.conns[conn].held.size(), 1u);
   RxPayload& payload = recorder_.conns[conn].held[0];
