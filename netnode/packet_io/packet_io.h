@@ -28,6 +28,8 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "netnode/packet_io/queue_steering.h"
+#include "netnode/packet_io/unique_fd.h"
 
 namespace sanproxy::packet_io {
 
@@ -108,6 +110,13 @@ struct PacketPeer {
   bool connected = false;
 };
 
+// One of several queues of an interface, opened by open_queues() in another process.
+struct InterfaceQueue {
+  int fd = -1;  // -1: the interface has one queue, which open_interface() opens. Not owned
+  std::uint32_t index = 0;
+  QueueSteering steering;
+};
+
 struct InterfaceOptions {
   std::string driver;  // "tun", "tap", "packet", "channel"
   std::string name;    // tun/tap: created if absent; packet: must exist; channel: for people
@@ -116,6 +125,7 @@ struct InterfaceOptions {
   std::vector<IpPrefix> addresses;
   std::vector<IpAddress> gateways;  // packet/tap: next hop for what is not on link; optional
   bool segmentation_offload = true;
+  InterfaceQueue queue;
 };
 
 class PacketIo {
@@ -125,6 +135,10 @@ class PacketIo {
   virtual std::uint32_t mtu_bytes() const = 0;
   // For poll/epoll: readable when receive() would yield something.
   virtual int fd() const = 0;
+
+  // A second descriptor to watch, or -1; on_control() when it is readable.
+  virtual int control_fd() const { return -1; }
+  virtual void on_control() {}
 
   // Receives up to out.size() packets, each into its own buffer out of `buffers` (same size as
   // `out`; in ascending order, with gaps where a frame was dropped; those not named by a returned
@@ -156,5 +170,13 @@ class PacketIo {
 
 // Opens the driver named in the options; an unknown driver is kInvalidArgument.
 Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options);
+
+// Whether the driver can spread packets over several queues.
+bool has_queues(const InterfaceOptions& options);
+// Makes the device if need be and opens steering.queues queues of it, one a worker. Packets go to
+// the queue that `steering` says for as long as all the descriptors live, read or not: whoever
+// restarts workers holds them.
+Result<std::vector<UniqueFd>> open_queues(const InterfaceOptions& options,
+                                          const QueueSteering& steering);
 
 }  // namespace sanproxy::packet_io

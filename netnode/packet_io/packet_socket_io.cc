@@ -7,6 +7,7 @@
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -23,6 +24,12 @@ namespace {
 constexpr std::uint32_t kReadOffset = kPacketOffset - sizeof(LinkHeader);
 constexpr std::size_t kBatchPacketsMax = 64;
 constexpr int kSocketBufferBytes = 16 * 1024 * 1024;
+constexpr int kControlBufferBytes = 256 * 1024;
+// ARP and neighbour discovery at one wake-up, and the largest such frame that is looked at.
+constexpr std::size_t kControlFramesMax = 64;
+constexpr std::size_t kControlFrameBytesMax = 2048;
+// Since Linux 5.13; the headers of some distributions are older.
+constexpr std::uint32_t kFanoutIgnoreOutgoing = 0x4000;
 
 Status socket_error(const char* what) {
   if (errno == EPERM || errno == EACCES) {
@@ -37,8 +44,39 @@ bool set_option(int fd, int level, int name, const T& value) {
   return ::setsockopt(fd, level, name, &value, sizeof(value)) == 0;
 }
 
+// With several queues a frame reaches one of them, but ARP and neighbour discovery concern every
+// worker: each hears them on a socket of its own.
+enum class Hears : std::uint8_t { kAll, kPackets, kNeighbors };
+
+// ARP and ICMPv6 types 133 to 137, addressed to us or to a group.
+bool attach_neighbor_filter(int fd) {
+  constexpr auto kAncillary = static_cast<std::uint32_t>(SKF_AD_OFF);
+  std::array<sock_filter, 14> program = {{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
+      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 10, 0),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG_PRESENT),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 8),
+      BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 7, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IPV6, 0, 5),
+      BPF_STMT(BPF_LD | BPF_B | BPF_ABS, net::kEthernetHeaderBytes + 6),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, net::kProtocolIcmp6, 0, 3),
+      BPF_STMT(BPF_LD | BPF_B | BPF_ABS, net::kEthernetHeaderBytes + 40),
+      BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 133, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, 137, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, 0),
+      BPF_STMT(BPF_RET | BPF_K, 0xffffffffU),
+  }};
+  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+  return set_option(fd, SOL_SOCKET, SO_ATTACH_FILTER, filter);
+}
+
 // Keeps out what would only be dropped: other stations' frames, VLANs, all but IP and ARP.
-bool attach_filter(int fd) {
+bool attach_filter(int fd, Hears hears) {
+  if (hears == Hears::kNeighbors) {
+    return attach_neighbor_filter(fd);
+  }
+  const std::uint32_t third = hears == Hears::kAll ? ETH_P_ARP : ETH_P_IPV6;
   constexpr auto kAncillary = static_cast<std::uint32_t>(SKF_AD_OFF);
   std::array<sock_filter, 10> program = {{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
@@ -48,7 +86,7 @@ bool attach_filter(int fd) {
       BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 3, 0),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IPV6, 2, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 1, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, third, 1, 0),
       BPF_STMT(BPF_RET | BPF_K, 0),
       BPF_STMT(BPF_RET | BPF_K, 0xffffffffU),
   }};
@@ -84,11 +122,15 @@ class GroupMembership {
 
 class PacketSocketIo final : public PacketIo, private FrameSink {
  public:
-  PacketSocketIo(InterfaceOptions options, UniqueFd socket, const LinkInfo& link);
+  // `neighbors`: hears ARP and neighbour discovery, where `socket` is one of several queues.
+  PacketSocketIo(InterfaceOptions options, UniqueFd socket, UniqueFd neighbors,
+                 const LinkInfo& link);
 
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return link_.mtu_bytes; }
   int fd() const override { return socket_.get(); }
+  int control_fd() const override { return neighbors_.get(); }
+  void on_control() override;
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;
@@ -108,6 +150,8 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   };
 
   void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
+  // A queue outlives us; what we joined must not.
+  int groups_fd() const { return neighbors_.valid() ? neighbors_.get() : socket_.get(); }
   std::size_t receive_batch(std::span<const ReceiveBuffer> buffers);
   bool accept(const ReceiveBuffer& buffer, const mmsghdr& message, ReceivedPacket& out);
   void add_to_batch(const SendPacket& packet, std::size_t index);
@@ -116,6 +160,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
 
   InterfaceOptions options_;
   UniqueFd socket_;
+  UniqueFd neighbors_;
   LinkInfo link_;
   mutable Counters counters_;
   EthernetPort port_;
@@ -125,9 +170,11 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   Batch tx_;
 };
 
-PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const LinkInfo& link)
+PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, UniqueFd neighbors,
+                               const LinkInfo& link)
     : options_(std::move(options)),
       socket_(std::move(socket)),
+      neighbors_(std::move(neighbors)),
       link_(link),
       port_(NeighborConfig{link.mac, options_.addresses, options_.gateways}, true, *this,
             counters_) {
@@ -136,7 +183,7 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const 
     rx_messages_[i].msg_hdr.msg_iovlen = 1;
     tx_.messages[i].msg_hdr.msg_iov = tx_.pieces[i].data();
   }
-  groups_.join(socket_.get(), link_.index, port_.neighbor().link_local());
+  groups_.join(groups_fd(), link_.index, port_.neighbor().link_local());
   for (const IpPrefix& address : options_.addresses) {
     add_local_address(address.ip);
   }
@@ -144,14 +191,14 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const 
 
 void PacketSocketIo::add_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip) && port_.neighbor().add_local(ip)) {
-    groups_.join(socket_.get(), link_.index, ip);
+    groups_.join(groups_fd(), link_.index, ip);
   }
 }
 
 void PacketSocketIo::remove_local_address(const IpAddress& ip) {
   if (port_.neighbor().is_local(ip)) {
     port_.remove_local(ip);
-    groups_.leave(socket_.get(), link_.index, ip);
+    groups_.leave(groups_fd(), link_.index, ip);
   }
 }
 
@@ -165,6 +212,24 @@ const Counters& PacketSocketIo::counters() const {
 }
 
 // --- receiving
+
+// Frames that concern neighbours alone: what inbound() makes of them is never a packet for us.
+void PacketSocketIo::on_control() {
+  alignas(64) std::array<std::byte, kControlFrameBytesMax> frame;
+  for (std::size_t i = 0; i < kControlFramesMax; ++i) {
+    const ssize_t got = ::recv(neighbors_.get(), frame.data(), frame.size(), MSG_DONTWAIT);
+    if (got < 0 && errno != EAGAIN) {
+      continue;  // an error of the interface, reported once
+    }
+    if (got < static_cast<ssize_t>(sizeof(VnetHeader))) {
+      return;
+    }
+    VnetHeader vnet;
+    std::memcpy(&vnet, frame.data(), sizeof(vnet));
+    ReceivedPacket ignored;
+    (void)port_.inbound(vnet, std::span(frame).subspan(sizeof(vnet), got - sizeof(vnet)), ignored);
+  }
+}
 
 std::size_t PacketSocketIo::receive_batch(std::span<const ReceiveBuffer> buffers) {
   for (std::size_t i = 0; i < buffers.size(); ++i) {
@@ -322,7 +387,8 @@ Status check_link(const LinkInfo& link, const InterfaceOptions& options) {
   return Status();
 }
 
-Status set_up_socket(int fd, int index) {
+Status set_up_socket(int fd, int index, Hears hears) {
+  const int buffer_bytes = hears == Hears::kNeighbors ? kControlBufferBytes : kSocketBufferBytes;
   const int on = 1;
   if (!set_option(fd, SOL_PACKET, PACKET_VNET_HDR, on)) {
     return socket_error("PACKET_VNET_HDR");
@@ -332,13 +398,13 @@ Status set_up_socket(int fd, int index) {
   }
   // Not PACKET_QDISC_BYPASS: it drops what the device cannot segment or sum by itself.
   // FORCE passes over the system's limit; without the right to it, the limit has to do.
-  if (!set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, kSocketBufferBytes)) {
-    (void)set_option(fd, SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
+  if (!set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, buffer_bytes)) {
+    (void)set_option(fd, SOL_SOCKET, SO_RCVBUF, buffer_bytes);
   }
-  if (!set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, kSocketBufferBytes)) {
-    (void)set_option(fd, SOL_SOCKET, SO_SNDBUF, kSocketBufferBytes);
+  if (!set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, buffer_bytes)) {
+    (void)set_option(fd, SOL_SOCKET, SO_SNDBUF, buffer_bytes);
   }
-  if (!attach_filter(fd)) {
+  if (!attach_filter(fd, hears)) {
     return socket_error("attach the packet filter");
   }
   sockaddr_ll address{};
@@ -351,9 +417,7 @@ Status set_up_socket(int fd, int index) {
   return Status();
 }
 
-}  // namespace
-
-Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& options) {
+Result<LinkInfo> find_link(const InterfaceOptions& options) {
   Result<LinkConfig> config = LinkConfig::open();
   if (!config.ok()) {
     return config.status();
@@ -366,18 +430,94 @@ Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& opt
   if (!status.ok()) {
     return status;
   }
+  return link;
+}
+
+Result<UniqueFd> open_socket(const LinkInfo& link, Hears hears) {
   // Protocol 0: nothing arrives before the filter stands and bind() names the protocol.
   UniqueFd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket.valid()) {
     return socket_error("open a packet socket");
   }
-  status = set_up_socket(socket.get(), link->index);
+  Status status = set_up_socket(socket.get(), link.index, hears);
   if (!status.ok()) {
     return status;
   }
+  return socket;
+}
+
+// Makes the socket one of a group between which the kernel spreads what arrives; the first one's
+// call says the group's number.
+Status join_group(int fd, bool first, std::uint16_t& group) {
+  const std::uint32_t flags =
+      kFanoutIgnoreOutgoing | (first ? PACKET_FANOUT_FLAG_UNIQUEID : 0U);
+  const std::uint32_t argument = (PACKET_FANOUT_EBPF | flags) << 16 | group;
+  if (!set_option(fd, SOL_PACKET, PACKET_FANOUT, argument)) {
+    return socket_error("PACKET_FANOUT (needs Linux 5.13)");
+  }
+  std::uint32_t joined = 0;
+  socklen_t size = sizeof(joined);
+  if (::getsockopt(fd, SOL_PACKET, PACKET_FANOUT, &joined, &size) != 0) {
+    return socket_error("PACKET_FANOUT");
+  }
+  group = static_cast<std::uint16_t>(joined);
+  return Status();
+}
+
+}  // namespace
+
+Result<std::vector<UniqueFd>> open_packet_queues(const InterfaceOptions& options,
+                                                 std::uint32_t count, int program) {
+  auto link = find_link(options);
+  if (!link.ok()) {
+    return link.status();
+  }
+  std::vector<UniqueFd> queues;
+  std::uint16_t group = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    auto socket = open_socket(*link, Hears::kPackets);
+    if (!socket.ok()) {
+      return socket.status();
+    }
+    const Status status = join_group(socket->get(), i == 0, group);
+    if (!status.ok()) {
+      return status;
+    }
+    queues.push_back(std::move(socket).value());
+  }
+  if (!set_option(queues.front().get(), SOL_PACKET, PACKET_FANOUT_DATA, program)) {
+    return socket_error("PACKET_FANOUT_DATA");
+  }
+  return queues;
+}
+
+Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& options) {
+  auto link = find_link(options);
+  if (!link.ok()) {
+    return link.status();
+  }
+  UniqueFd socket;
+  UniqueFd neighbors;
+  if (options.queue.fd < 0) {
+    auto opened = open_socket(*link, Hears::kAll);
+    if (!opened.ok()) {
+      return opened.status();
+    }
+    socket = std::move(opened).value();
+  } else {
+    socket = UniqueFd(::fcntl(options.queue.fd, F_DUPFD_CLOEXEC, 0));
+    if (!socket.valid()) {
+      return socket_error("take over a packet socket");
+    }
+    auto opened = open_socket(*link, Hears::kNeighbors);
+    if (!opened.ok()) {
+      return opened.status();
+    }
+    neighbors = std::move(opened).value();
+  }
   link->mtu_bytes = options.mtu_bytes;
-  return std::unique_ptr<PacketIo>(
-      std::make_unique<PacketSocketIo>(options, std::move(socket), *link));
+  return std::unique_ptr<PacketIo>(std::make_unique<PacketSocketIo>(
+      options, std::move(socket), std::move(neighbors), *link));
 }
 
 }  // namespace sanproxy::packet_io

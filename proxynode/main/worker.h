@@ -22,6 +22,7 @@
 #include "proxynode/admin/admin_server.h"
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/config.h"
+#include "proxynode/main/control_socket.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -39,6 +40,8 @@ class Worker final : public translate::Host {
   // Likewise for the channels of network nodes: one more interface.
   void add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelConfig& config);
   void start_admin(const SocketAddress& address);
+  // As one of several workers: the supervisor asks for the pages, and ends us by going away.
+  void serve_supervisor(UniqueFd control);
 
   // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
   // for drain_ms (a second signal cuts that short), the rest is reset.
@@ -57,6 +60,7 @@ class Worker final : public translate::Host {
   void idle();
   void wait(int timeout_ms);
   int sleep_ms() const;
+  void on_event(int fd);
   void on_signal();
   void shut_down();
   void watch(int fd);
@@ -78,6 +82,7 @@ class Worker final : public translate::Host {
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<admin::AdminServer> admin_;
+  std::unique_ptr<ControlSocket> control_;
   std::vector<IpAddress> retired_;  // of closed services, oldest first
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
