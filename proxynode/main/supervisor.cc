@@ -205,6 +205,7 @@ int Supervisor::run() {
     take_events();
     const std::uint64_t now_ns = clock_.now_ns();
     for (auto& child : children_) look_after(*child, now_ns);
+    manager_.beat(now_ns);
   }
   return exit_status_;
 }
@@ -251,6 +252,7 @@ void Supervisor::on_signal() {
 
 void Supervisor::stop_all(int signal) {
   stopping_ = true;
+  manager_.stopping();
   for (auto& child : children_) {
     if (child->pid != 0) ::kill(child->pid, signal);
   }
@@ -291,6 +293,7 @@ void Supervisor::on_news(Child& child, ControlNews news) {
       if (!all_were_ready_ && std::all_of(children_.begin(), children_.end(),
                                           [](const auto& one) { return one->ready; })) {
         all_were_ready_ = true;
+        manager_.ready();
         spdlog::info("proxy node \"{}\" is ready with {} workers", config_.name, children_.size());
       }
       break;

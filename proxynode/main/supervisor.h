@@ -25,6 +25,7 @@
 #include "proxynode/admin/sum.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
+#include "proxynode/main/service_manager.h"
 
 namespace sanproxy::proxy {
 
@@ -67,6 +68,7 @@ class Supervisor {
 
   ProxyConfig config_;
   SteadyClock clock_;
+  ServiceManager manager_;
   UniqueFd config_fd_;
   std::uint64_t seed_ = 0;
   std::vector<std::vector<UniqueFd>> queues_;  // of each interface, by worker

@@ -332,6 +332,7 @@ void Worker::look_at_listeners() {
     (void)channel->poll_listener();
     channel->on_time();
   }
+  manager_.beat(clock_.now_ns());
 }
 
 void Worker::wait(int timeout_ms) {
@@ -362,6 +363,7 @@ void Worker::on_event(int fd) {
 
 void Worker::run() {
   if (control_) control_->say_ready();
+  manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
     if (work == 0) {
@@ -386,6 +388,7 @@ void Worker::on_signal() {
     spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
                  info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
     draining_ = true;
+    manager_.stopping();
     drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     translator_->start_drain();
     for (auto* channel : channels_) channel->set_draining(true);

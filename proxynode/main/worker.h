@@ -23,6 +23,7 @@
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
+#include "proxynode/main/service_manager.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -70,6 +71,7 @@ class Worker final : public translate::Host {
   ProxyConfig config_;
   std::string version_;
   SteadyClock clock_;
+  ServiceManager manager_;
   std::uint64_t start_ns_ = 0;
   std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;
