@@ -245,9 +245,9 @@ void NodeImpl::flush_all() {
 
 bool NodeImpl::time_matters() const {
   if (links_up_ == links_.size() && links_waiting_ == 0) return false;
-  return links_waiting_ != 0 ||
-         std::any_of(links_.begin(), links_.end(),
-                     [](const auto& link) { return !link->up() && link->wanted(); });
+  return links_waiting_ != 0 || std::any_of(links_.begin(), links_.end(), [](const auto& link) {
+           return !link->up() && link->wanted();
+         });
 }
 
 std::uint64_t NodeImpl::next_deadline_ns() const {

@@ -1,7 +1,8 @@
 // NodeImpl: what is behind a Node.
 //
 // Document: docs/application_library.md.
-// Role: owns the fabrics, one Link a proxy (a worker of one), the connections, the registered memory and the lists
+// Role: owns the fabrics, one Link a proxy (a worker of one), the connections, the registered
+// memory and the lists
 //   of those that wait; makes a poll round out of them and sleeps on one descriptor.
 // Owner: the application. Thread: one (stop() excepted).
 // Invariants:

@@ -113,8 +113,7 @@ Status set_up_socket(int fd, int index, Hears hears) {
 // Makes the socket one of a group between which the kernel spreads what arrives; the first one's
 // call says the group's number.
 Status join_group(int fd, bool first, std::uint16_t& group) {
-  const std::uint32_t flags =
-      kFanoutIgnoreOutgoing | (first ? PACKET_FANOUT_FLAG_UNIQUEID : 0U);
+  const std::uint32_t flags = kFanoutIgnoreOutgoing | (first ? PACKET_FANOUT_FLAG_UNIQUEID : 0U);
   const std::uint32_t argument = (PACKET_FANOUT_EBPF | flags) << 16 | group;
   if (!set_option(fd, SOL_PACKET, PACKET_FANOUT, argument)) {
     return socket_error("PACKET_FANOUT (needs Linux 5.13)");

@@ -4,9 +4,9 @@
 // Role: batches of packets with virtio metadata in one system call each way. The interface stays
 //   the kernel's as well: packets to other addresses than ours are left to it.
 // Owner and thread: a worker's.
+#include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <fcntl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -329,8 +329,8 @@ Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& opt
     neighbors = std::move(opened).value();
   }
   link->mtu_bytes = options.mtu_bytes;
-  return std::unique_ptr<PacketIo>(std::make_unique<PacketSocketIo>(
-      options, std::move(socket), std::move(neighbors), *link));
+  return std::unique_ptr<PacketIo>(
+      std::make_unique<PacketSocketIo>(options, std::move(socket), std::move(neighbors), *link));
 }
 
 }  // namespace sanproxy::packet_io

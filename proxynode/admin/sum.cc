@@ -79,9 +79,9 @@ void add_numbers(json& sum, const json& more) {
     } else if (value.is_object()) {
       add_numbers(sum[key], value);
     } else if (value.is_number() && key != "slot_bytes") {
-      sum[key] = sum[key].is_number_float() ? json(sum[key].get<double>() + value.get<double>())
-                                            : json(sum[key].get<std::uint64_t>() +
-                                                   value.get<std::uint64_t>());
+      sum[key] = sum[key].is_number_float()
+                     ? json(sum[key].get<double>() + value.get<double>())
+                     : json(sum[key].get<std::uint64_t>() + value.get<std::uint64_t>());
     }
   }
 }
@@ -131,8 +131,8 @@ void add_status(json& sum, const json& page, std::uint32_t worker) {
   for (const char* key : {"connections", "tcp_memory", "pools"}) {
     if (page.contains(key)) add_numbers(sum[key], page[key]);
   }
-  sum["tx_records"] = sum.value("tx_records", std::uint64_t{0}) +
-                      page.value("tx_records", std::uint64_t{0});
+  sum["tx_records"] =
+      sum.value("tx_records", std::uint64_t{0}) + page.value("tx_records", std::uint64_t{0});
   sum["uptime_s"] = std::max(sum.value("uptime_s", 0.0), page.value("uptime_s", 0.0));
   for (const char* key : {"name", "version"}) sum[key] = page[key];
   if (!sum.contains("state") || page["state"] == "draining") sum["state"] = page["state"];
@@ -147,7 +147,9 @@ void add_status(json& sum, const json& page, std::uint32_t worker) {
 json state_json(const WorkerState& state) {
   return {{"worker", state.index},
           {"pid", state.pid},
-          {"state", state.pid == 0 ? "waiting" : state.ready ? "running" : "starting"},
+          {"state", state.pid == 0 ? "waiting"
+                    : state.ready  ? "running"
+                                   : "starting"},
           {"restarts", state.restarts}};
 }
 
@@ -179,19 +181,16 @@ Page sum_metrics(const std::vector<WorkerPage>& workers) {
   for (const WorkerPage& worker : workers) {
     const std::string label = "{worker=\"" + std::to_string(worker.state.index) + "\"} ";
     out += "sanproxy_worker_up" + label + (worker.state.ready ? "1\n" : "0\n");
-    restarts += "sanproxy_worker_restarts_total" + label + std::to_string(worker.state.restarts) +
-                "\n";
+    restarts +=
+        "sanproxy_worker_restarts_total" + label + std::to_string(worker.state.restarts) + "\n";
   }
   return {200, "text/plain; version=0.0.4; charset=utf-8", out + restarts};
 }
 
 Page sum_status(const std::vector<WorkerPage>& workers) {
-  json sum = {{"services", json::array()},
-              {"nodes", json::array()},
-              {"interfaces", json::array()},
-              {"connections", json::object()},
-              {"tcp_memory", json::object()},
-              {"pools", json::object()}};
+  json sum = {{"services", json::array()},    {"nodes", json::array()},
+              {"interfaces", json::array()},  {"connections", json::object()},
+              {"tcp_memory", json::object()}, {"pools", json::object()}};
   json each = json::array();
   for (const WorkerPage& worker : workers) {
     json state = state_json(worker.state);

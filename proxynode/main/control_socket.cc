@@ -51,8 +51,7 @@ std::string read_all(int fd, std::uint64_t bytes) {
   std::string out(std::min(bytes, kBodyBytesMax), '\0');
   std::size_t done = 0;
   while (done < out.size()) {
-    const ssize_t n =
-        ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
+    const ssize_t n = ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(done));
     if (n <= 0) break;
     done += static_cast<std::size_t>(n);
   }

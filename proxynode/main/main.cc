@@ -38,8 +38,8 @@ void run_worker(const sanproxy::proxy::ProxyConfig& config,
   for (std::size_t i = 0; i < config.interfaces.size(); ++i) {
     sanproxy::packet_io::InterfaceOptions options = config.interfaces[i];
     if (place != nullptr) {
-      options.queue = {place->queue_fds.at(i), place->index,
-                       {place->workers, place->steering_seed}};
+      options.queue = {
+          place->queue_fds.at(i), place->index, {place->workers, place->steering_seed}};
     }
     auto io = sanproxy::packet_io::open_interface(options);
     if (!io.ok()) {

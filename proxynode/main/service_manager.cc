@@ -13,8 +13,7 @@ namespace sanproxy::proxy {
 ServiceManager::ServiceManager() {
   if (const char* path = std::getenv("NOTIFY_SOCKET"); path != nullptr) {
     path_ = path;
-    socket_ =
-        packet_io::UniqueFd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    socket_ = packet_io::UniqueFd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   }
   if (const char* usec = std::getenv("WATCHDOG_USEC"); usec != nullptr) {
     beat_every_ns_ = std::strtoull(usec, nullptr, 10) * 1000 / 2;
@@ -34,8 +33,7 @@ void ServiceManager::say(const char* text) {
   address.sun_family = AF_UNIX;
   std::copy(path_.begin(), path_.end(), address.sun_path);
   if (path_.front() == '@') address.sun_path[0] = '\0';
-  const auto length =
-      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path_.size());
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path_.size());
   (void)::sendto(socket_.get(), text, std::strlen(text), MSG_NOSIGNAL,
                  reinterpret_cast<const sockaddr*>(&address), length);
 }

@@ -56,9 +56,9 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
   for (const Floor& floor : floors(config)) {
     if (floor.value / workers >= floor.least) continue;
     if (asked) {
-      throw ConfigError("[proxy]." + std::string(floor.key) + " is for all workers together: " +
-                        std::to_string(workers) + " of them need at least " +
-                        std::to_string(workers * floor.least));
+      throw ConfigError("[proxy]." + std::string(floor.key) +
+                        " is for all workers together: " + std::to_string(workers) +
+                        " of them need at least " + std::to_string(workers * floor.least));
     }
     workers = static_cast<std::uint32_t>(std::max<std::size_t>(floor.value / floor.least, 1));
   }
@@ -83,8 +83,7 @@ ProxyConfig share_of(const ProxyConfig& config, std::uint32_t worker, std::uint3
   divide<std::size_t>(out.egress_pool_bytes, workers, 1);
   divide<std::size_t>(out.channel_region_bytes, workers, 1);
   for (FabricConfig& fabric : out.fabrics) {
-    fabric.listen =
-        fabric::FabricAddress::parse(fabric.listen)->of_worker(worker)->to_string();
+    fabric.listen = fabric::FabricAddress::parse(fabric.listen)->of_worker(worker)->to_string();
     if (fabric.channel_region_bytes != 0) {
       divide<std::size_t>(fabric.channel_region_bytes, workers, 1u << 20);
     }

@@ -237,7 +237,8 @@ Result<ConnIndex> Stack::Impl::connect(const SocketAddress& remote,
   if (key.dst_port != 0 && !answers_come_here(*interface, key)) {
     return Status::error(Code::kUnsupported, "another worker gets what is sent to this port");
   }
-  if (key.dst_port == 0 ? !choose_port(*interface, key) : flows.find(key, flows.hash(key)) != kNone) {
+  if (key.dst_port == 0 ? !choose_port(*interface, key)
+                        : flows.find(key, flows.hash(key)) != kNone) {
     return Status::error(Code::kExists, "no free port between these addresses");
   }
   if (open >= options.connections_max) {

@@ -84,12 +84,12 @@ TEST_F(SteeringProgram, AgreesWithTheArithmeticForBothFamiliesAndForIpOptions) {
 TEST_F(SteeringProgram, SendsAllFragmentsOfAPacketToOneQueue) {
   std::mt19937 random(2);
   for (int i = 0; i < 200; ++i) {
-    auto frame = frame_of(random_address(random, Family::kIpv4),
-                          random_address(random, Family::kIpv4));
+    auto frame =
+        frame_of(random_address(random, Family::kIpv4), random_address(random, Family::kIpv4));
     frame[kEthernetBytes + 6] = 0x20;  // the first, with more behind it
     const std::uint32_t first = run(frame);
     frame[kEthernetBytes + 6] = 0;
-    frame[kEthernetBytes + 7] = 100;  // the last
+    frame[kEthernetBytes + 7] = 100;                                             // the last
     put_port(frame, kEthernetBytes + 20, static_cast<std::uint16_t>(random()));  // payload
     ASSERT_EQ(run(frame), first) << i;
   }
@@ -119,9 +119,7 @@ TEST(QueueSteering, SpreadsFlowsEvenly) {
   for (const int count : counts) EXPECT_NEAR(count, 10'000, 500);
 }
 
-TEST(QueueSteering, OfOneQueueIsThatQueue) {
-  EXPECT_EQ(QueueSteering{}.queue_of({}, {}), 0u);
-}
+TEST(QueueSteering, OfOneQueueIsThatQueue) { EXPECT_EQ(QueueSteering{}.queue_of({}, {}), 0u); }
 
 }  // namespace
 }  // namespace sanproxy::packet_io

@@ -88,10 +88,9 @@ TEST(SumStatus, HasTheShapeOfOneWorkersAndNamesTheWorkerOfNodesAndMembers) {
 TEST(SumStatus, GoesOnWithoutAWorkerThatDoesNotAnswerOrAnswersNonsense) {
   auto silent = worker(1, "");
   silent.page.http_status = 0;
-  const json all = json::parse(
-      sum_status({worker(0, status(3, "10.0.0.1:80", "running").dump()), silent,
-                  worker(2, "{nonsense")})
-          .body);
+  const json all = json::parse(sum_status({worker(0, status(3, "10.0.0.1:80", "running").dump()),
+                                           silent, worker(2, "{nonsense")})
+                                   .body);
   EXPECT_EQ(all["connections"]["open"], 3);
   EXPECT_EQ(all["workers"].size(), 3u);
 }

@@ -38,8 +38,7 @@ TEST(Workers, AreOneByDefaultWhereTheDriverHasOneQueueAndAnErrorWhereMoreWereAsk
 }
 
 TEST(Workers, AreFewerByDefaultAndAnErrorWhereTheBoundsOfTheHostDoNotDo) {
-  ProxyConfig config =
-      load("[proxy]\ningress_pool_bytes = 20000000\n" + kInterface + kFabric);
+  ProxyConfig config = load("[proxy]\ningress_pool_bytes = 20000000\n" + kInterface + kFabric);
   EXPECT_EQ(count_workers(config, 4), 2u);
   config.workers = 4;
   EXPECT_NE(error_of(config).find("ingress_pool_bytes"), std::string::npos) << error_of(config);
@@ -53,8 +52,8 @@ TEST(Workers, NeedAnAddressEach) {
 }
 
 TEST(Workers, ShareTheBoundsAndListenBehindTheConfiguredAddress) {
-  const ProxyConfig all = load(kInterface + kFabric +
-                               "[[fabric]]\nlisten = \"tcp://127.0.0.1:7000\"\nallow = [\"any\"]\n");
+  const ProxyConfig all = load(
+      kInterface + kFabric + "[[fabric]]\nlisten = \"tcp://127.0.0.1:7000\"\nallow = [\"any\"]\n");
   const ProxyConfig first = share_of(all, 0, 4);
   const ProxyConfig last = share_of(all, 3, 4);
   EXPECT_EQ(first.fabrics[0].listen, "shm:/tmp/x.sock");
