@@ -51,7 +51,7 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s, fewer rows")
     parser.add_argument("--only", action="append", metavar="NAME",
                         help="rows whose name starts with NAME or matches the pattern NAME: "
-                             "http-tun, download, '*-packet', idle, random, copied, micro; repeat")
+                             "http-tun, download, '*-packet', idle, random, workers, copied, micro; repeat")
     parser.add_argument("--seconds", type=float, help="of one measurement (2)")
     parser.add_argument("--warmup", type=float, default=0.4, help="seconds before each (0.4)")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (5)")
@@ -232,6 +232,30 @@ class Bench:
                     f"{few} connections", [one[figure] for one in base],
                     **(bar if judged else {})))
 
+    # --- the same proxy node with one worker and with two
+    def run_workers(self):
+        for driver in DRIVERS:
+            name = f"workers-{driver}"
+            if self.arguments.peers_only or not self.wanted(name):
+                continue
+            pair = {count: sides.make_ours(self.lab, driver, count, f"w{count}")[0]
+                    for count in (1, 2)}
+            work = next(one for one in WORKS if one.name == "http")
+            samples = {count: [] for count in pair}
+            for number in range(self.arguments.rounds):
+                for count, side in pair.items():
+                    found = run_once(self.lab, work, side, self.arguments.seconds,
+                                     self.arguments.warmup)
+                    samples[count].append(found)
+                    self.progress(f"{name}  {count}", number, found["speed"], work.unit)
+            for figure, suffix, unit, bar in (("speed", "", work.unit, {}),
+                                              ("proxy_cpu", " proxy CPU", cpu_unit(work),
+                                               {"at_most": 1.1}),
+                                              ("app_cpu", " application CPU", cpu_unit(work), {})):
+                self.rows.append(report.make_row(
+                    f"{name} 2{suffix}", unit, self.series(samples, 2, figure), "1 worker",
+                    self.series(samples, 1, figure), **bar))
+
     # --- copies of payload bytes, as the proxy counts them
     def run_copied(self):
         for driver in DRIVERS:
@@ -286,6 +310,7 @@ class Bench:
         self.run_idle()  # first: memory for a connection shows on a proxy that has none to reuse
         for work in WORKS:
             self.run_work(work)
+        self.run_workers()
         self.run_copied()
         self.run_micro()
 
@@ -339,7 +364,8 @@ def main():
     arguments = parse_arguments()
     if arguments.list:
         print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
-        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS))
+        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "workers", "copied")
+                        for d in DRIVERS))
         print("random-peers")
         print("micro")
         print("\n".join(f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS))

@@ -13,15 +13,18 @@ class Side:
         self.addresses = {}   # function -> "IP:PORT"
         self.apps = {}        # function -> process
         self.proxy = None     # process
+        self.workers = []     # process ids, where the proxy has several
         self.sources = []     # further addresses of the client, for many connections
 
     def pids(self, function):
-        return [p.pid for p in (self.proxy, self.apps.get(function)) if p is not None]
+        return [p.pid for p in (self.proxy, self.apps.get(function)) if p is not None] \
+            + self.workers
 
     def cpu(self, result, function):
         """CPU seconds of (proxy, application) in a load's result."""
         seconds = result["cpu_s"]
-        proxy = seconds[str(self.proxy.pid)] if self.proxy else None
+        proxy = sum(seconds[str(pid)] for pid in (self.proxy.pid, *self.workers)) \
+            if self.proxy else None
         return proxy, seconds[str(self.apps[function].pid)]
 
 
@@ -106,6 +109,7 @@ _OUR_CONFIG = """\
 [proxy]
 name = "bench"
 max_connections = 100_000
+workers = {workers}
 
 [[interface]]
 driver = "{driver}"
@@ -130,22 +134,23 @@ _SHARED_PORT_OFFSET = 1000
 CLIENT_SOURCES = 4
 
 
-def make_ours(lab, driver):
+def make_ours(lab, driver, workers=1, label=""):
     """Returns (isolated, shared): two ways into one proxy node, over a TUN device in the client's
     namespace or over a veth pair whose far end is the proxy's."""
-    client = lab.namespace("t" if driver == "tun" else "kc")
-    home = client if driver == "tun" else lab.namespace("kp")
+    client = lab.namespace(("t" if driver == "tun" else "kc") + label)
+    home = client if driver == "tun" else lab.namespace("kp" + label)
     net = "10.77.0" if driver == "tun" else "10.79.0"
     if driver == "packet":
         lab.veth(client, "c0", home, "san0")
         lab.ip(client, "address", "add", f"{net}.1/24", "dev", "c0")
-    folder = os.path.join(lab.folder, driver)
+    folder = os.path.join(lab.folder, driver + label)
     os.mkdir(folder)
     config = os.path.join(folder, "proxynode.toml")
     own = f"{net}.1/24" if driver == "tun" else f"{net}.2/24"
     with open(config, "w") as file:
-        file.write(_OUR_CONFIG.format(driver=driver, address=own, folder=folder))
-    proxy = lab.start(home, [lab.program("proxynode"), "--config", config], f"proxynode-{driver}")
+        file.write(_OUR_CONFIG.format(driver=driver, address=own, folder=folder, workers=workers))
+    proxy = lab.start(home, [lab.program("proxynode"), "--config", config],
+                      f"proxynode-{driver}{label}")
     proxy.daemon = True
     sides = []
     for trust in ("isolated", "shared"):
@@ -157,13 +162,14 @@ def make_ours(lab, driver):
             address = f"{net}.10:{_OUR_PORTS[function] + offset}"
             argv = app_argv(lab, function) + ["--proxy", f"shm:{folder}/{trust}.sock",
                                                "--service", address]
-            side.apps[function] = lab.start(home, argv, f"app-{driver}-{trust}-{function}")
+            side.apps[function] = lab.start(home, argv, f"app-{driver}{label}-{trust}-{function}")
             side.apps[function].daemon = True
             side.addresses[function] = address
         sides.append(side)
     device = "san0" if driver == "tun" else "c0"
     for side in sides:
         lab.wait_serving(client, "http", side.addresses["http"])
+        side.workers = children_of(proxy.pid)
     for i in range(CLIENT_SOURCES):
         lab.ip(client, "address", "add", f"{net}.{101 + i}/24", "dev", device)
         sides[0].sources.append(f"{net}.{101 + i}")
@@ -172,6 +178,11 @@ def make_ours(lab, driver):
 
 def port_of(function):
     return _OUR_PORTS[function]
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
 
 
 def app_argv(lab, function):

@@ -10,8 +10,7 @@
 
 namespace sanproxy::app::internal {
 
-Link::Link(NodeImpl& node, FabricInUse& fabric, std::string address)
-    : node_(node), fabric_(fabric), address_(std::move(address)) {
+Link::Link(NodeImpl& node, LinkPlace place) : node_(node), place_(std::move(place)) {
   rejects_.reserve(64);
 }
 
@@ -33,7 +32,7 @@ std::size_t Link::poll(std::uint64_t now_ns) {
     return handled;
   }
   if (connecting_ != nullptr) return poll_connecting(now_ns);
-  if (now_ns < retry_at_ns_) return 0;
+  if (retired_ || now_ns < retry_at_ns_) return 0;
   start_connecting(now_ns);
   return 1;
 }
@@ -44,9 +43,9 @@ void Link::flush() {
 
 void Link::start_connecting(std::uint64_t now_ns) {
   std::array<std::byte, sizeof(wire::HelloBody)> hello;
-  hello_ = node_.make_hello(fabric_.options);
+  hello_ = node_.make_hello(place_.endpoint);
   wire::encode_hello(hello_, hello);
-  auto attempt = fabric_.fabric->connect(address_, hello, fabric_.options);
+  auto attempt = place_.fabric->connect(place_.address, hello, place_.endpoint);
   if (!attempt.ok()) return retry_later(attempt.status().text());
   connecting_ = std::move(*attempt);
   retry_at_ns_ = now_ns + kConnectMaxNs;  // a proxy that hangs is given up
@@ -96,6 +95,7 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   for (const auto& region : node_.regions()) attach(*region);
   services_.assign(node_.services().size(), {});
   node_.link_up(*this);
+  if (place_.configured) node_.follow_workers(*this, std::max<std::uint32_t>(peer->workers, 1));
   sync_services();
   return {};
 }
@@ -158,7 +158,7 @@ bool Link::say_goodbye() {
 }
 
 bool Link::receive_memory_is_short() const {
-  return fabric_.pool != nullptr && fabric_.pool->free_count() < fabric_.pool->slot_count() / 4;
+  return place_.pool != nullptr && place_.pool->free_count() < place_.pool->slot_count() / 4;
 }
 
 void Link::breach(const char* text) {

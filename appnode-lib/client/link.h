@@ -27,7 +27,14 @@
 namespace sanproxy::app::internal {
 
 class NodeImpl;
-struct FabricInUse;
+
+struct LinkPlace {
+  std::string address;
+  fabric::Fabric* fabric = nullptr;
+  fabric::EndpointOptions endpoint;
+  const buffer::SlotPool* pool = nullptr;  // where receives land, if in memory of ours
+  bool configured = true;  // by the application; else a proxy's HELLO led to the address
+};
 
 // A channel, and how many kept loans need its memory.
 struct ChannelHold {
@@ -45,7 +52,7 @@ class Link final : public channel::Delegate {
   static constexpr std::size_t kUnsentRejectsMax = 4096;
   static constexpr std::size_t kPollBudget = 256;
 
-  Link(NodeImpl& node, FabricInUse& fabric, std::string address);
+  Link(NodeImpl& node, LinkPlace place);
   ~Link() override;
 
   // --- life
@@ -58,13 +65,19 @@ class Link final : public channel::Delegate {
   bool ready() const;  // up, and every key is answered for
   // When poll() must be called though nothing happened; 0 if never.
   std::uint64_t deadline_ns() const;
-  const std::string& address() const { return address_; }
+  const std::string& address() const { return place_.address; }
   NodeImpl& node() { return node_; }
   channel::Channel& channel() { return *hold_->channel; }
   ChannelHold* hold() { return hold_.get(); }
   // Whether a received loan is better copied than kept: it holds a whole receive buffer of ours,
   // and few are left to post.
   bool receive_memory_is_short() const;
+
+  // The proxy has no such worker any more: no new channel once this one has ended.
+  void retire() { retired_ = true; }
+  void revive() { retired_ = false; }
+  bool configured() const { return place_.configured; }
+  bool wanted() const { return !retired_; }
 
   // --- services (by their index in the Node)
   void sync_services();  // sends the JOINs, LEAVEs and SHUTDOWNs that are due
@@ -141,8 +154,8 @@ class Link final : public channel::Delegate {
   std::size_t service_index(std::uint32_t id) const;
 
   NodeImpl& node_;
-  FabricInUse& fabric_;
-  std::string address_;
+  LinkPlace place_;
+  bool retired_ = false;
   wire::HelloBody hello_{};  // of this attempt and its channel
   std::unique_ptr<fabric::Connecting> connecting_;
   std::unique_ptr<ChannelHold> hold_;

@@ -142,9 +142,18 @@ Status NodeImpl::set_up_links() {
   for (const std::string& address : options_.proxies) {
     auto fabric = fabric_for(address);
     if (!fabric.ok()) return fabric.status();
-    links_.push_back(std::make_unique<Link>(*this, **fabric, address));
+    links_.push_back(std::make_unique<Link>(*this, link_place(**fabric, address)));
   }
   return {};
+}
+
+LinkPlace NodeImpl::link_place(const FabricInUse& fabric, std::string address) const {
+  LinkPlace out;
+  out.address = std::move(address);
+  out.fabric = fabric.fabric.get();
+  out.endpoint = fabric.options;
+  out.pool = fabric.pool;
+  return out;
 }
 
 Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
@@ -218,7 +227,8 @@ std::size_t NodeImpl::poll() {
   disarm();  // each time: this is also how fabrics notice dead peers
   const std::uint64_t now = time_matters() ? now_ns() : 0;
   std::size_t handled = 0;
-  for (const auto& link : links_) handled += link->poll(now);
+  // One that comes up may add some.
+  for (std::size_t i = 0; i < links_.size(); ++i) handled += links_[i]->poll(now);
   if (!starved_.empty() && send_memory_->take_released()) run_starved();
   if (!ended_.empty()) handled += run_ended();
   flush_all();
@@ -248,10 +258,18 @@ void NodeImpl::flush_all() {
 
 // --- sleeping
 
+bool NodeImpl::time_matters() const {
+  if (links_up_ == links_.size() && links_waiting_ == 0) return false;
+  return links_waiting_ != 0 || std::any_of(links_.begin(), links_.end(), [](const auto& link) {
+           return !link->up() && link->wanted();
+         });
+}
+
 std::uint64_t NodeImpl::next_deadline_ns() const {
   if (!time_matters()) return 0;
   std::uint64_t next = 0;
   for (const auto& link : links_) {
+    if (!link->up() && !link->wanted()) continue;
     const std::uint64_t deadline = link->deadline_ns();
     if (link->up() && deadline == 0) continue;
     if (next == 0 || deadline < next) next = std::max<std::uint64_t>(deadline, 1);

@@ -1,7 +1,8 @@
 // NodeImpl: what is behind a Node.
 //
 // Document: docs/application_library.md.
-// Role: owns the fabrics, one Link a proxy, the connections, the registered memory and the lists
+// Role: owns the fabrics, one Link a proxy (a worker of one), the connections, the registered
+// memory and the lists
 //   of those that wait; makes a poll round out of them and sleeps on one descriptor.
 // Owner: the application. Thread: one (stop() excepted).
 // Invariants:
@@ -58,6 +59,12 @@ struct Assembly {
 };
 Assembly default_assembly();
 
+// Where the channel of one of a proxy's further workers receives; outlives what is kept of it.
+struct WorkerMemory {
+  buffer::MemoryRegion region;
+  std::unique_ptr<buffer::SlotPool> pool;
+};
+
 // A fabric in use, and how channels are made over it.
 struct FabricInUse {
   std::unique_ptr<fabric::Fabric> fabric;
@@ -103,6 +110,8 @@ class NodeImpl final : public Node {
   const std::vector<std::unique_ptr<Region>>& regions() const { return regions_; }
   const buffer::MemoryRegion& send_region() const { return send_region_; }
   void link_up(Link& link);
+  // The proxy at the configured address of `link` has so many workers: one Link for each.
+  void follow_workers(const Link& link, std::uint32_t workers);
   void link_lost();  // was up
   void link_down(Link& link, std::string_view reason);
   void links_waiting(int more) { links_waiting_ += more; }
@@ -137,7 +146,9 @@ class NodeImpl final : public Node {
   void take_events(int timeout_ms);
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
-  bool time_matters() const { return links_up_ != links_.size() || links_waiting_ != 0; }
+  LinkPlace link_place(const FabricInUse& fabric, std::string address) const;
+  Status add_worker(const std::string& address);
+  bool time_matters() const;
   std::uint64_t next_deadline_ns() const;
   void say_goodbye();
   void run_starved();
@@ -160,6 +171,7 @@ class NodeImpl final : public Node {
   std::vector<std::unique_ptr<Region>> regions_;
   buffer::MemoryRegion receive_region_;  // of the fabrics that receive into memory of ours
   std::unique_ptr<buffer::SlotPool> receive_pool_;
+  std::vector<std::unique_ptr<WorkerMemory>> worker_memory_;
   KeptPool kept_;
 
   std::map<std::string, FabricInUse, std::less<>> fabrics_;

@@ -45,8 +45,10 @@ std::size_t SendMemory::offset(std::uint32_t handle) const {
   return small_.offset(handle >> 1);
 }
 
-SendRecords::SendRecords(std::uint32_t count) : records_(count) {
-  for (std::uint32_t i = count; i-- > 0;) {
+void SendRecords::add(std::uint32_t count) {
+  const auto first = static_cast<std::uint32_t>(records_.size());
+  records_.resize(first + count);
+  for (std::uint32_t i = first + count; i-- > first;) {
     records_[i].next_free = free_;
     free_ = i;
   }

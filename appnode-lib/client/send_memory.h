@@ -4,7 +4,7 @@
 // Document: docs/buffer_ownership.md.
 // Role: two size classes over one region: small slots for answers of a few KB, large ones that
 //   hold a super-packet's payload (44 segments of 1460 bytes).
-// Owner: the Node. Thread: its. Nothing allocates after construction.
+// Owner: the Node. Thread: its. Nothing allocates after construction and add().
 // Invariants:
 //   1. A slot is free, with the application (SendChunk), or with a fabric (until its cookie comes
 //      back).
@@ -83,7 +83,8 @@ class SendRecords {
 
   // `count`: the transfers with references that all channels together may have outstanding, plus
   // the one being made. Each record has at least one, so the table cannot run out.
-  explicit SendRecords(std::uint32_t count);
+  explicit SendRecords(std::uint32_t count) { add(count); }
+  void add(std::uint32_t count);  // for one more channel; the others' records may move
   std::uint32_t acquire(Region& region, SendDone done);  // kNone if there is none
   void release(std::uint32_t index);
   SendRecord& operator[](std::uint32_t index) { return records_[index]; }

@@ -27,6 +27,7 @@ class UniqueFd {
   void reset() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_ = -1;

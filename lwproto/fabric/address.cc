@@ -40,6 +40,24 @@ Result<FabricAddress> FabricAddress::parse(std::string_view text) {
   return out;
 }
 
+Result<FabricAddress> FabricAddress::of_worker(std::uint32_t index) const {
+  FabricAddress out = *this;
+  if (index == 0) return out;
+  if (scheme == "shm") {
+    out.path += "." + std::to_string(index);
+    if (out.path.size() > kShmPathBytesMax) {
+      return Status::error(Code::kInvalidArgument,
+                           "the socket path of a worker is longer than 107 bytes");
+    }
+    return out;
+  }
+  if (socket.port + index > 65'535) {
+    return Status::error(Code::kInvalidArgument, "the port of a worker is above 65535");
+  }
+  out.socket.port = static_cast<std::uint16_t>(socket.port + index);
+  return out;
+}
+
 std::string FabricAddress::to_string() const {
   if (scheme == "shm") return "shm:" + path;
   return scheme + "://" + socket.to_string();

@@ -6,6 +6,7 @@
 // Thread: values.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -21,6 +22,9 @@ struct FabricAddress {
 
   static Result<FabricAddress> parse(std::string_view text);
   std::string to_string() const;
+  // Where worker `index` of a proxy node listens whose configured address this is: worker 0 there,
+  // the others at PATH.1, PATH.2 or PORT + 1, PORT + 2.
+  Result<FabricAddress> of_worker(std::uint32_t index) const;
   bool operator==(const FabricAddress&) const = default;
 };
 

@@ -27,6 +27,7 @@ inline constexpr std::size_t kDataPayloadBytesMax = 65536;
 // The inline part of a transfer (header, messages, inline payloads) never exceeds this.
 inline constexpr std::size_t kTransferInlineBytesMax = 8192;
 inline constexpr std::size_t kNodeNameBytesMax = 64;
+inline constexpr std::uint16_t kWorkersMax = 64;
 inline constexpr std::size_t kErrorTextBytesMax = 256;
 inline constexpr std::size_t kNonceBytes = 32;
 inline constexpr std::size_t kKeyNameBytesMax = 32;
@@ -107,13 +108,14 @@ struct WireAddress {
 static_assert(sizeof(WireAddress) == 24);
 
 // What the node at the other end of a proxy's channel is: both ends' HELLO say the same.
-enum class Role : std::uint16_t { kApplicationNode = 0, kNetworkNode = 1 };
+enum class Role : std::uint8_t { kApplicationNode = 0, kNetworkNode = 1 };
 
 // HELLO travels as the private data of the fabric's connection set-up, once each way.
 struct HelloBody {
   std::uint32_t magic;
   std::uint16_t version;
-  std::uint16_t role;                 // Role
+  std::uint8_t role;                  // Role
+  std::uint8_t workers;               // a proxy's, at this and the addresses behind it; 0 is 1
   std::uint64_t epoch;                // the sender's incarnation; a proxy's is in connection ids
   std::uint32_t credits_initial;      // receive buffers that the sender has posted
   std::uint32_t credits_reserved;     // of these, kept for control messages

@@ -48,9 +48,10 @@ Result<HelloBody> decode_hello(std::span<const std::byte> in) {
   if (hello.version != kVersion) {
     return Status::error(Code::kUnsupported, "the peer speaks another version");
   }
-  if (hello.role > static_cast<std::uint16_t>(Role::kNetworkNode)) {
+  if (hello.role > static_cast<std::uint8_t>(Role::kNetworkNode)) {
     return broken("HELLO names an unknown role");
   }
+  if (hello.workers > kWorkersMax) return broken("HELLO names too many workers");
   if (hello.credits_initial < kCreditsMin || hello.credits_initial > kCreditsMax) {
     return broken("HELLO posts too few or too many credits");
   }

@@ -15,6 +15,12 @@ Result<std::unique_ptr<PacketIo>> open_tap(const InterfaceOptions& options);
 Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& options);
 Result<std::unique_ptr<PacketIo>> open_xdp(const InterfaceOptions& options);
 
+// What open_queues() is made of; `program` is a descriptor of a steering program.
+Result<std::vector<UniqueFd>> open_tun_queues(const InterfaceOptions& options, std::uint32_t count,
+                                              int program);
+Result<std::vector<UniqueFd>> open_packet_queues(const InterfaceOptions& options,
+                                                 std::uint32_t count, int program);
+
 // Where the IP header lands in a lent buffer: a cache line in, so that metadata and frame header
 // fit in front of it, one read fills all, and the header is aligned.
 inline constexpr std::uint32_t kPacketOffset = 64;

@@ -63,4 +63,28 @@ Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options
   return make_tunnel_io(std::move(io).value());
 }
 
+bool has_queues(const InterfaceOptions& options) {
+  return options.driver == "tun" || options.driver == "packet";
+}
+
+Result<std::vector<UniqueFd>> open_queues(const InterfaceOptions& options,
+                                          const QueueSteering& steering) {
+  Status status = check(options);
+  if (!status.ok()) {
+    return status;
+  }
+  if (steering.queues == 0 || steering.queues > kQueuesMax) {
+    return Status::error(Code::kInvalidArgument, "an interface has 1 to 64 queues");
+  }
+  if (!has_queues(options)) {
+    return Status::error(Code::kUnsupported, "this driver has one queue");
+  }
+  auto program = load_steering_program(steering);
+  if (!program.ok()) {
+    return program.status();
+  }
+  return options.driver == "tun" ? open_tun_queues(options, steering.queues, program->get())
+                                 : open_packet_queues(options, steering.queues, program->get());
+}
+
 }  // namespace sanproxy::packet_io

@@ -28,6 +28,8 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "lwproto/base/unique_fd.h"
+#include "netnode/packet_io/queue_steering.h"
 
 namespace sanproxy::packet_io {
 
@@ -109,6 +111,13 @@ struct PacketPeer {
   bool connected = false;
 };
 
+// One of several queues of an interface, opened by open_queues() in another process.
+struct InterfaceQueue {
+  int fd = -1;  // -1: the interface has one queue, which open_interface() opens. Not owned
+  std::uint32_t index = 0;
+  QueueSteering steering;
+};
+
 struct InterfaceOptions {
   std::string driver;  // "tun", "tap", "packet", "xdp", "channel"
   std::string name;    // tun/tap: created if absent; packet/xdp: must exist; channel: for people
@@ -120,6 +129,7 @@ struct InterfaceOptions {
   // Tunnels end here for packets from these; none: tunnels' packets are packets like others.
   std::vector<IpAddress> decapsulate_from;
   std::uint16_t gue_port = 6080;
+  InterfaceQueue queue;
 };
 
 class PacketIo {
@@ -129,6 +139,10 @@ class PacketIo {
   virtual std::uint32_t mtu_bytes() const = 0;
   // For poll/epoll: readable when receive() would yield something.
   virtual int fd() const = 0;
+
+  // A second descriptor to watch, or -1; on_control() when it is readable.
+  virtual int control_fd() const { return -1; }
+  virtual void on_control() {}
 
   // Receives up to out.size() packets, each into its own buffer out of `buffers` (same size as
   // `out`; in ascending order, with gaps where a frame was dropped; those not named by a returned
@@ -160,5 +174,13 @@ class PacketIo {
 
 // Opens the driver named in the options; an unknown driver is kInvalidArgument.
 Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options);
+
+// Whether the driver can spread packets over several queues.
+bool has_queues(const InterfaceOptions& options);
+// Makes the device if need be and opens steering.queues queues of it, one a worker. Packets go to
+// the queue that `steering` says for as long as all the descriptors live, read or not: whoever
+// restarts workers holds them.
+Result<std::vector<UniqueFd>> open_queues(const InterfaceOptions& options,
+                                          const QueueSteering& steering);
 
 }  // namespace sanproxy::packet_io

@@ -4,7 +4,7 @@
 // Role: batches of packets with virtio metadata in one system call each way. The interface stays
 //   the kernel's as well: packets to other addresses than ours are left to it.
 // Owner and thread: a worker's.
-#include <linux/filter.h>
+#include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <sys/socket.h>
@@ -15,6 +15,7 @@
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/link_config.h"
+#include "netnode/packet_io/packet_socket.h"
 #include "netnode/packet_io/small_packet.h"
 
 namespace sanproxy::packet_io {
@@ -22,39 +23,9 @@ namespace {
 
 constexpr std::uint32_t kReadOffset = kPacketOffset - sizeof(LinkHeader);
 constexpr std::size_t kBatchPacketsMax = 64;
-constexpr int kSocketBufferBytes = 16 * 1024 * 1024;
-
-Status socket_error(const char* what) {
-  if (errno == EPERM || errno == EACCES) {
-    return Status::error(Code::kPermission, "a packet socket needs CAP_NET_RAW (run as root)",
-                         errno);
-  }
-  return Status::error(Code::kSystem, what, errno);
-}
-
-template <typename T>
-bool set_option(int fd, int level, int name, const T& value) {
-  return ::setsockopt(fd, level, name, &value, sizeof(value)) == 0;
-}
-
-// Keeps out what would only be dropped: other stations' frames, VLANs, all but IP and ARP.
-bool attach_filter(int fd) {
-  constexpr auto kAncillary = static_cast<std::uint32_t>(SKF_AD_OFF);
-  std::array<sock_filter, 10> program = {{
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
-      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 6, 0),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG_PRESENT),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 4),
-      BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 3, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IPV6, 2, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 1, 0),
-      BPF_STMT(BPF_RET | BPF_K, 0),
-      BPF_STMT(BPF_RET | BPF_K, 0xffffffffU),
-  }};
-  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
-  return set_option(fd, SOL_SOCKET, SO_ATTACH_FILTER, filter);
-}
+// ARP and neighbour discovery at one wake-up, and the largest such frame that is looked at.
+constexpr std::size_t kControlFramesMax = 64;
+constexpr std::size_t kControlFrameBytesMax = 2048;
 
 // Replies to neighbour solicitations need the groups that those are sent to.
 class GroupMembership {
@@ -84,11 +55,15 @@ class GroupMembership {
 
 class PacketSocketIo final : public PacketIo, private FrameSink {
  public:
-  PacketSocketIo(InterfaceOptions options, UniqueFd socket, const LinkInfo& link);
+  // `neighbors`: hears ARP and neighbour discovery, where `socket` is one of several queues.
+  PacketSocketIo(InterfaceOptions options, UniqueFd socket, UniqueFd neighbors,
+                 const LinkInfo& link);
 
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return link_.mtu_bytes; }
   int fd() const override { return socket_.get(); }
+  int control_fd() const override { return neighbors_.get(); }
+  void on_control() override;
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;
@@ -108,6 +83,8 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   };
 
   void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
+  // A queue outlives us; what we joined must not.
+  int groups_fd() const { return neighbors_.valid() ? neighbors_.get() : socket_.get(); }
   std::size_t receive_batch(std::span<const ReceiveBuffer> buffers);
   bool accept(const ReceiveBuffer& buffer, const mmsghdr& message, ReceivedPacket& out);
   void add_to_batch(const SendPacket& packet, std::size_t index);
@@ -116,6 +93,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
 
   InterfaceOptions options_;
   UniqueFd socket_;
+  UniqueFd neighbors_;
   LinkInfo link_;
   mutable Counters counters_;
   EthernetPort port_;
@@ -125,9 +103,11 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   Batch tx_;
 };
 
-PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const LinkInfo& link)
+PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, UniqueFd neighbors,
+                               const LinkInfo& link)
     : options_(std::move(options)),
       socket_(std::move(socket)),
+      neighbors_(std::move(neighbors)),
       link_(link),
       port_(NeighborConfig{link.mac, options_.addresses, options_.gateways}, true, *this,
             counters_) {
@@ -136,7 +116,7 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const 
     rx_messages_[i].msg_hdr.msg_iovlen = 1;
     tx_.messages[i].msg_hdr.msg_iov = tx_.pieces[i].data();
   }
-  groups_.join(socket_.get(), link_.index, port_.neighbor().link_local());
+  groups_.join(groups_fd(), link_.index, port_.neighbor().link_local());
   for (const IpPrefix& address : options_.addresses) {
     add_local_address(address.ip);
   }
@@ -144,14 +124,14 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, const 
 
 void PacketSocketIo::add_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip) && port_.neighbor().add_local(ip)) {
-    groups_.join(socket_.get(), link_.index, ip);
+    groups_.join(groups_fd(), link_.index, ip);
   }
 }
 
 void PacketSocketIo::remove_local_address(const IpAddress& ip) {
   if (port_.neighbor().is_local(ip)) {
     port_.remove_local(ip);
-    groups_.leave(socket_.get(), link_.index, ip);
+    groups_.leave(groups_fd(), link_.index, ip);
   }
 }
 
@@ -165,6 +145,24 @@ const Counters& PacketSocketIo::counters() const {
 }
 
 // --- receiving
+
+// Frames that concern neighbours alone: what inbound() makes of them is never a packet for us.
+void PacketSocketIo::on_control() {
+  alignas(64) std::array<std::byte, kControlFrameBytesMax> frame;
+  for (std::size_t i = 0; i < kControlFramesMax; ++i) {
+    const ssize_t got = ::recv(neighbors_.get(), frame.data(), frame.size(), MSG_DONTWAIT);
+    if (got < 0 && errno != EAGAIN) {
+      continue;  // an error of the interface, reported once
+    }
+    if (got < static_cast<ssize_t>(sizeof(VnetHeader))) {
+      return;
+    }
+    VnetHeader vnet;
+    std::memcpy(&vnet, frame.data(), sizeof(vnet));
+    ReceivedPacket ignored;
+    (void)port_.inbound(vnet, std::span(frame).subspan(sizeof(vnet), got - sizeof(vnet)), ignored);
+  }
+}
 
 std::size_t PacketSocketIo::receive_batch(std::span<const ReceiveBuffer> buffers) {
   for (std::size_t i = 0; i < buffers.size(); ++i) {
@@ -304,80 +302,35 @@ void PacketSocketIo::send_frame(std::span<const std::byte> frame, const Offload&
   }
 }
 
-// --- opening
-
-Status check_link(const LinkInfo& link, const InterfaceOptions& options) {
-  if (!link.ethernet) {
-    return Status::error(Code::kUnsupported,
-                         "driver \"packet\" needs an Ethernet interface (lo and tun are none)");
-  }
-  if (!link.up) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface is down; bring it up first (ip link set NAME up)");
-  }
-  if (options.mtu_bytes > link.mtu_bytes) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface's MTU is smaller than the configured one");
-  }
-  return Status();
-}
-
-Status set_up_socket(int fd, int index) {
-  const int on = 1;
-  if (!set_option(fd, SOL_PACKET, PACKET_VNET_HDR, on)) {
-    return socket_error("PACKET_VNET_HDR");
-  }
-  if (!set_option(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, on)) {
-    return socket_error("PACKET_IGNORE_OUTGOING (needs Linux 4.20)");
-  }
-  // Not PACKET_QDISC_BYPASS: it drops what the device cannot segment or sum by itself.
-  // FORCE passes over the system's limit; without the right to it, the limit has to do.
-  if (!set_option(fd, SOL_SOCKET, SO_RCVBUFFORCE, kSocketBufferBytes)) {
-    (void)set_option(fd, SOL_SOCKET, SO_RCVBUF, kSocketBufferBytes);
-  }
-  if (!set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, kSocketBufferBytes)) {
-    (void)set_option(fd, SOL_SOCKET, SO_SNDBUF, kSocketBufferBytes);
-  }
-  if (!attach_filter(fd)) {
-    return socket_error("attach the packet filter");
-  }
-  sockaddr_ll address{};
-  address.sll_family = AF_PACKET;
-  address.sll_protocol = __builtin_bswap16(ETH_P_ALL);
-  address.sll_ifindex = index;
-  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return socket_error("bind the packet socket to the interface");
-  }
-  return Status();
-}
-
 }  // namespace
 
 Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& options) {
-  Result<LinkConfig> config = LinkConfig::open();
-  if (!config.ok()) {
-    return config.status();
-  }
-  Result<LinkInfo> link = config->query(options.name);
+  auto link = find_link(options);
   if (!link.ok()) {
     return link.status();
   }
-  Status status = check_link(*link, options);
-  if (!status.ok()) {
-    return status;
-  }
-  // Protocol 0: nothing arrives before the filter stands and bind() names the protocol.
-  UniqueFd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!socket.valid()) {
-    return socket_error("open a packet socket");
-  }
-  status = set_up_socket(socket.get(), link->index);
-  if (!status.ok()) {
-    return status;
+  UniqueFd socket;
+  UniqueFd neighbors;
+  if (options.queue.fd < 0) {
+    auto opened = open_packet_fd(*link, Hears::kAll);
+    if (!opened.ok()) {
+      return opened.status();
+    }
+    socket = std::move(opened).value();
+  } else {
+    socket = UniqueFd(::fcntl(options.queue.fd, F_DUPFD_CLOEXEC, 0));
+    if (!socket.valid()) {
+      return socket_error("take over a packet socket");
+    }
+    auto opened = open_packet_fd(*link, Hears::kNeighbors);
+    if (!opened.ok()) {
+      return opened.status();
+    }
+    neighbors = std::move(opened).value();
   }
   link->mtu_bytes = options.mtu_bytes;
   return std::unique_ptr<PacketIo>(
-      std::make_unique<PacketSocketIo>(options, std::move(socket), *link));
+      std::make_unique<PacketSocketIo>(options, std::move(socket), std::move(neighbors), *link));
 }
 
 }  // namespace sanproxy::packet_io

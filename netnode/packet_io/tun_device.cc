@@ -7,6 +7,8 @@
 
 #include <cerrno>
 
+#include "netnode/packet_io/drivers.h"
+
 namespace sanproxy::packet_io {
 namespace {
 
@@ -79,32 +81,95 @@ Status configure(const InterfaceOptions& options, TunKind kind, LinkInfo& link) 
   return status;
 }
 
-}  // namespace
-
-Result<TunDevice> open_tun_device(const InterfaceOptions& options, TunKind kind) {
-  TunDevice device;
-  device.fd = UniqueFd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
-  if (!device.fd.valid()) {
+// One more descriptor of the device; the first makes it.
+Result<UniqueFd> attach(const InterfaceOptions& options, int flags) {
+  UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  if (!fd.valid()) {
     return open_error(errno);
   }
   ifreq request{};
   options.name.copy(request.ifr_name, IFNAMSIZ - 1);
-  request.ifr_flags =
-      static_cast<short>((kind == TunKind::kTun ? IFF_TUN : IFF_TAP) | IFF_NO_PI | IFF_VNET_HDR);
-  if (::ioctl(device.fd.get(), TUNSETIFF, &request) != 0) {
+  request.ifr_flags = static_cast<short>(flags | IFF_NO_PI | IFF_VNET_HDR);
+  if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) {
     return attach_error(errno);
   }
+  return fd;
+}
+
+Status set_offloads(int fd, const InterfaceOptions& options) {
   const unsigned long offloads = options.segmentation_offload
                                      ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
                                      : TUN_F_CSUM;
-  if (::ioctl(device.fd.get(), TUNSETOFFLOAD, offloads) != 0) {
+  if (::ioctl(fd, TUNSETOFFLOAD, offloads) != 0) {
     return Status::error(Code::kSystem, "set the device's offloads (TUNSETOFFLOAD)", errno);
   }
-  Status status = configure(options, kind, device.link);
+  return Status();
+}
+
+Result<TunDevice> adopt_queue(const InterfaceOptions& options) {
+  Result<LinkConfig> config = LinkConfig::open();
+  if (!config.ok()) {
+    return config.status();
+  }
+  Result<LinkInfo> link = config->query(options.name);
+  if (!link.ok()) {
+    return link.status();
+  }
+  TunDevice device;
+  device.fd = UniqueFd(::fcntl(options.queue.fd, F_DUPFD_CLOEXEC, 0));
+  if (!device.fd.valid()) {
+    return Status::error(Code::kSystem, "take over a queue of the device", errno);
+  }
+  device.link = *link;
+  return device;
+}
+
+}  // namespace
+
+Result<TunDevice> open_tun_device(const InterfaceOptions& options, TunKind kind) {
+  if (options.queue.fd >= 0) {
+    return adopt_queue(options);
+  }
+  auto fd = attach(options, kind == TunKind::kTun ? IFF_TUN : IFF_TAP);
+  if (!fd.ok()) {
+    return fd.status();
+  }
+  TunDevice device;
+  device.fd = std::move(fd).value();
+  Status status = set_offloads(device.fd.get(), options);
+  if (status.ok()) {
+    status = configure(options, kind, device.link);
+  }
   if (!status.ok()) {
     return status;
   }
   return device;
+}
+
+Result<std::vector<UniqueFd>> open_tun_queues(const InterfaceOptions& options, std::uint32_t count,
+                                              int program) {
+  std::vector<UniqueFd> queues;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    auto fd = attach(options, IFF_TUN | IFF_MULTI_QUEUE);
+    if (!fd.ok()) {
+      return fd.status();
+    }
+    queues.push_back(std::move(fd).value());
+  }
+  Status status = set_offloads(queues.front().get(), options);
+  if (!status.ok()) {
+    return status;
+  }
+  if (::ioctl(queues.front().get(), TUNSETSTEERINGEBPF, &program) != 0) {
+    return Status::error(Code::kSystem, "spread packets over the queues (TUNSETSTEERINGEBPF)",
+                         errno);
+  }
+  LinkInfo link;
+  status = configure(options, TunKind::kTun, link);
+  if (!status.ok()) {
+    return status;
+  }
+  return queues;
 }
 
 }  // namespace sanproxy::packet_io

@@ -26,6 +26,7 @@ struct TunDevice {
   LinkInfo link;
 };
 
+// With options.queue.fd that queue of a device that stands already.
 Result<TunDevice> open_tun_device(const InterfaceOptions& options, TunKind kind);
 
 }  // namespace sanproxy::packet_io

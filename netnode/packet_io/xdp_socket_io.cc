@@ -9,14 +9,10 @@
 //   1. Every frame of the UMEM is in one place: free, in the fill ring, lent, or on its way out.
 //   2. A frame that is lent comes back by release(); when too many are lent the fill ring runs dry
 //      and the device drops (counted by the kernel: rx_dropped_kernel).
-#include <linux/ethtool.h>
 #include <linux/if_link.h>
 #include <linux/if_xdp.h>
-#include <linux/sockios.h>
-#include <net/if.h>
 #include <poll.h>
 #include <spdlog/spdlog.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <xdp/xsk.h>
 
@@ -31,6 +27,7 @@
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/link_config.h"
+#include "netnode/packet_io/xdp_device.h"
 #include "netnode/packet_io/xdp_program.h"
 
 namespace sanproxy::packet_io {
@@ -44,32 +41,6 @@ constexpr std::uint32_t kFrames = kReceiveFrames + kSendFrames;
 constexpr std::uint32_t kMtuBytesMax = kFrameBytes - XDP_PACKET_HEADROOM - 64;
 constexpr std::uint32_t kAddressesMax = 16'384;
 constexpr std::uint16_t kUdpChecksumOffset = 6;
-
-// What the interface's driver says of itself.
-struct DeviceFacts {
-  bool veth = false;
-  std::uint32_t queues = 1;
-};
-
-DeviceFacts facts_of(const std::string& name) {
-  DeviceFacts out;
-  const UniqueFd control(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  ifreq request{};
-  std::strncpy(request.ifr_name, name.c_str(), IFNAMSIZ - 1);
-  ethtool_drvinfo driver{};
-  driver.cmd = ETHTOOL_GDRVINFO;
-  request.ifr_data = reinterpret_cast<char*>(&driver);
-  if (::ioctl(control.get(), SIOCETHTOOL, &request) == 0) {
-    out.veth = std::strcmp(driver.driver, "veth") == 0;
-  }
-  ethtool_channels channels{};
-  channels.cmd = ETHTOOL_GCHANNELS;
-  request.ifr_data = reinterpret_cast<char*>(&channels);
-  if (::ioctl(control.get(), SIOCETHTOOL, &request) == 0) {
-    out.queues = std::max(1U, channels.combined_count + channels.rx_count);
-  }
-  return out;
-}
 
 struct UmemDeleter {
   void operator()(xsk_umem* umem) const { (void)xsk_umem__delete(umem); }
@@ -390,8 +361,8 @@ bool XdpSocketIo::send_segments(const LinkHeader& header, std::span<const std::b
     std::byte* const at = out + net::kEthernetHeaderBytes;
     if (!segments.next({at, segments.header_bytes()}, payload)) return true;
     std::memcpy(at + segments.header_bytes(), payload.data(), payload.size());
-    push_packet(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes + segments.header_bytes() +
-                                         payload.size()));
+    push_packet(out, static_cast<std::uint32_t>(net::kEthernetHeaderBytes +
+                                                segments.header_bytes() + payload.size()));
   }
 }
 

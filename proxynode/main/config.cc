@@ -21,6 +21,8 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
     config.log_level = choose<const char*>(
         v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
   });
+  r.number("workers", config.workers, 1, packet_io::kQueuesMax);
+  r.number("worker_timeout_ms", config.worker_timeout_ms, 0, 3'600'000);
   r.number("max_connections", s.connections_max, 1, 1u << 24);
   r.text("at_max_connections", [&](const std::string& v) {
     s.refuse_with_reset = choose<bool>(v, {{"reset", true}, {"drop", false}});

@@ -99,6 +99,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   translate::TranslatorOptions options;
   options.name = config.name;
   options.epoch = epoch_;
+  options.workers = config.workers;
   options.connections_max = config.stack.connections_max;
   options.nodes_max = config.nodes_max;
   options.send_window_bytes = config.stack.send_buffer_bytes;
@@ -152,6 +153,7 @@ void Worker::add_interface(std::unique_ptr<packet_io::PacketIo> io) {
   interface->io = std::move(io);
   interface->index = take(stack_->add_interface(*interface->io), interface->io->options().name);
   watch(interface->io->fd());
+  if (interface->io->control_fd() >= 0) watch(interface->io->control_fd());
   interfaces_.push_back(std::move(interface));
 }
 
@@ -214,6 +216,11 @@ void Worker::start_admin(const SocketAddress& address) {
   admin_ = take(daemon::AdminServer::start(address, config_.admin_changes_from),
                 "admin endpoint " + address.to_string());
   watch(admin_->fd());
+}
+
+void Worker::serve_supervisor(UniqueFd control) {
+  control_ = std::make_unique<ControlSocket>(std::move(control));
+  watch(control_->fd());
 }
 
 void Worker::on_service_opened(const SocketAddress& address) {
@@ -331,6 +338,7 @@ void Worker::look_at_listeners() {
     channel->on_time();
   }
   chores();
+  manager_.beat(clock_.now_ns());
 }
 
 void Worker::wait(int timeout_ms) {
@@ -338,19 +346,32 @@ void Worker::wait(int timeout_ms) {
   if (timeout_ms != 0) ++loop_.sleeps;
   const int count = epoll_wait(epoll_fd_, events.data(), events.size(), timeout_ms);
   for (int i = 0; i < count; ++i) {
-    const int fd = events[static_cast<std::size_t>(i)].data.fd;
-    if (fd == signal_fd_) {
-      on_signal();
-    } else if (cluster_ && fd == cluster_->fd()) {
-      if (cluster_->apply()) follow_drain();
-    } else if (admin_ && fd == admin_->fd()) {
-      admin_->serve(
-          [this](const daemon::PageRequest& request) { return admin::render(sources(), request); });
+    on_event(events[static_cast<std::size_t>(i)].data.fd);
+  }
+}
+
+void Worker::on_event(int fd) {
+  const auto render = [this](const admin::PageRequest& request) {
+    return admin::render(sources(), request);
+  };
+  if (fd == signal_fd_) {
+    on_signal();
+  } else if (cluster_ && fd == cluster_->fd()) {
+    if (cluster_->apply()) follow_drain();
+  } else if (admin_ && fd == admin_->fd()) {
+    admin_->serve(render);
+  } else if (control_ && fd == control_->fd()) {
+    if (!control_->serve(render)) stop_now_ = true;  // the supervisor is gone
+  } else if (fd >= 0) {
+    for (auto& interface : interfaces_) {
+      if (interface->io->control_fd() == fd) interface->io->on_control();
     }
   }
 }
 
 void Worker::run() {
+  if (control_) control_->say_ready();
+  manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
     if (work == 0) {
@@ -375,6 +396,7 @@ void Worker::on_signal() {
     spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
                  info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
     draining_ = true;
+    manager_.stopping();
     drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     translator_->start_drain();
     for (auto* channel : channels_) channel->set_draining(true);

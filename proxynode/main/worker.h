@@ -26,7 +26,9 @@
 #include "proxynode/admin/pages.h"
 #include "proxynode/main/cluster_member.h"
 #include "proxynode/main/config.h"
+#include "proxynode/main/control_socket.h"
 #include "proxynode/main/retired_addresses.h"
+#include "proxynode/main/service_manager.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -45,6 +47,8 @@ class Worker final : public translate::Host, private admin::Operations {
   void add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelConfig& config);
   void start_admin(const SocketAddress& address);
   void join_cluster();
+  // As one of several workers: the supervisor asks for the pages, and ends us by going away.
+  void serve_supervisor(UniqueFd control);
 
   // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
   // for drain_ms (a second signal cuts that short), the rest is reset.
@@ -63,6 +67,7 @@ class Worker final : public translate::Host, private admin::Operations {
   void idle();
   void wait(int timeout_ms);
   int sleep_ms() const;
+  void on_event(int fd);
   void on_signal();
   void shut_down();
 
@@ -81,6 +86,7 @@ class Worker final : public translate::Host, private admin::Operations {
   ProxyConfig config_;
   std::string version_;
   SteadyClock clock_;
+  ServiceManager manager_;
   std::uint64_t start_ns_ = 0;
   std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;
@@ -93,6 +99,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::unique_ptr<translate::Translator> translator_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<daemon::AdminServer> admin_;
+  std::unique_ptr<ControlSocket> control_;
   std::unique_ptr<ClusterMember> cluster_;
   bool drained_here_ = false;      // by POST /drain
   std::uint64_t pause_at_ns_ = 0;  // drained, but the listeners are still open; else 0

@@ -190,12 +190,22 @@ bool Stack::Impl::choose_local(InterfaceIndex interface, const IpAddress& remote
   return false;
 }
 
-bool Stack::Impl::choose_port(net::FlowKey& key) {
+// Where an interface has several queues, whether this one gets what the peer of `key` sends.
+bool Stack::Impl::answers_come_here(InterfaceIndex interface, const net::FlowKey& key) const {
+  const packet_io::InterfaceQueue& queue = interfaces[interface]->io.options().queue;
+  if (queue.steering.queues <= 1) return true;
+  const SocketAddress remote{IpAddress{key.family, key.src}, key.src_port};
+  const SocketAddress local{IpAddress{key.family, key.dst}, key.dst_port};
+  return queue.steering.queue_of(remote, local) == queue.index;
+}
+
+bool Stack::Impl::choose_port(InterfaceIndex interface, net::FlowKey& key) {
   const std::uint32_t first = options.ephemeral_port_first;
   const std::uint32_t count = options.ephemeral_port_last - first + 1u;
   const auto start = static_cast<std::uint32_t>(random64() % count);
   for (std::uint32_t i = 0; i < count; ++i) {
     key.dst_port = static_cast<std::uint16_t>(first + (start + i) % count);
+    if (!answers_come_here(interface, key)) continue;
     if (flows.find(key, flows.hash(key)) == kNone) return true;
   }
   return false;
@@ -224,7 +234,11 @@ Result<ConnIndex> Stack::Impl::connect(const SocketAddress& remote,
   key.dst_port = local_or_any.port;
   key.protocol = net::kProtocolTcp;
   key.family = local.family;
-  if (key.dst_port == 0 ? !choose_port(key) : flows.find(key, flows.hash(key)) != kNone) {
+  if (key.dst_port != 0 && !answers_come_here(*interface, key)) {
+    return Status::error(Code::kUnsupported, "another worker gets what is sent to this port");
+  }
+  if (key.dst_port == 0 ? !choose_port(*interface, key)
+                        : flows.find(key, flows.hash(key)) != kNone) {
     return Status::error(Code::kExists, "no free port between these addresses");
   }
   if (open >= options.connections_max) {

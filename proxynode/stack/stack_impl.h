@@ -113,7 +113,8 @@ struct Stack::Impl {
   Result<ConnIndex> connect(const SocketAddress& remote, const SocketAddress& local_or_any);
   Result<InterfaceIndex> route(const IpAddress& remote) const;
   bool choose_local(InterfaceIndex interface, const IpAddress& remote, IpAddress& local) const;
-  bool choose_port(net::FlowKey& key);
+  bool answers_come_here(InterfaceIndex interface, const net::FlowKey& key) const;
+  bool choose_port(InterfaceIndex interface, net::FlowKey& key);
   ConnIndex acquire();
   void release(ConnIndex index);
   err_t passive_open(tcp_pcb* pcb);

@@ -75,6 +75,9 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     return refuse(wire::CloseCode::kNotPermitted,
                   "this address is for application nodes, and it is a network node");
   }
+  if (hello->workers != 0) {
+    return refuse(wire::CloseCode::kProtocolError, "HELLO of a node names workers");
+  }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   if (present_.size() >= options_.nodes_max) {
     evict_idle(nullptr);
@@ -98,9 +101,10 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
     own_chunks = std::make_unique<ChunkRegion>(std::move(*region));
   }
-  const wire::HelloBody ours =
+  wire::HelloBody ours =
       channel::make_hello(options_.epoch, from.options, options_.send_window_bytes,
                           options_.connections_max, options_.name);
+  ours.workers = static_cast<std::uint8_t>(options_.workers);
   std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
   wire::encode_hello(ours, bytes);
   auto endpoint = from.listener->accept(request, bytes);

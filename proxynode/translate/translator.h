@@ -50,6 +50,7 @@ namespace sanproxy::translate {
 struct TranslatorOptions {
   std::string name = "proxy";
   std::uint16_t epoch = 0;
+  std::uint32_t workers = 1;  // of the proxy node, for HELLO
   std::uint32_t connections_max = 100'000;
   std::uint32_t nodes_max = 1024;
   std::uint32_t send_window_bytes = 1024 * 1024;  // of one stream, application to client

@@ -39,6 +39,7 @@ std::vector<Case> hello_cases() {
       refused("hello_version_zero", "H3: the version is known",
               [](HelloBody& h) { h.version = 0; }),
       refused("hello_role", "H4: the role is known", [](HelloBody& h) { h.role = 2; }),
+      refused("hello_workers", "H4: a node has no workers", [](HelloBody& h) { h.workers = 1; }),
       refused("hello_no_credits", "H5: credits are at least the minimum",
               [](HelloBody& h) { h.credits_initial = h.credits_reserved = 0; }),
       refused("hello_too_many_credits", "H5: credits are bounded",

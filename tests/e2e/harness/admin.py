@@ -60,9 +60,14 @@ def service(state, address):
 def nodes(state, address):
     """The members of a service, each with name and process id of its node."""
     found = service(state, address)
-    known = {node["node"]: node for node in state["nodes"]}
-    return [{**member, "name": known[member["node"]]["name"], "pid": _pid(known[member["node"]])}
+    known = {_key(node): node for node in state["nodes"]}
+    return [{**member, "name": known[_key(member)]["name"], "pid": _pid(known[_key(member)])}
             for member in (found["members"] if found else [])]
+
+
+def _key(node):
+    """With several workers each counts its nodes by itself."""
+    return node.get("worker"), node["node"]
 
 
 def _pid(node):
@@ -72,6 +77,11 @@ def _pid(node):
 
 def node_count(state, address):
     return len(nodes(state, address))
+
+
+def workers(state):
+    """{index: state} of the workers; empty where there is one alone."""
+    return {one["worker"]: one for one in state.get("workers", [])}
 
 
 def open_connections(state):

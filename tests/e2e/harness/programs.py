@@ -36,7 +36,8 @@ def proxy_config(topology, fabrics, config, services, run_dir="/nowhere"):
     section": {...} or [{...}, ...]}."""
     config = dict(config)
     own = {"tun": TUN_ADDRESSES, "packet": ["10.88.0.1/24", "fd88::1/64"]}
-    proxy = {"name": "proxy-e2e", "max_connections": 20000, **config.pop("proxy", {})}
+    proxy = {"name": "proxy-e2e", "max_connections": 20000, "workers": 1,
+             **config.pop("proxy", {})}
     interface = {"driver": topology, "name": "san0", "mtu": 1500}
     if topology == "channel":
         interface["listen"] = channel_address(run_dir)

@@ -72,6 +72,7 @@ TEST(Hello, IsRefusedWhenAFieldIsOutOfRange) {
   } cases[] = {
       {"H2", [](HelloBody& h) { h.magic ^= 1; }},
       {"H4", [](HelloBody& h) { h.role = 2; }},
+      {"H4", [](HelloBody& h) { h.workers = kWorkersMax + 1; }},
       {"H5", [](HelloBody& h) { h.credits_initial = kCreditsMin - 1, h.credits_reserved = 0; }},
       {"H5", [](HelloBody& h) { h.credits_initial = kCreditsMax + 1; }},
       {"H6", [](HelloBody& h) { h.credits_reserved = h.credits_initial / 2 + 1; }},

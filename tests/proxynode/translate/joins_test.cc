@@ -241,7 +241,7 @@ TEST_F(Joins, ABadHelloIsRefusedWithItsCode) {
   };
   for (const Case& c :
        {Case{"magic", [](auto& h) { h.magic = 1; }, CloseCode::kProtocolError},
-        {"version", [](auto& h) { h.version = 2; }, CloseCode::kVersionMismatch},
+        {"version", [](auto& h) { h.version = wire::kVersion + 1; }, CloseCode::kVersionMismatch},
         {"credits", [](auto& h) { h.credits_initial = 3; }, CloseCode::kProtocolError},
         {"name", [](auto& h) { h.node_name[0] = 7; }, CloseCode::kProtocolError}}) {
     wire::HelloBody hello = good.hello();

@@ -1,0 +1,106 @@
+#include "proxynode/main/share.h"
+
+#include <algorithm>
+#include <string>
+
+#include "lwproto/fabric/address.h"
+
+namespace sanproxy::proxy {
+namespace {
+
+// Beyond so many, memory and channels cost more than a core adds: more are for who asks.
+constexpr std::uint32_t kWorkersByDefaultMax = 8;
+
+struct Floor {
+  const char* key;
+  std::size_t value;
+  std::size_t least;  // of one worker, as in config.cc
+};
+
+std::vector<Floor> floors(const ProxyConfig& config) {
+  return {{"max_connections", config.stack.connections_max, 1},
+          {"max_tx_records", config.tx_records_max, 1024},
+          {"tcp_memory_bytes", config.stack.heap_bytes_max, 1u << 20},
+          {"ingress_pool_bytes", config.ingress_pool_bytes, 8u << 20},
+          {"egress_pool_bytes", config.egress_pool_bytes, 65'536},
+          {"channel_region_bytes", config.channel_region_bytes, 1u << 20}};
+}
+
+template <typename T>
+void divide(T& value, std::uint32_t workers, T least) {
+  value = std::max<T>(static_cast<T>(value / workers), least);
+}
+
+}  // namespace
+
+std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
+  const bool asked = config.workers != 0;
+  std::uint32_t workers = asked ? config.workers : std::min(cores, kWorkersByDefaultMax);
+  workers = std::max<std::uint32_t>(workers, 1);
+  for (const auto& interface : config.interfaces) {
+    if (workers == 1 || packet_io::has_queues(interface)) continue;
+    if (asked) {
+      throw ConfigError("[proxy].workers: interface " + interface.name + ": driver \"" +
+                        interface.driver + "\" serves one worker");
+    }
+    workers = 1;
+  }
+  // A network node tells proxies apart by their addresses and ids: there each is a proxy node.
+  if (workers > 1 && !config.channels.empty()) {
+    if (asked) {
+      throw ConfigError(
+          "[proxy].workers: driver \"channel\" serves one worker: run several proxy "
+          "nodes");
+    }
+    workers = 1;
+  }
+  // One name in the cluster stands for one process.
+  if (workers > 1 && config.cluster) {
+    if (asked) {
+      throw ConfigError(
+          "[proxy].workers: a member of a cluster has one worker: run several proxy "
+          "nodes, each with its own name");
+    }
+    workers = 1;
+  }
+  for (const Floor& floor : floors(config)) {
+    if (floor.value / workers >= floor.least) continue;
+    if (asked) {
+      throw ConfigError("[proxy]." + std::string(floor.key) +
+                        " is for all workers together: " + std::to_string(workers) +
+                        " of them need at least " + std::to_string(workers * floor.least));
+    }
+    workers = static_cast<std::uint32_t>(std::max<std::size_t>(floor.value / floor.least, 1));
+  }
+  for (const auto& fabric : config.fabrics) {
+    const auto last = fabric::FabricAddress::parse(fabric.listen)->of_worker(workers - 1);
+    if (!last.ok()) throw ConfigError("[[fabric]].listen: " + last.status().to_string());
+  }
+  return workers;
+}
+
+ProxyConfig share_of(const ProxyConfig& config, std::uint32_t worker, std::uint32_t workers) {
+  constexpr std::uint32_t kCreditsMin = 32;
+  ProxyConfig out = config;
+  out.workers = workers;
+  if (workers == 1) return out;
+  divide<std::uint32_t>(out.stack.connections_max, workers, 1);
+  divide<std::uint32_t>(out.stack.half_open_max, workers, 1);
+  divide<std::uint32_t>(out.stack.time_wait_max, workers, 0);
+  divide<std::uint32_t>(out.tx_records_max, workers, 1);
+  divide<std::size_t>(out.stack.heap_bytes_max, workers, 1);
+  divide<std::size_t>(out.ingress_pool_bytes, workers, 1);
+  divide<std::size_t>(out.egress_pool_bytes, workers, 1);
+  divide<std::size_t>(out.channel_region_bytes, workers, 1);
+  for (FabricConfig& fabric : out.fabrics) {
+    fabric.listen = fabric::FabricAddress::parse(fabric.listen)->of_worker(worker)->to_string();
+    if (fabric.channel_region_bytes != 0) {
+      divide<std::size_t>(fabric.channel_region_bytes, workers, 1u << 20);
+    }
+    // On shm credits take no memory of ours.
+    if (fabric.uses_pools()) divide<std::uint32_t>(fabric.credits, workers, kCreditsMin);
+  }
+  return out;
+}
+
+}  // namespace sanproxy::proxy

@@ -1,0 +1,76 @@
+// How the bounds of a host are divided between workers.
+#include "proxynode/main/share.h"
+
+#include "tests/proxynode/main/config_fixture.h"
+
+namespace sanproxy::proxy {
+namespace {
+
+using testing::kFabric;
+using testing::kInterface;
+using testing::load;
+
+std::string error_of(const ProxyConfig& config) {
+  try {
+    (void)count_workers(config, 4);
+  } catch (const ConfigError& e) {
+    return e.what();
+  }
+  return {};
+}
+
+TEST(Workers, AreAsManyAsCoresUnlessSaidOtherwise) {
+  ProxyConfig config = load(kInterface + kFabric);
+  EXPECT_EQ(count_workers(config, 1), 1u);
+  EXPECT_EQ(count_workers(config, 4), 4u);
+  EXPECT_EQ(count_workers(config, 96), 8u);
+  config.workers = 3;
+  EXPECT_EQ(count_workers(config, 4), 3u);
+  config.workers = 1;
+  EXPECT_EQ(count_workers(config, 4), 1u);
+}
+
+TEST(Workers, AreOneByDefaultWhereTheDriverHasOneQueueAndAnErrorWhereMoreWereAskedFor) {
+  ProxyConfig config = load("[[interface]]\ndriver = \"tap\"\nname = \"san0\"\n" + kFabric);
+  EXPECT_EQ(count_workers(config, 4), 1u);
+  config.workers = 2;
+  EXPECT_NE(error_of(config).find("tap"), std::string::npos) << error_of(config);
+}
+
+TEST(Workers, AreFewerByDefaultAndAnErrorWhereTheBoundsOfTheHostDoNotDo) {
+  ProxyConfig config = load("[proxy]\ningress_pool_bytes = 20000000\n" + kInterface + kFabric);
+  EXPECT_EQ(count_workers(config, 4), 2u);
+  config.workers = 4;
+  EXPECT_NE(error_of(config).find("ingress_pool_bytes"), std::string::npos) << error_of(config);
+}
+
+TEST(Workers, NeedAnAddressEach) {
+  ProxyConfig config =
+      load(kInterface + "[[fabric]]\nlisten = \"tcp://127.0.0.1:65535\"\nallow = [\"any\"]\n");
+  config.workers = 2;
+  EXPECT_NE(error_of(config).find("65535"), std::string::npos) << error_of(config);
+}
+
+TEST(Workers, ShareTheBoundsAndListenBehindTheConfiguredAddress) {
+  const ProxyConfig all = load(
+      kInterface + kFabric + "[[fabric]]\nlisten = \"tcp://127.0.0.1:7000\"\nallow = [\"any\"]\n");
+  const ProxyConfig first = share_of(all, 0, 4);
+  const ProxyConfig last = share_of(all, 3, 4);
+  EXPECT_EQ(first.fabrics[0].listen, "shm:/tmp/x.sock");
+  EXPECT_EQ(last.fabrics[0].listen, "shm:/tmp/x.sock.3");
+  EXPECT_EQ(last.fabrics[1].listen, "tcp://127.0.0.1:7003");
+  EXPECT_EQ(last.stack.connections_max, all.stack.connections_max / 4);
+  EXPECT_EQ(last.stack.heap_bytes_max, all.stack.heap_bytes_max / 4);
+  EXPECT_EQ(last.ingress_pool_bytes, all.ingress_pool_bytes / 4);
+  EXPECT_EQ(last.egress_pool_bytes, all.egress_pool_bytes / 4);
+  EXPECT_EQ(last.tx_records_max, all.tx_records_max / 4);
+  EXPECT_EQ(last.fabrics[0].credits, all.fabrics[0].credits);
+  EXPECT_EQ(last.fabrics[1].credits, 32u);
+  EXPECT_EQ(last.nodes_max, all.nodes_max);
+  EXPECT_EQ(last.workers, 4u);
+  const ProxyConfig only = share_of(all, 0, 1);
+  EXPECT_EQ(only.stack.connections_max, all.stack.connections_max);
+}
+
+}  // namespace
+}  // namespace sanproxy::proxy
