@@ -47,21 +47,26 @@ std::vector<std::string> texts_of(const json& value, const std::string& what) {
 
 std::string one_of(const json& value, const std::string& what,
                    std::initializer_list<const char*> choices) {
-  const std::string text = text_of(value, what);
+  std::string text = text_of(value, what);
   std::string names;
   for (const char* choice : choices) {
     if (text == choice) return text;
-    names += std::string(names.empty() ? "\"" : ", \"") + choice + "\"";
+    if (!names.empty()) names += ", ";
+    names.append("\"").append(choice).append("\"");
   }
   throw Bad(what + ": expected one of " + names + ", not \"" + text + "\"");
 }
 
+[[noreturn]] void unknown_field(const std::string& field,
+                                std::initializer_list<const char*> known) {
+  std::string names;
+  for (const char* one : known) names.append(names.empty() ? "" : ", ").append(one);
+  throw Bad("unknown field \"" + field + "\"; known: " + names);
+}
+
 void only_fields(const json& object, std::initializer_list<const char*> known) {
   for (const auto& [field, value] : object.items()) {
-    if (std::find(known.begin(), known.end(), field) != known.end()) continue;
-    std::string names;
-    for (const char* one : known) names += std::string(names.empty() ? "" : ", ") + one;
-    throw Bad("unknown field \"" + field + "\"; known: " + names);
+    if (std::find(known.begin(), known.end(), field) == known.end()) unknown_field(field, known);
   }
 }
 
