@@ -64,7 +64,9 @@ Result<std::unique_ptr<PacketIo>> open_interface(const InterfaceOptions& options
 }
 
 bool has_queues(const InterfaceOptions& options) {
-  return options.driver == "tun" || options.driver == "packet";
+  // Tunnels' packets are all of one flow to who looks at their outer addresses.
+  return options.decapsulate_from.empty() &&
+         (options.driver == "tun" || options.driver == "packet");
 }
 
 Result<std::vector<UniqueFd>> open_queues(const InterfaceOptions& options,

@@ -40,8 +40,11 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
   for (const auto& interface : config.interfaces) {
     if (workers == 1 || packet_io::has_queues(interface)) continue;
     if (asked) {
-      throw ConfigError("[proxy].workers: interface " + interface.name + ": driver \"" +
-                        interface.driver + "\" serves one worker");
+      const std::string what = interface.decapsulate_from.empty()
+                                   ? "driver \"" + interface.driver + "\""
+                                   : std::string("an interface where tunnels end");
+      throw ConfigError("[proxy].workers: interface " + interface.name + ": " + what +
+                        " serves one worker");
     }
     workers = 1;
   }
