@@ -281,8 +281,9 @@ NetnodeConfig load_config(const std::string& path) {
     config_fail(path, e.source(), std::string(e.description()));
   }
   for (const auto& [key, node] : root) {
-    const auto* section = std::find_if(std::begin(kSections), std::end(kSections),
-                                       [&](const Section& s) { return key.str() == s.name; });
+    const auto* section =
+        std::find_if(std::begin(kSections), std::end(kSections),
+                     [name = key.str()](const Section& s) { return name == s.name; });
     if (section == std::end(kSections)) {
       std::string known;
       for (const Section& s : kSections) known += (known.empty() ? "" : ", ") + std::string(s.name);
