@@ -104,6 +104,7 @@ BENCHMARK(steer_packets)->Arg(1'000)->Arg(1'000'000);
 
 void maglev_build(benchmark::State& state) {
   std::vector<MaglevBackend> backends;
+  backends.reserve(state.range(0));
   for (int i = 0; i < state.range(0); ++i) {
     backends.push_back(
         {backend_hash("proxy-" + std::to_string(i)), 1, static_cast<std::uint16_t>(i)});

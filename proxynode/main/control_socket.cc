@@ -116,7 +116,10 @@ Result<std::pair<UniqueFd, UniqueFd>> ControlSocket::make_pair() {
 
 bool ControlSocket::ask(std::uint32_t number, const admin::PageRequest& request) {
   std::string text = request.path + '\0';
-  for (const auto& [name, value] : request.parameters) text += name + '\0' + value + '\0';
+  for (const auto& [name, value] : request.parameters) {
+    text.append(name).push_back('\0');
+    text.append(value).push_back('\0');
+  }
   Question question{number, request.limit, request.method == "POST" ? 1U : 0U, 0, {}};
   if (text.size() > question.text.size()) return false;
   question.text_bytes = static_cast<std::uint32_t>(text.size());
