@@ -44,7 +44,10 @@ Keys keys_of(const json& document) {
       const std::string key = prefix + name;
       const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
       const cluster::Parsed parsed = cluster::parse_entry(key, text);
-      if (!parsed.entry) errors += section + "/" + name + ": " + parsed.error + "\n";
+      if (!parsed.entry) {
+        errors.append(section).append("/").append(name).append(": ");
+        errors.append(parsed.error).append("\n");
+      }
       out[key] = text;
     }
   }
