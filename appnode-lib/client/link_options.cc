@@ -25,9 +25,9 @@ LinkOptions to_options(const fabric::LinkParameters& link) {
   out.rate_bytes_per_s = link.rate_bytes_per_s;
   out.peak_bytes_per_s = link.peak_bytes_per_s;
   out.burst_bytes = link.burst_bytes;
-  out.dscp = link.dscp;
-  out.priority = link.priority;
-  out.service_level = link.service_level;
+  out.dscp = int{link.dscp};
+  out.priority = int{link.priority};
+  out.service_level = int{link.service_level};
   out.traffic_class = link.traffic_class;
   return out;
 }

@@ -121,7 +121,7 @@ bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex s
   const std::uint32_t immediate =
       (completion.wc_flags & IBV_WC_WITH_IMM) != 0 ? ntohl(completion.imm_data) : 0;
   const std::uint32_t number = number_of(immediate);
-  if (state_ == State::kClosing || state_ == State::kFlushing) {
+  if (out == nullptr) {
     // Both sides end the channel: nobody will take the rest.
     if (kind_of(immediate) == Kind::kBye && state_ == State::kClosing) start_flushing();
     return false;
