@@ -40,6 +40,18 @@ function(sanproxy_test name)
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS} GTest::gmock GTest::gtest_main)
+  # GoogleTest and the containers are half of what the compiler reads for a test. ccache does this
+  # better, and does not go together with it.
+  if(NOT CMAKE_CXX_COMPILER_LAUNCHER)
+    if(NOT TARGET sanproxy_test_headers)
+      file(WRITE ${CMAKE_BINARY_DIR}/test_headers.cc "")
+      add_library(sanproxy_test_headers OBJECT ${CMAKE_BINARY_DIR}/test_headers.cc)
+      target_link_libraries(sanproxy_test_headers PRIVATE sanproxy_flags GTest::gtest)
+      target_precompile_headers(sanproxy_test_headers PRIVATE <gtest/gtest.h> <algorithm> <array>
+        <deque> <functional> <map> <memory> <optional> <random> <span> <string> <thread> <vector>)
+    endif()
+    target_precompile_headers(${name} REUSE_FROM sanproxy_test_headers)
+  endif()
   if(arg_GUEST)
     set_target_properties(${name} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/guest_tests)

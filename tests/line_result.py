@@ -2,6 +2,7 @@
 reads these lines."""
 
 import signal
+import sys
 import time
 import unittest
 
@@ -60,15 +61,16 @@ class LineResult(unittest.TestResult):
     def _on_alarm(self, _number, _frame):
         raise TookTooLong(f"the test took more than {self._test_timeout_s} s")
 
-    def _line(self, verdict, test, note=""):
+    def _line(self, verdict, test, note="", text=""):
         words = test.id().split(".") if hasattr(test, "id") else [str(test)]
         name = ".".join(words[-3:])
         elapsed = time.monotonic() - self._start
-        print(f"{verdict:4} {elapsed:7.2f} s  {name}{'  ' + note if note else ''}", flush=True)
+        line = f"{verdict:4} {elapsed:7.2f} s  {name}{'  ' + note if note else ''}\n{text}"
+        sys.stdout.write(line)  # in one piece: other processes may print their own
+        sys.stdout.flush()
 
     def _report(self, verdict, test, text):
-        self._line(verdict, test)
-        print("     | " + text.rstrip().replace("\n", "\n     | "), flush=True)
+        self._line(verdict, test, text="     | " + text.rstrip().replace("\n", "\n     | ") + "\n")
 
 
 def each(suite):

@@ -11,6 +11,7 @@ class LabTest(unittest.TestCase):
     family = 4
     trust = "isolated"
     kind = "shm"  # of the fabric
+    alone = False  # True: nothing else runs at the same time
 
     def lab(self, **options):
         """A lab with a running proxy; what must hold at the end is checked when the test ends."""
