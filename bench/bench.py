@@ -171,10 +171,14 @@ class Bench:
         self.rows.append(report.make_row(
             name + " (no proxy)", work.unit, self.series(samples, ours, "speed"), "no proxy",
             self.series(samples, "no proxy", "speed")))
-        if not work.without:  # what HAProxy's own heuristic gives, for information
-            self.rows.append(report.make_row(
-                name + " (splice-auto)", work.unit, self.series(samples, ours, "speed"),
-                "haproxy splice-auto", self.series(samples, "haproxy splice-auto", "speed")))
+        if not work.without:
+            for suffix, figure, unit, bar in (
+                    ("", "speed", work.unit, {"at_least": bars.speed}),
+                    (" proxy CPU", "proxy_cpu", cpu_unit(work), {"at_most": bars.proxy_cpu})):
+                self.rows.append(report.make_row(
+                    f"{name} (splice-auto){suffix}", unit, self.series(samples, ours, figure),
+                    "haproxy splice-auto", self.series(samples, "haproxy splice-auto", figure),
+                    **bar))
         add(" application CPU", "app_cpu", cpu_unit(work), True, at_most=bars.app_cpu)
         add(" proxy CPU", "proxy_cpu", cpu_unit(work), True, at_most=bars.proxy_cpu)
 
