@@ -20,6 +20,9 @@ bool is_bare_syn(std::uint8_t flags) {
   return (flags & (net::kTcpSyn | net::kTcpAck | net::kTcpRst)) == net::kTcpSyn;
 }
 
+// Turns a hash into another one, to look for another proxy by.
+constexpr std::uint64_t kNextCandidate = 0x9e3779b97f4a7c15U;
+
 }  // namespace
 
 const char* drop_name(Drop drop) {
@@ -178,6 +181,17 @@ void Forwarder::candidates(const Verdict& packet, const std::uint8_t* l4, const 
   for (const MaglevTable& table : pool.before()) add(table.lookup(packet.hash));
 }
 
+// All that may serve a new session, in the order in which they are asked. A proxy that has just
+// come up has no application nodes yet; which others have is not known here.
+void Forwarder::candidates_of_syn(const Verdict& packet, const Pool& pool, Candidates& out) const {
+  std::uint64_t hash = packet.hash;
+  for (std::size_t i = 0; i < kSynLooks; ++i) {
+    const std::uint16_t proxy = pool.current().lookup(hash);
+    if (usable(proxy)) out.add(proxy);
+    hash = net::multiply_mix(hash ^ kNextCandidate, kNextCandidate);
+  }
+}
+
 void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
                       std::uint64_t now_ms) {
   ++counters_.retries;
@@ -190,8 +204,14 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
     return;
   }
   const Pool& pool = pools_[services_[cell->service].pool];
+  const std::uint8_t* l4 = bytes_of(packet) + out.parsed.l3_header_bytes;
+  const bool syn = out.flow.protocol == net::kProtocolTcp && is_bare_syn(l4[13]);
   Candidates all;
-  candidates(out, bytes_of(packet) + out.parsed.l3_header_bytes, pool, all);
+  if (syn) {
+    candidates_of_syn(out, pool, all);
+  } else {
+    candidates(out, l4, pool, all);
+  }
   // One that only the flow table knew is not among them: then the first is next.
   const auto end = all.proxies.begin() + static_cast<std::ptrdiff_t>(all.count);
   const auto at = std::find(all.proxies.begin(), end, from);
@@ -200,7 +220,8 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   if (next < all.count) {
     out.proxy = all.proxies[next];
     out.final = next + 1 == all.count;
-    flows_.put(out.hash, out.proxy, FlowState::kEstablished, seconds(now_ms));
+    flows_.put(out.hash, out.proxy, syn ? FlowState::kHalfOpen : FlowState::kEstablished,
+               seconds(now_ms));
   } else {
     out.proxy = usable(from) ? from : FlowTable::kNone;
     out.final = true;

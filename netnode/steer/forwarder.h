@@ -127,7 +127,7 @@ class Forwarder {
   };
   // At most kBurstMax.
   void steer(std::span<const Arrival> packets, std::span<Verdict> out, std::uint64_t now_ms);
-  // A channel's proxy did not know the flow of `packet`: who is next.
+  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next.
   void retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
              std::uint64_t now_ms);
   // A packet of a proxy to a client, on its way back through us: FIN and RST end flows.
@@ -159,6 +159,8 @@ class Forwarder {
  private:
   static constexpr std::uint16_t kNoPlace = 0xffff;
   static constexpr std::size_t kCandidatesMax = 2 + 16;
+  // Looks into the table for somebody who serves a SYN: so many that hardly anybody is missed.
+  static constexpr std::size_t kSynLooks = 64;
 
   struct ServiceCell {
     std::array<std::uint8_t, 16> address{};
@@ -215,6 +217,7 @@ class Forwarder {
   }
   void candidates(const Verdict& packet, const std::uint8_t* l4, const Pool& pool,
                   Candidates& out) const;
+  void candidates_of_syn(const Verdict& packet, const Pool& pool, Candidates& out) const;
 
   ForwarderOptions options_;
   FlowTable flows_;

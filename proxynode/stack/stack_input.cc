@@ -242,6 +242,10 @@ void Stack::Impl::to_listener(Arrived& arrived) {
   }
   Listener* const listener =
       syn ? find_listener({key_address(arrived.key, false), arrived.key.dst_port}) : nullptr;
+  if (listener == nullptr && syn && send_back(arrived)) {
+    pbuf_free(arrived.chain);
+    return;
+  }
   if (listener == nullptr) {
     ++counters.refused_no_listener;
     refuse(arrived);

@@ -104,8 +104,8 @@ pbuf* Stack::Impl::wrap_lent(const Arrived& arrived) {
   return header;
 }
 
-// A segment of a flow that we do not know goes back where it came from, if somebody else may know
-// it.
+// A segment of a flow that we do not know, or a SYN for a service that nobody has joined here, goes
+// back where it came from, if somebody else may know it.
 bool Stack::Impl::send_back(const Arrived& arrived) {
   if (!arrived.packet->others_may_know) return false;
   ++counters.unknown_flows;

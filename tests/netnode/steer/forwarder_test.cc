@@ -189,6 +189,39 @@ TEST_F(ForwarderTest, ASecondChanceGoesThroughFormerGenerationsAndEndsAsFinal) {
   EXPECT_TRUE(verdict.final);
 }
 
+TEST_F(ForwarderTest, ASynThatIsNotServedGoesToTheOtherProxiesUntilOneServesItOrAllHaveRefused) {
+  for (int i = 0; i < 300; ++i) {
+    const Bytes syn = packet(i, net::kTcpSyn);
+    const auto serves = static_cast<std::uint16_t>(i % 4);
+    Verdict verdict = steer(syn);
+    std::map<std::uint16_t, int> asked{{verdict.proxy, 1}};
+    while (verdict.proxy != serves && !verdict.final) {
+      steering_.retry(as_span(syn), verdict.proxy, verdict, now_ms_);
+      ASSERT_EQ(verdict.action, Action::kToProxy);
+      if (!verdict.final || asked.size() < 4) ++asked[verdict.proxy];
+    }
+    EXPECT_EQ(verdict.proxy, serves) << i;
+    for (const auto& [proxy, times] : asked) EXPECT_EQ(times, 1) << proxy;
+    EXPECT_EQ(steer(packet(i)).proxy, serves);  // where the rest of the session goes
+  }
+  // Nobody serves it: the last one asked answers.
+  const Bytes syn = packet(5000, net::kTcpSyn);
+  Verdict verdict = steer(syn);
+  int asked = 1;
+  for (; asked < 10 && !verdict.final; ++asked) {
+    steering_.retry(as_span(syn), verdict.proxy, verdict, now_ms_);
+  }
+  EXPECT_TRUE(verdict.final);
+  EXPECT_EQ(asked, 4);
+  // One that drains is not among those that are asked.
+  steering_.set_state(2, ProxyState::kDraining);
+  verdict = steer(packet(5001, net::kTcpSyn));
+  while (!verdict.final) {
+    steering_.retry(as_span(syn), verdict.proxy, verdict, now_ms_);
+    EXPECT_NE(verdict.proxy, 2);
+  }
+}
+
 TEST_F(ForwarderTest, ASynThatSomebodyMadeUpDoesNotMoveAnEstablishedFlow) {
   add("p4", 5);
   apply();

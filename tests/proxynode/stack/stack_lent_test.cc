@@ -150,11 +150,17 @@ TEST_F(StackLent, a_segment_of_an_unknown_flow_is_reset_when_nobody_else_may_kno
   EXPECT_TRUE(io_.sent_back.empty());
 }
 
-TEST_F(StackLent, a_syn_is_answered_here_whoever_else_there_is) {
+TEST_F(StackLent, a_syn_goes_back_where_nobody_listens_and_is_refused_when_it_has_been_to_all) {
   Peer peer;
   peer.other.port = 81;  // no listener
   Segment syn = peer.segment(kTcpSyn);
-  deliver_lent(make_packet(peer.self, peer.other, syn), 1, 3, true);
+  const Bytes packet = make_packet(peer.self, peer.other, syn);
+  deliver_lent(packet, packet_io::kNoPacketLoan, 3, true);
+  EXPECT_TRUE(take().empty());
+  ASSERT_EQ(io_.sent_back.size(), 1u);
+  EXPECT_EQ(io_.sent_back[0], packet);
+  io_.sent_back.clear();
+  deliver_lent(packet, 1, 3, false);
   const auto sent = take();
   ASSERT_EQ(sent.size(), 1u);
   EXPECT_TRUE(sent[0].has(kTcpRst));
