@@ -12,6 +12,7 @@ namespace sanproxy::packet_io {
 namespace {
 
 constexpr std::size_t kTransfersMax = 16;  // of one node, in one go
+constexpr std::uint64_t kBeatsMissed = 5;  // by ourselves: we were away
 constexpr std::size_t kPacketsPerTransferMax =
     wire::kTransferInlineBytesMax / (wire::kPacketHeaderBytes + wire::kPacketBytesMin) + 1;
 constexpr std::size_t kSlotBytes = wire::kPacketBytesMax;
@@ -206,8 +207,12 @@ void ChannelIo::on_time() {
   const std::uint64_t now = clock_.now_ns();
   if (now < next_beat_ns_) return;
   next_beat_ns_ = now + ns(channel_options_.heartbeat_ms);
+  // Who was away himself (stopped, or a virtual machine that was paused) cannot tell who is silent.
+  const bool was_away = now - looked_ns_ >= kBeatsMissed * ns(channel_options_.heartbeat_ms);
+  looked_ns_ = now;
   for (const auto& node : nodes_) {
     if (node->dead) continue;
+    if (was_away) node->heard_ns = now;
     const std::uint64_t heard = node->channel->counters().transfers_in;
     if (heard != node->transfers_heard) {
       node->transfers_heard = heard;

@@ -144,6 +144,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   bool any_dead_ = false;
   bool draining_ = false;
   std::uint64_t next_beat_ns_ = 0;
+  std::uint64_t looked_ns_ = 0;  // when the nodes were last judged
   Counters counters_;
 };
 

@@ -94,6 +94,7 @@ struct ChannelLink::Impl final : channel::Delegate {
   std::uint32_t retry_ms;
   std::uint64_t act_at_ns;  // kDown: connect; kConnecting: give up; else: say that we live
   std::uint64_t heard_ns = 0;
+  std::uint64_t looked_ns = 0;
   std::uint64_t transfers_heard = 0;
   std::unique_ptr<fabric::Connecting> connecting;
   wire::HelloBody hello{};
@@ -164,7 +165,7 @@ Status ChannelLink::Impl::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   proxy.epoch = theirs->epoch;
   ++counters.connects;
   transfers_heard = 0;
-  heard_ns = clock.now_ns();
+  heard_ns = looked_ns = clock.now_ns();
   act_at_ns = heard_ns;  // say that we live, at once
   return {};             // kUp when the proxy has said who it is
 }
@@ -285,6 +286,9 @@ void ChannelLink::Impl::look_after_channel() {
     return pause();
   }
   const std::uint64_t now = clock.now_ns();
+  // Who was away himself (stopped, or a virtual machine that was paused) cannot tell who is silent.
+  if (now - looked_ns >= ns(options.silent_after_ms)) heard_ns = now;
+  looked_ns = now;
   if (channel->counters().transfers_in != transfers_heard) {
     transfers_heard = channel->counters().transfers_in;
     heard_ns = now;

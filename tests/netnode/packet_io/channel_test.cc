@@ -457,6 +457,26 @@ TEST_P(ChannelPackets, ASilentProxyIsNoticedBeforeItIsGivenUp) {
   EXPECT_TRUE(until([&] { return node.link->counters().disconnects == 1; }));
 }
 
+TEST_P(ChannelPackets, WhoWasAwayHimselfGivesNobodyUp) {
+  listen();
+  Node& node = up();
+  const auto go_on = [&](const std::uint64_t connects) {
+    for (int i = 0; i < 300; ++i) round();
+    EXPECT_EQ(node.link->state(), LinkState::kUp);
+    EXPECT_EQ(node.link->counters().connects, connects);
+    EXPECT_EQ(node.link->counters().disconnects, 0U);
+    ASSERT_EQ(io_->peers().size(), 1U);
+  };
+  for (int i = 0; i < 3; ++i) {
+    clock_.advance_ns(60'000'000'000);  // both were stopped
+    go_on(1);
+  }
+  // One that has been away still hears of the other's silence, later.
+  clock_.advance_ns(60'000'000'000);
+  serving_ = false;
+  EXPECT_TRUE(until([&] { return node.link->counters().disconnects == 1; }));
+}
+
 TEST_P(ChannelPackets, WhoIsNotAllowedIsRefusedWithAReason) {
   listen([](ChannelIoOptions& options) {
     options.allow = [](const fabric::PeerIdentity&) { return false; };
