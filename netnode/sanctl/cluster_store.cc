@@ -148,7 +148,9 @@ std::int64_t ClusterStore::set(const Configuration& before, const Keys& after,
   operations.push_back(cluster::put_operation(root_ + "head", json{{"version", number}}.dump()));
   operations.push_back(cluster::put_operation(root_ + history_key(number), text));
   if (!before.schema) {
-    operations.push_back(cluster::put_operation(root_ + "schema", cluster::schema_value()));
+    // First: whoever watches takes the others' events only once there is one.
+    operations.insert(operations.begin(),
+                      cluster::put_operation(root_ + "schema", cluster::schema_value()));
   }
   if (number > kHistoryMax) {
     operations.push_back(cluster::delete_operation(root_ + history_key(number - kHistoryMax)));
