@@ -15,12 +15,13 @@ BIN = os.path.join(ROOT, "build", "release", "bin")
 
 class Deploy(unittest.TestCase):
     def test_every_sample_configuration_is_one_that_the_program_takes(self):
-        found = glob.glob(os.path.join(DEPLOY, "**", "proxynode*.toml"), recursive=True)
-        self.assertGreater(len(found), 1)
-        for path in found:
-            result = subprocess.run([os.path.join(BIN, "proxynode"), "--check", "--config", path],
-                                    capture_output=True, text=True, check=False)
-            self.assertEqual(result.returncode, 0, result.stderr)
+        for program in ("proxynode", "netnode"):
+            found = glob.glob(os.path.join(DEPLOY, "**", program + "*.toml"), recursive=True)
+            self.assertGreater(len(found), 1)
+            for path in found:
+                result = subprocess.run([os.path.join(BIN, program), "--check", "--config", path],
+                                        capture_output=True, text=True, check=False)
+                self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_systemd_takes_every_unit(self):
         with tempfile.TemporaryDirectory() as folder:

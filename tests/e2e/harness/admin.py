@@ -9,11 +9,11 @@ from . import settings
 PORT = 9477
 
 
-def get(namespace, path, timeout_s=10 * settings.slowness, port=PORT, method="GET"):
+def get(namespace, path, timeout_s=10 * settings.slowness, port=PORT, method="GET", host="127.0.0.1"):
     """(status, body) of a request to the admin endpoint inside `namespace`."""
     with namespace.socket(socket.AF_INET) as sock:
         sock.settimeout(timeout_s)
-        sock.connect(("127.0.0.1", port))
+        sock.connect((host, port))
         sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\n"
                      "Content-Type: application/json\r\n"
                      "Connection: close\r\n\r\n".encode())
@@ -31,18 +31,18 @@ _BUSY = "the worker does not answer"
 _ASKED_MAX = 10
 
 
-def page(namespace, path, port=PORT):
+def page(namespace, path, port=PORT, host="127.0.0.1"):
     """As get(), but asks again for as long as a worker is too busy to answer within its two seconds, as
     it may be on an emulated processor."""
     for _ in range(_ASKED_MAX):
-        code, body = get(namespace, path, port=port)
+        code, body = get(namespace, path, port=port, host=host)
         if code != 503 or _BUSY not in body:
             break
     return code, body
 
 
-def status(namespace):
-    code, body = page(namespace, "/status")
+def status(namespace, port=PORT, host="127.0.0.1"):
+    code, body = page(namespace, "/status", port, host)
     if code != 200:
         raise AssertionError(f"/status answered {code}: {body[:500]}")
     return json.loads(body)
@@ -51,9 +51,9 @@ def status(namespace):
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^}]*\})? ([-+0-9.eE]+|NaN|[+-]Inf)$")
 
 
-def metrics(namespace, port=PORT):
+def metrics(namespace, port=PORT, host="127.0.0.1"):
     """{'name' or 'name{label="x"}': value}; every line must be well-formed."""
-    code, body = page(namespace, "/metrics", port=port)
+    code, body = page(namespace, "/metrics", port, host)
     if code != 200:
         raise AssertionError(f"/metrics answered {code}")
     values = {}

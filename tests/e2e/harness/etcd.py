@@ -15,11 +15,12 @@ ROOT = "/sanproxy/default/"
 class Member:
     """One etcd process; its data survive kill() and start()."""
 
-    def __init__(self, lab, namespace, index, count):
+    def __init__(self, lab, namespace, index, hosts):
         self.lab, self.namespace, self.index = lab, namespace, index
-        self.url = f"http://127.0.0.1:{CLIENT_PORT + index}"
-        self._peer = f"http://127.0.0.1:{PEER_PORT + index}"
-        cluster = ",".join(f"m{i}=http://127.0.0.1:{PEER_PORT + i}" for i in range(count))
+        self.url = f"http://{hosts[index]}:{CLIENT_PORT + index}"
+        peers = [f"http://{host}:{PEER_PORT + i}" for i, host in enumerate(hosts)]
+        self._peer = peers[index]
+        cluster = ",".join(f"m{i}={peer}" for i, peer in enumerate(peers))
         self._argv = ["etcd", "--name", f"m{index}",
                       "--data-dir", os.path.join(lab.run_dir, f"etcd{index}"),
                       "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
@@ -49,9 +50,13 @@ def _env():
 
 
 class Etcd:
-    def __init__(self, lab, members=1):
-        self.namespace = lab.proxy_ns
-        self.members = [Member(lab, self.namespace, i, members) for i in range(members)]
+    def __init__(self, lab, members=1, places=()):
+        """`places`: a (namespace, IP address) for each member; else they share the proxy's loopback. The
+        first one's is also where somebody's hand and sanctl are."""
+        places = places or [(lab.proxy_ns, "127.0.0.1")] * members
+        self.namespace = places[0][0]
+        hosts = [host for _, host in places]
+        self.members = [Member(lab, place, i, hosts) for i, (place, _) in enumerate(places)]
         self.urls = [member.url for member in self.members]
 
     def start(self):

@@ -1,4 +1,5 @@
-"""Network namespaces: every packet of a test stays inside ones that carry our process id."""
+"""Network namespaces: every packet of a test, or of the laboratory (deploy/lab), stays inside ones that
+carry our process id."""
 
 import ctypes
 import os
@@ -6,7 +7,7 @@ import socket
 import subprocess
 import threading
 
-PREFIX = "sane2e"
+PREFIX = "sane2e"  # the laboratory has its own
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,10 +37,11 @@ class Namespace:
     _count = 0
     _lock = threading.Lock()
 
-    def __init__(self, label):
+    def __init__(self, label, numbered=True):
+        """`numbered`: several may have one label; else it is the last part of the name."""
         with Namespace._lock:
             Namespace._count += 1
-            self.name = f"{PREFIX}-{os.getpid()}-{label}{Namespace._count}"
+            self.name = f"{PREFIX}-{os.getpid()}-{label}{Namespace._count if numbered else ''}"
         ip("netns", "add", self.name)
         self._fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
         self.ip("link", "set", "lo", "up")

@@ -1,0 +1,52 @@
+"""The laboratory (deploy/lab), with few connections: the same scenarios as ./run lab --check."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import unittest
+
+from harness import netns, settings, wait
+
+LAB = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", "lab", "lab.py")
+
+
+def argv(*words):
+    return [sys.executable, LAB, "--bin", settings.bin_dir, *words]
+
+
+class Laboratory(unittest.TestCase):
+    def check(self, *words):
+        done = subprocess.run(argv("--check", *words, "--json", "--bytes-each", "200000"),
+                              capture_output=True, text=True, timeout=200, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr[-6000:])
+        result = json.loads(done.stdout)
+        self.assertEqual([one["passed"] for one in result["scenarios"]], [True])
+        return result["scenarios"][0]["figures"]
+
+    def test_every_way_of_forwarding_carries_verified_bytes_over_links_of_several_mtus(self):
+        figures = self.check("forwarding", "--connections", "100")
+        self.assertEqual((figures["ways"], figures["families"]), (5, 2))
+        self.assertGreater(figures["told_too_big"], 0)
+
+    def test_proxies_and_network_nodes_come_and_go_without_a_broken_connection(self):
+        figures = self.check("connections", "--connections", "200")
+        self.assertEqual(figures["broken"], 0)
+        self.assertGreater(figures["ended_with_proxy"], 0)
+
+    def test_a_command_runs_at_a_client_and_everything_is_removed_also_after_a_signal(self):
+        done = subprocess.run(argv("--", "sh", "-c", "sanctl status && exit 7"), capture_output=True,
+                              text=True, timeout=100, check=False)
+        self.assertEqual(done.returncode, 7, done.stderr)
+        self.assertIn("3 running", done.stdout)
+        with subprocess.Popen(argv(), stdout=subprocess.PIPE, text=True) as lab:
+            for line in lab.stdout:
+                if "until Ctrl-C" in line:
+                    break
+            mine = f"sanlab-{lab.pid}-"
+            self.assertIn(mine + "c1", netns.ip("netns", "list").stdout)
+            lab.send_signal(signal.SIGTERM)
+            self.assertEqual(lab.wait(30), 143)
+        wait.until(lambda: mine not in netns.ip("netns", "list").stdout, "its namespaces are gone")
+        self.assertFalse([name for name in os.listdir("/tmp") if name.startswith(mine)])
