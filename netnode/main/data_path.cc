@@ -11,6 +11,10 @@
 namespace sanproxy::netnode {
 namespace {
 
+// Bytes received in one burst, as far as the one before tells: few enough that what the kernel has
+// just written is still in a core's own cache when it is sent on.
+constexpr std::size_t kBurstBytes = 192 * 1024;
+constexpr std::size_t kBurstMin = 2;
 // Room for a tunnel's or a frame's headers in front of a packet that is copied into a slot.
 constexpr std::uint32_t kLentOffset = 128;
 
@@ -58,6 +62,7 @@ struct DataPath::Interface {
   WayOut out;
   // Slots lent to the driver: the first `posted` entries of both arrays.
   std::size_t posted = 0;
+  std::size_t burst = kBurstMax;  // how many of them the next round offers
   std::array<buffer::SlotIndex, kBurstMax> slots{};
   std::array<packet_io::ReceiveBuffer, kBurstMax> buffers{};
   std::array<packet_io::ReceivedPacket, kBurstMax> packets{};
@@ -160,14 +165,18 @@ std::size_t DataPath::receive_lent(Interface& in) {
 std::size_t DataPath::receive(Interface& in) {
   if (in.io->lends()) return receive_lent(in);
   while (in.posted < kBurstMax && post(in, in.posted)) ++in.posted;
+  const std::size_t offered = std::min(in.posted, in.burst);
   const std::size_t count =
-      in.io->receive({in.buffers.data(), in.posted}, {in.packets.data(), in.posted});
+      in.io->receive({in.buffers.data(), offered}, {in.packets.data(), offered});
+  std::size_t bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const packet_io::ReceivedPacket& packet = in.packets[i];
+    bytes += packet.length;
     const buffer::SlotIndex slot = std::exchange(in.slots[packet.buffer], buffer::kNoSlot);
     pool_.mark_received(slot);
     in.here[i] = {slot, packet.offset, packet.length, packet.offload};
   }
+  if (bytes != 0) in.burst = std::clamp(kBurstBytes * count / bytes, kBurstMin, kBurstMax);
   judge({in.here.data(), count});
   const std::size_t used = count == 0 ? 0 : in.packets[count - 1].buffer + std::size_t{1};
   for (std::size_t i = used; i-- > 0;) {

@@ -11,7 +11,11 @@
 namespace sanproxy::packet_io {
 namespace {
 
-constexpr std::size_t kTransfersMax = 16;  // of one node, in one go
+// Of one node, in one go: a super-packet each, or many small packets. Few enough that what they
+// bring is still in a core's own cache when it is copied to an application's channel.
+constexpr std::size_t kTransfersMax = 4;
+// Sent and not published: few enough that the node finds it in the cache.
+constexpr std::size_t kUnpublishedBytesMax = 192 * 1024;
 constexpr std::uint64_t kBeatsMissed = 5;  // by ourselves: we were away
 constexpr std::size_t kPacketsPerTransferMax =
     wire::kTransferInlineBytesMax / (wire::kPacketHeaderBytes + wire::kPacketBytesMin) + 1;
@@ -399,7 +403,14 @@ Status ChannelIo::send_by(Node& node, const SendPacket& packet, std::uint8_t fla
   counters_.tx_bytes_copied += packet.length;
   ++node.about.packets_out;
   node.about.bytes_out += packet.length;
+  node.unpublished_bytes += packet.length;
+  if (node.unpublished_bytes >= kUnpublishedBytesMax) publish(node);
   return status;
+}
+
+void ChannelIo::publish(Node& node) {
+  node.unpublished_bytes = 0;
+  node.channel->publish();
 }
 
 // False: nobody has room.
@@ -451,7 +462,7 @@ void ChannelIo::send_back(const ReceivedPacket& packet) {
 void ChannelIo::flush() {
   ++counters_.tx_calls;
   for (const auto& node : nodes_) {
-    if (!node->dead) node->channel->publish();
+    if (!node->dead) publish(*node);
   }
 }
 

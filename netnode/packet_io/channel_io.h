@@ -92,6 +92,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
     std::uint64_t transfers_heard = 0;
     std::uint64_t heard_ns = 0;
     bool dead = false;
+    std::size_t unpublished_bytes = 0;      // sent to the channel, perhaps not seen by the node yet
     std::vector<fabric::Loan> batch_loans;  // of packets without a loan of their own
   };
   struct Loan {
@@ -124,6 +125,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   Node* find(PeerNumber number);
   // Ok, kAgain, or another code when this node is of no use.
   Status send_by(Node& node, const SendPacket& packet, std::uint8_t flags);
+  static void publish(Node& node);
   bool send_one(const SendPacket& packet);
   void say_status(Node& node);
 

@@ -11,8 +11,9 @@
 namespace sanproxy::packet_io {
 namespace {
 
-// Transfers looked at in one go. What they bring is kept in an array of a fixed size.
-constexpr std::size_t kTransfersMax = 16;
+// Transfers looked at in one go, a super-packet each or many small packets. What they bring is kept
+// in an array of a fixed size, and goes out before the next are looked at.
+constexpr std::size_t kTransfersMax = 4;
 constexpr std::size_t kPacketsPerTransferMax =
     wire::kTransferInlineBytesMax / (wire::kPacketHeaderBytes + wire::kPacketBytesMin) + 1;
 // IPv6 and TCP with all its options: what the first piece of a packet holds at least.
