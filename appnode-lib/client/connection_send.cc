@@ -144,8 +144,9 @@ bool ConnectionImpl::send_chunk(SendChunk& chunk, std::size_t length) {
     const std::array refs{fabric::GatherRef{link->send_memory_key(),
                                             static_cast<std::uint32_t>(length),
                                             link->node().send_memory().offset(chunk.handle_)}};
-    const BaseStatus status = link->channel().send_data_reference(wire_id, send_window.sent(), refs,
-                                                                  chunk_cookie(chunk.handle_));
+    // Others may follow before the loop's round ends.
+    const BaseStatus status = link->channel().send_data_reference(
+        wire_id, send_window.sent(), refs, chunk_cookie(chunk.handle_), true);
     if (send_failed(status)) {
       want_writable = true;
       return false;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "lwproto/base/check.h"
 #include "lwproto/base/random.h"
 
 namespace sanproxy::channel {
@@ -11,9 +13,10 @@ namespace {
 // A pure credit return is also due after this many received bytes, so that a peer whose send
 // queue is short of space rather than of credits is woken as well (docs/flow_control.md).
 constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
-constexpr std::size_t kPollBatch = 32;
 // Rounds for which the wake-up for bulk data may wait.
 constexpr std::uint32_t kPublishCallsMax = 4;
+// References under way for which there is room from the start: a fabric's usual send_depth.
+constexpr std::size_t kCookiesAtFirst = 1024;
 
 }  // namespace
 
@@ -29,7 +32,9 @@ Channel::Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBo
       ours_(ours),
       peers_(peers),
       delegate_(delegate),
-      ledger_(peers.credits_initial, peers.credits_reserved, ours.credits_initial) {}
+      ledger_(peers.credits_initial, peers.credits_reserved, ours.credits_initial) {
+  cookies_.reserve(kCookiesAtFirst);
+}
 
 Channel::~Channel() = default;
 
@@ -47,8 +52,8 @@ Status Channel::blocked(std::uint64_t& counter) {
 Status Channel::open_transfer(std::size_t bytes, bool control) {
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (open_) {
-    if (!writer_.sealed() && writer_.room() >= bytes) return {};
-    if (const Status status = finish_transfer({}, 0); !status.ok()) return status;
+    if (!joining_ && writer_.room() >= bytes) return {};
+    if (const Status status = finish_open(); !status.ok()) return status;
   }
   const bool credit = control ? ledger_.may_send_control() : ledger_.may_send_data();
   if (!credit) return blocked(counters_.blocked_no_credit);
@@ -60,6 +65,24 @@ Status Channel::open_transfer(std::size_t bytes, bool control) {
   writer_ = wire::TransferWriter(*space);
   open_ = true;
   return {};
+}
+
+// Sends the open transfer with what has joined it.
+Status Channel::finish_open() {
+  if (!joining_) return finish_transfer({}, 0);
+  joining_ = false;
+  // There is room: it was looked for when the first of them came.
+  SANPROXY_CHECK(
+      writer_.append_data_header(joinable_.connection, joinable_.offset, joinable_.bytes));
+  return finish_referenced(std::span(joinable_.refs).first(joinable_.ref_count),
+                           joinable_.first_cookie);
+}
+
+Status Channel::finish_referenced(std::span<const fabric::GatherRef> refs,
+                                  std::uint32_t first_cookie) {
+  const Status status = finish_transfer(refs, first_cookie);
+  if (!status.ok()) unsent_ = first_cookie;
+  return status;
 }
 
 Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie) {
@@ -104,20 +127,54 @@ Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
   return {};
 }
 
+// Makes the bytes the next ones of the DATA that waits for them. False if they do not fit.
+bool Channel::join(std::uint64_t connection, std::uint64_t offset,
+                   std::span<const fabric::GatherRef> refs, std::size_t bytes,
+                   std::uint64_t cookie) {
+  Joinable& to = joinable_;
+  if (!joining_ || to.connection != connection || to.offset + to.bytes != offset ||
+      to.ref_count + refs.size() > to.refs.size() ||
+      to.bytes + bytes > wire::kDataPayloadBytesMax) {
+    return false;
+  }
+  std::copy(refs.begin(), refs.end(), to.refs.begin() + to.ref_count);
+  to.ref_count += static_cast<std::uint32_t>(refs.size());
+  to.bytes += static_cast<std::uint32_t>(bytes);
+  const std::uint32_t last = take_cookie(cookie);
+  cookies_[to.last_cookie].next = last;
+  to.last_cookie = last;
+  return true;
+}
+
 Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offset,
-                                    std::span<const fabric::GatherRef> refs, std::uint64_t cookie) {
+                                    std::span<const fabric::GatherRef> refs, std::uint64_t cookie,
+                                    bool more) {
   std::size_t bytes = 0;
   for (const auto& ref : refs) bytes += ref.length;
-  if (const Status status = open_transfer(wire::kDataHeaderBytes, false); !status.ok()) {
-    return status;
-  }
-  if (bytes > wire::kDataPayloadBytesMax ||
-      !writer_.append_data_header(connection, offset, static_cast<std::uint32_t>(bytes))) {
+  if (bytes <= wire::kInlinePayloadBytesMax || bytes > wire::kDataPayloadBytesMax ||
+      refs.size() > fabric::kGatherRefsMax) {
     return Status::error(Code::kInvalidArgument, "the payload is not fit for reference");
   }
-  if (const Status status = finish_transfer(refs, cookie); !status.ok()) return status;
+  if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
+  if (!join(connection, offset, refs, bytes, cookie)) {
+    if (const Status status = open_transfer(wire::kDataHeaderBytes, false); !status.ok()) {
+      return status;
+    }
+    const std::uint32_t first = take_cookie(cookie);
+    joinable_.connection = connection;
+    joinable_.offset = offset;
+    joinable_.bytes = static_cast<std::uint32_t>(bytes);
+    joinable_.ref_count = static_cast<std::uint32_t>(refs.size());
+    joinable_.first_cookie = joinable_.last_cookie = first;
+    std::copy(refs.begin(), refs.end(), joinable_.refs.begin());
+    joining_ = true;
+  }
   ++counters_.messages_out;
   counters_.data_bytes_out += bytes;
+  // From here on the cookie comes back, whatever becomes of the transfer.
+  if (!more) {
+    if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
+  }
   return {};
 }
 
@@ -146,16 +203,46 @@ Status Channel::send_packet_reference(const PacketInfo& info,
       !writer_.append_packet_header(info.flags, info.body, static_cast<std::uint32_t>(bytes))) {
     return Status::error(Code::kInvalidArgument, "the packet is not fit for reference");
   }
-  if (const Status status = finish_transfer(refs, cookie); !status.ok()) return status;
+  if (const Status status = finish_referenced(refs, take_cookie(cookie)); !status.ok()) {
+    endpoint_->disconnect(status);
+  }
   ++counters_.messages_out;
   counters_.data_bytes_out += bytes;
   urgent_ = true;
   return {};
 }
 
+std::uint32_t Channel::take_cookie(std::uint64_t value) {
+  std::uint32_t index = cookies_free_;
+  if (index != kNoCookie) {
+    cookies_free_ = cookies_[index].next;
+  } else {
+    index = static_cast<std::uint32_t>(cookies_.size());
+    cookies_.emplace_back();
+  }
+  cookies_[index] = {value, kNoCookie};
+  return index;
+}
+
+void Channel::tell_sent(std::uint32_t first_cookie, bool ok) {
+  for (std::uint32_t index = first_cookie; index != kNoCookie;) {
+    const Cookie cookie = cookies_[index];
+    cookies_[index].next = cookies_free_;
+    cookies_free_ = index;
+    index = cookie.next;
+    delegate_.on_sent(*this, cookie.value, ok);
+  }
+}
+
+// What has joined a transfer that cannot leave any more.
+void Channel::tell_unsent() {
+  if (std::exchange(joining_, false)) tell_sent(joinable_.first_cookie, false);
+  tell_sent(std::exchange(unsent_, kNoCookie), false);
+}
+
 void Channel::flush() {
   if (open_ && !closed_) {
-    if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
+    if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
   }
   endpoint_->flush();
   urgent_ = false;
@@ -165,24 +252,23 @@ void Channel::flush() {
 void Channel::publish() {
   if (urgent_ || ++published_calls_ >= kPublishCallsMax) return flush();
   if (open_ && !closed_) {
-    if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
+    if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
   }
   endpoint_->publish();
 }
 
 std::size_t Channel::poll(std::size_t budget) {
-  std::array<fabric::Completion, kPollBatch> completions;
   std::size_t handled = 0;
   while (handled < budget) {
-    const std::size_t want = std::min(budget - handled, completions.size());
-    const std::size_t count = endpoint_->poll({completions.data(), want});
+    const std::size_t want = std::min(budget - handled, completions_.size());
+    const std::size_t count = endpoint_->poll({completions_.data(), want});
     if (count == 0) break;
     handled += count;
     for (std::size_t i = 0; i < count; ++i) {
-      const fabric::Completion& completion = completions[i];
+      const fabric::Completion& completion = completions_[i];
       switch (completion.kind) {
         case fabric::Completion::Kind::kSend:
-          delegate_.on_sent(*this, completion.cookie, completion.status.ok());
+          tell_sent(static_cast<std::uint32_t>(completion.cookie), completion.status.ok());
           break;
         case fabric::Completion::Kind::kReceive:
           on_transfer(completion);
@@ -344,6 +430,7 @@ void Channel::finish_close(const Status& status) {
                                                    : wire::CloseCode::kNodeDied;
   }
   if (close_status_.ok()) close_status_ = status;
+  tell_unsent();
   delegate_.on_closed(*this, close_code_, close_status_);
 }
 

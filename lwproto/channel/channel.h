@@ -14,7 +14,7 @@
 //   4. A peer's breach ends the channel: an ERROR message with the code is sent if it can be,
 //      the endpoint is disconnected, and on_closed() follows from poll(). Exactly once.
 //   5. Payload given by reference stays the fabric's until on_sent(cookie), which comes for every
-//      cookie, also on disconnection.
+//      cookie, also on disconnection. What the fabric has not refused is what bounds the cookies.
 #pragma once
 
 #include <array>
@@ -22,6 +22,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "lwproto/base/status.h"
 #include "lwproto/fabric/fabric.h"
@@ -108,8 +109,12 @@ class Channel {
   Status send_data_inline(std::uint64_t connection, std::uint64_t offset,
                           std::span<const std::byte> payload);
   // Sum of `refs` at most wire::kDataPayloadBytesMax and above kInlinePayloadBytesMax.
+  // `more`: the next message is likely to continue this stream where this one ends, and becomes one
+  // DATA with it then, as far as the references of a transfer go; else this one goes with the next
+  // flush() or publish() as it is.
   Status send_data_reference(std::uint64_t connection, std::uint64_t offset,
-                             std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
+                             std::span<const fabric::GatherRef> refs, std::uint64_t cookie,
+                             bool more = false);
   // PACKETs: packet.size() wire::kPacketBytesMin..kInlinePayloadBytesMax bytes are copied into the
   // transfer; above that the sum of `refs` is at most wire::kPacketBytesMax.
   Status send_packet_inline(const PacketInfo& info, std::span<const std::byte> packet);
@@ -144,10 +149,32 @@ class Channel {
   void* user = nullptr;  // the delegate's own
 
  private:
+  static constexpr std::size_t kPollBatch = 32;
+
   Status send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                       const void* body, std::size_t body_bytes, std::span<const std::byte> tail,
                       bool control);
+  // A DATA by reference that later ones may still join; its transfer is open_.
+  struct Joinable {
+    std::uint64_t connection = 0, offset = 0;
+    std::uint32_t bytes = 0, ref_count = 0, first_cookie = 0, last_cookie = 0;
+    std::array<fabric::GatherRef, fabric::kGatherRefsMax> refs;
+  };
+  // The cookies of one transfer are a chain: the fabric's cookie is the index of the first.
+  struct Cookie {
+    std::uint64_t value = 0;
+    std::uint32_t next = 0;
+  };
+  static constexpr std::uint32_t kNoCookie = 0xffff'ffff;
+
   Status open_transfer(std::size_t bytes, bool control);
+  Status finish_open();
+  bool join(std::uint64_t connection, std::uint64_t offset, std::span<const fabric::GatherRef> refs,
+            std::size_t bytes, std::uint64_t cookie);
+  Status finish_referenced(std::span<const fabric::GatherRef> refs, std::uint32_t first_cookie);
+  std::uint32_t take_cookie(std::uint64_t value);
+  void tell_sent(std::uint32_t first_cookie, bool ok);
+  void tell_unsent();
   Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
   Status blocked(std::uint64_t& counter);
   void on_transfer(const fabric::Completion& completion);
@@ -165,8 +192,13 @@ class Channel {
   flow::CreditLedger ledger_;
   wire::TransferWriter writer_;
   bool open_ = false;     // writer_ holds space of a transfer not yet committed
-  bool blocked_ = false;  // somebody got kAgain since the last on_writable()
-  bool closed_ = false;   // no more sends
+  bool joining_ = false;  // and joinable_ is the end of it
+  Joinable joinable_;
+  std::vector<Cookie> cookies_;  // grows to the most references that were ever under way
+  std::uint32_t cookies_free_ = kNoCookie;
+  std::uint32_t unsent_ = kNoCookie;  // of a transfer that the fabric did not take: its end is near
+  bool blocked_ = false;              // somebody got kAgain since the last on_writable()
+  bool closed_ = false;               // no more sends
   bool close_reported_ = false;
   wire::CloseCode close_code_ = wire::CloseCode::kNone;
   Status close_status_;
@@ -178,6 +210,8 @@ class Channel {
   bool urgent_ = false;                // since the last flush: something that somebody waits for
   std::uint32_t published_calls_ = 0;  // publish() since the last flush
   ChannelCounters counters_;
+  // Of poll(). Kept: making them anew costs more than a poll that finds nothing.
+  std::array<fabric::Completion, kPollBatch> completions_;
 };
 
 // The HELLO that this side sends, with the fields that depend on EndpointOptions filled in and a

@@ -89,7 +89,8 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
         node.ingress_key, static_cast<std::uint32_t>(piece.bytes.size()),
         static_cast<std::uint64_t>(piece.bytes.data() - ingress_region_.data())};
     const Status sent = node.channel->send_data_reference(
-        s.id, s.to_app.sent(), {&ref, 1}, reinterpret_cast<std::uintptr_t>(piece.handle));
+        s.id, s.to_app.sent(), {&ref, 1}, reinterpret_cast<std::uintptr_t>(piece.handle),
+        !payload.empty());
     if (!sent.ok()) {
       payload.push_front(piece);
       break;

@@ -123,6 +123,75 @@ TEST_F(Packing, AGatherListOfSevenPiecesArrivesAsOnePayload) {
   EXPECT_EQ(a_.recorder.sent, (std::vector<std::pair<std::uint64_t, bool>>{{5, true}}));
 }
 
+// Sends `count` references of `bytes` each, one behind the other in stream 1, with `more`.
+void refer_with_more(End& end, std::size_t count, std::uint32_t bytes, const Bytes& content) {
+  std::copy(content.begin(), content.end(), end.region.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    const fabric::GatherRef ref{end.key, bytes, i * bytes};
+    ASSERT_TRUE(end.channel->send_data_reference(1, i * bytes, {&ref, 1}, 100 + i, true).ok());
+  }
+}
+
+TEST_F(Packing, ReferencesThatContinueAStreamBecomeOneDataUpToAGatherList) {
+  for (const Delivery delivery : {Delivery::kLoans, Delivery::kReceiveBuffers}) {
+    make({.delivery = delivery});
+    a_.recorder = Recorder{};
+    b_.recorder = Recorder{};
+    const Bytes content = pattern(20'000, 4);
+    refer_with_more(a_, 10, 2000, content);
+    a_.channel->flush();
+    EXPECT_EQ(a_.channel->counters().messages_out, 10u);
+    EXPECT_EQ(a_.channel->counters().transfers_out, 2u);
+    b_.poll();
+    ASSERT_EQ(b_.recorder.data.size(), 2u);
+    EXPECT_EQ(b_.recorder.data[0].bytes.size(), 14'000u);
+    EXPECT_EQ(b_.recorder.data[1].offset, 14'000u);
+    Bytes got = b_.recorder.data[0].bytes;
+    got.insert(got.end(), b_.recorder.data[1].bytes.begin(), b_.recorder.data[1].bytes.end());
+    EXPECT_TRUE(got == content);
+    settle();
+    std::vector<std::pair<std::uint64_t, bool>> all;
+    for (std::uint64_t i = 0; i < 10; ++i) all.emplace_back(100 + i, true);
+    EXPECT_EQ(a_.recorder.sent, all);
+  }
+}
+
+TEST_F(Packing, NothingJoinsADataThatItDoesNotContinue) {
+  make();
+  const auto send = [&](std::uint64_t connection, std::uint64_t offset, std::uint32_t bytes) {
+    const fabric::GatherRef ref{a_.key, bytes, 0};
+    return a_.channel->send_data_reference(connection, offset, {&ref, 1}, 1, true);
+  };
+  ASSERT_TRUE(send(1, 0, 2000).ok());
+  ASSERT_TRUE(send(2, 2000, 2000).ok());    // another stream
+  ASSERT_TRUE(send(2, 5000, 2000).ok());    // not where the last ended
+  ASSERT_TRUE(send(2, 7000, 65'000).ok());  // too much for one DATA
+  ASSERT_TRUE(a_.leave(1).ok());            // something else in between
+  ASSERT_TRUE(send(2, 72'000, 2000).ok());
+  EXPECT_EQ(send(2, 74'000, 1024).code(), Code::kInvalidArgument);
+  ASSERT_TRUE(send(2, 74'000, 1025).ok());
+  a_.channel->flush();
+  b_.poll();
+  EXPECT_EQ(b_.recorder.story,
+            (std::vector<std::string>{"data", "data", "data", "data", "LEAVE_SERVICE", "data"}));
+  ASSERT_EQ(b_.recorder.data.size(), 5u);
+  EXPECT_EQ(b_.recorder.data[4].bytes.size(), 3025u);
+  settle();
+  EXPECT_EQ(a_.recorder.sent.size(), 6u);
+}
+
+TEST_F(Packing, ReferencesThatWaitedForMoreComeBackUnsentWhenTheChannelEnds) {
+  make();
+  refer_with_more(a_, 3, 2000, pattern(6000, 5));
+  b_.channel->close(wire::CloseCode::kReset, "end");
+  b_.poll();
+  while (a_.poll() != 0) {
+  }
+  EXPECT_EQ(a_.recorder.closed, 1);
+  EXPECT_EQ(a_.recorder.sent, (std::vector<std::pair<std::uint64_t, bool>>{
+                                  {100, false}, {101, false}, {102, false}}));
+}
+
 TEST_F(Packing, PayloadsOfTheWrongSizeAreRefusedAndHarmNothing) {
   make();
   EXPECT_EQ(a_.channel->send_data_inline(1, 0, {}).code(), Code::kInvalidArgument);
