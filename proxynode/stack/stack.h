@@ -176,8 +176,8 @@ struct StackCounters {
                 dropped_refused = 0;  // payload behind one that the delegate did not take
   std::uint64_t icmp_echo = 0;
   std::uint64_t path_mtu_lowered = 0, icmp_errors_ignored = 0;
-  std::uint64_t unknown_flows = 0;                  // sent back: another proxy may know them
-  std::uint64_t bytes_copied = 0;                   // payload bytes that the stack itself copied
+  std::uint64_t unknown_flows = 0;  // sent back: another proxy may know them
+  std::uint64_t bytes_copied = 0;   // payload bytes that the stack copied for reasons of its own
   std::uint64_t flow_lookups = 0, flow_probes = 0;  // of the table of connections
 };
 

@@ -75,7 +75,6 @@ Status Stack::Impl::write(ConnIndex index, std::span<const std::byte> bytes, Wri
     }
     done += chunk;
   }
-  if (mode == WriteMode::kCopy) counters.bytes_copied += bytes.size();
   mark_dirty(conn);
   return {};
 }

@@ -60,7 +60,10 @@ bool Translator::write_small(Stream& s, StreamIndex index, const channel::Payloa
     end += bytes.size();
     if (s.tx_unwritten == kNone && !memory_is_low()) {
       const Status status = stack_->write(index, bytes, stack::WriteMode::kCopy);
-      if (status.ok()) continue;            // the stack counts the copy
+      if (status.ok()) {
+        counters_.copied_inline += bytes.size();
+        continue;
+      }
       if (!status.is_again()) return true;  // the sending side is shut: the end is on its way
     }
     if (!keep_small(s, bytes, end)) return false;

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import socket
 
 from harness import case, fabrics, programs, wait
@@ -187,8 +188,15 @@ class Copies:
     """No payload above the inline limit is copied by the proxy, in either direction."""
 
     def copied(self, one):
-        return sum(value for name, value in one.metrics().items()
-                   if name.startswith("sanproxy_bytes_copied_total") and "inline" not in name)
+        """{reason: bytes}"""
+        return {name.split('"')[1]: value for name, value in one.metrics().items()
+                if name.startswith("sanproxy_bytes_copied_total")}
+
+    def assert_none_copied(self, one, before):
+        copied = {reason: value - before[reason] for reason, value in self.copied(one).items()}
+        # A head, a tail or an answer that is small goes inline; a payload above that limit never.
+        self.assertLessEqual(copied.pop("inline"), 4096)
+        self.assertEqual(copied, {"isolation": 0, "pressure": 0, "stack": 0})
 
     def test_downloads_are_not_copied(self):
         one = self.lab()
@@ -203,8 +211,7 @@ class Copies:
         got = one.curl(one.url("/big.bin", 80, self.family))
         self.assertEqual((got.returncode, got.stderr), (0, b""))
         self.assertEqual(hashlib.sha256(got.stdout).hexdigest(), BYTES.sha256(size))
-        # What may be left: a head and a tail that are small enough to go inline.
-        self.assertLessEqual(self.copied(one) - before, 4096)
+        self.assert_none_copied(one, before)
 
     def test_uploads_are_not_copied(self):
         one = self.lab()
@@ -219,7 +226,62 @@ class Copies:
         while piece := sock.recv(100):
             answer += piece
         self.assertEqual(int(answer.split()[0]), size)
-        self.assertLessEqual(self.copied(one) - before, 4096)
+        self.assert_none_copied(one, before)
 
 
+class BrokenQueuePairs:
+    """The device loses a channel's queue pair: as bad as a death of the other side, and no worse."""
+
+    def setUp(self):
+        self.breaks = {"LD_PRELOAD": programs.test_path("queue_pair_breaker.so")}
+
+    def open_connections(self, one, count):
+        sockets = [self.socket(one, 7) for _ in range(count)]
+        for sock in sockets:
+            self.assertEqual(ask(sock, bytes(BYTES.slice(0, 20_000))), BYTES.slice(0, 20_000))
+        return sockets
+
+    def assert_reset(self, sock):
+        with self.assertRaises(ConnectionResetError):
+            if sock.recv(1) == b"":
+                raise AssertionError("an orderly end instead of a reset")
+
+    def assert_served(self, one, labels):
+        """Connections go to all of these nodes."""
+        wait.until(lambda: one.node_count(7) == len(labels), "all nodes have joined")
+        sockets = self.open_connections(one, 2 * len(labels))
+        self.assertEqual(set(one.shares(7)), labels)
+        for sock in sockets:
+            sock.close()
+
+    def test_a_node_without_its_queue_pair_loses_its_connections_alone_and_joins_again(self):
+        one = self.lab(services=[{"address": "10.77.0.10:7", "balance": "round-robin"}])
+        broken = one.start_echo(name="broken", env=self.breaks)
+        one.start_echo(name="whole")
+        sockets = self.open_connections(one, 8)
+        self.assertEqual(one.shares(7), {"broken": 4, "whole": 4})
+        broken.signal(signal.SIGUSR1)
+        wait.until(lambda: one.open_connections() == 4, "its connections end")
+        kept = 0
+        for sock in sockets:
+            try:
+                kept += ask(sock) == b"hello"
+            except ConnectionResetError:
+                pass
+        self.assertEqual(kept, 4)
+        self.assert_served(one, {"broken", "whole"})
+
+    def test_a_proxy_without_its_queue_pairs_resets_their_connections_and_takes_its_nodes_back(self):
+        one = self.lab(services=[{"address": "10.77.0.10:7", "balance": "round-robin"}],
+                       proxy_env=self.breaks)
+        for name in ("first", "second"):
+            one.start_echo(name=name)
+        sockets = self.open_connections(one, 8)
+        one.proxy.signal(signal.SIGUSR1)
+        for sock in sockets:
+            self.assert_reset(sock)
+        self.assert_served(one, {"first", "second"})
+
+
+globals().update(case.over(BrokenQueuePairs, topologies=(), network=("verbs",)))
 globals().update(case.over(Copies, topologies=(), network=("tcp", "verbs")))

@@ -15,7 +15,7 @@ E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
 # tests whose name has one of the words. The others (rogue nodes among them, which take longer than the
 # limit below) are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
 TESTS = {"Faults": ("kill", "die", "leave", "pools"), "SlowParties": ("stopped_application",),
-         "Copies": ("",)}
+         "BrokenQueuePairs": ("",), "Copies": ("",)}
 RUN_TIMEOUT_S = 280
 
 

@@ -34,16 +34,17 @@ def service_address(family, port):
 
 class Lab:
     def __init__(self, topology, label, config=None, services=(), fabric=None, keys=None,
-                 kinds=("shm",)):
+                 kinds=("shm",), proxy_env=None):
         """`config`: sections or keys merged into the configuration; `services`: policies; `keys`:
         {name: secret} that the proxy has, see key(); `kinds`: of fabrics, the first is the one that
-        nodes use by default; `fabric`: keys of their sections."""
+        nodes use by default; `fabric`: keys of their sections; `proxy_env`: of the proxy alone."""
         self.topology = topology
         self.log_dir = os.path.join(settings.log_dir, label)
         os.makedirs(self.log_dir, exist_ok=True)
         # Unix socket paths are short: they live apart from the logs.
         self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
         self.kinds = kinds
+        self._proxy_env = proxy_env
         self.proxy_address = fabrics.address(kinds[0], self.run_dir)
         config = dict(config or {})
         if "verbs" in kinds:
@@ -104,7 +105,8 @@ class Lab:
         with open(self.config_path, "w") as file:
             file.write(self.config)
         self.proxy = self.start("proxynode", [programs.path("proxynode"), "--config",
-                                              self.config_path], self.proxy_ns)
+                                              self.config_path], self.proxy_ns,
+                                self._proxy_env)
         if wait_ready:
             wait.until(lambda: self.healthy() or not self.proxy.alive(),
                        lambda: f"/healthz answers\n{self.proxy.log()[-3000:]}")
