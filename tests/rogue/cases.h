@@ -15,11 +15,12 @@
 namespace sanproxy::rogue {
 
 struct Context {
-  std::string proxy;      // "shm:...", "tcp://...", "verbs://..."
-  std::string packets;    // where network nodes connect; only "packet_" cases need it
-  SocketAddress service;  // ours alone
-  std::string key;        // "NAME:FILE", that the proxy has too
-  SocketAddress foreign;  // a well-behaved node's, in service at this moment
+  std::string proxy;         // "shm:...", "tcp://...", "verbs://..."
+  std::string packets;       // where network nodes connect; only "packet_" cases need it
+  SocketAddress service;     // ours alone
+  std::string key;           // "NAME:FILE", that the proxy has too
+  SocketAddress foreign;     // a well-behaved node's, in service at this moment
+  std::uint32_t divide = 1;  // floods are so much smaller, for an emulated machine
 };
 
 // "" when the proxy did what it had to; else what was seen instead.

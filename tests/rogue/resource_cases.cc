@@ -10,7 +10,7 @@ using wire::CloseCode;
 using wire::MessageType;
 
 Verdict connect_and_vanish(const Context& context) {
-  for (int i = 0; i < 300; ++i) {
+  for (std::uint32_t i = 0; i < 300 / context.divide; ++i) {
     RogueChannel channel(context.proxy);
     if (!channel.connected()) return "not connected: " + channel.refusal().to_string();
   }
@@ -20,7 +20,7 @@ Verdict connect_and_vanish(const Context& context) {
 Verdict join_flood(const Context& context) {
   RogueChannel channel(context.proxy);
   channel.keeps_messages = false;
-  for (std::uint32_t i = 0; i < 20'000 && !channel.ended(); ++i) {
+  for (std::uint32_t i = 0; i < 20'000 / context.divide && !channel.ended(); ++i) {
     SocketAddress address = context.service;
     address.port = static_cast<std::uint16_t>(1024 + i % 60'000);
     const wire::JoinServiceBody body{wire::to_wire(address), i, 0, 1, 0};
@@ -33,7 +33,7 @@ Verdict join_flood(const Context& context) {
 Verdict active_request_flood(const Context& context) {
   RogueChannel channel(context.proxy);
   channel.keeps_messages = false;
-  for (std::uint32_t i = 1; i < 5'000 && !channel.ended(); ++i) {
+  for (std::uint32_t i = 1; i < 5'000 / context.divide && !channel.ended(); ++i) {
     wire::ConnectionRequestBody body{};
     body.request = i;
     body.client = wire::to_wire(*SocketAddress::parse("10.77.0.77:9"));  // nobody
@@ -72,7 +72,7 @@ Verdict never_accepts(const Context& context) {
   RogueChannel channel(context.proxy);
   if (join(channel, context.service) == 0) return "not joined";
   std::vector<std::unique_ptr<Client>> clients;
-  for (int i = 0; i < 200; ++i) {
+  for (std::uint32_t i = 0; i < 200 / context.divide; ++i) {
     clients.push_back(std::make_unique<Client>(context.service));
     clients.back()->send(1000);
   }

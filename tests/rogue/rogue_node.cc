@@ -59,6 +59,8 @@ int main(int argc, char** argv) {
   app.add_option("--service", service, "a service of our own");
   app.add_option("--key", context.key, "NAME:FILE, a key that the proxy has too");
   app.add_option("--foreign", foreign, "a service of somebody else");
+  app.add_option("--divide", context.divide, "make floods so many times smaller")
+      ->check(CLI::Range(1, 100));
   CLI11_PARSE(app, argc, argv);
   const std::vector<rogue::Case> cases = rogue::all_cases();
   if (list) {
