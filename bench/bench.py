@@ -322,7 +322,8 @@ class Bench:
 def write_documents(rows, cpus, fabric):
     document = os.path.join(ROOT, "docs/benchmarks.md")
     if fabric:
-        report.update_document(document, {fabric: report.markdown_table(rows)})
+        report.update_document(document, {fabric: report.markdown_table(rows) + "\n" +
+                                          report.shortfalls(rows)})
         return
     if cpus:
         report.update_document(document, {"pinned": report.markdown_table(rows)})

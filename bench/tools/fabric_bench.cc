@@ -86,7 +86,10 @@ int serve(const Options& options) {
         (*listening)->reject(*request, {});
         continue;
       }
-      const Greeting ours = make_greeting({peers.work, peers.message_bytes}, endpoint);
+      const Greeting ours = make_greeting({.work = peers.work,
+                                           .message_bytes = peers.message_bytes,
+                                           .report_bytes = peers.report_bytes},
+                                          endpoint);
       auto accepted = (*listening)->accept(*request, bytes_of(ours));
       if (!accepted.ok()) die("accept", accepted.status());
       sessions.push_back(make_server(std::move(*accepted), ours, peers));
@@ -173,6 +176,10 @@ int main_of(int argc, char** argv) {
   client->add_option("--bytes", options.load.message_bytes, "of a message")
       ->check(CLI::Range(1, 65536));
   client->add_option("--streams", options.load.streams)->check(CLI::Range(1, 100000));
+  client
+      ->add_option("--report-bytes", options.load.report_bytes,
+                   "the server tells what it has got each time it got so many")
+      ->check(CLI::Range(4096, 1 << 24));
   client->add_option("--link", options.link, "link parameters, such as window=1MiB");
   auto* raw_server = app.add_subcommand("raw-serve", "one raw TCP connection, read to its end");
   auto* raw_client =

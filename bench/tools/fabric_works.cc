@@ -19,8 +19,6 @@ constexpr std::uint32_t kInlineBytesMax = 1024;
 constexpr std::size_t kPollBatch = 64;
 constexpr std::uint32_t kSendsPerRound = 64;
 constexpr std::size_t kRegionBytes = 4u << 20;
-// The server answers after as many bytes, so that the client's figures are fine enough.
-constexpr std::uint32_t kBytesPerReturn = 256 * 1024;
 
 // What a receiver tells its sender now and then: totals.
 struct Return {
@@ -115,10 +113,10 @@ bool poll_line(Line& line, const OnReceive& on_receive) {
 
 class ThroughputServer final : public Session {
  public:
-  ThroughputServer(Line line, std::uint32_t message_bytes)
+  ThroughputServer(Line line, const Greeting& peers)
       : line_(std::move(line)),
         messages_per_return_(
-            std::min(line_.depth() / 4, std::max(kBytesPerReturn / message_bytes, 4u))) {}
+            std::min(line_.depth() / 4, std::max(peers.report_bytes / peers.message_bytes, 4u))) {}
 
   bool run() override {
     if (!poll_line(line_, [this](const Completion&) { ++received_; })) return false;
@@ -279,6 +277,7 @@ Greeting make_greeting(const LoadOptions& load, const fabric::EndpointOptions& o
   out.work = load.work;
   out.message_bytes = load.message_bytes;
   out.receive_depth = options.receive_depth;
+  out.report_bytes = load.report_bytes;
   return out;
 }
 
@@ -293,7 +292,7 @@ bool read_greeting(std::span<const std::byte> bytes, Greeting& out) {
   const Greeting expected;
   std::memcpy(&out, bytes.data(), sizeof(out));
   return out.magic == expected.magic && out.message_bytes != 0 && out.message_bytes <= 65'536 &&
-         out.receive_depth != 0;
+         out.receive_depth != 0 && out.report_bytes != 0;
 }
 
 std::unique_ptr<Session> make_server(std::unique_ptr<fabric::Endpoint> endpoint,
@@ -303,7 +302,7 @@ std::unique_ptr<Session> make_server(std::unique_ptr<fabric::Endpoint> endpoint,
   if (peers.work == Work::kRoundTrips) {
     return std::make_unique<EchoServer>(std::move(line), peers.message_bytes);
   }
-  return std::make_unique<ThroughputServer>(std::move(line), peers.message_bytes);
+  return std::make_unique<ThroughputServer>(std::move(line), peers);
 }
 
 std::unique_ptr<Session> make_client(std::unique_ptr<fabric::Endpoint> endpoint,

@@ -33,12 +33,14 @@ struct Greeting {
   Work work = Work::kThroughput;
   std::uint32_t message_bytes = 64;
   std::uint32_t receive_depth = 0;  // of the sender of this greeting
+  std::uint32_t report_bytes = 0;   // the server tells what it has got each time it got so many
 };
 
 struct LoadOptions {
   Work work = Work::kThroughput;
   std::uint32_t message_bytes = 64;
   std::uint32_t streams = 64;
+  std::uint32_t report_bytes = 256 * 1024;
   double seconds = 2;
   double warmup_seconds = 0.5;
 };
