@@ -45,6 +45,7 @@ Status Core::watch(int fd, Watch::Kind kind, std::shared_ptr<Device> device) {
   auto watch = std::make_unique<Watch>();
   watch->kind = kind;
   watch->device = std::move(device);
+  watch->fd = fd;
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = watch.get();
@@ -100,6 +101,28 @@ Result<std::shared_ptr<Device>> Core::device_of(const rdma_cm_id& id) {
   return device;
 }
 
+void Core::remove(QueuePair* queue_pair) {
+  std::erase(queue_pairs_, queue_pair);
+  forget_if_unused(queue_pair->device());
+}
+
+// A device that has failed is opened anew for who comes next; the old one is closed when its last
+// queue pair and its last registered region have gone.
+void Core::forget_if_unused(const Device& device) {
+  const auto is_it = [&](const auto& other) { return other.get() == &device; };
+  if (std::any_of(devices_.begin(), devices_.end(), is_it)) return;
+  if (std::any_of(queue_pairs_.begin(), queue_pairs_.end(),
+                  [&](const QueuePair* other) { return &other->device() == &device; })) {
+    return;
+  }
+  for (auto& watch : watches_) {
+    if (watch->device.get() != &device) continue;
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, watch->fd, nullptr);
+    retired_.push_back(std::move(watch));
+  }
+  std::erase(watches_, nullptr);
+}
+
 void Core::wake_at(std::uint64_t deadline_ns) {
   if (deadline_ns >= timer_ns_) return;
   timer_ns_ = deadline_ns;
@@ -146,6 +169,7 @@ void Core::pump_if_due() {
 }
 
 void Core::pump() {
+  retired_.clear();
   std::array<epoll_event, kEventsPerWait> events;
   const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsPerWait, 0);
   for (int i = 0; i < count; ++i) {
@@ -241,6 +265,7 @@ void Core::drain_device(Device& device) {
       // Connections to come open the device anew.
       std::erase_if(devices_, [&](const auto& other) { return other.get() == &device; });
       fail_where(device, 0, Status::error(Code::kDisconnected, "the device failed"));
+      forget_if_unused(device);
     }
   }
 }

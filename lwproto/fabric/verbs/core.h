@@ -96,7 +96,7 @@ class Core {
   void add(Sleeper* sleeper) { sleepers_.push_back(sleeper); }
   void remove(Sleeper* sleeper) { std::erase(sleepers_, sleeper); }
   void add(QueuePair* queue_pair) { queue_pairs_.push_back(queue_pair); }
-  void remove(QueuePair* queue_pair) { std::erase(queue_pairs_, queue_pair); }
+  void remove(QueuePair* queue_pair);
   void wake_at(std::uint64_t deadline_ns);  // some sleeper has this deadline
 
   bool arm();
@@ -112,6 +112,7 @@ class Core {
   struct Watch {
     enum class Kind { kCm, kCompletions, kDevice, kTimer } kind = Kind::kTimer;
     std::shared_ptr<Device> device;
+    int fd = -1;
   };
 
   Status open_event_channel();
@@ -119,6 +120,7 @@ class Core {
   void drain_cm();
   void drain_completions(Device& device);
   void drain_device(Device& device);
+  void forget_if_unused(const Device& device);
   void fail_where(const Device& device, int port, Status reason);
   void on_timer();
 
@@ -131,6 +133,7 @@ class Core {
   UniqueFd timer_;
   rdma_event_channel* events_ = nullptr;
   std::vector<std::unique_ptr<Watch>> watches_;
+  std::vector<std::unique_ptr<Watch>> retired_;  // events of this pump() may still name them
   std::vector<std::shared_ptr<Device>> devices_;
   std::vector<Sleeper*> sleepers_;
   std::vector<QueuePair*> queue_pairs_;
