@@ -39,7 +39,8 @@ class RogueNode:
     def run_cases(self, names):
         one = self.lab(keys={"web": KEY}, config={"limits": LIMITS})
         victim = one.start_echo(name="victim")
-        busy = load.EchoLoad(one, port=7, connections=16)
+        busy = load.EchoLoad(one, port=7, connections=4 if settings.in_guest else 16,
+                             modest=settings.in_guest)
         self.addCleanup(busy.close)
         busy.start()
         wrong = []

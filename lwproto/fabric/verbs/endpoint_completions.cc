@@ -59,6 +59,7 @@ std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
 
 std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
   std::size_t count = 0;
+  bool emptied = false;  // the device had no more a moment ago: that is not asked again
   for (;;) {
     const bool delivering = state_ == State::kOpen || state_ == State::kDraining;
     // Whoever ends the channel gets all cookies as failed, at the end.
@@ -74,7 +75,10 @@ std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
       room_news_ = waiting_;
     }
     if (delivering && count == out.size()) return count;
-    if (stash_next_ == stash_count_ && !fill_stash()) return count;
+    if (stash_next_ == stash_count_) {
+      if (emptied || !fill_stash()) return count;
+      emptied = stash_count_ < stash_.size();
+    }
     const ibv_wc& completion = stash_[stash_next_++];
     // Whoever has ended the channel takes nothing more, and handle() fills nothing.
     if (handle(completion, delivering ? &out[count] : nullptr)) ++count;
