@@ -37,6 +37,18 @@ std::size_t Link::poll(std::uint64_t now_ns) {
   return 1;
 }
 
+void Link::move_to(LinkPlace place) {
+  place.endpoint.receive_memory = place_.endpoint.receive_memory;
+  place.pool = place_.pool;
+  place_ = std::move(place);
+  retired_ = false;
+  workers_ = 1;
+  retry_at_ns_ = 0;
+  retry_pause_ns_ = kRetryFirstNs;
+  our_reason_ = nullptr;
+  last_reason_.clear();
+}
+
 void Link::flush() {
   if (up()) hold_->channel->publish();
 }
@@ -95,7 +107,8 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   for (const auto& region : node_.regions()) attach(*region);
   services_.assign(node_.services().size(), {});
   node_.link_up(*this);
-  if (place_.configured) node_.follow_workers(*this, std::max<std::uint32_t>(peer->workers, 1));
+  workers_ = std::max<std::uint32_t>(peer->workers, 1);
+  if (place_.origin != LinkOrigin::kWorker) node_.follow_workers(*this, workers_);
   sync_services();
   return {};
 }

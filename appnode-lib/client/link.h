@@ -28,12 +28,19 @@ namespace sanproxy::app::internal {
 
 class NodeImpl;
 
+enum class LinkOrigin : std::uint8_t {
+  kConfigured,  // by the application
+  kCluster,     // found in one
+  kWorker,      // a proxy's HELLO led to it
+};
+
 struct LinkPlace {
   std::string address;
   fabric::Fabric* fabric = nullptr;
   fabric::EndpointOptions endpoint;
   const buffer::SlotPool* pool = nullptr;  // where receives land, if in memory of ours
-  bool configured = true;  // by the application; else a proxy's HELLO led to the address
+  bool receives_into_pool = false;         // the fabric's kind
+  LinkOrigin origin = LinkOrigin::kConfigured;
 };
 
 // A channel, and how many kept loans need its memory.
@@ -73,10 +80,16 @@ class Link final : public channel::Delegate {
   // and few are left to post.
   bool receive_memory_is_short() const;
 
-  // The proxy has no such worker any more: no new channel once this one has ended.
+  // The proxy, or such a worker of it, is gone: no new channel once this one has ended.
   void retire() { retired_ = true; }
   void revive() { retired_ = false; }
-  bool configured() const { return place_.configured; }
+  // Retired, and nothing is under way: may serve another address once no connection needs it.
+  bool finished() const { return retired_ && hold_ == nullptr && connecting_ == nullptr; }
+  // Only when finished; keeps the memory that receives land in.
+  void move_to(LinkPlace place);
+  LinkOrigin origin() const { return place_.origin; }
+  bool receives_into_pool() const { return place_.receives_into_pool; }
+  std::uint32_t workers() const { return workers_; }  // of the proxy, as its last HELLO said
   bool wanted() const { return !retired_; }
 
   // --- services (by their index in the Node)
@@ -156,6 +169,7 @@ class Link final : public channel::Delegate {
   NodeImpl& node_;
   LinkPlace place_;
   bool retired_ = false;
+  std::uint32_t workers_ = 1;
   wire::HelloBody hello_{};  // of this attempt and its channel
   std::unique_ptr<fabric::Connecting> connecting_;
   std::unique_ptr<ChannelHold> hold_;

@@ -69,6 +69,7 @@ bool Node::arm() { return impl(*this).arm(); }
 std::size_t Node::poll() { return impl(*this).poll(); }
 std::size_t Node::connection_count() const { return impl(*this).pool().live(); }
 std::size_t Node::proxies_up() const { return impl(*this).proxies_up(); }
+std::size_t Node::proxies_left_out() const { return impl(*this).proxies_left_out(); }
 bool Node::drained() const { return impl(*this).drained(); }
 
 std::size_t Service::joined_count() const { return node_->joined_count(index_, serial_); }

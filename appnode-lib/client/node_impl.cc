@@ -60,6 +60,7 @@ NodeImpl::NodeImpl(NodeOptions options, Assembly assembly)
 
 Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly assembly) {
   if (options.proxies.empty()) options.proxies = proxies_from_environment();
+  options.proxies = rejoin_cluster_addresses(options.proxies);
   if (options.name.empty()) options.name = default_name();
   if (options.proxies.empty() || options.proxies.size() > kProxiesMax) {
     return Status(Code::kInvalidArgument, "1 to 64 proxies are needed (or SANPROXY_PROXY)");
@@ -77,6 +78,7 @@ Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly
     return Status(Code::kInvalidArgument, "receive_buffers must be 16 to 65536");
   }
   if (const Status status = take_link_environment(options); !status.ok()) return status;
+  if (const Status status = take_cluster_environment(options.cluster); !status.ok()) return status;
   std::unique_ptr<NodeImpl> node(new NodeImpl(std::move(options), std::move(assembly)));
   if (const Status status = node->set_up(); !status.ok()) return status;
   return node;
@@ -140,6 +142,10 @@ Status NodeImpl::set_up_receive_memory() {
 
 Status NodeImpl::set_up_links() {
   for (const std::string& address : options_.proxies) {
+    if (is_cluster_address(address)) {
+      if (const Status status = set_up_cluster(address); !status.ok()) return status;
+      continue;
+    }
     auto fabric = fabric_for(address);
     if (!fabric.ok()) return fabric.status();
     links_.push_back(std::make_unique<Link>(*this, link_place(**fabric, address)));
@@ -153,6 +159,7 @@ LinkPlace NodeImpl::link_place(const FabricInUse& fabric, std::string address) c
   out.fabric = fabric.fabric.get();
   out.endpoint = fabric.options;
   out.pool = fabric.pool;
+  out.receives_into_pool = fabric.receives_into_pool;
   return out;
 }
 
@@ -177,7 +184,8 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
   out.fabric = std::move(*fabric);
   out.options = assembly_.endpoint;
   out.options.link = link_parameters_;
-  if (kind->second.receives_into_pool) {
+  out.receives_into_pool = kind->second.receives_into_pool;
+  if (out.receives_into_pool) {
     out.options.receive_depth = options_.receive_buffers;
     out.options.receive_memory = {receive_pool_.get(), &receive_region_, 0};
     out.pool = receive_pool_.get();
@@ -225,6 +233,10 @@ std::size_t NodeImpl::poll() {
   // Who sleeps on fd() leaves its wake-ups to us, and they would wake again and again.
   if (armed_) take_events(0);
   disarm();  // each time: this is also how fabrics notice dead peers
+  if (std::any_of(clusters_.begin(), clusters_.end(),
+                  [](const auto& cluster) { return cluster->has_news(); })) {
+    follow_clusters();
+  }
   const std::uint64_t now = time_matters() ? now_ns() : 0;
   std::size_t handled = 0;
   // One that comes up may add some.

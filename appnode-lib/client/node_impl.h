@@ -2,8 +2,8 @@
 //
 // Document: docs/application_library.md.
 // Role: owns the fabrics, one Link a proxy (a worker of one), the connections, the registered
-// memory and the lists
-//   of those that wait; makes a poll round out of them and sleeps on one descriptor.
+//   memory and the lists of those that wait; makes a poll round out of them and sleeps on one
+//   descriptor.
 // Owner: the application. Thread: one (stop() excepted).
 // Invariants:
 //   1. A poll round: Links (messages, handlers) -> those that waited for memory -> on_closed()
@@ -22,7 +22,9 @@
 #include <string_view>
 #include <vector>
 
+#include "appnode-lib/client/cluster_address.h"
 #include "appnode-lib/client/connection_table.h"
+#include "appnode-lib/client/discovery.h"
 #include "appnode-lib/client/kept.h"
 #include "appnode-lib/client/link.h"
 #include "appnode-lib/client/send_memory.h"
@@ -59,8 +61,8 @@ struct Assembly {
 };
 Assembly default_assembly();
 
-// Where the channel of one of a proxy's further workers receives; outlives what is kept of it.
-struct WorkerMemory {
+// Where the channel of a Link that came while running receives; outlives what is kept of it.
+struct LinkMemory {
   buffer::MemoryRegion region;
   std::unique_ptr<buffer::SlotPool> pool;
 };
@@ -70,13 +72,15 @@ struct FabricInUse {
   std::unique_ptr<fabric::Fabric> fabric;
   fabric::EndpointOptions options;
   const buffer::SlotPool* pool = nullptr;  // where receives land, if in memory of ours
+  bool receives_into_pool = false;         // its kind's
 };
 
 class NodeImpl final : public Node {
  public:
   static constexpr std::size_t kServicesMax = 1024;
-  static constexpr std::size_t kProxiesMax = 64;
-  static constexpr std::size_t kKeysMax = 8;  // rule S21 of docs/wire_format.md
+  static constexpr std::size_t kProxiesMax = 64;  // configured addresses
+  static constexpr std::size_t kLinksMax = 4096;  // those found, and workers, included
+  static constexpr std::size_t kKeysMax = 8;      // rule S21 of docs/wire_format.md
 
   static Result<std::unique_ptr<NodeImpl>> create(NodeOptions options, Assembly assembly);
   ~NodeImpl() override;
@@ -93,6 +97,8 @@ class NodeImpl final : public Node {
   std::size_t poll();
   bool drained() const;
   std::size_t proxies_up() const { return links_up_; }
+  std::size_t proxies_left_out() const;
+  std::size_t link_count() const { return links_.size(); }
   bool is(std::uint32_t service, std::uint64_t serial) const {
     return services_[service]->serial == serial;
   }
@@ -147,7 +153,15 @@ class NodeImpl final : public Node {
   void drain_own_events();
   void set_timer(std::uint64_t deadline_ns);
   LinkPlace link_place(const FabricInUse& fabric, std::string address) const;
-  Status add_worker(const std::string& address);
+  Link* find_link(const std::string& address);
+  Status add_link(const std::string& address, LinkOrigin origin);
+  Link* spare_link(bool receives_into_pool);
+  bool in_use(const Link& link);
+  Status set_up_cluster(const std::string& address);
+  bool usable(const std::string& address);
+  void follow_clusters();
+  void add_proxy(const std::string& address);
+  void drop_proxy(const std::string& address);
   bool time_matters() const;
   std::uint64_t next_deadline_ns() const;
   void say_goodbye();
@@ -171,7 +185,7 @@ class NodeImpl final : public Node {
   std::vector<std::unique_ptr<Region>> regions_;
   buffer::MemoryRegion receive_region_;  // of the fabrics that receive into memory of ours
   std::unique_ptr<buffer::SlotPool> receive_pool_;
-  std::vector<std::unique_ptr<WorkerMemory>> worker_memory_;
+  std::vector<std::unique_ptr<LinkMemory>> link_memory_;
   KeptPool kept_;
 
   std::map<std::string, FabricInUse, std::less<>> fabrics_;
@@ -180,6 +194,7 @@ class NodeImpl final : public Node {
   std::uint64_t last_service_serial_ = 0;
   ConnectionPool pool_;
   std::vector<std::unique_ptr<Link>> links_;
+  std::vector<std::unique_ptr<Discovery>> clusters_;  // at most kProxiesMax
   std::size_t links_up_ = 0;
   int links_waiting_ = 0;      // that are up and will ask for something again
   std::size_t next_link_ = 0;  // for outgoing connections

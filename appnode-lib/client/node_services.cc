@@ -3,8 +3,6 @@
 
 #include "appnode-lib/client/convert.h"
 #include "appnode-lib/client/node_impl.h"
-#include "lwproto/buffer/pool_sizes.h"
-#include "lwproto/fabric/address.h"
 
 namespace sanproxy::app::internal {
 
@@ -132,50 +130,6 @@ void NodeImpl::link_up(Link& link) {
 }
 
 void NodeImpl::link_lost() { --links_up_; }
-
-void NodeImpl::follow_workers(const Link& link, std::uint32_t workers) {
-  const auto base = fabric::FabricAddress::parse(link.address());
-  if (!base.ok()) return;
-  for (std::uint32_t i = 1; i < wire::kWorkersMax; ++i) {
-    const auto address = base->of_worker(i);
-    if (!address.ok()) break;
-    const std::string text = address->to_string();
-    const auto known = std::find_if(links_.begin(), links_.end(),
-                                    [&](const auto& other) { return other->address() == text; });
-    if (known == links_.end()) {
-      if (i >= workers) break;
-      const Status added = add_worker(text);
-      if (!added.ok() && options_.on_proxy_down) options_.on_proxy_down(text, added.text());
-    } else if (i < workers) {
-      (*known)->revive();
-    } else if (!(*known)->configured()) {
-      (*known)->retire();
-    }
-  }
-}
-
-// Channels of further workers have memory of their own, so that they can come at any time.
-Status NodeImpl::add_worker(const std::string& address) {
-  auto fabric = fabric_for(address);
-  if (!fabric.ok()) return fabric.status();
-  LinkPlace link = link_place(**fabric, address);
-  link.configured = false;
-  if (link.pool != nullptr) {
-    auto region = buffer::MemoryRegion::create(
-        "appnode-receive", std::size_t{2} * options_.receive_buffers * buffer::kEgressSlotBytes);
-    if (!region.ok()) return to_public(region.status());
-    auto memory = std::make_unique<WorkerMemory>();
-    memory->region = std::move(*region);
-    memory->pool =
-        std::make_unique<buffer::SlotPool>(memory->region.bytes(), buffer::kEgressSlotBytes);
-    link.endpoint.receive_memory = {memory->pool.get(), &memory->region, 0};
-    link.pool = memory->pool.get();
-    worker_memory_.push_back(std::move(memory));
-  }
-  send_records_->add(assembly_.endpoint.send_depth);
-  links_.push_back(std::make_unique<Link>(*this, std::move(link)));
-  return {};
-}
 
 void NodeImpl::link_down(Link& link, std::string_view reason) {
   if (options_.on_proxy_down) options_.on_proxy_down(link.address(), reason);

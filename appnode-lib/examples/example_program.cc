@@ -41,9 +41,14 @@ void add_link_options(CLI::App& cli, CommonOptions& options) {
 void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.set_version_flag("--version", "sanproxy " SANPROXY_VERSION);
   cli.add_option("--proxy", options.proxies,
-                 "A proxy node: shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
+                 "A proxy node: shm:/PATH, verbs://IP:PORT or tcp://IP:PORT; or all of a cluster: "
+                 "etcd://HOST:PORT[,HOST:PORT...]/CLUSTER")
       ->envname("SANPROXY_PROXY")
       ->delimiter(',');
+  cli.add_option(
+         "--proxies-max", options.proxies_max,
+         "Of a cluster, so many proxies are followed (or SANPROXY_CLUSTER_PROXIES_MAX; 128)")
+      ->check(CLI::Range(1, 1024));
   cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
       ->envname("SANPROXY_SERVICE")
       ->delimiter(',');
@@ -68,8 +73,12 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
   node_options.proxies = options.proxies;
   node_options.link = options.link;
   node_options.tls = options.tls;
+  node_options.cluster.proxies_max = options.proxies_max;
   node_options.on_proxy_up = [](auto proxy) { spdlog::info("{}: connected", proxy); };
   node_options.on_proxy_down = [](auto proxy, auto why) { spdlog::warn("{}: {}", proxy, why); };
+  node_options.on_cluster_news = [](auto cluster, auto text) {
+    spdlog::info("{}: {}", cluster, text);
+  };
   node_options.on_joined = [](auto service, auto proxy) {
     spdlog::info("{}: joined {}", proxy, service);
   };

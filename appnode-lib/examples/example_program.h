@@ -18,6 +18,7 @@ namespace app = sanproxy::app;
 
 struct CommonOptions {
   std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
+  std::size_t proxies_max = 0;        // --proxies-max
   std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
   std::vector<std::string> keys;      // --key NAME:FILE, or SANPROXY_KEY
   app::LinkOptions link;              // --link, or SANPROXY_LINK

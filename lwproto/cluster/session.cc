@@ -36,7 +36,10 @@ Session::Session(SessionOptions options, Log log)
       root_(cluster_root(options_.prefix, options_.cluster)),
       client_(options_.etcd),
       state_(root_, options_.entries_max, std::uint64_t{options_.ttl_s} * kNsPerSecond,
-             [this](const std::string& text) { log_(LogLevel::kWarning, text); }) {
+             [this](const std::string& text) {
+               log_(LogLevel::kWarning, text);
+               mailbox_.nudge();
+             }) {
   // Signals are for the process's other threads.
   sigset_t all, before;
   sigfillset(&all);
@@ -131,6 +134,7 @@ bool Session::come_up() {
   if (news) {
     log_(LogLevel::kInfo, "cluster \"" + options_.cluster + "\" at " + client_.endpoint() + ": " +
                               std::to_string(state_.entries().size()) + " entries");
+    mailbox_.nudge();
   }
   return true;
 }

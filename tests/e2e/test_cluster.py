@@ -188,6 +188,59 @@ class Cluster(ClusterTest):
         self.assertTrue(late.alive())
 
 
+class Discovery(ClusterTest):
+    def second_proxy(self, one):
+        """The configuration of another proxy of the cluster, beside the first."""
+        path = one.config_path.replace("proxynode.toml", "second.toml")
+        text = one.config
+        for old, new in (('"p1"', '"p2"'), ('"san0"', '"san1"'), ("10.77.0.1/24", "10.78.0.1/24"),
+                         ("fd77::1/64", "fd78::1/64"), (":9477", ":9478"),
+                         ("proxy.sock", "second.sock")):
+            self.assertIn(old, text)
+            text = text.replace(old, new)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def joined(self, store):
+        """The proxies that an application node serves."""
+        return sorted(node["proxy"] for node in store.sanctl("nodes", "--kind", "appnode")
+                      if SERVICE in node["services"])
+
+    def test_an_application_finds_all_proxies_by_one_address_and_follows_them(self):
+        one, store = self.cluster()
+        path = self.second_proxy(one)
+        cluster = f"etcd://127.0.0.1:1,127.0.0.1:{etcd.CLIENT_PORT}/default"
+        argv = programs.echo_argv("echo", [cluster], SERVICE, [])
+        app = one.start("echo-found", argv, one.proxy_ns)
+        wait.until(lambda: self.joined(store) == ["p1"], lambda: f"p1 is found\n{app.log()}")
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+
+        start = lambda: one.start("second", [programs.path("proxynode"), "--config", path],
+                                  one.proxy_ns)
+        second = start()
+        wait.until(lambda: self.joined(store) == ["p1", "p2"],
+                   lambda: f"p2 is found\n{app.log()}\n{second.log()}")
+        self.assertEqual(second.stop(), 0)
+        wait.until(lambda: self.joined(store) == ["p1"], "p2 is gone")
+        self.echoes(sock)
+
+        # Who is not in etcd keeps the channels it has; etcd is no part of the way.
+        store.members[0].kill()
+        for _ in range(20):
+            with one.connect(7) as fresh:
+                self.echoes(fresh)
+        self.echoes(sock)
+        second = start()
+        second.wait_log("is ready")
+        store.members[0].start()
+        store.wait_healthy()
+        wait.until(lambda: self.joined(store) == ["p1", "p2"],
+                   lambda: f"p2 is found again\n{app.log()}\n{second.log()}")
+        self.echoes(sock)
+
+
 class NetworkNode(ClusterTest):
     def test_a_network_node_finds_services_and_proxies_and_hears_of_drains(self):
         one, store = self.cluster()

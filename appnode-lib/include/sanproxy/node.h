@@ -27,9 +27,23 @@ struct KeyOptions {
   std::string secret{};  // the secret itself
 };
 
+// How the etcd of a cluster is asked, and how much of the cluster is followed. What is not set
+// comes from SANPROXY_ETCD_USER, _PASSWORD_FILE, _CA, _CERTIFICATE, _KEY and
+// SANPROXY_CLUSTER_PROXIES_MAX.
+struct ClusterOptions {
+  static constexpr std::size_t kProxiesMaxDefault = 128;
+  static constexpr std::size_t kProxiesMaxMost = 1024;
+  // Proxies found in clusters, in all; further ones are left out and told of. 0: not set.
+  std::size_t proxies_max = 0;
+  std::string user{}, password_file{};  // of etcd; the password is the file's first line
+  std::string ca{};                     // PEM: who signs etcd's certificate ("etcds://...")
+  std::string certificate{}, key{};     // PEM: ours, if etcd asks for one
+};
+
 struct NodeOptions {
   // "shm:/run/sanproxy/proxy.sock", "verbs://10.9.0.1:7471", "tcp://10.9.0.1:7471", any mixture;
-  // if empty, SANPROXY_PROXY (comma separated) is used.
+  // "etcd://HOST:PORT[,HOST:PORT...]/CLUSTER" is all proxies of a cluster, as they come and go.
+  // If empty, SANPROXY_PROXY (comma separated) is used.
   std::vector<std::string> proxies{};
   std::string name{};  // shown by the proxy; by default the program's name and pid
   // At most 8; if empty, SANPROXY_KEY ("NAME:FILE", comma separated) is used. Each proxy is asked
@@ -39,6 +53,7 @@ struct NodeOptions {
   // --- links. Where not set, SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY and _CA are used.
   LinkOptions link{};  // asked of every proxy's link
   TlsFiles tls{};      // tcp links use TLS if set, and only then
+  ClusterOptions cluster{};
 
   // --- bounds
   std::size_t connections_max = 65'536;
@@ -59,6 +74,8 @@ struct NodeOptions {
   std::function<void(std::string_view service, std::string_view proxy)> on_joined{};
   std::function<void(std::string_view service, std::string_view proxy, CloseCode)>
       on_join_refused{};
+  // The etcd of a cluster is lost or back, a proxy there cannot be reached or is one too many.
+  std::function<void(std::string_view cluster, std::string_view text)> on_cluster_news{};
   // The proxy does not take the proof of this key. Services are asked for all the same.
   std::function<void(std::string_view key, std::string_view proxy, CloseCode)> on_key_refused{};
 };
@@ -130,6 +147,8 @@ class Node {
   // --- about it
   std::size_t connection_count() const;
   std::size_t proxies_up() const;
+  // Of clusters: known, but beyond proxies_max or without a way from here.
+  std::size_t proxies_left_out() const;
   // True when every service has left and no connection is open: the end of a graceful stop.
   bool drained() const;
 

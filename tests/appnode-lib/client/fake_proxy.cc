@@ -242,7 +242,7 @@ Harness::~Harness() {
 }
 
 void Harness::make_node(NodeOptions options) {
-  options.proxies = {address_};
+  if (options.proxies.empty()) options.proxies = {address_};
   internal::Assembly assembly = internal::default_assembly();
   assembly.clock = &clock_;
   auto node = internal::NodeImpl::create(std::move(options), std::move(assembly));

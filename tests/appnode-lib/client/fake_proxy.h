@@ -139,7 +139,7 @@ class Harness : public ::testing::Test {
   Harness();
   ~Harness() override;
 
-  // A node that knows of the proxy; `options.proxies` is filled in.
+  // A node that knows of the proxy, unless `options.proxies` says otherwise.
   void make_node(NodeOptions options = {});
   void pump();
   // Until the condition holds; fails the test if it never does.
