@@ -2,8 +2,9 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 #include "lwproto/cluster/host.h"
-#include "netnode/main/cluster_view.h"
 
 namespace sanproxy::netnode {
 
@@ -23,22 +24,36 @@ ClusterMember::ClusterMember(const NetnodeConfig& config, const std::string& ver
       });
 }
 
-std::optional<steer::ProxySet> ClusterMember::take() {
+std::optional<steer::ProxySet> ClusterMember::take(const ClusterEntries::IsUp& is_up) {
   const auto changes = session_->take();
   if (changes.empty()) return std::nullopt;
-  for (const cluster::Change& change : changes) {
-    if (change.entry) {
-      entries_.insert_or_assign(change.key, *change.entry);
-    } else if (!cluster::is_node_key(change.key) ||
-               entries_.size() >= config_.cluster->session.entries_max) {
-      entries_.erase(change.key);
-    }  // else it stays: invariant 2
-  }
-  return with_cluster(config_.set, entries_);
+  entries_.apply(changes, is_up);
+  drained_ = entries_.all().contains(
+      cluster::drain_key(cluster::NodeKind::kNetworkNode, config_.name));
+  return make_set();
 }
 
-void ClusterMember::publish(const std::string& state) {
+// What is left out is told of when it changes.
+steer::ProxySet ClusterMember::make_set() {
+  std::vector<std::string> left_out;
+  steer::ProxySet set = with_cluster(config_.set, entries_.all(), left_out);
+  for (const std::string& text : left_out) {
+    if (std::find(left_out_.begin(), left_out_.end(), text) == left_out_.end()) {
+      spdlog::warn("of the cluster is not taken: {}", text);
+    }
+  }
+  left_out_ = std::move(left_out);
+  return set;
+}
+
+std::optional<steer::ProxySet> ClusterMember::forget_lost(const ClusterEntries::IsUp& is_up) {
+  if (!entries_.forget_lost(is_up)) return std::nullopt;
+  return make_set();
+}
+
+void ClusterMember::publish(const std::string& state, std::uint64_t sessions) {
   self_.state = state;
+  self_.connections = state == "running" ? 0 : sessions;
   session_->announce(cluster::node_key(cluster::NodeKind::kNetworkNode, self_.name),
                      cluster::to_json(self_));
 }

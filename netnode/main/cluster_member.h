@@ -6,17 +6,19 @@
 // Owner: Node. Thread: its; the Session has its own.
 // Invariants:
 //   1. Nothing here waits for etcd.
-//   2. Proxies that leave the cluster, and services that nobody there serves any more, stay known:
-//      that a lease has run out says something of etcd, not of the sessions. Whether a proxy is up
-//      its channel or its probe says.
+//   2. A proxy whose record is gone, and what its application nodes serve, stay known as long as it
+//      is up by its channel or its probe: that a lease has run out may be etcd's doing. Once it is
+//      down they are forgotten.
 #pragma once
 
-#include <map>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "lwproto/cluster/session.h"
+#include "netnode/main/cluster_view.h"
 #include "netnode/main/config.h"
 #include "netnode/steer/proxy_set.h"
 
@@ -27,15 +29,25 @@ class ClusterMember {
   ClusterMember(const NetnodeConfig& config, const std::string& version);
 
   int fd() const { return session_->fd(); }
-  // The set to apply, if something has changed.
-  std::optional<steer::ProxySet> take();
-  void publish(const std::string& state);
+  // The set to apply, if something has changed. `is_up`: by channel or probe, a proxy of that name.
+  std::optional<steer::ProxySet> take(const ClusterEntries::IsUp& is_up);
+  // The same after proxies may have gone down; cheap when none is waited for.
+  std::optional<steer::ProxySet> forget_lost(const ClusterEntries::IsUp& is_up);
+  // What of the cluster is not taken, and why; for people.
+  const std::vector<std::string>& left_out() const { return left_out_; }
+  bool drained() const { return drained_; }  // this network node, by the cluster
+  // `sessions` are told of while somebody waits for them to end.
+  void publish(const std::string& state, std::uint64_t sessions);
   cluster::SessionStatus status() const { return session_->status(); }
 
  private:
+  steer::ProxySet make_set();
+
   const NetnodeConfig& config_;
   cluster::NodeRecord self_;
-  std::map<std::string, cluster::Entry> entries_;
+  ClusterEntries entries_;
+  std::vector<std::string> left_out_;
+  bool drained_ = false;
   std::unique_ptr<cluster::Session> session_;
 };
 

@@ -9,14 +9,21 @@ namespace {
 using cluster::Entry;
 
 // Proxies that registered a way for network nodes, and are not in the file.
-void add_found(steer::ProxySet& set, const std::string& key, const cluster::NodeRecord& record) {
+void add_found(steer::ProxySet& set, const std::string& key, const cluster::NodeRecord& record,
+               std::vector<std::string>& left_out) {
   if (!key.starts_with("node/proxy/") || record.channels.empty()) return;
-  const auto same = [&](const steer::ProxyConfig& one) {
-    return one.name == record.name || one.channel == record.channels.front() ||
-           (record.tag != 0 && one.id == record.tag);
-  };
-  if (std::any_of(set.proxies.begin(), set.proxies.end(), same)) return;
-  if (set.proxies.size() >= steer::kProxiesMax) return;
+  for (const steer::ProxyConfig& one : set.proxies) {
+    if (one.name == record.name) return;
+    const bool same_channel = one.channel == record.channels.front();
+    if (!same_channel && (record.tag == 0 || one.id != record.tag)) continue;
+    left_out.push_back("proxy \"" + record.name + "\": it has the " +
+                       (same_channel ? "channel" : "id") + " of \"" + one.name + "\"");
+    return;
+  }
+  if (set.proxies.size() >= steer::kProxiesMax) {
+    return left_out.push_back("proxy \"" + record.name + "\": there are " +
+                              std::to_string(steer::kProxiesMax) + " already");
+  }
   steer::ProxyConfig found;
   found.name = record.name;
   found.id = record.tag;
@@ -25,27 +32,80 @@ void add_found(steer::ProxySet& set, const std::string& key, const cluster::Node
   set.proxies.push_back(std::move(found));
 }
 
-void add_service(steer::ProxySet& set, const std::string& text) {
+using Addresses = std::set<SocketAddress>;
+
+void add_service(steer::ProxySet& set, Addresses& known, const std::string& text,
+                 std::vector<std::string>& left_out) {
   const auto address = SocketAddress::parse(text);
+  if (!address.ok() || address->port == 0) {
+    return left_out.push_back("service \"" + text + "\": it is no IP:PORT");
+  }
   // "Every address" is nothing that we could answer for.
-  if (!address.ok() || address->ip.is_any() || set.services.size() >= steer::kServicesMax) return;
-  const bool known = std::any_of(set.services.begin(), set.services.end(),
-                                 [&](const auto& one) { return one.address == *address; });
-  if (!known) set.services.push_back({.address = *address});
+  if (address->ip.is_any() || known.contains(*address)) return;
+  if (set.services.size() >= steer::kServicesMax) {
+    return left_out.push_back("service " + address->to_string() + ": there are " +
+                              std::to_string(steer::kServicesMax) + " already");
+  }
+  known.insert(*address);
+  set.services.push_back({.address = *address});
+}
+
+// The proxy whose lease holds a node's key; "" for other keys.
+std::string owner_of(std::string_view key) {
+  for (const std::string_view prefix : {"node/proxy/", "node/appnode/"}) {
+    if (!key.starts_with(prefix)) continue;
+    key.remove_prefix(prefix.size());
+    return std::string(key.substr(0, key.find('/')));
+  }
+  return "";
 }
 
 }  // namespace
 
+void ClusterEntries::apply(const std::vector<cluster::Change>& changes, const IsUp& is_up) {
+  // Who goes first: an application node's key that goes with its proxy's says nothing of its own.
+  for (const cluster::Change& change : changes) {
+    if (!change.key.starts_with("node/proxy/")) continue;
+    const std::string proxy = owner_of(change.key);
+    if (change.entry) {
+      held_.erase(proxy);
+    } else if (is_up(cluster::proxy_of_worker(proxy))) {
+      held_.insert(proxy);
+    }
+  }
+  for (const cluster::Change& change : changes) {
+    if (change.entry) {
+      entries_.insert_or_assign(change.key, *change.entry);
+    } else if (!held_.contains(owner_of(change.key))) {
+      entries_.erase(change.key);
+    }
+  }
+}
+
+bool ClusterEntries::forget_lost(const IsUp& is_up) {
+  std::set<std::string> lost;
+  for (const std::string& proxy : held_) {
+    if (!is_up(cluster::proxy_of_worker(proxy))) lost.insert(proxy);
+  }
+  if (lost.empty()) return false;
+  std::erase_if(entries_, [&](const auto& one) { return lost.contains(owner_of(one.first)); });
+  std::erase_if(held_, [&](const std::string& proxy) { return lost.contains(proxy); });
+  return true;
+}
+
 steer::ProxySet with_cluster(const steer::ProxySet& configured,
-                             const std::map<std::string, Entry>& entries) {
+                             const std::map<std::string, Entry>& entries,
+                             std::vector<std::string>& left_out) {
   steer::ProxySet out = configured;
+  Addresses services;
+  for (const steer::ServiceConfig& service : out.services) services.insert(service.address);
   for (const auto& [key, entry] : entries) {
-    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) add_found(out, key, *record);
+    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) add_found(out, key, *record, left_out);
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
-      add_service(out, policy->address.to_string());
+      add_service(out, services, policy->address.to_string(), left_out);
     }
     if (const auto* node = std::get_if<cluster::ApplicationRecord>(&entry)) {
-      for (const std::string& address : node->services) add_service(out, address);
+      for (const std::string& address : node->services) add_service(out, services, address, left_out);
     }
   }
   for (steer::ProxyConfig& proxy : out.proxies) {

@@ -27,6 +27,7 @@ void read_node(const std::string& path, const toml::table& table, NetnodeConfig&
   });
   r.number("max_buffers", config.buffers, 256, 65'536);
   r.number("drain_ms", config.drain_ms, 0, 3'600'000);
+  r.number("drain_quiet_ms", config.drain_quiet_ms, 100, 600'000);
   r.flag("spin", config.spin);
   r.number("maglev_entries", f.maglev_entries, 3, steer::kMaglevEntriesMax);
   r.number("generations", f.generations, 0, 16);

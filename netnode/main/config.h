@@ -33,6 +33,7 @@ struct NetnodeConfig {
   std::string log_level = "info";
   std::uint32_t buffers = 1024;  // packets of up to 64 KB that we hold at a time
   std::uint32_t drain_ms = 10'000;
+  std::uint32_t drain_quiet_ms = 5'000;  // drained, it has steered nothing for so long: empty
   bool spin = false;
   std::vector<InterfaceConfig> interfaces;
   std::vector<IpAddress> tunnel_addresses;  // outer source, one a family

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <stdexcept>
+#include <utility>
 
 #include "netnode/main/channels.h"
 #include "netnode/main/pages.h"
@@ -18,6 +19,7 @@ namespace {
 
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr std::uint64_t kTimePeriodNs = 50'000'000;
+constexpr std::uint64_t kPublishPauseNs = 300'000'000;
 constexpr std::size_t kSlotBytes = (packet_io::kReceiveBufferBytesMin + 4095) / 4096 * 4096;
 
 template <typename T>
@@ -85,12 +87,22 @@ void Node::start_admin(const SocketAddress& address) {
 void Node::join_cluster() {
   cluster_ = std::make_unique<ClusterMember>(config_, version_);
   watch(cluster_->fd());
-  cluster_->publish("running");
+  publish();
+}
+
+bool Node::is_up(const std::string& proxy) const {
+  const std::uint16_t place = path_.forwarder().find(proxy);
+  return place != steer::FlowTable::kNone &&
+         path_.forwarder().proxies()[place].state != steer::ProxyState::kDown;
+}
+
+void Node::follow_cluster() {
+  take_over(cluster_->take([this](const std::string& proxy) { return is_up(proxy); }));
+  publish_at_ns_ = 0;
 }
 
 // What the cluster says that cannot be is refused as a whole: the last good set stays.
-void Node::follow_cluster() {
-  const auto set = cluster_->take();
+void Node::take_over(const std::optional<steer::ProxySet>& set) {
   if (!set) return;
   if (const std::string wrong = apply(*set); !wrong.empty()) {
     spdlog::warn("what the cluster says is not applied: {}", wrong);
@@ -110,8 +122,11 @@ std::string Node::apply(const steer::ProxySet& set) {
     if (!proxy.in_use) continue;
     const auto place = static_cast<std::uint16_t>(i);
     const auto [watch, fresh] = watches_.try_emplace(place);
+    const steer::HealthOptions thresholds{proxy.config.probe.rise, proxy.config.probe.fall};
     if (fresh) {
-      watch->second.health = steer::Health({proxy.config.probe.rise, proxy.config.probe.fall});
+      watch->second.health = steer::Health(thresholds);
+    } else {
+      watch->second.health.set_options(thresholds);
     }
     update_state(place);
   }
@@ -141,6 +156,49 @@ bool Node::drain(const std::string& name, bool on) {
   watch->second.drain_asked = on;
   update_state(place);
   return true;
+}
+
+void Node::drain() {
+  drained_here_ = true;
+  publish_at_ns_ = 0;
+}
+
+std::string Node::undrain() {
+  if (stopping_) return "the network node is shutting down";
+  drained_here_ = false;
+  publish_at_ns_ = 0;
+  if (!draining()) return "";
+  return "drained by the cluster: sanctl undrain " + config_.name + " --etcd ...";
+}
+
+std::uint64_t Node::sessions() const {
+  return std::uint64_t{path_.forwarder().flows().size()} + path_.forwarder().nat().sessions();
+}
+
+const char* Node::state() const {
+  if (stopping_) return "stopping";
+  if (!draining()) return "running";
+  return empty() ? "drained" : "draining";
+}
+
+bool Node::empty() const {
+  if (sessions() == 0) return true;
+  return path_.forwarder().nat().sessions() == 0 &&
+         clock_.now_ns() - steered_at_ns_ >= std::uint64_t{config_.drain_quiet_ms} * 1'000'000;
+}
+
+// What others should know of us. Numbers are written where somebody waits for them to reach 0.
+void Node::publish() {
+  const std::uint64_t now = clock_.now_ns();
+  if (now < publish_at_ns_) return;
+  publish_at_ns_ = now + kPublishPauseNs;
+  if (std::exchange(was_draining_, draining()) != draining()) {
+    spdlog::info("{}; {} sessions are known here",
+                 draining() ? "drained: /healthz asks for sessions to be taken elsewhere"
+                            : "takes new sessions again",
+                 sessions());
+  }
+  if (cluster_) cluster_->publish(stopping_ ? "draining" : state(), sessions());
 }
 
 // From all that is known of a proxy: does it live, and does it take new sessions.
@@ -208,8 +266,15 @@ std::vector<Node::ProxyView> Node::proxies() const {
 void Node::on_time() {
   next_time_ns_ = clock_.now_ns() + kTimePeriodNs;
   path_.on_time();
+  const steer::ForwarderCounters& c = path_.forwarder().counters();
+  const std::uint64_t steered = c.by_flow + c.by_nat + c.by_tag + c.by_maglev + c.new_sessions;
+  if (std::exchange(steered_, steered) != steered) steered_at_ns_ = clock_.now_ns();
   // Channels come and go without an event of their own.
   for (const auto& [place, watch] : watches_) update_state(place);
+  if (cluster_) {
+    take_over(cluster_->forget_lost([this](const std::string& proxy) { return is_up(proxy); }));
+  }
+  publish();
 }
 
 std::size_t Node::round() {
@@ -258,7 +323,7 @@ void Node::on_signal() {
     spdlog::info(
         "signal {}: established sessions are carried on for {} ms, or until there are none",
         info.ssi_signo, config_.drain_ms);
-    if (cluster_) cluster_->publish("draining");
+    publish_at_ns_ = 0;
   }
 }
 
@@ -271,9 +336,7 @@ void Node::run() {
       idle(false);
     }
     if (!stopping_) continue;
-    const bool empty =
-        path_.forwarder().flows().size() == 0 && path_.forwarder().nat().sessions() == 0;
-    if (empty || clock_.now_ns() >= stop_ns_) break;
+    if (sessions() == 0 || clock_.now_ns() >= stop_ns_) break;
   }
 }
 

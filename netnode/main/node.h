@@ -43,6 +43,10 @@ class Node {
   // Runs until SIGTERM or SIGINT: /healthz says so, no new sessions are promised, established ones
   // are carried on for drain_ms (a second signal cuts that short).
   void run();
+  // Asks for sessions to be taken elsewhere (/healthz), or takes them again; packets are carried
+  // on. Returns what is in the way of the latter, for people.
+  void drain();
+  std::string undrain();
 
   // What the pages of the admin endpoint show.
   struct ProxyView {
@@ -59,7 +63,14 @@ class Node {
   const DataPath& path() const { return path_; }
   const buffer::SlotPool& pool() const { return pool_; }
   double uptime_s() const;
-  bool stopping() const { return stopping_; }
+  // Out for new sessions: by a signal, an operator or the cluster.
+  bool draining() const { return stopping_ || drained_here_ || (cluster_ && cluster_->drained()); }
+  // "running", "draining", "drained", "stopping".
+  const char* state() const;
+  std::uint64_t sessions() const;  // that this node knows
+  // Nobody needs this node: what it knows of flows others find by themselves, so quiet is enough;
+  // translated sessions are here alone.
+  bool empty() const;
   const ClusterMember* cluster() const { return cluster_.get(); }
   // Takes a proxy out for new sessions, or back. False: there is none of that name.
   bool drain(const std::string& name, bool on);
@@ -74,6 +85,9 @@ class Node {
   void idle(bool sleep);
   void on_signal();
   void follow_cluster();
+  void take_over(const std::optional<steer::ProxySet>& set);
+  bool is_up(const std::string& proxy) const;
+  void publish();
   void on_answers();
   void on_time();
   void update_state(std::uint16_t place);
@@ -98,6 +112,11 @@ class Node {
   std::uint64_t rounds_ = 0;
   std::uint64_t next_time_ns_ = 0;
   std::uint64_t stop_ns_ = 0;
+  std::uint64_t steered_ = 0;      // packets, when on_time() last looked
+  std::uint64_t steered_at_ns_ = 0;  // and when that had changed
+  std::uint64_t publish_at_ns_ = 0;
+  bool was_draining_ = false;
+  bool drained_here_ = false;  // by POST /drain
   bool stopping_ = false;
   bool stop_now_ = false;
 };

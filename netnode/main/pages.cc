@@ -83,6 +83,7 @@ void path_metrics(const Node& node, Metrics& m) {
   m.counter("netnode_forwarded_total", ways, d.to_client, label("way", "client"));
   m.counter("netnode_echo_replies_total", "Echo requests answered", d.echo_replies);
   m.counter("netnode_packet_too_big_total", "Answers that a packet is too big", d.packet_too_big);
+  m.gauge("netnode_draining", "1 while it is out for new sessions", node.draining() ? 1 : 0);
   m.gauge("netnode_buffers_free", "Packet buffers free", node.pool().free_count());
   m.gauge("netnode_buffers_free_min", "The fewest that ever were", node.pool().free_count_min());
   m.gauge("netnode_buffers", "Packet buffers", node.pool().slot_count());
@@ -135,7 +136,11 @@ Page metrics_page(const Node& node) {
   drop_metrics(node, m);
   path_metrics(node, m);
   proxy_metrics(node, m);
-  if (node.cluster() != nullptr) daemon::cluster_metrics(node.cluster()->status(), m);
+  if (node.cluster() != nullptr) {
+    daemon::cluster_metrics(node.cluster()->status(), m);
+    m.gauge("netnode_cluster_left_out", "Proxies and services of the cluster that are not taken",
+            node.cluster()->left_out().size());
+  }
   return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
 }
 
@@ -163,7 +168,9 @@ Page json_page(const json& page) {
 
 json cluster_json(const Node& node) {
   if (node.cluster() == nullptr) return nullptr;
-  return daemon::cluster_json(node.cluster()->status());
+  json out = daemon::cluster_json(node.cluster()->status());
+  out["left_out"] = node.cluster()->left_out();
+  return out;
 }
 
 Page status_page(const Node& node) {
@@ -184,7 +191,8 @@ Page status_page(const Node& node) {
   return json_page({{"name", node.config().name},
                     {"version", node.version()},
                     {"uptime_s", node.uptime_s()},
-                    {"state", node.stopping() ? "draining" : "running"},
+                    {"state", node.state()},
+                    {"sessions", node.sessions()},
                     {"generation", f.generation()},
                     {"flows",
                      {{"used", f.flows().size()},
@@ -214,19 +222,29 @@ Page drain_page(Node& node, const std::string& name, bool on) {
 Page render_page(Node& node, const daemon::PageRequest& request) {
   const std::string& path = request.path;
   if (request.method == "POST") {
+    if (path == "/drain") {
+      node.drain();
+      return {200, "application/json", "{\"ok\": true}\n"};
+    }
+    if (path == "/undrain") {
+      const std::string wrong = node.undrain();
+      return wrong.empty() ? Page{200, "application/json", "{\"ok\": true}\n"}
+                           : Page{409, "text/plain", wrong + "\n"};
+    }
     if (path.rfind("/drain/", 0) == 0) return drain_page(node, path.substr(7), true);
     if (path.rfind("/undrain/", 0) == 0) return drain_page(node, path.substr(9), false);
-    return {404, "text/plain", "not here: POST /drain/PROXY or /undrain/PROXY\n"};
+    return {404, "text/plain", "not here: POST /drain, /undrain, /drain/PROXY or /undrain/PROXY\n"};
   }
   if (path == "/metrics") return metrics_page(node);
   if (path == "/status") return status_page(node);
   if (path == "/healthz") {
-    return node.stopping() ? Page{503, "text/plain", "draining\n"}
+    return node.draining() ? Page{503, "text/plain", "draining\n"}
                            : Page{200, "text/plain", "ok\n"};
   }
   if (path == "/") {
     return {200, "text/plain",
-            "sanproxy network node: /metrics /status /healthz, POST /drain/PROXY /undrain/PROXY\n"};
+            "sanproxy network node: /metrics /status /healthz\n"
+            "POST /drain /undrain /drain/PROXY /undrain/PROXY\n"};
   }
   return {404, "text/plain", "not here; see /\n"};
 }

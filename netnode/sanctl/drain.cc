@@ -53,10 +53,7 @@ void say(const Options& options, const View& view, const std::string& kind, cons
   const std::string verb = drained ? "/drain" : "/undrain";
   std::string path = kind == "appnode" ? "/nodes/" + encode_segment(name) + verb : verb;
   if (view.network_node) {
-    if (kind != "proxy") {
-      throw Failure("a network node is drained by SIGTERM; its proxies by their names", kExitUsage);
-    }
-    path = verb + "/" + encode_segment(name);
+    path = kind == "netnode" ? verb : verb + "/" + encode_segment(name);
   }
   AdminClient(options.admin).post(path);
 }

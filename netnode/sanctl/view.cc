@@ -99,6 +99,8 @@ NodeRow node_row(const char* kind, const std::string& name, const json& status,
   const json& connections = object_in(status, "connections");
   if (connections.contains("open")) {
     row.connections = field<std::uint64_t>(connections, "open", 0);
+  } else if (status.contains("sessions")) {  // a network node's
+    row.connections = field<std::uint64_t>(status, "sessions", 0);
   }
   return row;
 }

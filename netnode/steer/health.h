@@ -39,6 +39,8 @@ class Health {
     in_a_row_ = 0;
     return true;
   }
+  // The state stays, and so do the results that contradict it.
+  void set_options(const HealthOptions& options) { options_ = options; }
   State state() const { return state_; }
   bool up() const { return state_ == State::kUp; }
 

@@ -250,17 +250,21 @@ class NetworkNode(ClusterTest):
         proxy = proxy.replace(":9477", ":9478")
         proxy = re.sub(r"\[\[interface\]\].*?(?=\[\[)", programs.toml_section("[[interface]]", {
             "driver": "channel", "listen": f"shm:{one.run_dir}/packets.sock"}), proxy, flags=re.S)
-        node = (programs.toml_section("[node]", {"name": "n1", "maglev_entries": 5003})
+        node = (programs.toml_section("[node]", {"name": "n1", "maglev_entries": 5003,
+                                                 "drain_quiet_ms": 200})
                 + programs.toml_section("[[interface]]", {"driver": "tun", "name": "nn0",
                                                           "addresses": ["10.79.0.1/24"]})
                 + programs.toml_section("[admin]", {"listen": "127.0.0.1:9479"})
                 + re.search(r"\[cluster\].*?(?=\n\n|$)", one.config, re.S)[0] + "\n")
+        started = {}
         for name, text in (("p2", proxy), ("n1", node.replace("drain_grace_ms = 100\n", ""))):
             with open(os.path.join(one.run_dir, name + ".toml"), "w") as file:
                 file.write(text)
-            one.start(name, [programs.path("netnode" if name == "n1" else "proxynode"), "--config",
-                             file.name], one.proxy_ns).wait_log("is ready")
-        one.start("echo-steered", programs.echo_argv("echo", [f"shm:{one.run_dir}/second.sock"],
+            started[name] = one.start(name, [programs.path("netnode" if name == "n1" else "proxynode"),
+                                             "--config", file.name], one.proxy_ns)
+            started[name].wait_log("is ready")
+        proxy_node = started["p2"]
+        echo = one.start("echo-steered", programs.echo_argv("echo", [f"shm:{one.run_dir}/second.sock"],
                                                      "10.79.0.10:7", []))
 
         def steered():
@@ -279,8 +283,34 @@ class NetworkNode(ClusterTest):
         store.sanctl("drain", "p2", "--no-wait")
         wait.until(lambda: steered()[1] == {"p2": "draining"}, lambda: f"drained: {steered()}")
         self.echoes(sock)
+        store.sanctl("undrain", "p2")
+        wait.until(lambda: steered()[1] == {"p2": "up"}, lambda: f"up again: {steered()}")
+
+        # Its own drain: who announces addresses hears of it, packets go on.
+        healthz = lambda: lab.admin.get(one.proxy_ns, "/healthz", port=9479)[0]
+        self.assertEqual(healthz(), 200)
+        store.sanctl("drain", "n1", "--kind", "netnode", "--no-wait")
+        wait.until(lambda: healthz() == 503, "it asks for its routes to be withdrawn")
+        self.echoes(sock)
+        done = store.sanctl("drain", "n1", "--kind", "netnode")
+        self.assertEqual(done, {"node": "n1", "kind": "netnode", "drained": True, "gone": False})
+        self.echoes(sock)
+        store.sanctl("undrain", "n1", "--kind", "netnode")
+        wait.until(lambda: healthz() == 200, "it takes sessions again")
+
+        # What left the cluster is dropped; what only etcd has lost is not.
         store.members[0].kill()
         self.echoes(sock)
+        store.members[0].start()
+        store.wait_healthy()
+        wait.until(lambda: "node/proxy/p2" in store.keys("node/"), "p2 is registered again")
+        self.assertEqual(steered(), (["10.79.0.10:7"], {"p2": "up"}))
+        self.echoes(sock)
+        sock.close()
+        self.assertEqual(echo.stop(), 0)
+        wait.until(lambda: steered() == ([], {"p2": "up"}), lambda: f"left: {steered()}")
+        self.assertEqual(proxy_node.stop(), 0)
+        wait.until(lambda: steered() == ([], {}), lambda: f"left: {steered()}")
 
 
 class ThreeMembers(ClusterTest):

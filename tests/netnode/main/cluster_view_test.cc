@@ -25,8 +25,15 @@ void put(Entries& entries, const std::string& key, const std::string& value) {
   entries.insert_or_assign(key, std::move(*parsed.entry));
 }
 
+std::vector<std::string> left_out;
+
+steer::ProxySet view(const steer::ProxySet& configured, const Entries& entries) {
+  left_out.clear();
+  return with_cluster(configured, entries, left_out);
+}
+
 TEST(ClusterView, WithoutEntriesTheFileHolds) {
-  const auto set = with_cluster(two_proxies(), {});
+  const auto set = view(two_proxies(), {});
   EXPECT_EQ(set.proxies.size(), 2u);
   EXPECT_EQ(set.proxies[0].weight, 5u);
   EXPECT_FALSE(set.proxies[0].draining);
@@ -36,7 +43,7 @@ TEST(ClusterView, WeightsAndDrainsOfTheClusterStandBeforeTheFile) {
   Entries entries;
   put(entries, "config/proxy/p1", R"({"weight": 7})");
   put(entries, "drain/proxy/p2", "{}");
-  const auto set = with_cluster(two_proxies(), entries);
+  const auto set = view(two_proxies(), entries);
   EXPECT_EQ(set.proxies[0].weight, 7u);
   EXPECT_FALSE(set.proxies[0].draining);
   EXPECT_EQ(set.proxies[1].weight, 5u);
@@ -46,7 +53,7 @@ TEST(ClusterView, WeightsAndDrainsOfTheClusterStandBeforeTheFile) {
 TEST(ClusterView, AProxyThatSaysThatItDrainsIsDraining) {
   Entries entries;
   put(entries, "node/proxy/p1", R"({"state": "draining"})");
-  EXPECT_TRUE(with_cluster(two_proxies(), entries).proxies[0].draining);
+  EXPECT_TRUE(view(two_proxies(), entries).proxies[0].draining);
 }
 
 TEST(ClusterView, AProxyWithAWayForNetworkNodesIsFoundAndNoOtherIs) {
@@ -55,7 +62,7 @@ TEST(ClusterView, AProxyWithAWayForNetworkNodesIsFoundAndNoOtherIs) {
   put(entries, "node/proxy/p3", R"({"channels": ["tcp://10.9.0.3:7472"], "tag": 3})");
   put(entries, "node/proxy/p4", R"({"fabrics": ["tcp://10.9.0.4:7471"]})");
   put(entries, "node/netnode/n1", R"({"channels": ["tcp://10.9.0.5:7472"]})");
-  const auto set = with_cluster(two_proxies(), entries);
+  const auto set = view(two_proxies(), entries);
   ASSERT_EQ(set.proxies.size(), 3u);
   EXPECT_EQ(set.proxies[2].name, "p3");
   EXPECT_EQ(set.proxies[2].channel, "tcp://10.9.0.3:7472");
@@ -67,7 +74,34 @@ TEST(ClusterView, AProxyWithTheTagOfAnotherIsNotTaken) {
   Entries entries;
   put(entries, "node/proxy/a", R"({"channels": ["tcp://10.9.0.3:7472"], "tag": 3})");
   put(entries, "node/proxy/b", R"({"channels": ["tcp://10.9.0.4:7472"], "tag": 3})");
-  EXPECT_EQ(with_cluster({}, entries).proxies.size(), 1u);
+  EXPECT_EQ(view({}, entries).proxies.size(), 1u);
+  ASSERT_EQ(left_out.size(), 1u);
+  EXPECT_EQ(left_out[0], "proxy \"b\": it has the id of \"a\"");
+}
+
+TEST(ClusterView, WhatIsBeyondTheBoundsOrNoAddressIsLeftOutAndToldOf) {
+  Entries entries;
+  put(entries, "node/appnode/p1/0", R"({"services": ["nonsense", "10.77.0.10:0"]})");
+  steer::ProxySet file;
+  for (std::size_t i = 0; i < steer::kServicesMax; ++i) {
+    file.services.push_back(
+        {.address = *SocketAddress::parse("10.77.0.1:" + std::to_string(i + 1))});
+  }
+  put(entries, "config/service/10.77.0.10:80", "{}");
+  for (std::size_t i = 0; i < steer::kProxiesMax; ++i) {
+    steer::ProxyConfig proxy;
+    proxy.name = "f" + std::to_string(i);
+    file.proxies.push_back(proxy);
+  }
+  put(entries, "node/proxy/p1", R"({"channels": ["tcp://10.9.0.1:7472"]})");
+  const auto set = view(file, entries);
+  EXPECT_EQ(set.services.size(), steer::kServicesMax);
+  EXPECT_EQ(set.proxies.size(), steer::kProxiesMax);
+  EXPECT_EQ(left_out, (std::vector<std::string>{
+                          "service 10.77.0.10:80: there are 4096 already",
+                          "service \"nonsense\": it is no IP:PORT",
+                          "service \"10.77.0.10:0\": it is no IP:PORT",
+                          "proxy \"p1\": there are 1023 already"}));
 }
 
 TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {
@@ -77,10 +111,86 @@ TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {
   put(entries, "node/appnode/p1/1", R"({"services": ["0.0.0.0:80"]})");
   steer::ProxySet file;
   file.services.push_back({.address = *SocketAddress::parse("10.77.0.11:80"), .proxies = {"p1"}});
-  const auto set = with_cluster(file, entries);
+  const auto set = view(file, entries);
   ASSERT_EQ(set.services.size(), 2u);
   EXPECT_EQ(set.services[0].proxies, (std::vector<std::string>{"p1"})) << "as the file says";
   EXPECT_EQ(set.services[1].address.to_string(), "10.77.0.10:80");
+}
+
+// Which records hold when they go from etcd.
+struct ClusterEntriesTest : ::testing::Test {
+  ClusterEntries entries;
+  std::set<std::string> up = {"p1"};
+
+  ClusterEntries::IsUp is_up() {
+    return [this](const std::string& proxy) { return up.contains(proxy); };
+  }
+  void apply(const std::vector<std::string>& there, const std::vector<std::string>& gone) {
+    std::vector<cluster::Change> changes;
+    for (const std::string& key : gone) changes.push_back({key, std::nullopt});
+    for (const std::string& key : there) {
+      changes.push_back({key, *cluster::parse_entry(key, "{}").entry});
+    }
+    entries.apply(changes, is_up());
+  }
+  std::vector<std::string> keys() {
+    std::vector<std::string> out;
+    for (const auto& [key, entry] : entries.all()) out.push_back(key);
+    return out;
+  }
+};
+
+using Keys = std::vector<std::string>;
+const Keys kTwo = {"node/appnode/p1/0", "node/proxy/p1"};
+
+TEST_F(ClusterEntriesTest, AnApplicationNodeThatLeavesAProxyWhichStaysIsGoneAtOnce) {
+  apply(kTwo, {});
+  apply({}, {"node/appnode/p1/0"});
+  EXPECT_EQ(keys(), (Keys{"node/proxy/p1"}));
+  EXPECT_FALSE(entries.forget_lost(is_up()));
+}
+
+TEST_F(ClusterEntriesTest, WhatWentWithTheLeaseOfAProxyThatIsUpStaysUntilItIsDown) {
+  apply(kTwo, {});
+  apply({}, kTwo);
+  EXPECT_EQ(keys(), kTwo);
+  EXPECT_FALSE(entries.forget_lost(is_up()));
+  EXPECT_EQ(keys(), kTwo);
+  up.clear();
+  EXPECT_TRUE(entries.forget_lost(is_up()));
+  EXPECT_EQ(keys(), Keys{});
+  EXPECT_TRUE(entries.held().empty());
+}
+
+TEST_F(ClusterEntriesTest, OneThatRegistersAgainIsNotForgotten) {
+  apply(kTwo, {});
+  apply({}, kTwo);
+  apply({"node/proxy/p1"}, {});
+  up.clear();
+  EXPECT_FALSE(entries.forget_lost(is_up()));
+  EXPECT_EQ(keys(), kTwo);
+}
+
+TEST_F(ClusterEntriesTest, AProxyThatIsDownIsForgottenWithItsRecord) {
+  up.clear();
+  apply(kTwo, {});
+  apply({}, kTwo);
+  EXPECT_EQ(keys(), Keys{});
+}
+
+TEST_F(ClusterEntriesTest, WorkersAreUpWithTheirProxy) {
+  const Keys worker = {"node/appnode/p1.w1/0", "node/proxy/p1.w1"};
+  apply(worker, {});
+  apply({}, worker);
+  EXPECT_EQ(keys(), worker);
+  up.clear();
+  EXPECT_TRUE(entries.forget_lost(is_up()));
+}
+
+TEST_F(ClusterEntriesTest, WhatOperatorsTakeAwayIsGone) {
+  apply({"drain/proxy/p1", "config/proxy/p1"}, {});
+  apply({}, {"drain/proxy/p1", "config/proxy/p1"});
+  EXPECT_EQ(keys(), Keys{});
 }
 
 }  // namespace

@@ -88,6 +88,16 @@ TEST(Health, TheFirstResultDecidesAndThenOnlyARowOfThem) {
   EXPECT_EQ(down.state(), Health::State::kDown);
 }
 
+TEST(Health, NewThresholdsHoldFromTheNextResultAndTheStateStays) {
+  Health health({.rise = 2, .fall = 3});
+  EXPECT_TRUE(health.on_result(true));
+  EXPECT_FALSE(health.on_result(false));
+  health.set_options({.rise = 1, .fall = 2});
+  EXPECT_TRUE(health.up());
+  EXPECT_TRUE(health.on_result(false)) << "the second in a row";
+  EXPECT_TRUE(health.on_result(true));
+}
+
 ProxySet right() {
   ProxySet set;
   ProxyConfig channel;
