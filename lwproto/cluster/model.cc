@@ -131,6 +131,9 @@ NodeRecord node_of(const std::string& name, const json& value) {
   if (value.contains("worker")) {
     out.worker = static_cast<std::uint32_t>(number_of(value["worker"], "worker", 0, 1023));
   }
+  if (value.contains("workers")) {
+    out.workers = static_cast<std::uint32_t>(number_of(value["workers"], "workers", 1, 1024));
+  }
   if (value.contains("connections")) {
     out.connections = number_of(value["connections"], "connections", 0, UINT64_MAX);
   }
@@ -337,7 +340,8 @@ json to_json(const NodeRecord& r) {
   json out = {{"instance", r.instance}, {"admin", r.admin},
               {"fabrics", r.fabrics},   {"host", r.host},
               {"state", r.state},       {"version", r.version},
-              {"worker", r.worker},     {"channels", r.channels},
+              {"worker", r.worker},     {"workers", r.workers},
+              {"channels", r.channels},
               {"tag", r.tag},           {"connections", r.connections}};
   return out;
 }

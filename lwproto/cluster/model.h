@@ -80,6 +80,7 @@ struct NodeRecord {
   std::string state = "running";      // "running", "draining", "drained"
   std::string version;
   std::uint32_t worker = 0;       // of its proxy: others than 0 are found through 0
+  std::uint32_t workers = 1;      // that the proxy has
   std::uint64_t connections = 0;  // when it was written: kept fresh while draining
 };
 

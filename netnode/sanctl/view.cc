@@ -110,6 +110,14 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
     // Its proxy has been asked before it (keys are in order), and has told of all its workers.
     const std::string proxy = cluster::proxy_of_worker(record.name);
     if (view.status.contains(proxy)) return;
+    for (NodeRow& row : view.nodes) {
+      if (row.name != proxy || row.kind != kind) continue;
+      if (row.state != record.state) row.state = "draining";  // some of them are further than others
+      if (record.state != "running") {
+        row.connections = row.connections.value_or(0) + record.connections;
+      }
+      return;
+    }
     NodeRow row{kind, proxy, record.state, record.admin, std::nullopt, {}, ""};
     if (record.state != "running") row.connections = record.connections;
     return view.nodes.push_back(std::move(row));

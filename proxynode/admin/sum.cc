@@ -135,7 +135,17 @@ void add_status(json& sum, const json& page, std::uint32_t worker) {
       sum.value("tx_records", std::uint64_t{0}) + page.value("tx_records", std::uint64_t{0});
   sum["uptime_s"] = std::max(sum.value("uptime_s", 0.0), page.value("uptime_s", 0.0));
   for (const char* key : {"name", "version"}) sum[key] = page[key];
-  if (!sum.contains("state") || page["state"] == "draining") sum["state"] = page["state"];
+  // All are told the same; those that differ are on their way.
+  if (!sum.contains("state")) sum["state"] = page["state"];
+  if (sum["state"] != page["state"] && sum["state"] != "stopping") {
+    sum["state"] = page["state"] == "stopping" ? "stopping" : "draining";
+  }
+  // Of what etcd says the worker that does not hear it, or refuses most of it, is the one to show.
+  for (const char* key : {"cluster", "drained_nodes"}) {
+    if (!page.contains(key)) continue;
+    const bool lost = page[key].is_object() && !page[key].value("connected", true);
+    if (!sum.contains(key) || lost) sum[key] = page[key];
+  }
   add_services(sum["services"], page["services"], worker);
   for (json node : page["nodes"]) {
     node["worker"] = worker;

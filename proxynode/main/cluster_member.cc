@@ -29,7 +29,9 @@ service::Balance balance_of(const std::string& name, service::Balance otherwise)
 ClusterMember::ClusterMember(const ProxyConfig& config, std::string version,
                              translate::Translator& translator)
     : config_(config), translator_(translator) {
-  self_.name = config.name;
+  self_.name = cluster::worker_name(config.name, config.worker);
+  self_.worker = config.worker;
+  self_.workers = config.workers;
   self_.instance = cluster::new_instance();
   self_.admin = config.admin_listen;
   self_.host = cluster::host_id();

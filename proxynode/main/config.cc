@@ -149,9 +149,14 @@ ProxyConfig load_config(const std::string& path) {
   }
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   check_allow_lists(path, config);
-  if (config.cluster && !cluster::name_legal(config.name)) {
+  // Further workers are known by names that follow from it, and those have to be legal too.
+  if (config.cluster &&
+      (!cluster::name_legal(cluster::worker_name(config.name, packet_io::kQueuesMax)) ||
+       !cluster::name_legal(config.name) ||
+       cluster::proxy_of_worker(config.name) != config.name)) {
     config_fail(path, {},
-                "[proxy].name: in a cluster, 1 to 64 letters, digits, '.', '_' or '-', not \"" +
+                "[proxy].name: in a cluster, 1 to 60 letters, digits, '.', '_' or '-' (not ending in "
+                "\".wNUMBER\"), not \"" +
                     config.name + "\"");
   }
   return config;

@@ -51,6 +51,7 @@ struct ProxyConfig {
   std::string name = "proxy";
   std::uint16_t id = 0;  // 1..1023, in the session tags of its segments; 0: none
   std::uint32_t weight = 100;
+  std::uint32_t worker = 0;                  // which of them this is, from 0
   std::uint32_t workers = 0;                 // 0: as many as the host has cores, where that can be
   std::uint32_t worker_timeout_ms = 10'000;  // without a sign of life; 0: never ended for that
   std::uint32_t nodes_max = 1024;

@@ -57,15 +57,6 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
     }
     workers = 1;
   }
-  // One name in the cluster stands for one process.
-  if (workers > 1 && config.cluster) {
-    if (asked) {
-      throw ConfigError(
-          "[proxy].workers: a member of a cluster has one worker: run several proxy "
-          "nodes, each with its own name");
-    }
-    workers = 1;
-  }
   for (const Floor& floor : floors(config)) {
     if (floor.value / workers >= floor.least) continue;
     if (asked) {
@@ -86,6 +77,7 @@ ProxyConfig share_of(const ProxyConfig& config, std::uint32_t worker, std::uint3
   constexpr std::uint32_t kCreditsMin = 32;
   ProxyConfig out = config;
   out.workers = workers;
+  out.worker = worker;
   if (workers == 1) return out;
   divide<std::uint32_t>(out.stack.connections_max, workers, 1);
   divide<std::uint32_t>(out.stack.half_open_max, workers, 1);

@@ -93,6 +93,7 @@ struct Supervisor::Child {
   std::uint32_t index = 0;
   pid_t pid = 0;  // 0: not running
   bool ready = false;
+  bool draining = false;  // as its last sign of life said
   std::uint64_t restarts = 0;
   std::unique_ptr<ControlSocket> control;
   std::uint64_t started_ns = 0;
@@ -173,7 +174,7 @@ void Supervisor::start(Child& child) {
     return;
   }
   child.control = std::make_unique<ControlSocket>(std::move(ends->first));
-  child.ready = false;
+  child.ready = child.draining = false;
   child.started_ns = now_ns;
   child.beat = 0;
   epoll_event event{};
@@ -298,7 +299,10 @@ void Supervisor::on_news(Child& child, ControlNews news) {
       }
       break;
     case ControlNews::Kind::kAnswer:
-      if (news.question == child.beat) child.beat = 0;
+      if (news.question == child.beat) {
+        child.beat = 0;
+        child.draining = news.page.http_status == 503;
+      }
       break;
     case ControlNews::Kind::kEnd:
       child.control.reset();  // it is dying: SIGCHLD follows
@@ -316,8 +320,9 @@ void Supervisor::look_after(Child& child, std::uint64_t now_ns) {
     start(child);
     return;
   }
-  if (!child.ready || !child.control || config_.worker_timeout_ms == 0) return;
+  if (!child.ready || !child.control) return;
   if (child.beat != 0) {
+    if (config_.worker_timeout_ms == 0) return;
     if (now_ns - child.beat_ns < std::uint64_t{config_.worker_timeout_ms} * kMs) return;
     spdlog::error("worker {} (pid {}) has not answered for {} ms: it is ended", child.index,
                   child.pid, config_.worker_timeout_ms);
@@ -400,7 +405,9 @@ admin::Page Supervisor::page(const admin::PageRequest& request) {
       states[i].state = {children_[i]->index, children_[i]->pid, children_[i]->ready,
                          children_[i]->restarts};
     }
-    return admin::sum_health(states, stopping_);
+    const bool draining = std::any_of(children_.begin(), children_.end(),
+                                      [](const auto& child) { return child->draining; });
+    return admin::sum_health(states, stopping_ || draining);
   }
   if (request.path == "/") {
     return {200, "text/plain",

@@ -14,12 +14,12 @@ ENTRY = f"services/{SERVICE}"
 class ClusterTest(case.LabTest):
     members = 1
 
-    def cluster(self, **cluster):
+    def cluster(self, proxy=None, **cluster):
         """A lab whose proxy is in a cluster, and its etcd."""
         label = ".".join(self.id().split(".")[-2:])
         urls = [f"http://127.0.0.1:{etcd.CLIENT_PORT + i}" for i in range(self.members)]
         section = {"etcd": urls, "ttl_s": 2, "timeout_ms": 1000, "drain_grace_ms": 100, **cluster}
-        one = lab.Lab("tun", label, config={"cluster": section, "proxy": {"name": "p1"}})
+        one = lab.Lab("tun", label, config={"cluster": section, "proxy": {"name": "p1", **(proxy or {})}})
         self.addCleanup(one.close)
         store = etcd.Etcd(one, self.members)
         store.start()
@@ -239,6 +239,49 @@ class Discovery(ClusterTest):
         wait.until(lambda: self.joined(store) == ["p1", "p2"],
                    lambda: f"p2 is found again\n{app.log()}\n{second.log()}")
         self.echoes(sock)
+
+
+class Workers(ClusterTest):
+    def test_every_worker_of_a_member_is_found_configured_and_drained(self):
+        one, store = self.cluster(proxy={"workers": 2})
+        cluster = f"etcd://127.0.0.1:{etcd.CLIENT_PORT}/default"
+        app = one.start("echo-found", programs.echo_argv("echo", [cluster], SERVICE, []),
+                        one.proxy_ns)
+        wait.until(lambda: one.node_count(7) == 2, lambda: f"both workers are joined\n{app.log()}")
+        self.assertEqual(set(store.keys("node/proxy/")), {"node/proxy/p1", "node/proxy/p1.w1"})
+        self.assertEqual(list(self.nodes(store, "proxy")), ["p1"])
+        store.sanctl("config", "set", ENTRY, '{"balance": "weighted"}')
+        self.wait_balance(one, "weighted")
+
+        # Each worker has some of these.
+        socks = [self.socket(one, 7) for _ in range(16)]
+        for sock in socks:
+            self.echoes(sock)
+        store.sanctl("drain", "p1", "--no-wait")
+        wait.until(lambda: one.http_admin("/healthz")[0] == 503, "it is drained")
+
+        def refused():
+            for _ in range(16):
+                try:
+                    one.connect(7).close()
+                    return False
+                except ConnectionRefusedError:
+                    pass
+            return True
+        wait.until(refused, "no worker listens")
+        for sock in socks:
+            self.echoes(sock)
+        self.assertIn("16 connections are left", store.sanctl("drain", "p1", "--timeout", 0.5,
+                                                              code=3))
+        for sock in socks:
+            sock.close()
+        self.assertTrue(store.sanctl("drain", "p1")["drained"])
+        self.assertEqual(one.status()["state"], "drained")
+        store.sanctl("undrain", "p1")
+        wait.until(lambda: one.status()["state"] == "running"
+                   and one.http_admin("/healthz")[0] == 200, "it takes connections again")
+        with one.connect(7) as taken:
+            self.echoes(taken)
 
 
 class NetworkNode(ClusterTest):

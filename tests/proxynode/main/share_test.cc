@@ -44,6 +44,15 @@ TEST(Workers, AreFewerByDefaultAndAnErrorWhereTheBoundsOfTheHostDoNotDo) {
   EXPECT_NE(error_of(config).find("ingress_pool_bytes"), std::string::npos) << error_of(config);
 }
 
+TEST(Workers, OfAMemberOfAClusterAreManyToo) {
+  ProxyConfig config = load("[proxy]\nname = \"p1\"\n[cluster]\netcd = [\"http://h:1\"]\n" +
+                            kInterface + kFabric);
+  config.workers = 3;
+  EXPECT_EQ(count_workers(config, 4), 3u);
+  EXPECT_EQ(share_of(config, 2, 3).worker, 2u);
+  EXPECT_EQ(share_of(config, 2, 3).workers, 3u);
+}
+
 TEST(Workers, NeedAnAddressEach) {
   ProxyConfig config =
       load(kInterface + "[[fabric]]\nlisten = \"tcp://127.0.0.1:65535\"\nallow = [\"any\"]\n");
