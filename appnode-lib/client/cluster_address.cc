@@ -10,7 +10,6 @@ namespace {
 
 constexpr std::string_view kPlain = "etcd://";
 constexpr std::string_view kSecure = "etcds://";
-constexpr std::size_t kMembersMax = 16;
 constexpr std::size_t kPrefixBytesMax = 256;  // as [cluster] prefix
 // Records that a proxy may have in etcd: one for each of its workers.
 constexpr std::size_t kRecordsOfProxy = 64;
@@ -72,7 +71,7 @@ std::vector<std::string> rejoin_cluster_addresses(const std::vector<std::string>
     out.etcd.endpoints.push_back(std::string(scheme).append(host));
     const bool has_port = host.find(':') != std::string_view::npos;
     if (!has_port || !cluster::check_endpoint(out.etcd.endpoints.back()).ok() ||
-        out.etcd.endpoints.size() > kMembersMax) {
+        out.etcd.endpoints.size() > cluster::kMembersMax) {
       return malformed();
     }
     hosts.remove_prefix(last ? comma : comma + 1);
@@ -80,7 +79,8 @@ std::vector<std::string> rejoin_cluster_addresses(const std::vector<std::string>
   out.registers = false;
   out.watched = "node/proxy/";
   // Enough that those beyond proxies_max are known by name; what is beyond that is refused too.
-  out.entries_max = std::max<std::size_t>(4 * options.proxies_max, 64) * kRecordsOfProxy;
+  out.etcd.bounds.entries_max =
+      std::max<std::size_t>(4 * options.proxies_max, 64) * kRecordsOfProxy;
   out.etcd.user = options.user;
   if (!options.password_file.empty()) {
     std::ifstream in(options.password_file);
@@ -107,9 +107,8 @@ Status take_cluster_environment(ClusterOptions& options) {
   if (options.proxies_max == 0) {
     options.proxies_max = ClusterOptions::kProxiesMaxDefault;
     const char* const end = number.data() + number.size();
-    if (!number.empty() && std::from_chars(number.data(), end, options.proxies_max).ptr != end) {
-      options.proxies_max = 0;
-    }
+    const auto [stop, error] = std::from_chars(number.data(), end, options.proxies_max);
+    if (!number.empty() && (error != std::errc() || stop != end)) options.proxies_max = 0;
   }
   if (options.proxies_max == 0 || options.proxies_max > ClusterOptions::kProxiesMaxMost) {
     return wrong("proxies_max of a cluster must be 1 to 1024");

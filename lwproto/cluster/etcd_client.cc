@@ -2,10 +2,12 @@
 
 #include <curl/curl.h>
 
+#include <algorithm>
 #include <mutex>
 #include <utility>
 
 #include "lwproto/base/check.h"
+#include "lwproto/cluster/bounded_json.h"
 
 namespace sanproxy::cluster {
 namespace {
@@ -13,6 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kPageValues = 1'000;
+constexpr std::size_t kTokenBytesMax = 4'096;
 constexpr int kWaitPieceMs = 1'000;
 constexpr long kKeepAliveIdleS = 10;
 
@@ -91,7 +94,7 @@ void EtcdClient::configure(Transfer& t, const std::string& path, const json& bod
   t.url = endpoint() + path;
   t.body = body.dump(-1, ' ', false, json::error_handler_t::replace);
   t.received.clear();
-  t.received_max = options_.response_bytes_max;
+  t.received_max = options_.bounds.answer_bytes_max;
   t.finished = t.too_long = false;
   t.error[0] = '\0';
   curl_slist_free_all(t.headers);
@@ -151,7 +154,8 @@ void EtcdClient::take_watch_lines() {
   for (std::size_t end = text.find('\n'); end != std::string::npos && watch_running_;
        begin = end + 1, end = text.find('\n', begin)) {
     if (end == begin) continue;
-    const auto answer = read_watch(std::string_view(text).substr(begin, end - begin));
+    const auto answer = read_watch(std::string_view(text).substr(begin, end - begin),
+                                   options_.bounds.value_bytes_max);
     if (!answer.ok()) {
       fail(answer.status().text());
     } else {
@@ -162,9 +166,8 @@ void EtcdClient::take_watch_lines() {
   text.erase(0, begin);
   if (watch_running_ && watch_->finished) {
     if (watch_->too_long) {
-      fail("an answer of the watch is longer than response_bytes_max");
-    } else if (std::string refused = error_text(json::parse(text, nullptr, false));
-               !refused.empty()) {
+      fail("an answer of the watch is longer than max_answer_bytes");
+    } else if (std::string refused = error_text(parse_bounded(text)); !refused.empty()) {
       fail(std::move(refused));
     } else {
       fail(watch_->error[0] != '\0' ? watch_->error : "etcd has ended the watch");
@@ -214,7 +217,10 @@ Answer EtcdClient::call_once(const std::string& path, const json& body) {
     return std::move(out);
   };
   if (!t.finished) return fail(Code::kDisconnected, "interrupted");
-  if (t.too_long) return fail(Code::kProtocol, "the answer is longer than response_bytes_max");
+  if (t.too_long) {
+    out.too_long = true;
+    return fail(Code::kProtocol, "the answer is longer than max_answer_bytes");
+  }
   if (t.result != CURLE_OK) {
     curl_off_t connect_us = 0;
     curl_easy_getinfo(t.easy, CURLINFO_CONNECT_TIME_T, &connect_us);
@@ -224,7 +230,7 @@ Answer EtcdClient::call_once(const std::string& path, const json& body) {
   }
   long http_status = 0;
   curl_easy_getinfo(t.easy, CURLINFO_RESPONSE_CODE, &http_status);
-  out.body = json::parse(t.received, nullptr, false);
+  out.body = parse_bounded(t.received);
   const std::string refused = error_text(out.body);
   if (http_status != 200 || !refused.empty()) {
     const std::string why =
@@ -245,8 +251,12 @@ bool EtcdClient::log_in(Answer& failure) {
                             {{"name", options_.user}, {"password", options_.password}});
   const auto token = answer.body.is_object() ? answer.body.find("token") : answer.body.end();
   if (answer.ok && token != answer.body.end() && token->is_string()) {
-    token_ = token->get<std::string>();
-    return true;
+    // It goes into a header as it is.
+    const auto& text = token->get_ref<const std::string&>();
+    if (text.size() <= kTokenBytesMax && printable(text, kTokenBytesMax) == text) {
+      token_ = text;
+      return true;
+    }
   }
   if (answer.ok) {
     answer.ok = false;
@@ -287,26 +297,43 @@ Answer EtcdClient::call(const std::string& path, const json& body, bool repeatab
 }
 
 Result<RangeAnswer> EtcdClient::list(const std::string& key, const std::string& end,
-                                     std::size_t values_max, std::int64_t at_revision) {
+                                     std::size_t values_max, std::int64_t at_revision,
+                                     const Wanted& wanted) {
   RangeAnswer all;
   std::string from = key;
+  std::int64_t page_values = kPageValues;
+  std::size_t seen = 0, bytes = 0;
   while (true) {
     const Answer answer =
-        call("/v3/kv/range", range_request(from, end, at_revision, end.empty() ? 0 : kPageValues));
+        call("/v3/kv/range", range_request(from, end, at_revision, end.empty() ? 0 : page_values));
+    if (answer.too_long && !end.empty() && page_values > 1) {
+      page_values = std::max<std::int64_t>(page_values / 8, 1);
+      continue;
+    }
     if (!answer.ok) return Status::error(answer.code, "etcd does not list its keys");
-    auto page = read_range(answer.body);
+    auto page = read_range(answer.body, options_.bounds.value_bytes_max);
     if (!page.ok()) {
       last_error_ = endpoint() + ": " + page.status().text();
       return page.status();
     }
     if (at_revision == 0) at_revision = page->revision;
-    for (KeyValue& value : page->values) all.values.push_back(std::move(value));
-    if (all.values.size() > values_max) {
-      last_error_ = "more than " + std::to_string(values_max) + " keys";
-      return Status::error(Code::kExhausted, "etcd has more keys than max_entries");
+    for (KeyValue& value : page->values) {
+      if (++seen > values_max) {
+        all.truncated = true;
+        break;
+      }
+      if (wanted && !wanted(value.key)) continue;
+      if (bytes + value.value.size() > options_.bounds.total_bytes_max) {
+        value.value.clear();
+        value.fault = Fault::kTotalTooLong;
+      }
+      bytes += value.value.size();
+      all.values.push_back(std::move(value));
     }
-    if (!page->more || page->values.empty()) break;
-    from = all.values.back().key + '\0';
+    if (!page->more || page->last_key.empty()) break;
+    all.truncated = all.truncated || seen == values_max;
+    if (all.truncated) break;
+    from = page->last_key + '\0';
   }
   all.revision = at_revision;
   return all;

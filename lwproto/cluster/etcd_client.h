@@ -6,7 +6,8 @@
 // Owner: a Session, or sanctl. Thread: one; wake() and interrupt() from any.
 // Invariants:
 //   1. No call lasts longer than (endpoints + 1) * timeout_ms.
-//   2. No answer, and no line of a watch, is taken beyond response_bytes_max.
+//   2. No answer, and no line of a watch, is taken beyond bounds.answer_bytes_max; a list is asked
+//      for in smaller pages then.
 //   3. The watch goes on while a call waits: what it brings is handed out in order, in call() and
 //      wait().
 //   4. After interrupt() every call fails at once.
@@ -31,7 +32,7 @@ struct EtcdOptions {
   std::string ca;                    // PEM: who signs etcd's certificate
   std::string certificate, key;      // PEM: ours, if etcd asks for one
   std::uint32_t timeout_ms = 2'000;  // of one request at one endpoint
-  std::size_t response_bytes_max = std::size_t{16} << 20;
+  Bounds bounds;
 };
 
 // kInvalidArgument unless it is http://HOST[:PORT] or https://HOST[:PORT].
@@ -41,6 +42,7 @@ struct Answer {
   bool ok = false;
   Code code = Code::kOk;     // why not: kTimeout, kDisconnected, kRefused, kProtocol
   bool may_be_done = false;  // the request was sent, its fate is unknown
+  bool too_long = false;     // beyond answer_bytes_max
   std::string error;         // for people
   nlohmann::json body;
 };
@@ -58,9 +60,12 @@ class EtcdClient {
   // POST `path` ("/v3/kv/range"). A request of which an unanswered try may have been carried out
   // must be one that may be carried out twice, or `repeatable` false.
   Answer call(const std::string& path, const nlohmann::json& body, bool repeatable = true);
-  // All keys from `key` to before `end`, of one revision, in pages.
+  // All keys from `key` to before `end`, of one revision, in pages; of those that `wanted` says
+  // (all, if empty). Looks at values_max keys at most, and says when there are more (truncated).
+  using Wanted = std::function<bool(const std::string& key)>;
   Result<RangeAnswer> list(const std::string& key, const std::string& end,
-                           std::size_t values_max = 100'000, std::int64_t at_revision = 0);
+                           std::size_t values_max = 100'000, std::int64_t at_revision = 0,
+                           const Wanted& wanted = {});
 
   void watch(const std::string& key, const std::string& end, std::int64_t from_revision,
              OnWatch on_watch);

@@ -3,6 +3,8 @@
 #include <array>
 #include <charconv>
 
+#include "lwproto/cluster/bounded_json.h"
+
 namespace sanproxy::cluster {
 namespace {
 
@@ -27,14 +29,29 @@ Result<std::string> read_bytes(const json& object, const char* field) {
   return from_base64(it->get_ref<const std::string&>());
 }
 
-Result<KeyValue> read_key_value(const json& object) {
+// A number that may be counted on from.
+Result<std::int64_t> read_revision_field(const json& object, const char* field) {
+  auto out = read_number(object, field);
+  if (out.ok() && *out > kRevisionMax) return malformed();
+  return out;
+}
+
+Result<KeyValue> read_key_value(const json& object, std::size_t value_bytes_max) {
   if (!object.is_object()) return malformed();
   KeyValue out;
   auto key = read_bytes(object, "key");
   auto value = read_bytes(object, "value");
-  const auto revision = read_number(object, "mod_revision");
+  const auto revision = read_revision_field(object, "mod_revision");
   const auto lease = read_number(object, "lease");
   if (!key.ok() || !value.ok() || !revision.ok() || !lease.ok()) return malformed();
+  if (key->size() > kKeyBytesMax) {
+    key->resize(kKeyBytesMax / 8);
+    value->clear();
+    out.fault = Fault::kKeyTooLong;
+  } else if (value->size() > value_bytes_max) {
+    value->clear();
+    out.fault = Fault::kValueTooLong;
+  }
   out.key = std::move(*key);
   out.value = std::move(*value);
   out.mod_revision = *revision;
@@ -45,7 +62,7 @@ Result<KeyValue> read_key_value(const json& object) {
 Result<std::int64_t> read_revision(const json& answer) {
   const auto header = answer.find("header");
   if (header == answer.end() || !header->is_object()) return malformed();
-  return read_number(*header, "revision");
+  return read_revision_field(*header, "revision");
 }
 
 bool flag(const json& object, const char* field) {
@@ -144,16 +161,22 @@ json transaction(json compare, json operations) {
 Result<std::int64_t> read_number(const json& object, const char* field) {
   const auto it = object.find(field);
   if (it == object.end()) return std::int64_t{0};
-  if (it->is_number_integer()) return it->get<std::int64_t>();
+  if (it->is_number_unsigned()) {
+    const auto number = it->get<std::uint64_t>();
+    if (number > static_cast<std::uint64_t>(INT64_MAX)) return malformed();
+    return static_cast<std::int64_t>(number);
+  }
+  if (it->is_number_integer() && it->get<std::int64_t>() >= 0) return it->get<std::int64_t>();
   if (!it->is_string()) return malformed();
   const std::string& text = it->get_ref<const std::string&>();
   std::int64_t out = 0;
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), out);
   if (error != std::errc() || stop != text.data() + text.size()) return malformed();
+  if (out < 0) return malformed();
   return out;
 }
 
-Result<RangeAnswer> read_range(const json& answer) {
+Result<RangeAnswer> read_range(const json& answer, std::size_t value_bytes_max) {
   if (!answer.is_object()) return malformed();
   RangeAnswer out;
   const auto revision = read_revision(answer);
@@ -163,16 +186,21 @@ Result<RangeAnswer> read_range(const json& answer) {
   const auto values = answer.find("kvs");
   if (values == answer.end()) return out;
   if (!values->is_array()) return malformed();
+  if (out.more && !values->empty()) {
+    auto last = read_bytes(values->back(), "key");
+    if (!last.ok()) return last.status();
+    out.last_key = std::move(*last);
+  }
   for (const json& one : *values) {
-    auto value = read_key_value(one);
+    auto value = read_key_value(one, value_bytes_max);
     if (!value.ok()) return value.status();
     out.values.push_back(std::move(*value));
   }
   return out;
 }
 
-Result<WatchAnswer> read_watch(std::string_view line) {
-  const json answer = json::parse(line, nullptr, false);
+Result<WatchAnswer> read_watch(std::string_view line, std::size_t value_bytes_max) {
+  const json answer = parse_bounded(line);
   if (!answer.is_object()) return malformed();
   WatchAnswer out;
   const auto result = answer.find("result");
@@ -183,21 +211,21 @@ Result<WatchAnswer> read_watch(std::string_view line) {
     return out;
   }
   const auto revision = read_revision(*result);
-  const auto compacted = read_number(*result, "compact_revision");
+  const auto compacted = read_revision_field(*result, "compact_revision");
   if (!revision.ok() || !compacted.ok()) return malformed();
   out.revision = *revision;
   out.compact_revision = *compacted;
   out.canceled = flag(*result, "canceled") || out.compact_revision != 0;
   if (const auto reason = result->find("cancel_reason");
       reason != result->end() && reason->is_string()) {
-    out.reason = reason->get<std::string>();
+    out.reason = printable(reason->get_ref<const std::string&>());
   }
   const auto events = result->find("events");
   if (events == result->end()) return out;
   if (!events->is_array()) return malformed();
   for (const json& one : *events) {
     if (!one.is_object() || !one.contains("kv")) return malformed();
-    auto value = read_key_value(one["kv"]);
+    auto value = read_key_value(one["kv"], value_bytes_max);
     if (!value.ok()) return value.status();
     const auto type = one.find("type");
     out.events.push_back({type != one.end() && *type == "DELETE", std::move(*value)});
@@ -209,11 +237,12 @@ std::string error_text(const json& answer) {
   if (!answer.is_object()) return "";
   const auto error = answer.find("error");
   if (error == answer.end()) return "";
-  if (error->is_string()) return error->get<std::string>();
+  if (error->is_string()) return printable(error->get_ref<const std::string&>());
   if (!error->is_object()) return "";
   for (const char* field : {"message", "http_status"}) {
     const auto text = error->find(field);
-    if (text != error->end() && text->is_string()) return text->get<std::string>();
+    if (text != error->end() && text->is_string())
+      return printable(text->get_ref<const std::string&>());
   }
   return "";
 }

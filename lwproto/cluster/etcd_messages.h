@@ -5,6 +5,7 @@
 // Thread: any.
 // Invariants:
 //   1. Whatever an answer contains, reading it yields a value or a Status, never an exception.
+//   2. A key or a value beyond its bound is not kept: its KeyValue says so.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "lwproto/base/status.h"
+#include "lwproto/cluster/bounds.h"
 
 namespace sanproxy::cluster {
 
@@ -24,16 +26,22 @@ Result<std::string> from_base64(std::string_view text);
 // The first key behind all that begin with `prefix`.
 std::string prefix_end(std::string prefix);
 
+// Why a value is not here.
+enum class Fault : std::uint8_t { kNone, kKeyTooLong, kValueTooLong, kTotalTooLong };
+
 struct KeyValue {
-  std::string key, value;
+  std::string key, value;  // kKeyTooLong: the beginning of the key
   std::int64_t mod_revision = 0;
   std::int64_t lease = 0;
+  Fault fault = Fault::kNone;
 };
 
 struct RangeAnswer {
   std::int64_t revision = 0;  // of the store
   std::vector<KeyValue> values;
   bool more = false;
+  std::string last_key;    // whole, where `more`
+  bool truncated = false;  // there are more keys than was to be listed; these are the first
 };
 
 struct WatchEvent {
@@ -65,9 +73,12 @@ nlohmann::json absent(const std::string& key);
 nlohmann::json transaction(nlohmann::json compare, nlohmann::json operations);
 
 // --- answers
-Result<RangeAnswer> read_range(const nlohmann::json& answer);
-Result<WatchAnswer> read_watch(std::string_view line);  // one line of the stream
-// A field that is a number, as a string or as itself; 0 where absent.
+Result<RangeAnswer> read_range(const nlohmann::json& answer,
+                               std::size_t value_bytes_max = Bounds{}.value_bytes_max);
+// One line of the stream.
+Result<WatchAnswer> read_watch(std::string_view line,
+                               std::size_t value_bytes_max = Bounds{}.value_bytes_max);
+// A field that is a number from 0 to 2^63 - 1, as a string or as itself; 0 where absent.
 Result<std::int64_t> read_number(const nlohmann::json& object, const char* field);
 // etcd's own words, for people; "" if there are none.
 std::string error_text(const nlohmann::json& answer);

@@ -4,17 +4,17 @@
 #include <charconv>
 #include <stdexcept>
 
+#include "lwproto/cluster/bounded_json.h"
+
 namespace sanproxy::cluster {
 namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kNameBytesMax = 64;
-constexpr std::size_t kValueBytesMax = 64 * 1024;
 constexpr std::uint32_t kWeightMax = 65'535;      // of application nodes, as in JOIN
 constexpr std::uint32_t kProxyWeightMax = 1'000;  // what a table of network nodes can hold
 constexpr std::uint32_t kTagMax = 1'023;
-constexpr std::size_t kListMax = 1024;
+constexpr std::size_t kSchemaBytesMax = 1'024;
 
 // Inside this file only: carries the text that parse_entry() hands out.
 class Bad : public std::runtime_error {
@@ -24,7 +24,11 @@ class Bad : public std::runtime_error {
 
 std::string text_of(const json& value, const std::string& what) {
   if (!value.is_string()) throw Bad(what + ": expected a string");
-  return value.get<std::string>();
+  const auto& text = value.get_ref<const std::string&>();
+  if (text.size() > kTextBytesMax) {
+    throw Bad(what + ": longer than " + std::to_string(kTextBytesMax) + " bytes");
+  }
+  return text;
 }
 
 std::uint64_t number_of(const json& value, const std::string& what, std::uint64_t min,
@@ -37,9 +41,12 @@ std::uint64_t number_of(const json& value, const std::string& what, std::uint64_
   return value.get<std::uint64_t>();
 }
 
-std::vector<std::string> texts_of(const json& value, const std::string& what) {
+std::vector<std::string> texts_of(const json& value, const std::string& what,
+                                  std::size_t count_max = kListMax) {
   if (!value.is_array()) throw Bad(what + ": expected a list of strings");
-  if (value.size() > kListMax) throw Bad(what + ": more than 1024 entries");
+  if (value.size() > count_max) {
+    throw Bad(what + ": more than " + std::to_string(count_max) + " entries");
+  }
   std::vector<std::string> out;
   for (const json& one : value) out.push_back(text_of(one, what));
   return out;
@@ -100,6 +107,7 @@ ServicePolicy service_of(std::string_view address, const json& value) {
     if (!value["weights"].is_object()) throw Bad("weights: expected {\"NODE\": WEIGHT, ...}");
     if (value["weights"].size() > kListMax) throw Bad("weights: more than 1024 entries");
     for (const auto& [node, weight] : value["weights"].items()) {
+      if (node.empty() || node.size() > kNameBytesMax) throw Bad("weights: names no node");
       out.weights[node] =
           static_cast<std::uint32_t>(number_of(weight, "weights[\"" + node + "\"]", 1, kWeightMax));
     }
@@ -122,8 +130,9 @@ NodeRecord node_of(const std::string& name, const json& value) {
                                                                    {"version", &out.version}}) {
     if (value.contains(field)) *text = text_of(value[field], field);
   }
-  if (value.contains("fabrics")) out.fabrics = texts_of(value["fabrics"], "fabrics");
-  if (value.contains("channels")) out.channels = texts_of(value["channels"], "channels");
+  if (value.contains("fabrics")) out.fabrics = texts_of(value["fabrics"], "fabrics", kAddressesMax);
+  if (value.contains("channels"))
+    out.channels = texts_of(value["channels"], "channels", kAddressesMax);
   if (value.contains("tag")) {
     out.tag = static_cast<std::uint16_t>(number_of(value["tag"], "tag", 0, kTagMax));
   }
@@ -308,17 +317,19 @@ bool is_operator_key(std::string_view key) {
 }
 bool is_node_key(std::string_view key) { return key.starts_with("node/"); }
 
+bool is_entry_key(std::string_view key) { return is_operator_key(key) || is_node_key(key); }
+
 Parsed parse_entry(std::string_view key, std::string_view value) {
   Parsed out;
-  if (!is_operator_key(key) && !is_node_key(key)) {
+  if (!is_entry_key(key)) {
     out.ignored = true;
     return out;
   }
-  if (value.size() > kValueBytesMax) {
-    out.error = "the value is longer than 64 KB";
+  if (nested_deeper(value, kJsonDepthMax)) {
+    out.error = "the value is nested deeper than " + std::to_string(kJsonDepthMax) + " levels";
     return out;
   }
-  const json parsed = json::parse(value, nullptr, false);
+  const json parsed = parse_bounded(value);
   if (parsed.is_discarded()) {
     out.error = "the value is not JSON";
     return out;
@@ -331,18 +342,23 @@ Parsed parse_entry(std::string_view key, std::string_view value) {
     out.entry = entry_of(key, parsed);
     out.ignored = !out.entry;
   } catch (const Bad& bad) {
-    out.error = bad.what();
+    out.error = printable(bad.what());
   }
   return out;
 }
 
 json to_json(const NodeRecord& r) {
-  json out = {{"instance", r.instance}, {"admin", r.admin},
-              {"fabrics", r.fabrics},   {"host", r.host},
-              {"state", r.state},       {"version", r.version},
-              {"worker", r.worker},     {"workers", r.workers},
+  json out = {{"instance", r.instance},
+              {"admin", r.admin},
+              {"fabrics", r.fabrics},
+              {"host", r.host},
+              {"state", r.state},
+              {"version", r.version},
+              {"worker", r.worker},
+              {"workers", r.workers},
               {"channels", r.channels},
-              {"tag", r.tag},           {"connections", r.connections}};
+              {"tag", r.tag},
+              {"connections", r.connections}};
   return out;
 }
 
@@ -352,7 +368,8 @@ json to_json(const ApplicationRecord& r) {
 }
 
 std::optional<int> parse_schema(std::string_view value) {
-  const json parsed = json::parse(value, nullptr, false);
+  if (value.size() > kSchemaBytesMax) return std::nullopt;
+  const json parsed = parse_bounded(value);
   if (!parsed.is_object() || !parsed.contains("version") ||
       !parsed["version"].is_number_integer()) {
     return std::nullopt;

@@ -25,6 +25,7 @@
 
 #include "lwproto/auth/admission.h"
 #include "lwproto/base/socket_address.h"
+#include "lwproto/cluster/bounds.h"
 
 namespace sanproxy::cluster {
 
@@ -113,6 +114,8 @@ struct Parsed {
   bool ignored = false;  // a key that is not for us (head, history, of a later version)
 };
 Parsed parse_entry(std::string_view key, std::string_view value);
+// Whether such a key has an entry: others (history, later versions') are not looked at.
+bool is_entry_key(std::string_view key);
 
 nlohmann::json to_json(const NodeRecord& record);
 nlohmann::json to_json(const ApplicationRecord& record);

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "lwproto/cluster/bounded_json.h"
+
 namespace sanproxy::cluster {
 namespace {
 
@@ -20,10 +22,11 @@ constexpr std::uint64_t kPauseMaxNs = 2 * kNsPerSecond;
 constexpr std::uint64_t kWritePauseNs = 200 * kNsPerMs;
 constexpr std::size_t kOperationsMax = 100;  // of a transaction; etcd's own bound is 128
 constexpr std::size_t kRefusedShownMax = 100;
+constexpr std::size_t kChangesMax = 1'024;  // that wait for the mailbox
 constexpr int kWaitMaxMs = 1'000;
 
 std::string instance_in(const std::string& value) {
-  const json parsed = json::parse(value, nullptr, false);
+  const json parsed = parse_bounded(value);
   if (!parsed.is_object() || !parsed.contains("instance")) return "";
   return parsed["instance"].is_string() ? parsed["instance"].get<std::string>() : "";
 }
@@ -35,11 +38,8 @@ Session::Session(SessionOptions options, Log log)
       log_(std::move(log)),
       root_(cluster_root(options_.prefix, options_.cluster)),
       client_(options_.etcd),
-      state_(root_, options_.entries_max, std::uint64_t{options_.ttl_s} * kNsPerSecond,
-             [this](const std::string& text) {
-               log_(LogLevel::kWarning, text);
-               mailbox_.nudge();
-             }) {
+      state_(root_, options_.etcd.bounds, std::uint64_t{options_.ttl_s} * kNsPerSecond,
+             [this](const std::string& text) { report(text); }) {
   // Signals are for the process's other threads.
   sigset_t all, before;
   sigfillset(&all);
@@ -169,10 +169,20 @@ bool Session::keep_lease() {
 bool Session::list() {
   list_again_ = false;
   const std::string begin = root_ + options_.watched;
-  const auto all = client_.list(begin, prefix_end(begin), options_.entries_max * 2);
+  const auto wanted = [this](const std::string& key) {
+    const std::string_view rest = std::string_view(key).substr(std::min(key.size(), root_.size()));
+    return is_entry_key(rest) || rest == "schema";
+  };
+  auto all =
+      client_.list(begin, prefix_end(begin), options_.etcd.bounds.entries_max * 2, 0, wanted);
   if (!all.ok()) return false;
+  if (all->truncated) {  // the schema is behind the others
+    auto schema = client_.list(root_ + "schema", "", 1, all->revision);
+    if (!schema.ok()) return false;
+    std::move(schema->values.begin(), schema->values.end(), std::back_inserter(all->values));
+  }
   next_revision_ = all->revision + 1;
-  state_.apply_snapshot(all->values, clock_.now_ns(), changes_);
+  state_.apply_snapshot(all->values, clock_.now_ns(), changes_, all->truncated);
   // What etcd has of what we announced; what it lacks will be written.
   std::map<std::string, std::string> found;
   for (const KeyValue& value : all->values) {
@@ -205,6 +215,23 @@ void Session::on_watch(const WatchAnswer& answer) {
     list_again_ = list_again_ || schema;
     note_own(event);
   }
+  if (changes_.size() >= kChangesMax) hand_over();
+}
+
+// Of refusals there may be any number, and each is a line in the log.
+void Session::report(const std::string& text) {
+  const std::uint64_t now = clock_.now_ns();
+  if (now - reports_since_ns_ >= kReportPeriodNs) {
+    if (reports_ > kReportsMax) {
+      log_(LogLevel::kWarning,
+           std::to_string(reports_ - kReportsMax) + " more refusals were counted, not logged");
+    }
+    reports_since_ns_ = now;
+    reports_ = 0;
+  }
+  if (++reports_ > kReportsMax) return;
+  log_(LogLevel::kWarning, text);
+  mailbox_.nudge();
 }
 
 // Somebody has touched what we had written.
@@ -215,7 +242,8 @@ void Session::note_own(const WatchEvent& event) {
   if (!event.deleted && event.value.lease == lease_) return;  // our own, on its way back
   const std::string other = event.deleted ? "" : instance_in(event.value.value);
   if (!other.empty() && other != options_.instance) {
-    log_(LogLevel::kError, event.value.key + ": another process registers under our name");
+    log_(LogLevel::kError,
+         printable(event.value.key) + ": another process registers under our name");
     const std::lock_guard<std::mutex> lock(mutex_);
     ++status_.duplicates;
     return;  // to write it back would be answered in kind, for ever
@@ -306,7 +334,7 @@ void Session::hand_over() {
     status_.refused.clear();
     for (const auto& one : state_.refused()) {
       if (status_.refused.size() == kRefusedShownMax) break;
-      status_.refused.insert(one);
+      status_.refused.emplace(printable(one.first), one.second);
     }
   }
   mailbox_.put(std::exchange(changes_, {}));

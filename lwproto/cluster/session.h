@@ -33,7 +33,6 @@ struct SessionOptions {
   std::string watched;       // below the root: "" is all, "node/proxy/" the proxies
   bool registers = true;     // has a lease, and announces under it
   std::uint32_t ttl_s = 10;  // of the lease
-  std::size_t entries_max = 20'000;
   std::size_t announced_max = 4'096;
   std::string instance;  // of this process: who finds another's in its own key, complains
 };
@@ -81,6 +80,7 @@ class Session {
   void on_watch(const WatchAnswer& answer);
   void note_own(const WatchEvent& event);
   void hand_over();
+  void report(const std::string& text);
   void lost(const std::string& why);
   void farewell();
   std::uint64_t beat_ns() const;
@@ -105,6 +105,9 @@ class Session {
   mutable std::mutex mutex_;
   std::map<std::string, std::string> announced_;
   SessionStatus status_;
+
+  std::uint64_t reports_since_ns_ = 0;  // of refusals, in this period
+  std::size_t reports_ = 0;
 
   std::atomic<bool> stopping_{false};
   std::thread thread_;

@@ -25,6 +25,8 @@ void cluster_metrics(const cluster::SessionStatus& c, Metrics& m) {
   const char* refused = "Values from etcd that were refused, by reason";
   m.counter("cluster_refused_total", refused, c.state.refused_values, "reason=\"value\"");
   m.counter("cluster_refused_total", refused, c.state.refused_full, "reason=\"max_entries\"");
+  m.counter("cluster_refused_total", refused, c.state.refused_length, "reason=\"length\"");
+  m.counter("cluster_refused_total", refused, c.state.refused_unseen, "reason=\"unseen\"");
   m.counter("cluster_refused_total", refused, c.state.refused_schema, "reason=\"schema\"");
 }
 

@@ -32,6 +32,9 @@ void read_cluster(const std::string& path, const toml::table& table, ClusterConf
     if (const Status status = cluster::check_endpoint(v); !status.ok()) {
       throw std::invalid_argument(std::string(status.text()) + ", not \"" + v + "\"");
     }
+    if (s.etcd.endpoints.size() == cluster::kMembersMax) {
+      throw std::invalid_argument("more than 16 members");
+    }
     s.etcd.endpoints.push_back(v);
   });
   r.text("name", [&](const std::string& v) {
@@ -49,7 +52,11 @@ void read_cluster(const std::string& path, const toml::table& table, ClusterConf
   });
   r.number("ttl_s", s.ttl_s, 2, 3600);
   r.number("timeout_ms", s.etcd.timeout_ms, 100, 60'000);
-  r.number("max_entries", s.entries_max, 16, 1'000'000);
+  cluster::Bounds& bounds = s.etcd.bounds;
+  r.number("max_entries", bounds.entries_max, 16, 1'000'000);
+  r.number("max_value_bytes", bounds.value_bytes_max, 1'024, 1u << 20);
+  r.number("max_total_bytes", bounds.total_bytes_max, 1u << 16, std::size_t{4} << 30);
+  r.number("max_answer_bytes", bounds.answer_bytes_max, 1u << 16, std::size_t{1} << 30);
   r.number("drain_grace_ms", out.drain_grace_ms, 0, 600'000);
   r.text("user", [&](const std::string& v) { s.etcd.user = v; });
   r.text("password_file", [&](const std::string& v) { s.etcd.password = secret_of(v); });

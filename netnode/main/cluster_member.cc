@@ -28,8 +28,8 @@ std::optional<steer::ProxySet> ClusterMember::take(const ClusterEntries::IsUp& i
   const auto changes = session_->take();
   if (changes.empty()) return std::nullopt;
   entries_.apply(changes, is_up);
-  drained_ = entries_.all().contains(
-      cluster::drain_key(cluster::NodeKind::kNetworkNode, config_.name));
+  drained_ =
+      entries_.all().contains(cluster::drain_key(cluster::NodeKind::kNetworkNode, config_.name));
   return make_set();
 }
 

@@ -100,12 +100,14 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   Addresses services;
   for (const steer::ServiceConfig& service : out.services) services.insert(service.address);
   for (const auto& [key, entry] : entries) {
-    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) add_found(out, key, *record, left_out);
+    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry))
+      add_found(out, key, *record, left_out);
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
       add_service(out, services, policy->address.to_string(), left_out);
     }
     if (const auto* node = std::get_if<cluster::ApplicationRecord>(&entry)) {
-      for (const std::string& address : node->services) add_service(out, services, address, left_out);
+      for (const std::string& address : node->services)
+        add_service(out, services, address, left_out);
     }
   }
   for (steer::ProxyConfig& proxy : out.proxies) {

@@ -112,7 +112,7 @@ class Node {
   std::uint64_t rounds_ = 0;
   std::uint64_t next_time_ns_ = 0;
   std::uint64_t stop_ns_ = 0;
-  std::uint64_t steered_ = 0;      // packets, when on_time() last looked
+  std::uint64_t steered_ = 0;        // packets, when on_time() last looked
   std::uint64_t steered_at_ns_ = 0;  // and when that had changed
   std::uint64_t publish_at_ns_ = 0;
   bool was_draining_ = false;

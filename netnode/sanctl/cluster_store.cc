@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdio>
 
+#include "lwproto/cluster/bounded_json.h"
+
 namespace sanproxy::sanctl {
 namespace {
 
@@ -13,6 +15,7 @@ using nlohmann::json;
 
 constexpr std::size_t kChangesMax = 100;  // of a transaction; etcd's own bound is 128
 constexpr std::size_t kEntriesMax = 100'000;
+constexpr std::size_t kDocumentDepthMax = cluster::kJsonDepthMax + 4;  // entries in a version
 
 std::int64_t unix_time_s() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -43,8 +46,20 @@ std::string text_in(const json& object, const char* field) {
   return it != object.end() && it->is_string() ? it->get<std::string>() : "";
 }
 
+// As members of the cluster take it: with their default bound of a value's length.
+cluster::Parsed parse(const cluster::KeyValue& value) {
+  if (value.fault == cluster::Fault::kNone &&
+      value.value.size() <= cluster::Bounds{}.value_bytes_max) {
+    return cluster::parse_entry(value.key, value.value);
+  }
+  cluster::Parsed out;
+  out.ignored = !cluster::is_entry_key(value.key);
+  out.error = "the key or the value is too long";
+  return out;
+}
+
 Version version_of(const std::string& text) {
-  const json parsed = json::parse(text, nullptr, false);
+  const json parsed = cluster::parse_bounded(text, kDocumentDepthMax);
   Version out;
   if (!parsed.is_object()) return out;
   out.number = number_in(parsed, "version");
@@ -56,19 +71,30 @@ Version version_of(const std::string& text) {
 }
 
 std::string normal(const std::string& text) {
-  const json parsed = json::parse(text, nullptr, false);
+  const json parsed = cluster::parse_bounded(text);
   return parsed.is_discarded() ? text : parsed.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+// A version of the whole configuration is one value.
+cluster::EtcdOptions with_long_values(cluster::EtcdOptions options) {
+  options.bounds.value_bytes_max = options.bounds.answer_bytes_max;
+  options.bounds.total_bytes_max = std::size_t{16} * options.bounds.answer_bytes_max;
+  return options;
 }
 
 }  // namespace
 
 ClusterStore::ClusterStore(const Options& options)
-    : root_(cluster::cluster_root(options.prefix, options.cluster)), client_(options.etcd) {}
+    : root_(cluster::cluster_root(options.prefix, options.cluster)),
+      client_(with_long_values(options.etcd)) {}
 
 cluster::RangeAnswer ClusterStore::list(const std::string& below) {
   const std::string begin = root_ + below;
   auto answer = client_.list(begin, cluster::prefix_end(begin), kEntriesMax);
   if (!answer.ok()) throw Failure("etcd: " + client_.last_error());
+  if (answer->truncated) {
+    throw Failure("etcd: more than " + std::to_string(kEntriesMax) + " keys below " + begin);
+  }
   for (cluster::KeyValue& value : answer->values) value.key.erase(0, root_.size());
   return std::move(*answer);
 }
@@ -77,11 +103,11 @@ std::map<std::string, cluster::Entry> ClusterStore::entries(
     std::map<std::string, std::string>* refused) {
   std::map<std::string, cluster::Entry> out;
   for (const cluster::KeyValue& value : list("").values) {
-    cluster::Parsed parsed = cluster::parse_entry(value.key, value.value);
+    cluster::Parsed parsed = parse(value);
     if (parsed.entry) {
       out.emplace(value.key, std::move(*parsed.entry));
     } else if (!parsed.ignored && refused != nullptr) {
-      (*refused)[value.key] = parsed.error;
+      (*refused)[cluster::printable(value.key)] = parsed.error;
     }
   }
   return out;
@@ -100,12 +126,12 @@ Configuration ClusterStore::configuration() {
       }
       out.schema = version.has_value();
     } else if (value.key == "head") {
-      const json head = json::parse(value.value, nullptr, false);
+      const json head = cluster::parse_bounded(value.value);
       if (head.is_object()) out.version = number_in(head, "version");
     } else if (cluster::is_config_key(value.key)) {
       out.keys[value.key] = normal(value.value);
-      const cluster::Parsed parsed = cluster::parse_entry(value.key, value.value);
-      if (!parsed.entry) out.refused[value.key] = parsed.error;
+      const cluster::Parsed parsed = parse(value);
+      if (!parsed.entry) out.refused[cluster::printable(value.key)] = parsed.error;
     }
   }
   return out;

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <iterator>
 
+#include "lwproto/cluster/bounded_json.h"
 #include "netnode/sanctl/commands.h"
 #include "netnode/sanctl/table.h"
 #include "netnode/sanctl/view.h"
@@ -24,6 +25,11 @@ void need_cluster(const Options& options) {
 }
 
 json parse_document(const std::string& text, const std::string& where) {
+  constexpr std::size_t kDepthMax = cluster::kJsonDepthMax + 4;
+  if (cluster::nested_deeper(text, kDepthMax)) {
+    throw Failure(where + ": nested deeper than " + std::to_string(kDepthMax) + " levels",
+                  kExitUsage);
+  }
   try {
     return json::parse(text);
   } catch (const json::parse_error& error) {

@@ -1,5 +1,6 @@
 #include "netnode/sanctl/config_document.h"
 
+#include "lwproto/cluster/bounded_json.h"
 #include "lwproto/cluster/model.h"
 #include "netnode/sanctl/options.h"
 
@@ -11,6 +12,8 @@ using nlohmann::json;
 // Sections of the document, and where their entries are.
 constexpr std::pair<const char*, const char*> kSections[] = {{"services", "config/service/"},
                                                              {"proxies", "config/proxy/"}};
+
+constexpr std::size_t kEntryKeyBytesMax = cluster::kKeyBytesMax / 2;  // the root comes before it
 
 std::string path_of(const std::string& key) {
   for (const auto& [section, prefix] : kSections) {
@@ -43,7 +46,11 @@ Keys keys_of(const json& document) {
     for (const auto& [name, value] : entries.items()) {
       const std::string key = prefix + name;
       const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-      const cluster::Parsed parsed = cluster::parse_entry(key, text);
+      cluster::Parsed parsed = cluster::parse_entry(key, text);
+      if (text.size() > cluster::Bounds{}.value_bytes_max || key.size() > kEntryKeyBytesMax) {
+        parsed = {};
+        parsed.error = "too long: members of the cluster take 64 KB of an entry";
+      }
       if (!parsed.entry) {
         errors.append(section).append("/").append(name).append(": ");
         errors.append(parsed.error).append("\n");
@@ -63,7 +70,7 @@ json document_of(const Keys& keys) {
   for (const auto& [key, text] : keys) {
     for (const auto& [section, prefix] : kSections) {
       if (!key.starts_with(prefix)) continue;
-      const json value = json::parse(text, nullptr, false);
+      const json value = cluster::parse_bounded(text);
       out[section][key.substr(std::string(prefix).size())] =
           value.is_discarded() ? json(text) : value;
     }

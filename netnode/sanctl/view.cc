@@ -112,7 +112,8 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
     if (view.status.contains(proxy)) return;
     for (NodeRow& row : view.nodes) {
       if (row.name != proxy || row.kind != kind) continue;
-      if (row.state != record.state) row.state = "draining";  // some of them are further than others
+      if (row.state != record.state)
+        row.state = "draining";  // some of them are further than others
       if (record.state != "running") {
         row.connections = row.connections.value_or(0) + record.connections;
       }

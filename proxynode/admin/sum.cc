@@ -140,7 +140,7 @@ void add_status(json& sum, const json& page, std::uint32_t worker) {
   if (sum["state"] != page["state"] && sum["state"] != "stopping") {
     sum["state"] = page["state"] == "stopping" ? "stopping" : "draining";
   }
-  // Of what etcd says the worker that does not hear it, or refuses most of it, is the one to show.
+  // All hear the same of etcd, but for one that does not hear it: that one is to be seen.
   for (const char* key : {"cluster", "drained_nodes"}) {
     if (!page.contains(key)) continue;
     const bool lost = page[key].is_object() && !page[key].value("connected", true);

@@ -152,12 +152,12 @@ ProxyConfig load_config(const std::string& path) {
   // Further workers are known by names that follow from it, and those have to be legal too.
   if (config.cluster &&
       (!cluster::name_legal(cluster::worker_name(config.name, packet_io::kQueuesMax)) ||
-       !cluster::name_legal(config.name) ||
-       cluster::proxy_of_worker(config.name) != config.name)) {
-    config_fail(path, {},
-                "[proxy].name: in a cluster, 1 to 60 letters, digits, '.', '_' or '-' (not ending in "
-                "\".wNUMBER\"), not \"" +
-                    config.name + "\"");
+       !cluster::name_legal(config.name) || cluster::proxy_of_worker(config.name) != config.name)) {
+    config_fail(
+        path, {},
+        "[proxy].name: in a cluster, 1 to 60 letters, digits, '.', '_' or '-' (not ending in "
+        "\".wNUMBER\"), not \"" +
+            config.name + "\"");
   }
   return config;
 }

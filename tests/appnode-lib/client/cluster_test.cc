@@ -68,7 +68,7 @@ TEST_F(ClusterTest, ProxiesAreFoundFollowedAndForgotten) {
   second.stop();
   ASSERT_TRUE(joined(2));
   second.start();
-  clock_.advance(10 * internal::Link::kRetryMaxNs);
+  clock_.advance_ns(10 * internal::Link::kRetryMaxNs);
   start("fourth");
   put("p4", path("fourth"));
   ASSERT_TRUE(joined(3));
@@ -93,7 +93,7 @@ TEST_F(ClusterTest, WithoutEtcdItGoesOnAndCatchesUpLater) {
   proxy_.stop();
   ASSERT_TRUE(joined(0));
   proxy_.start();
-  clock_.advance(10 * internal::Link::kRetryMaxNs);
+  clock_.advance_ns(10 * internal::Link::kRetryMaxNs);
   ASSERT_TRUE(joined(1));
   const std::uint64_t id = open();
   proxy_.send(id, "hello");

@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "tests/lwproto/cluster/fake_etcd.h"
 
 namespace sanproxy::cluster {
@@ -53,11 +55,53 @@ TEST(EtcdClient, ListsKeysInPagesOfOneRevision) {
   EXPECT_EQ(etcd.requests("/v3/kv/range"), 3u);
 }
 
-TEST(EtcdClient, AListBeyondItsBoundIsRefused) {
+TEST(EtcdClient, AListBeyondItsBoundIsCutShortAndSaysSo) {
   FakeEtcd etcd;
-  for (int i = 0; i < 30; ++i) etcd.put("/k/" + std::to_string(i), "v");
+  for (int i = 10; i < 40; ++i) etcd.put("/k/" + std::to_string(i), "v");
   EtcdClient client(at({etcd.url()}));
-  EXPECT_EQ(client.list("/k/", prefix_end("/k/"), 29).status().code(), Code::kExhausted);
+  const auto cut = client.list("/k/", prefix_end("/k/"), 29);
+  ASSERT_TRUE(cut.ok());
+  EXPECT_EQ(cut->values.size(), 29u);
+  EXPECT_TRUE(cut->truncated);
+  EXPECT_FALSE(client.list("/k/", prefix_end("/k/"), 30)->truncated);
+}
+
+TEST(EtcdClient, AListOfLongValuesComesInSmallerPages) {
+  FakeEtcd etcd;
+  for (int i = 10; i < 40; ++i) etcd.put("/k/" + std::to_string(i), std::string(10'000, 'x'));
+  EtcdOptions options = at({etcd.url()});
+  options.bounds.answer_bytes_max = 65'536;
+  EtcdClient client(options);
+  const auto all = client.list("/k/", prefix_end("/k/"));
+  ASSERT_TRUE(all.ok()) << client.last_error();
+  EXPECT_EQ(all->values.size(), 30u);
+  EXPECT_EQ(all->values.back().value.size(), 10'000u);
+}
+
+TEST(EtcdClient, AListKeepsNoMoreThanTheTotalOfItsValuesAndWhatIsWanted) {
+  FakeEtcd etcd;
+  for (int i = 10; i < 40; ++i) etcd.put("/k/" + std::to_string(i), std::string(100, 'x'));
+  EtcdOptions options = at({etcd.url()});
+  options.bounds.total_bytes_max = 1'000;
+  EtcdClient client(options);
+  const auto all = client.list("/k/", prefix_end("/k/"), 100, 0,
+                               [](const std::string& key) { return key >= "/k/20"; });
+  ASSERT_TRUE(all.ok());
+  EXPECT_EQ(all->values.size(), 20u);
+  EXPECT_EQ(std::count_if(all->values.begin(), all->values.end(),
+                          [](const auto& value) { return value.fault == Fault::kTotalTooLong; }),
+            10);
+}
+
+TEST(EtcdClient, ATokenThatIsNoHeadersValueIsRefused) {
+  FakeEtcd etcd;
+  etcd.answer("/v3/auth/authenticate", 100, 200, R"({"token":"a\r\nHost: elsewhere"})");
+  EtcdOptions options = at({etcd.url()});
+  options.user = "sanproxy";
+  options.password = "secret";
+  EtcdClient client(options);
+  EXPECT_EQ(client.call("/v3/kv/range", kAll).code, Code::kProtocol);
+  EXPECT_EQ(etcd.requests("/v3/kv/range"), 0u);
 }
 
 TEST(EtcdClient, AnEndpointThatIsAwayIsLeftForTheNext) {
@@ -110,7 +154,7 @@ TEST(EtcdClient, AnAnswerBeyondItsBoundIsRefused) {
   FakeEtcd etcd;
   etcd.put("/k", std::string(100'000, 'x'));
   EtcdOptions options = at({etcd.url()});
-  options.response_bytes_max = 50'000;
+  options.bounds.answer_bytes_max = 50'000;
   EtcdClient client(options);
   EXPECT_EQ(client.call("/v3/kv/range", kAll).code, Code::kProtocol);
 }

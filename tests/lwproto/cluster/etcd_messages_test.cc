@@ -4,6 +4,8 @@
 
 #include <random>
 
+#include "lwproto/cluster/bounded_json.h"
+
 namespace sanproxy::cluster {
 namespace {
 
@@ -41,9 +43,12 @@ TEST(EtcdMessages, NumbersAreStringsOrNumbers) {
   EXPECT_EQ(*read_number(nlohmann::json{{"n", "9223372036854775807"}}, "n"), INT64_MAX);
   EXPECT_EQ(*read_number(nlohmann::json{{"n", 5}}, "n"), 5);
   EXPECT_EQ(*read_number(nlohmann::json::object(), "n"), 0);
-  for (const char* text : {"", "5 ", "x", "9223372036854775808"}) {
+  for (const char* text : {"", "5 ", "x", "-1", "9223372036854775808"}) {
     EXPECT_FALSE(read_number(nlohmann::json{{"n", text}}, "n").ok()) << text;
   }
+  EXPECT_FALSE(read_number(nlohmann::json{{"n", -1}}, "n").ok());
+  EXPECT_FALSE(read_number(nlohmann::json{{"n", UINT64_MAX}}, "n").ok());
+  EXPECT_FALSE(read_number(nlohmann::json{{"n", 1.5}}, "n").ok());
 }
 
 TEST(EtcdMessages, MalformedAnswersAreErrorsAndNothingElse) {
@@ -59,6 +64,63 @@ TEST(EtcdMessages, MalformedAnswersAreErrorsAndNothingElse) {
         R"({"result":{"header":{"revision":"1"},"events":[{"kv":{"key":5}}]}})"}) {
     EXPECT_FALSE(read_watch(line).ok()) << line;
   }
+}
+
+nlohmann::json with_value(const std::string& key, const std::string& value) {
+  return {{"header", {{"revision", "1"}}},
+          {"kvs", {{{"key", to_base64(key)}, {"value", to_base64(value)}}}}};
+}
+
+TEST(EtcdMessages, AValueThatIsTooLongIsNotKept) {
+  const auto answer = read_range(with_value("/k", std::string(11, 'x')), 10);
+  ASSERT_TRUE(answer.ok());
+  EXPECT_EQ(answer->values[0].key, "/k");
+  EXPECT_EQ(answer->values[0].value, "");
+  EXPECT_EQ(answer->values[0].fault, Fault::kValueTooLong);
+  EXPECT_EQ(read_range(with_value("/k", std::string(10, 'x')), 10)->values[0].fault, Fault::kNone);
+}
+
+TEST(EtcdMessages, AKeyThatIsTooLongIsCutAndSaysSo) {
+  const auto answer = read_range(with_value(std::string(kKeyBytesMax + 1, 'k'), "v"));
+  ASSERT_TRUE(answer.ok());
+  EXPECT_EQ(answer->values[0].fault, Fault::kKeyTooLong);
+  EXPECT_LT(answer->values[0].key.size(), kKeyBytesMax);
+  EXPECT_EQ(answer->values[0].value, "");
+}
+
+TEST(EtcdMessages, ARevisionThatCannotBeCountedOnFromIsRefused) {
+  auto answer = with_value("/k", "v");
+  answer["kvs"][0]["mod_revision"] = "9223372036854775807";
+  EXPECT_FALSE(read_range(answer).ok());
+  answer["kvs"][0]["mod_revision"] = "7";
+  EXPECT_TRUE(read_range(answer).ok());
+  answer["header"]["revision"] = "9223372036854775807";
+  EXPECT_FALSE(read_range(answer).ok());
+}
+
+TEST(EtcdMessages, AnAnswerThatIsNestedTooDeeplyIsRefused) {
+  const std::string deep(1'000'000, '[');
+  EXPECT_FALSE(read_watch(R"({"result":)" + deep).ok());
+  EXPECT_FALSE(read_watch(R"({"result":)" + deep + std::string(deep.size(), ']') + "}").ok());
+}
+
+TEST(EtcdMessages, EtcdsOwnWordsAreOnePrintableShortLine) {
+  const std::string words = "no\nleader\x1b" + std::string(100'000, 'x');
+  for (const nlohmann::json& error : {nlohmann::json(words), nlohmann::json{{"message", words}}}) {
+    const std::string text = error_text({{"error", error}});
+    EXPECT_TRUE(text.starts_with("no\\x0aleader\\x1bxxx")) << text;
+    EXPECT_LE(text.size(), kShownBytesMax + 10);
+  }
+}
+
+TEST(BoundedJson, DepthIsOfBracketsOutsideOfStrings) {
+  EXPECT_FALSE(nested_deeper("[{}]", 2));
+  EXPECT_TRUE(nested_deeper("[{\"a\":[]}]", 2));
+  EXPECT_FALSE(nested_deeper(R"(["[[[[\"[[[[", [], []])", 2));
+  EXPECT_FALSE(nested_deeper("]]]][[", 2));
+  EXPECT_FALSE(parse_bounded("[[1]]", 2).is_discarded());
+  EXPECT_TRUE(parse_bounded("[[[1]]]", 2).is_discarded());
+  EXPECT_TRUE(parse_bounded("\"\\", 2).is_discarded());
 }
 
 TEST(EtcdMessages, ACompactedWatchSaysFromWhereItIsGone) {

@@ -11,6 +11,18 @@ std::string error_of(const std::string& key, const std::string& value) {
   return parsed.error;
 }
 
+std::string repeated(const std::string& one, int count) {
+  std::string out = one;
+  for (int i = 1; i < count; ++i) out.append(",").append(one);
+  return out;
+}
+
+std::string members(int count) {
+  std::string out = "\"a\":1";
+  for (int i = 1; i < count; ++i) out.append(",\"a").append(std::to_string(i)).append("\":1");
+  return out;
+}
+
 template <typename T>
 T entry(const std::string& key, const std::string& value) {
   Parsed parsed = parse_entry(key, value);
@@ -56,7 +68,12 @@ TEST(ClusterModel, WrongValuesAreRefusedWithTheFieldAndWhatWasExpected) {
       {key, R"({"weights":{"a":-1}})", "from 1 to 65535"},
       {key, R"({"weights":{"a":1.5}})", "from 1 to 65535"},
       {key, R"({"weights":[1]})", "weights: expected"},
-      {key, std::string(70'000, ' '), "longer than 64 KB"},
+      {key, R"({"weights":)" + std::string(60'000, '[') + "}", "nested deeper than 16 levels"},
+      {key, R"({"balance":")" + std::string(300, 'x') + "\"}", "balance: longer than 256 bytes"},
+      {key, R"({"balance":"\n\u001b[2J"})", "not \"\\x0a\\x1b[2J\""},
+      {key, R"({"allow":[)" + repeated("\"any\"", 1'025) + "]}", "allow: more than 1024 entries"},
+      {key, R"({"weights":{")" + std::string(65, 'x') + "\":1}}", "weights: names no node"},
+      {key, R"({"weights":{)" + members(1'025) + "}}", "weights: more than 1024 entries"},
       {"config/service/10.77.0.10", "{}", "expected IP:PORT"},
       {"config/service/10.77.0.10:0", "{}", "expected IP:PORT"},
       {"config/service/[fd77:0::1]:80", "{}", "shortest form"},
@@ -69,6 +86,17 @@ TEST(ClusterModel, WrongValuesAreRefusedWithTheFieldAndWhatWasExpected) {
       {"drain/proxy/p1", R"({"until":1})", "unknown field"},
       {"node/proxy/p1", R"({"state":"asleep"})", "state: expected one of"},
       {"node/proxy/p1", R"({"fabrics":[1]})", "fabrics: expected"},
+      {"node/proxy/p1", R"({"fabrics":[)" + repeated("\"tcp://h:1\"", 65) + "]}",
+       "fabrics: more than 64 entries"},
+      {"node/proxy/p1", R"({"admin":")" + std::string(257, 'x') + "\"}", "admin: longer than 256"},
+      {"node/proxy/" + std::string(65, 'x'), "{}", "names no node"},
+      {"node/proxy/p1", R"({"workers":0})", "workers: expected an integer from 1"},
+      {"node/proxy/p1", R"({"tag":1024})", "tag: expected an integer from 0 to 1023"},
+      {"node/proxy/p1", R"({"connections":-1})", "connections: expected an integer"},
+      {"node/appnode/p1/0", R"({"services":[)" + repeated("\"a\"", 1'025) + "]}",
+       "services: more than 1024 entries"},
+      {"node/appnode/p1/99999999999", "{}", "expected PROXY/NUMBER"},
+      {"drain/appnode/" + std::string(65, 'x'), "{}", "names no node"},
       {"node/appnode/p1", "{}", "expected PROXY/NUMBER"},
       {"node/appnode/p1/x", "{}", "expected PROXY/NUMBER"},
   };

@@ -189,6 +189,52 @@ TEST_F(SessionTest, OneOfSeveralMembersIsEnough) {
   EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
 }
 
+TEST_F(SessionTest, AStoreWithMoreKeysThanAreLookedAtIsJoinedAllTheSame) {
+  set_up_schema();
+  SessionOptions few = options();
+  few.etcd.bounds.entries_max = 16;
+  for (int i = 0; i < 20; ++i) {
+    etcd.put(kRoot + "config/service/10.0.0.1:" + std::to_string(100 + i), "{}");
+    etcd.put(kRoot + "history/" + std::to_string(100 + i), std::string(100'000, 'x'));
+  }
+  auto session = start(few);
+  EXPECT_TRUE(until(*session, [&] { return session->status().connected && known.size() == 16; }));
+  EXPECT_EQ(session->status().state.refused_unseen, 1u);
+  EXPECT_EQ(session->status().state.refused_schema, 0u) << "the schema is behind them, and known";
+  EXPECT_TRUE(is_logged("more keys than are looked at"));
+  EXPECT_TRUE(is_logged("max_entries is reached"));
+}
+
+TEST_F(SessionTest, ValuesThatAreTooLongHurtNoOthers) {
+  set_up_schema();
+  SessionOptions small = options();
+  small.etcd.bounds.value_bytes_max = 1'024;
+  small.etcd.bounds.answer_bytes_max = 100'000;
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  etcd.put(kRoot + "config/service/10.0.0.1:1", std::string(50'000, ' '));
+  etcd.put(kRoot + "node/proxy/" + std::string(2'000, 'x'), "{}");
+  auto session = start(small);
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted"; }));
+  etcd.put(kRoot + "config/service/10.0.0.1:2", std::string(50'000, ' '));
+  etcd.put(kRoot + kWeb, "{}");
+  EXPECT_TRUE(until(*session, [&] { return balance() == ""; }));
+  EXPECT_EQ(session->status().state.refused_length, 3u);
+  EXPECT_TRUE(is_logged("10.0.0.1:2 is refused: the value is longer than max_value_bytes"));
+  EXPECT_TRUE(is_logged("the key is longer than 1024 bytes"));
+}
+
+TEST_F(SessionTest, AFloodOfWrongValuesIsCountedAndLoggedInPart) {
+  for (std::size_t i = 0; i < 3 * kReportsMax; ++i) {
+    etcd.put(kRoot + "node/proxy/p" + std::to_string(i), "no JSON");
+  }
+  auto session = start(options());
+  EXPECT_TRUE(
+      etcd.wait_for([&] { return session->status().state.refused_values == 3 * kReportsMax; }));
+  const std::lock_guard<std::mutex> lock(mutex);
+  EXPECT_LE(logged.size(), kReportsMax + 5);
+  EXPECT_GE(logged.size(), kReportsMax);
+}
+
 TEST_F(SessionTest, MoreThanAnnouncedMaxIsRefusedAndCounted) {
   SessionOptions few = options();
   few.announced_max = 2;

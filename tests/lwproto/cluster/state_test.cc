@@ -11,7 +11,8 @@ const std::string kWeb = "config/service/10.77.0.10:80";
 
 struct ClusterStateTest : ::testing::Test {
   std::vector<std::string> reports;
-  ClusterState state{kRoot, 10, kGraceNs,
+  static constexpr Bounds kBounds = {.entries_max = 10, .total_bytes_max = 2'000};
+  ClusterState state{kRoot, kBounds, kGraceNs,
                      [this](const std::string& text) { reports.push_back(text); }};
   std::vector<Change> changes;
   std::map<std::string, std::string> store = {{"schema", schema_value()}};
@@ -127,6 +128,70 @@ TEST_F(ClusterStateTest, MoreThanEntriesMaxAreRefusedAndCounted) {
   EXPECT_EQ(state.counters().refused_full, 2u);
   EXPECT_EQ(event("node/proxy/p100", R"({"admin":"1.2.3.4:5"})").size(), 1u)
       << "those that are known may change";
+}
+
+TEST_F(ClusterStateTest, MoreThanTotalBytesMaxOfValuesAreRefusedWithTheirKey) {
+  const std::string long_value = R"({"name":")" + std::string(200, 'x') + "\"}";
+  for (int i = 0; i < 10; ++i) {
+    (void)event("node/appnode/p1/" + std::to_string(i), long_value);
+  }
+  EXPECT_LT(state.entries().size(), 10u);
+  EXPECT_EQ(state.entries().size() + state.counters().refused_full, 10u);
+  EXPECT_NE(reports.back().find("node/appnode/p1/9 is refused: max_total_bytes"), std::string::npos)
+      << reports.back();
+  (void)gone("node/appnode/p1/0");
+  EXPECT_EQ(event("node/appnode/p1/9", long_value).size(), 1u) << "there is room again";
+  EXPECT_EQ(event("node/appnode/p1/9", "{}").size(), 1u) << "less is always taken";
+}
+
+TEST_F(ClusterStateTest, ValuesAndKeysThatAreTooLongAreRefusedWithTheirKey) {
+  (void)snapshot();
+  (void)event(kWeb, "{}");
+  state.apply_event({false, {kRoot + kWeb, "", 2, 0, Fault::kValueTooLong}}, changes);
+  EXPECT_EQ(take(), Names{}) << "the last good value stays";
+  EXPECT_NE(reports.back().find(kWeb + " is refused (the last good value stays)"),
+            std::string::npos);
+  EXPECT_NE(state.refused().at(kWeb).find("max_value_bytes"), std::string::npos);
+  // What a key that is too long begins like is another key.
+  state.apply_event({false, {kRoot + kWeb, "", 3, 0, Fault::kKeyTooLong}}, changes);
+  state.apply_event({true, {kRoot + kWeb, "", 4, 0, Fault::kKeyTooLong}}, changes);
+  EXPECT_EQ(take(), Names{});
+  EXPECT_EQ(state.entries().count(kWeb), 1u);
+  EXPECT_EQ(state.counters().refused_length, 2u);
+}
+
+TEST_F(ClusterStateTest, ASnapshotThatWasCutShortTakesNothingAway) {
+  store[kWeb] = "{}";
+  store["node/proxy/p1"] = "{}";
+  (void)snapshot();
+  std::vector<KeyValue> values = {{kRoot + "schema", schema_value(), 1, 0}};
+  state.apply_snapshot(values, 100, changes, /*truncated=*/true);
+  state.expire(100 + 10 * kGraceNs, changes);
+  EXPECT_EQ(take(), Names{});
+  EXPECT_EQ(state.counters().refused_unseen, 1u);
+  EXPECT_NE(reports.back().find("more keys than are looked at"), std::string::npos);
+  EXPECT_EQ(event("node/proxy/p2", "{}"), Names{"+node/proxy/p2"});
+}
+
+TEST_F(ClusterStateTest, NoMoreRefusedKeysThanTheBoundAreRemembered) {
+  for (std::size_t i = 0; i < kRefusedMax + 50; ++i) {
+    (void)event("node/proxy/p" + std::to_string(i), "no JSON");
+  }
+  EXPECT_EQ(state.refused().size(), kRefusedMax);
+  EXPECT_EQ(state.counters().refused_values, kRefusedMax + 50);
+  (void)event("node/proxy/p0", "{}");
+  EXPECT_EQ(state.refused().size(), kRefusedMax - 1);
+}
+
+TEST_F(ClusterStateTest, WhatIsReportedIsOnePrintableLine) {
+  (void)event("node/proxy/a\nb\x1b[2J", "no JSON");
+  (void)event("drain/proxy/p1", "{}");
+  (void)event("node/proxy/" + std::string(900, 'x'), R"({"state": "\n\u0007"})");
+  for (const std::string& line : reports) {
+    EXPECT_EQ(line, printable(line, 10'000));
+    EXPECT_LT(line.size(), 3 * kShownBytesMax);
+  }
+  EXPECT_NE(reports[0].find("a\\x0ab\\x1b[2J"), std::string::npos) << reports[0];
 }
 
 TEST_F(ClusterStateTest, KeysOfAnotherClusterAreNotOurs) {

@@ -97,11 +97,10 @@ TEST(ClusterView, WhatIsBeyondTheBoundsOrNoAddressIsLeftOutAndToldOf) {
   const auto set = view(file, entries);
   EXPECT_EQ(set.services.size(), steer::kServicesMax);
   EXPECT_EQ(set.proxies.size(), steer::kProxiesMax);
-  EXPECT_EQ(left_out, (std::vector<std::string>{
-                          "service 10.77.0.10:80: there are 4096 already",
-                          "service \"nonsense\": it is no IP:PORT",
-                          "service \"10.77.0.10:0\": it is no IP:PORT",
-                          "proxy \"p1\": there are 1023 already"}));
+  EXPECT_EQ(left_out, (std::vector<std::string>{"service 10.77.0.10:80: there are 4096 already",
+                                                "service \"nonsense\": it is no IP:PORT",
+                                                "service \"10.77.0.10:0\": it is no IP:PORT",
+                                                "proxy \"p1\": there are 1023 already"}));
 }
 
 TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {

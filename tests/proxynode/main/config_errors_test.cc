@@ -20,6 +20,12 @@ const std::string kMoreFabric = kInterface + kFabric;     // likewise 6
 const std::string kService = kGood + "[[service]]\naddress = \"10.0.0.1:80\"\n";  // likewise 8
 const std::string kAdmin = kGood + "[admin]\n";                                   // likewise 7
 
+std::string many_members(int count) {
+  std::string out = "\"http://h:1\"";
+  for (int i = 1; i < count; ++i) out += ", \"http://h:1\"";
+  return out;
+}
+
 const BadFile kBadFiles[] = {
     {"an_unknown_section", kGood + "[proxi]\n", 6, "unknown section \"proxi\""},
     {"a_key_outside_of_sections", "name = \"x\"\n" + kGood, 1, "unknown section \"name\""},
@@ -46,6 +52,8 @@ const BadFile kBadFiles[] = {
     {"a_cluster_without_etcd", kGood + "[cluster]\nname = \"x\"\n", 6, "[cluster] needs \"etcd\""},
     {"an_impossible_etcd", kGood + "[cluster]\netcd = [\"127.0.0.1:2379\"]\n", 7,
      "[cluster].etcd: expected http://HOST:PORT or https://HOST:PORT, not \"127.0.0.1:2379\""},
+    {"too_many_members_of_etcd", kGood + "[cluster]\netcd = [" + many_members(17) + "]\n", 7,
+     "[cluster].etcd: more than 16 members"},
     {"an_impossible_cluster_name", kGood + "[cluster]\nname = \"a b\"\n", 7,
      "[cluster].name: expected 1 to 64 letters"},
     {"a_cluster_password_that_is_not_there", kGood + "[cluster]\npassword_file = \"/nowhere/x\"\n",

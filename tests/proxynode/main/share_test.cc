@@ -45,8 +45,8 @@ TEST(Workers, AreFewerByDefaultAndAnErrorWhereTheBoundsOfTheHostDoNotDo) {
 }
 
 TEST(Workers, OfAMemberOfAClusterAreManyToo) {
-  ProxyConfig config = load("[proxy]\nname = \"p1\"\n[cluster]\netcd = [\"http://h:1\"]\n" +
-                            kInterface + kFabric);
+  ProxyConfig config =
+      load("[proxy]\nname = \"p1\"\n[cluster]\netcd = [\"http://h:1\"]\n" + kInterface + kFabric);
   config.workers = 3;
   EXPECT_EQ(count_workers(config, 4), 3u);
   EXPECT_EQ(share_of(config, 2, 3).worker, 2u);
