@@ -126,6 +126,7 @@ struct ClusterEntriesTest : ::testing::Test {
   }
   void apply(const std::vector<std::string>& there, const std::vector<std::string>& gone) {
     std::vector<cluster::Change> changes;
+    changes.reserve(gone.size() + there.size());
     for (const std::string& key : gone) changes.push_back({key, std::nullopt});
     for (const std::string& key : there) {
       changes.push_back({key, *cluster::parse_entry(key, "{}").entry});
@@ -134,6 +135,7 @@ struct ClusterEntriesTest : ::testing::Test {
   }
   std::vector<std::string> keys() {
     std::vector<std::string> out;
+    out.reserve(entries.all().size());
     for (const auto& [key, entry] : entries.all()) out.push_back(key);
     return out;
   }
