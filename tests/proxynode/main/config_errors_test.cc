@@ -63,7 +63,7 @@ const BadFile kBadFiles[] = {
      "[proxy].name: in a cluster"},
     {"a_name_in_a_cluster_that_is_a_workers",
      kGood + "[proxy]\nname = \"p1.w1\"\n[cluster]\netcd = [\"http://h:1\"]\n", 0,
-     "not ending in \".wNUMBER\""},
+     "[proxy].name: in a cluster, 1 to 60 letters"},
     {"a_table_where_a_list_is_wanted", kFabric + "[interface]\ndriver = \"tun\"\n", 3,
      "expected [[interface]], a list of tables"},
     {"a_list_where_a_table_is_wanted", kGood + "[[proxy]]\n", 6, "expected a table [proxy]"},
