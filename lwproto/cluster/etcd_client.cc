@@ -348,6 +348,7 @@ void EtcdClient::watch(const std::string& key, const std::string& end, std::int6
   configure(*watch_, "/v3/watch", watch_request(key, end, from_revision));
   curl_multi_add_handle(multi_, watch_->easy);
   watch_running_ = true;
+  watch_endpoint_ = current_;
 }
 
 void EtcdClient::end_watch() {

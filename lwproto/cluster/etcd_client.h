@@ -70,7 +70,11 @@ class EtcdClient {
   void watch(const std::string& key, const std::string& end, std::int64_t from_revision,
              OnWatch on_watch);
   void end_watch();
-  bool watching() const { return watch_ != nullptr && watch_running_; }
+  // Whether it goes on, at the endpoint in use: a member that calls have left may be cut off, and
+  // its connection silent for long.
+  bool watching() const {
+    return watch_ != nullptr && watch_running_ && watch_endpoint_ == current_;
+  }
   const std::string& watch_error() const { return watch_error_; }
 
   // Serves the watch for at most `timeout_ms`; returns sooner after something came or wake().
@@ -100,6 +104,7 @@ class EtcdClient {
   std::unique_ptr<Transfer> request_;  // one at a time; its connection is kept
   std::unique_ptr<Transfer> watch_;
   bool watch_running_ = false;
+  std::size_t watch_endpoint_ = 0;
   std::string watch_error_;
   OnWatch on_watch_;
   std::atomic<bool> interrupted_{false};

@@ -268,7 +268,9 @@ bool Session::serve() {
   hand_over();
   if (list_again_) return list();
   if (!client_.watching()) {
-    log_(LogLevel::kInfo, "the watch has ended: " + client_.watch_error());
+    log_(LogLevel::kInfo,
+         "the watch has ended: " + (client_.watch_error().empty() ? "another member is asked now"
+                                                                  : client_.watch_error()));
     return list();  // from scratch: also what to do after a compaction
   }
   std::uint64_t next = beat_at_ns_;

@@ -286,7 +286,7 @@ void Supervisor::reap() {
   }
 }
 
-void Supervisor::on_news(Child& child, ControlNews news) {
+void Supervisor::on_news(Child& child, const ControlNews& news) {
   switch (news.kind) {
     case ControlNews::Kind::kReady:
       child.ready = true;
@@ -370,7 +370,7 @@ std::vector<admin::WorkerPage> Supervisor::ask_all(const admin::PageRequest& req
         continue;
       }
       if (news.kind == ControlNews::Kind::kEnd && child.ready) --open;
-      on_news(child, std::move(news));
+      on_news(child, news);
     }
   }
   for (std::size_t i = 0; i < children_.size(); ++i) {

@@ -58,7 +58,7 @@ class Supervisor {
   void take_events();
   void on_signal();
   void reap();
-  void on_news(Child& child, ControlNews news);
+  void on_news(Child& child, const ControlNews& news);
   void look_after(Child& child, std::uint64_t now_ns);
   void stop_all(int signal);
   bool all_gone() const;

@@ -311,7 +311,10 @@ class NetworkNode(ClusterTest):
                                                      "10.79.0.10:7", []))
 
         def steered():
-            code, body = lab.admin.get(one.proxy_ns, "/status", port=9479)
+            try:
+                code, body = lab.admin.get(one.proxy_ns, "/status", port=9479)
+            except OSError:
+                return "not there yet"
             status = json.loads(body) if code == 200 else {"services": [], "proxies": []}
             return ([s["address"] for s in status["services"]],
                     {p["name"]: p["state"] for p in status["proxies"]})

@@ -218,6 +218,16 @@ TEST(EtcdClient, AWatchBringsEveryEventFromItsRevision) {
   EXPECT_TRUE(client.watching());
 }
 
+TEST(EtcdClient, AWatchAtAMemberThatWasLeftCountsAsEnded) {
+  FakeEtcd lost, here;
+  EtcdClient client(at({lost.url(), here.url()}));
+  client.watch("/k", "", 1, [](const WatchAnswer&) {});
+  EXPECT_TRUE(client.watching());
+  lost.answer("/v3/kv/range", 100, 503, R"({"error":"etcdserver: no leader"})");
+  ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok);
+  EXPECT_FALSE(client.watching()) << "its connection is still open, and may be silent for ever";
+}
+
 TEST(EtcdClient, AWatchOfWhatIsCompactedEndsAndSaysSo) {
   FakeEtcd etcd;
   etcd.put("/k", "1");
