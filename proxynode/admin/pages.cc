@@ -49,8 +49,8 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("path_mtu_lowered_total", "Connections whose segments became smaller for their path",
             c.path_mtu_lowered);
   m.counter("icmp_errors_ignored_total", "ICMP errors that changed nothing", c.icmp_errors_ignored);
-  m.counter("unknown_flows_total", "Segments sent back: another proxy may know their flow or service",
-            c.unknown_flows);
+  m.counter("unknown_flows_total",
+            "Segments sent back: another proxy may know their flow or service", c.unknown_flows);
   m.counter("icmp_echo_replies_total", "Echo requests answered", c.icmp_echo);
   m.counter("flow_lookups_total", "Searches in the table of connections", c.flow_lookups);
   m.counter("flow_probes_total", "Entries that they looked at", c.flow_probes);
