@@ -44,6 +44,14 @@ Client::Client(const SocketAddress& service) {
   connected_ = ::connect(fd_, reinterpret_cast<sockaddr*>(&address), length) == 0;
 }
 
+std::uint16_t Client::port() const {
+  sockaddr_storage address{};
+  socklen_t length = sizeof(address);
+  if (getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &length) != 0) return 0;
+  // The same place for both families.
+  return ntohs(reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
+}
+
 Client::~Client() {
   if (fd_ >= 0) close(fd_);
 }
@@ -100,13 +108,23 @@ Asked::Asked(const Context& context) : channel(context.proxy) {
   if (!channel.connected()) return;
   service = join(channel, context.service);
   if (service == 0) return;
-  client = std::make_unique<Client>(context.service);
-  if (!client->send(100)) return;
-  const auto request = channel.take(
-      [](const wire::Message& m) { return m.type == MessageType::kConnectionRequest; });
-  if (!request) return;
-  connection = request->message.request.connection;
-  window_bytes = request->message.request.send_window_bytes;
+  // A node of an earlier case may still be a member of the service, and gets the client then, until
+  // the proxy has noticed its end: so another client tries.
+  constexpr int kClients = 5;
+  for (int attempt = 0; attempt < kClients; ++attempt) {
+    client = std::make_unique<Client>(context.service);
+    if (!client->send(100)) continue;
+    const auto request = channel.take(
+        [&](const wire::Message& m) {
+          return m.type == MessageType::kConnectionRequest &&
+                 m.request.client.port == client->port();
+        },
+        kPatience / kClients);
+    if (!request) continue;
+    connection = request->message.request.connection;
+    window_bytes = request->message.request.send_window_bytes;
+    return;
+  }
 }
 
 bool Asked::accept(std::uint32_t bytes) {

@@ -51,6 +51,7 @@ class Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
   bool connected() const { return connected_; }
+  std::uint16_t port() const;  // our own
   bool send(std::size_t bytes);
   void reset();
   // How the connection ends, reading whatever comes: "fin", "reset", "open" (after the time).

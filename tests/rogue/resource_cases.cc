@@ -49,6 +49,7 @@ Verdict with_clients(const Context& context, const std::function<void(RogueChann
   if (join(channel, context.service) == 0) return "not joined";
   habit(channel);
   std::vector<std::unique_ptr<Client>> clients;
+  clients.reserve(8);
   for (int i = 0; i < 8; ++i) clients.push_back(std::make_unique<Client>(context.service));
   for (auto& client : clients) client->send(200);
   const auto accept = [&] {
