@@ -12,8 +12,8 @@ from guests import GuestCase, PairCase, text_of
 
 E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
 # Everybody who may fall, a receiver that stops, and that no payload is copied: of these classes the
-# tests whose name has one of the words. The others (rogue nodes among them, which take longer than the
-# limit below) are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
+# tests whose name has one of the words. The others (rogue nodes among them, which take minutes in the
+# guest) are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
 TESTS = {"Faults": ("kill", "die", "leave", "pools"), "SlowParties": ("stopped_application",),
          "BrokenQueuePairs": ("",), "Copies": ("",)}
 RUN_TIMEOUT_S = 280
