@@ -17,7 +17,8 @@ namespace sanproxy::netnode {
 namespace {
 
 constexpr std::size_t kBurst = 64;
-constexpr std::uint32_t kPacketOffset = 64;  // of a packet that we copy into a slot
+constexpr std::uint64_t kLookAgainNs = 1'000'000;  // whether a full channel has room
+constexpr std::uint32_t kPacketOffset = 64;        // of a packet that we copy into a slot
 
 std::uint64_t new_epoch() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -47,13 +48,13 @@ Result<std::unique_ptr<fabric::Fabric>> make_fabric(const std::string& scheme,
 
 struct Channels::Link {
   Link(fabric::Fabric& fabric, const packet_io::ChannelLinkOptions& options, buffer::SlotPool& pool,
-       const buffer::MemoryRegion& region, const Clock& clock)
-      : channel(fabric, options, pool, region, clock) {}
+       const buffer::MemoryRegion& region, const Clock& clock, std::size_t queued_max)
+      : channel(fabric, options, pool, region, clock), queue(queued_max) {}
 
   packet_io::ChannelLink channel;
   std::uint16_t place = 0;
   std::size_t queued = 0;
-  std::array<packet_io::LinkSend, kBurst> queue{};
+  std::vector<packet_io::LinkSend> queue;  // the first `queued` are there
   std::array<packet_io::LinkReceived, kBurst> received{};
 };
 
@@ -98,6 +99,7 @@ std::string Channels::apply(std::span<const steer::Forwarder::Proxy> proxies) {
     auto& link = links_[i];
     if (link && (!wanted || link->channel.options().address != proxies[i].config.channel)) {
       flush(*link);
+      lose_all(*link);
       link->channel.disconnect();
       leaving_.push_back(std::move(link));
     }
@@ -109,7 +111,8 @@ std::string Channels::apply(std::span<const steer::Forwarder::Proxy> proxies) {
     options.endpoint.receive_depth = config_.credits;
     options.endpoint.send_depth = config_.send_depth;
     try {
-      link = std::make_unique<Link>(fabric_for(options.address), options, pool_, region_, clock_);
+      link = std::make_unique<Link>(fabric_for(options.address), options, pool_, region_, clock_,
+                                    config_.queued_max);
       link->place = static_cast<std::uint16_t>(i);
     } catch (const std::exception& e) {
       wrong = "proxy \"" + proxies[i].config.name + "\": " + e.what();
@@ -129,18 +132,41 @@ bool Channels::send(std::uint16_t proxy, buffer::SlotIndex slot, std::uint32_t o
     return false;
   }
   Link& link = *links_[proxy];
+  if (link.queued == link.queue.size()) flush(link);
+  if (link.queued == link.queue.size() || queued_ >= pool_.slot_count() / 2) {
+    pool_.release(slot);
+    return false;  // lost, as on a full link: TCP slows down by itself
+  }
   link.queue[link.queued++] = {slot, offset, length, offload, final};
-  if (link.queued == kBurst) flush(link);
+  ++queued_;
+  if (link.queued % kBurst == 0) flush(link);
   return true;
 }
 
-// What a channel does not take now is lost, as on a full link: TCP slows down by itself.
+// What the channel does not take now waits for the next time.
 void Channels::flush(Link& link) {
   if (link.queued == 0) return;
+  if (!link.channel.takes_packets()) return lose_all(link);
   const std::size_t taken = link.channel.send({link.queue.data(), link.queued});
-  for (std::size_t i = taken; i < link.queued; ++i) pool_.release(link.queue[i].slot);
-  link.queued = 0;
+  const auto first = link.queue.begin();
+  std::move(first + static_cast<std::ptrdiff_t>(taken),
+            first + static_cast<std::ptrdiff_t>(link.queued), first);
+  link.queued -= taken;
+  queued_ -= taken;
   link.channel.flush();
+}
+
+void Channels::flush_all() {
+  for (const auto& link : links_) {
+    if (link) flush(*link);
+  }
+}
+
+void Channels::lose_all(Link& link) {
+  for (std::size_t i = 0; i < link.queued; ++i) pool_.release(link.queue[i].slot);
+  path_.lost_in_channel(link.queued);
+  queued_ -= link.queued;
+  link.queued = 0;
 }
 
 void Channels::receive_one(Link& link, const packet_io::LinkReceived& packet) {
@@ -172,11 +198,8 @@ std::size_t Channels::round() {
     link->channel.release_received();
     work += count;
   }
-  if (work != 0) {  // what came back may be for a link that has had its turn
-    for (const auto& link : links_) {
-      if (link) flush(*link);
-    }
-  }
+  // What came back may be for a link that has had its turn; what waited may have room now.
+  if (queued_ != 0) flush_all();
   for (const auto& link : leaving_) link->channel.poll();
   std::erase_if(leaving_, [](const auto& link) { return link->channel.slots_out() == 0; });
   return work;
@@ -197,6 +220,7 @@ std::uint64_t Channels::next_timer_ns() const {
   for (const auto& link : links_) {
     if (link) next = std::min(next, link->channel.next_timer_ns());
   }
+  if (queued_ != 0) next = std::min(next, clock_.now_ns() + kLookAgainNs);
   return next;
 }
 

@@ -7,6 +7,8 @@
 // Owner: a Node. Thread: its.
 // Invariants:
 //   1. What a link yields is on its way out, and flushed, before it is released to the link.
+//   2. What a channel does not take waits: at most queued_max packets a link, at most half of the
+//      pool in all. Beyond, and when the link goes down, packets are lost and counted.
 #pragma once
 
 #include <map>
@@ -42,6 +44,8 @@ class Channels final : public ChannelWay {
  private:
   struct Link;
   void flush(Link& link);
+  void flush_all();
+  void lose_all(Link& link);
   void receive_one(Link& link, const packet_io::LinkReceived& packet);
   fabric::Fabric& fabric_for(const std::string& address);
 
@@ -56,6 +60,7 @@ class Channels final : public ChannelWay {
   std::map<std::string, std::unique_ptr<fabric::Fabric>> fabrics_;  // by scheme
   std::vector<std::unique_ptr<Link>> links_;                        // by place
   std::vector<std::unique_ptr<Link>> leaving_;                      // slots are still out
+  std::size_t queued_ = 0;                                          // of all links
 };
 
 }  // namespace sanproxy::netnode

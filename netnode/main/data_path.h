@@ -33,7 +33,7 @@ struct DataPathCounters {
   std::uint64_t dropped_no_route = 0;  // no tunnel address of the right family
   std::uint64_t dropped_hop_limit = 0;
   std::uint64_t dropped_tunnel_in = 0;
-  std::uint64_t dropped_channel = 0;  // the channel took no more, or was down
+  std::uint64_t dropped_channel = 0;  // too many waited for the channel, or it was down
 };
 
 // Carries packets to proxies over channels; in the same process round as the rest.
@@ -64,6 +64,8 @@ class DataPath {
   // A packet that came back: `slot` holds a copy.
   void retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t offset, std::uint32_t length,
              const packet_io::Offload& offload);
+  // Packets that waited for a channel which went down meanwhile.
+  void lost_in_channel(std::size_t count) { counters_.dropped_channel += count; }
   // Housekeeping; some times a second.
   void on_time();
 

@@ -26,7 +26,7 @@ class Laboratory(unittest.TestCase):
         return result["scenarios"][0]["figures"]
 
     def test_every_way_of_forwarding_carries_verified_bytes_over_links_of_several_mtus(self):
-        figures = self.check("forwarding", "--connections", "100")
+        figures = self.check("forwarding", "--connections", "100", "--fabric", "tcp")
         self.assertEqual((figures["ways"], figures["families"]), (5, 2))
         self.assertGreater(figures["told_too_big"], 0)
 
