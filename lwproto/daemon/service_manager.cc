@@ -1,4 +1,4 @@
-#include "proxynode/main/service_manager.h"
+#include "lwproto/daemon/service_manager.h"
 
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
-namespace sanproxy::proxy {
+namespace sanproxy::daemon {
 
 ServiceManager::ServiceManager() {
   if (const char* path = std::getenv("NOTIFY_SOCKET"); path != nullptr) {
@@ -38,4 +38,4 @@ void ServiceManager::say(const char* text) {
                  reinterpret_cast<const sockaddr*>(&address), length);
 }
 
-}  // namespace sanproxy::proxy
+}  // namespace sanproxy::daemon

@@ -12,7 +12,7 @@
 
 #include "lwproto/base/unique_fd.h"
 
-namespace sanproxy::proxy {
+namespace sanproxy::daemon {
 
 class ServiceManager {
  public:
@@ -32,4 +32,4 @@ class ServiceManager {
   std::uint64_t next_beat_ns_ = 0;
 };
 
-}  // namespace sanproxy::proxy
+}  // namespace sanproxy::daemon

@@ -269,6 +269,7 @@ void Node::on_time() {
   const steer::ForwarderCounters& c = path_.forwarder().counters();
   const std::uint64_t steered = c.by_flow + c.by_nat + c.by_tag + c.by_maglev + c.new_sessions;
   if (std::exchange(steered_, steered) != steered) steered_at_ns_ = clock_.now_ns();
+  manager_.beat(clock_.now_ns());
   // Channels come and go without an event of their own.
   for (const auto& [place, watch] : watches_) update_state(place);
   if (cluster_) {
@@ -319,6 +320,7 @@ void Node::on_signal() {
     stop_now_ = stopping_;
     if (stopping_) continue;
     stopping_ = true;
+    manager_.stopping();
     stop_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     spdlog::info(
         "signal {}: established sessions are carried on for {} ms, or until there are none",
@@ -328,6 +330,7 @@ void Node::on_signal() {
 }
 
 void Node::run() {
+  manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
     if (work == 0) {

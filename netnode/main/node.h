@@ -18,6 +18,7 @@
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
+#include "lwproto/daemon/service_manager.h"
 #include "netnode/main/cluster_member.h"
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
@@ -97,6 +98,7 @@ class Node {
 
   NetnodeConfig config_;
   std::string version_;
+  daemon::ServiceManager manager_;
   SteadyClock clock_;
   std::uint64_t start_ns_;
   buffer::MemoryRegion region_;

@@ -22,10 +22,10 @@
 
 #include "lwproto/base/clock.h"
 #include "lwproto/daemon/admin_server.h"
+#include "lwproto/daemon/service_manager.h"
 #include "proxynode/admin/sum.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
-#include "proxynode/main/service_manager.h"
 
 namespace sanproxy::proxy {
 
@@ -69,7 +69,7 @@ class Supervisor {
 
   ProxyConfig config_;
   SteadyClock clock_;
-  ServiceManager manager_;
+  daemon::ServiceManager manager_;
   UniqueFd config_fd_;
   std::uint64_t seed_ = 0;
   std::vector<std::vector<UniqueFd>> queues_;  // of each interface, by worker

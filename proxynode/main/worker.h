@@ -20,6 +20,7 @@
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
+#include "lwproto/daemon/service_manager.h"
 #include "lwproto/fabric/fabric.h"
 #include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
@@ -28,7 +29,6 @@
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
 #include "proxynode/main/retired_addresses.h"
-#include "proxynode/main/service_manager.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -86,7 +86,7 @@ class Worker final : public translate::Host, private admin::Operations {
   ProxyConfig config_;
   std::string version_;
   SteadyClock clock_;
-  ServiceManager manager_;
+  daemon::ServiceManager manager_;
   std::uint64_t start_ns_ = 0;
   std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;

@@ -129,6 +129,22 @@ class Nat(NetnodeTest):
                     self.assertEqual(sock.recv(65536), payload)
         one.assert_clean_stop()
 
+    def test_systemd_is_told_that_the_node_is_ready_alive_and_stopping(self):
+        one = self.lab()
+        one.add_plain("plain")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(f"{one.run_dir}/notify.sock")
+            manager.settimeout(20 * settings.slowness)
+            one.start_node(env={"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "200000"})
+            self.assertEqual(manager.recv(100), b"READY=1")
+            for _ in range(3):
+                self.assertEqual(manager.recv(100), b"WATCHDOG=1")
+            one.assert_clean_stop()
+            said = b"WATCHDOG=1"
+            while said == b"WATCHDOG=1":
+                said = manager.recv(100)
+            self.assertEqual(said, b"STOPPING=1")
+
     def test_services_answer_pings_and_what_is_no_service_is_counted(self):
         one = self.lab()
         one.add_plain("plain")

@@ -23,6 +23,16 @@ class Deploy(unittest.TestCase):
                                         capture_output=True, text=True, check=False)
                 self.assertEqual(result.returncode, 0, result.stderr)
 
+    def check_configurations(self, data):
+        for name, text in data.items():
+            program = name.partition(".toml")[0]
+            with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+                file.write(text)
+                file.flush()
+                result = subprocess.run([os.path.join(BIN, program), "--check", "--config",
+                                         file.name], capture_output=True, text=True, check=False)
+            self.assertEqual(result.returncode, 0, f"{name}: {result.stderr}")
+
     def test_systemd_takes_every_unit(self):
         with tempfile.TemporaryDirectory() as folder:
             units = []
@@ -30,7 +40,8 @@ class Deploy(unittest.TestCase):
                 with open(path) as file:
                     text = file.read()
                 # Where things are on this machine; and of what is not here, nothing can be said.
-                text = text.replace("/usr/bin/proxynode", os.path.join(BIN, "proxynode"))
+                for program in ("proxynode", "netnode"):
+                    text = text.replace("/usr/bin/" + program, os.path.join(BIN, program))
                 text = text.replace("/usr/lib/sanproxy", os.path.join(DEPLOY, "bird"))
                 text = text.replace("Requires=bird.service\n", "")
                 text = text.replace("/usr/sbin/birdc", "/bin/true")
@@ -53,7 +64,9 @@ class Deploy(unittest.TestCase):
                 for one in yaml.safe_load_all(file):
                     for key in ("apiVersion", "kind", "metadata"):
                         self.assertIn(key, one, path)
-                    if one["kind"] in ("DaemonSet", "Deployment"):
+                    if one["kind"] == "ConfigMap":
+                        self.check_configurations(one["data"])
+                    if one["kind"] in ("DaemonSet", "Deployment", "StatefulSet"):
                         labels = one["spec"]["template"]["metadata"]["labels"]
                         self.assertEqual(one["spec"]["selector"]["matchLabels"], labels, path)
                         self.assertTrue(one["spec"]["template"]["spec"]["containers"], path)

@@ -56,8 +56,8 @@ class NetnodeLab:
         far.ip("-6", "route", "add", "default", "via", f"fd66:{number}::1")
         return [f"10.66.{number}.2", f"fd66:{number}::2"]
 
-    def start(self, label, argv, namespace=None):
-        program = Program(label, argv, self.log_dir, namespace)
+    def start(self, label, argv, namespace=None, env=None):
+        program = Program(label, argv, self.log_dir, namespace, env)
         self.programs.append(program)
         return program
 
@@ -138,10 +138,10 @@ class NetnodeLab:
             file.write(text)
         return path
 
-    def start_node(self, **config):
+    def start_node(self, env=None, **config):
         self._starts += 1
         argv = [programs.path("netnode"), "--config", self.write_config(**config)]
-        self.node = self.start(f"netnode-{self._starts}", argv, self.client)
+        self.node = self.start(f"netnode-{self._starts}", argv, self.client, env)
         wait.until(lambda: self.healthy() or not self.node.alive(),
                    lambda: f"netnode answers\n{self.node.log()[-2000:]}")
         if not self.node.alive():
