@@ -25,7 +25,7 @@ struct ChannelConfig {
   std::uint32_t credits = 128;  // receive buffers posted for each proxy over verbs and tcp; on shm
                                 // places of its ring
   std::uint32_t send_depth = 512;
-  std::uint32_t queued_max = 256;  // packets that wait for room in the channel of one proxy
+  std::uint32_t queued_max = 256;    // packets that wait for room in the channel of one proxy
   std::string certificate, key, ca;  // tcp: TLS with all three
 };
 
