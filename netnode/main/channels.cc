@@ -74,20 +74,20 @@ Channels::~Channels() = default;
 fabric::Fabric& Channels::fabric_for(const std::string& address) {
   const Result<fabric::FabricAddress> parsed = fabric::FabricAddress::parse(address);
   if (!parsed.ok()) throw std::runtime_error(address + ": " + parsed.status().to_string());
-  auto& fabric = fabrics_[parsed->scheme];
-  if (!fabric) {
-    auto made = make_fabric(parsed->scheme, config_);
-    if (!made.ok()) throw std::runtime_error(address + ": " + made.status().to_string());
-    fabric = std::move(made).value();
-    fabric->wake_in(epoll_fd_);
-    epoll_event event{};
-    event.events = EPOLLIN;
-    event.data.fd = fabric->event_fd();
-    if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fabric->event_fd(), &event) != 0) {
-      throw std::runtime_error("event loop: epoll_ctl");
-    }
+  if (const auto known = fabrics_.find(parsed->scheme); known != fabrics_.end()) {
+    return *known->second;
   }
-  return *fabric;
+  auto made = make_fabric(parsed->scheme, config_);
+  if (!made.ok()) throw std::runtime_error(address + ": " + made.status().to_string());
+  std::unique_ptr<fabric::Fabric> fabric = std::move(made).value();
+  fabric->wake_in(epoll_fd_);
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = fabric->event_fd();
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fabric->event_fd(), &event) != 0) {
+    throw std::runtime_error("event loop: epoll_ctl");
+  }
+  return *fabrics_.emplace(parsed->scheme, std::move(fabric)).first->second;
 }
 
 std::string Channels::apply(std::span<const steer::Forwarder::Proxy> proxies) {

@@ -237,13 +237,13 @@ void DataPath::act(const Here& packet, steer::Verdict& verdict) {
 
 // Later fragments that were here before the first one.
 void DataPath::release_held(const steer::Verdict& first) {
-  const steer::Fragments::Datagram datagram = first.datagram;
+  const std::uint64_t now = now_ms();
   steer::Fragments::Token token = 0;
-  while (forwarder_.release_held(datagram, token)) {
+  while (forwarder_.release_held(first, token, now)) {
     const Here packet = held_[token];
     const steer::Forwarder::Arrival arrival{bytes_of(packet), packet.slot};
     steer::Verdict verdict;
-    forwarder_.steer({&arrival, 1}, {&verdict, 1}, now_ms());
+    forwarder_.steer({&arrival, 1}, {&verdict, 1}, now);
     act(packet, verdict);
   }
 }

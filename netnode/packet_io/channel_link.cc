@@ -81,6 +81,7 @@ struct ChannelLink::Impl final : channel::Delegate {
   void pause();
   void pump();
   void release_all();
+  bool received_all();
   void look_after_channel();
   bool send_one(const LinkSend& packet);
 
@@ -233,9 +234,15 @@ void ChannelLink::Impl::on_message(channel::Channel& from, const wire::Message& 
 
 // Takes from the channel what it has, once everything of the last time is done with.
 void ChannelLink::Impl::pump() {
-  if (channel == nullptr || closed || unreleased || handed_out < incoming.size()) return;
+  if (channel == nullptr || closed || !received_all()) return;
   release_all();
   channel->poll(kTransfersMax);
+}
+
+// Whether nothing of the last time is in use, or waits to be handed out. Who leaves takes no more.
+bool ChannelLink::Impl::received_all() {
+  if (stopped) handed_out = incoming.size();
+  return !unreleased && handed_out == incoming.size();
 }
 
 void ChannelLink::Impl::release_all() {
@@ -280,7 +287,7 @@ bool ChannelLink::Impl::send_one(const LinkSend& packet) {
 
 void ChannelLink::Impl::look_after_channel() {
   if (closed) {
-    if (unreleased || handed_out < incoming.size()) return;
+    if (!received_all()) return;
     release_all();
     channel.reset();
     SANPROXY_CHECK(slots_out == 0);

@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <map>
 
 #include "lwproto/buffer/memory_region.h"
 #include "netnode/net/checksum.h"
@@ -63,6 +64,7 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   std::size_t send(std::span<const SendPacket> packets) override;
   void flush() override;
   void add_local_address(const IpAddress& ip) override;
+  void leave_group(const IpAddress& ip);
   void remove_local_address(const IpAddress& ip) override;
   bool lends() const override { return true; }
   void release(PacketLoan loan) override;
@@ -95,7 +97,8 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   std::unique_ptr<xsk_umem, UmemDeleter> umem_;
   std::unique_ptr<xsk_socket, SocketDeleter> socket_;
   std::vector<std::uint64_t> free_receive_, free_send_;
-  std::vector<std::byte> whole_;  // a packet in one piece, to be cut into segments
+  std::vector<std::byte> whole_;               // a packet in one piece, to be cut into segments
+  std::map<IpAddress, std::uint32_t> groups_;  // solicited-node groups: how many addresses have it
   std::string mode_;
   std::uint32_t unsent_ = 0;  // in the send ring since the last kick
   mutable Counters counters_;
@@ -180,14 +183,28 @@ void XdpSocketIo::add_local_address(const IpAddress& ip) {
   Status status = program_->add(ip);
   // Questions of neighbours go to a group of the address; a host may be in it as well, but then it
   // has the same last three bytes.
-  if (status.ok() && ip.family == Family::kIpv6) status = program_->add(solicited_node_address(ip));
-  if (!status.ok()) spdlog::error("interface {}: {}", options_.name, status.to_string());
+  if (ip.family == Family::kIpv6) {
+    const IpAddress group = solicited_node_address(ip);
+    if (++groups_[group] == 1 && status.ok()) status = program_->add(group);
+  }
+  if (status.ok()) return;
+  spdlog::error("interface {}: {}", options_.name, status.to_string());
+  remove_local_address(ip);  // not half of it: it may be asked for again when there is room
 }
 
 void XdpSocketIo::remove_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip)) return;
   port_.remove_local(ip);
   program_->remove(ip);
+  if (ip.family == Family::kIpv6) leave_group(ip);
+}
+
+// The group of an address, unless an address that is still ours has the same one.
+void XdpSocketIo::leave_group(const IpAddress& ip) {
+  const auto group = groups_.find(solicited_node_address(ip));
+  if (group == groups_.end() || --group->second != 0) return;
+  program_->remove(group->first);
+  groups_.erase(group);
 }
 
 const Counters& XdpSocketIo::counters() const {

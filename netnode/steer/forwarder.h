@@ -132,8 +132,12 @@ class Forwarder {
              std::uint64_t now_ms);
   // A packet of a proxy to a client, on its way back through us: FIN and RST end flows.
   void on_reply(std::span<const std::byte> packet, std::uint64_t now_ms);
-  bool release_held(const Fragments::Datagram& datagram, Fragments::Token& token) {
-    return fragments_.release(datagram, token);
+  // One that waits for the datagram of `first`, a first fragment that was steered. steer() at the
+  // same `now_ms` does not hold it again, whatever the rest of the burst made us forget meanwhile.
+  bool release_held(const Verdict& first, Fragments::Token& token, std::uint64_t now_ms) {
+    if (!fragments_.release(first.datagram, token)) return false;
+    fragments_.learn(first.datagram, first.flow, now_ms);
+    return true;
   }
   bool expire_held(std::uint64_t now_ms, Fragments::Token& token) {
     if (!fragments_.expire(now_ms, token)) return false;

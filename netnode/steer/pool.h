@@ -41,9 +41,11 @@ class Pool {
 
   // A proxy's place is about to be given to another one: it must not be found here.
   void forget(std::uint16_t value) {
-    std::erase_if(before_, [&](const MaglevTable& t) {
+    const auto names = [&](const MaglevTable& t) {
       return std::find(t.entries().begin(), t.entries().end(), value) != t.entries().end();
-    });
+    };
+    std::erase_if(before_, names);
+    if (names(current_)) current_ = {};  // rebuild() follows, and must not keep it as history
   }
 
  private:

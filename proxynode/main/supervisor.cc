@@ -26,7 +26,8 @@ constexpr std::uint64_t kMs = 1'000'000;
 // A worker that dies is back at once the first time, then after pauses that double.
 constexpr std::uint64_t kRestartFirstNs = 50 * kMs;
 constexpr std::uint64_t kRestartMaxNs = 5'000 * kMs;
-constexpr std::uint64_t kSettledNs = 10'000 * kMs;  // alive for so long: the next pause is short
+constexpr std::uint64_t kSettledNs = 10'000 * kMs;   // alive for so long: the next pause is short
+constexpr std::uint64_t kStartMaxNs = 20'000 * kMs;  // and worker_timeout_ms: to come up
 constexpr std::uint64_t kBeatNs = 1'000 * kMs;
 constexpr std::uint64_t kAnswerMaxNs = 1'500 * kMs;  // below AdminServer's own limit
 constexpr int kSleepMsMax = 1000;
@@ -93,6 +94,7 @@ struct Supervisor::Child {
   std::uint32_t index = 0;
   pid_t pid = 0;  // 0: not running
   bool ready = false;
+  bool killed = false;    // by us: it is not waited for
   bool draining = false;  // as its last sign of life said
   std::uint64_t restarts = 0;
   std::unique_ptr<ControlSocket> control;
@@ -174,7 +176,7 @@ void Supervisor::start(Child& child) {
     return;
   }
   child.control = std::make_unique<ControlSocket>(std::move(ends->first));
-  child.ready = child.draining = false;
+  child.ready = child.draining = child.killed = false;
   child.started_ns = now_ns;
   child.beat = 0;
   epoll_event event{};
@@ -320,6 +322,14 @@ void Supervisor::look_after(Child& child, std::uint64_t now_ns) {
     start(child);
     return;
   }
+  if (!child.ready && !child.killed && config_.worker_timeout_ms != 0 &&
+      now_ns - child.started_ns >= kStartMaxNs + std::uint64_t{config_.worker_timeout_ms} * kMs) {
+    spdlog::error("worker {} (pid {}) has not come up for {} ms: it is ended", child.index,
+                  child.pid, (now_ns - child.started_ns) / kMs);
+    child.killed = true;
+    ::kill(child.pid, SIGKILL);
+    return;
+  }
   if (!child.ready || !child.control) return;
   if (child.beat != 0) {
     if (config_.worker_timeout_ms == 0) return;
@@ -328,6 +338,7 @@ void Supervisor::look_after(Child& child, std::uint64_t now_ns) {
                   child.pid, config_.worker_timeout_ms);
     child.beat = 0;
     child.ready = false;
+    child.killed = true;
     ::kill(child.pid, SIGKILL);
     return;
   }

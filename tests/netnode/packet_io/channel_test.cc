@@ -312,6 +312,24 @@ TEST_P(ChannelPackets, ManySmallPacketsShareTransfersAndStayInOrder) {
   }
 }
 
+TEST_P(ChannelPackets, ALinkThatLeavesWithPacketsNotHandedOutGetsEverySlotBack) {
+  listen();
+  Node& node = up();
+  const PeerNumber number = io_->peers()[0].number;
+  for (std::uint8_t i = 0; i < 10; ++i) {
+    ASSERT_TRUE(send_surely_from_proxy(packet_of(60, i), number));
+  }
+  LinkReceived one;
+  ASSERT_TRUE(until([&] { return node.link->receive({&one, 1}) == 1; }));
+  node.link->release_received();
+  ASSERT_TRUE(send_surely(node, packet_of(9'000, 1)));
+  node.link->flush();
+  serving_ = false;
+  node.link->disconnect();
+  EXPECT_TRUE(until([&] { return node.link->slots_out() == 0; }));
+  EXPECT_EQ(node.pool->free_count(), node.pool->slot_count());
+}
+
 TEST_P(ChannelPackets, APacketOfAnUnknownFlowComesBackToItsOwnNodeUnlessItIsFinal) {
   listen();
   (void)up();

@@ -256,7 +256,7 @@ TEST_F(ForwarderTest, LaterFragmentsFollowTheFirstAlsoWhenTheyComeBeforeIt) {
   ASSERT_TRUE(first.first_fragment);
   for (const Fragments::Token expected : {11U, 12U}) {
     Fragments::Token token = 0;
-    ASSERT_TRUE(steering_.release_held(first.datagram, token));
+    ASSERT_TRUE(steering_.release_held(first, token, now_ms_));
     EXPECT_EQ(token, expected);
   }
   const Verdict again = steer(cut(400, 800, true), 11);
@@ -271,6 +271,29 @@ TEST_F(ForwarderTest, LaterFragmentsFollowTheFirstAlsoWhenTheyComeBeforeIt) {
   EXPECT_FALSE(steering_.expire_held(now_ms_, token));
   EXPECT_TRUE(steering_.expire_held(now_ms_ + 2'001, token));
   EXPECT_EQ(token, 14U);
+}
+
+TEST_F(ForwarderTest, AHeldFragmentIsNotHeldAgainWhenItsFirstOneIsForgottenInTheSameBurst) {
+  const auto fragment = [](int datagram, std::uint16_t flags_and_offset) {
+    Bytes out = packet_of(
+        {.from = at("10.1.1.1:1"), .to = at("10.0.0.10:53"), .payload = 392, .protocol = 17});
+    net::store_be16(out.data() + 4, static_cast<std::uint16_t>(datagram));
+    net::store_be16(out.data() + 6, flags_and_offset);
+    net::testing::fix_ipv4_checksum(out);
+    return out;
+  };
+  ASSERT_EQ(steer(fragment(1, 50), 11).action, Action::kHeld);
+  const Verdict first = steer(fragment(1, 0x2000));
+  ASSERT_EQ(first.action, Action::kToProxy);
+  // More than are remembered: whatever the hash says, datagram 1 is not among them any more.
+  for (int i = 2; i < 20'000; ++i) (void)steer(fragment(i, 0x2000));
+  Fragments::Token token = 0;
+  ASSERT_TRUE(steering_.release_held(first, token, now_ms_));
+  EXPECT_EQ(token, 11U);
+  const Verdict later = steer(fragment(1, 50), 11);
+  EXPECT_EQ(later.action, Action::kToProxy);
+  EXPECT_EQ(later.proxy, first.proxy);
+  EXPECT_FALSE(steering_.release_held(first, token, now_ms_));
 }
 
 TEST_F(ForwarderTest, HoldsNoMoreFragmentsThanItMay) {
