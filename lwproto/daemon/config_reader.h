@@ -58,6 +58,14 @@ class TableReader {
       out = value->get();
     });
   }
+  // A table inside: `read` makes a TableReader of its own for it.
+  void table(const char* key, const std::function<void(const toml::table&)>& read) {
+    declare(key, "a table", [this, read, key](const toml::node& node) {
+      const auto* inside = node.as_table();
+      if (inside == nullptr) wrong(key, node, "a table, such as { a = 1, b = 2 }");
+      read(*inside);
+    });
+  }
   // A table of numbers by name.
   void numbers(const char* key, std::map<std::string, std::uint32_t>& out, std::uint32_t min,
                std::uint32_t max) {

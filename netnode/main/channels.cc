@@ -171,11 +171,16 @@ void Channels::lose_all(Link& link) {
 
 void Channels::receive_one(Link& link, const packet_io::LinkReceived& packet) {
   if (!packet.unknown_flow) {
-    path_.to_client({packet.pieces.data(), packet.piece_count}, packet.length, packet.offload);
+    path_.to_client(link.place, {packet.pieces.data(), packet.piece_count}, packet.length,
+                    packet.offload);
     return;
   }
   const buffer::SlotIndex slot = pool_.acquire();
-  if (slot == buffer::kNoSlot) return;  // lost, as on a full link
+  if (slot == buffer::kNoSlot || packet.length + kPacketOffset > pool_.slot_bytes()) {
+    path_.count_lost_retry();  // as on a full link
+    if (slot != buffer::kNoSlot) pool_.release(slot);
+    return;
+  }
   pool_.mark_received(slot);
   std::byte* to = pool_.data(slot) + kPacketOffset;
   for (std::uint32_t i = 0; i < packet.piece_count; ++i) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lwproto/daemon/config_reader.h"
+#include "lwproto/daemon/config_sections.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -200,51 +201,19 @@ void read_channel(const std::string& path, const toml::table& table, NetnodeConf
 }
 
 void read_admin(const std::string& path, const toml::table& table, NetnodeConfig& config) {
-  TableReader r(path, "[admin]", table);
-  r.text("listen", [&](const std::string& v) {
-    if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
-    config.admin_listen = v;
-  });
-  r.texts("changes_from", [&](const std::string& v) {
-    config.admin_changes_from.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
-  });
-  r.read();
+  daemon::read_admin(path, table, config.admin_listen, config.admin_changes_from);
 }
 
 void read_cluster(const std::string& path, const toml::table& table, NetnodeConfig& config) {
   daemon::read_cluster(path, table, config.cluster.emplace());
 }
 
-using ReadTable = void (*)(const std::string&, const toml::table&, NetnodeConfig&);
-struct Section {
-  const char* name;
-  ReadTable read;
-  bool many;
-};
-constexpr Section kSections[] = {
-    {"admin", read_admin, false},     {"channel", read_channel, false},
-    {"cluster", read_cluster, false}, {"interface", read_interface, true},
-    {"nat", read_nat, false},         {"node", read_node, false},
-    {"proxy", read_proxy, true},      {"service", read_service, true},
-    {"tunnel", read_tunnel, false}};
-
-void read_section(const std::string& path, const Section& section, const toml::node& node,
-                  NetnodeConfig& config) {
-  const std::string name(section.name);
-  if (!section.many) {
-    const auto* table = node.as_table();
-    if (table == nullptr) config_fail(path, node.source(), "expected a table [" + name + "]");
-    section.read(path, *table, config);
-    return;
-  }
-  const auto* list = node.as_array();
-  if (list == nullptr) config_fail(path, node.source(), "expected tables [[" + name + "]]");
-  for (const toml::node& item : *list) {
-    const auto* table = item.as_table();
-    if (table == nullptr) config_fail(path, item.source(), "expected tables [[" + name + "]]");
-    section.read(path, *table, config);
-  }
-}
+constexpr daemon::Section<NetnodeConfig> kSections[] = {
+    {"admin", read_admin},       {"channel", read_channel},
+    {"cluster", read_cluster},   {"interface", read_interface, true},
+    {"nat", read_nat},           {"node", read_node},
+    {"proxy", read_proxy, true}, {"service", read_service, true},
+    {"tunnel", read_tunnel}};
 
 bool has(const std::vector<IpAddress>& addresses, Family family) {
   return std::any_of(addresses.begin(), addresses.end(),
@@ -276,24 +245,8 @@ void check_whole(const std::string& path, const NetnodeConfig& config) {
 
 NetnodeConfig load_config(const std::string& path) {
   NetnodeConfig config;
-  toml::table root;
-  try {
-    root = toml::parse_file(path);
-  } catch (const toml::parse_error& e) {
-    config_fail(path, e.source(), std::string(e.description()));
-  }
-  for (const auto& [key, node] : root) {
-    const auto* section =
-        std::find_if(std::begin(kSections), std::end(kSections),
-                     [name = key.str()](const Section& s) { return name == s.name; });
-    if (section == std::end(kSections)) {
-      std::string known;
-      for (const Section& s : kSections) known += (known.empty() ? "" : ", ") + std::string(s.name);
-      config_fail(path, key.source(),
-                  "unknown section \"" + std::string(key.str()) + "\"; known: " + known);
-    }
-    read_section(path, *section, node, config);
-  }
+  daemon::read_config_file(path, std::span<const daemon::Section<NetnodeConfig>>(kSections),
+                           config);
   check_whole(path, config);
   return config;
 }

@@ -7,6 +7,7 @@
 #include "netnode/net/checksum.h"
 #include "netnode/net/icmp.h"
 #include "netnode/net/segments.h"
+#include "netnode/net/tcp_header.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -23,6 +24,9 @@ using steer::kBurstMax;
 using steer::NatResult;
 
 constexpr std::size_t kPrefixBitsPerByte = 8;
+constexpr std::uint32_t kUdpChecksumOffset = 6;
+// IPv4 and TCP with all their options. A device's own word for the headers may cover more.
+constexpr std::uint32_t kHeaderBytesMax = 120;
 
 bool in_prefix(const IpPrefix& prefix, const std::uint8_t* address, Family family) {
   if (prefix.ip.family != family) return false;
@@ -34,22 +38,28 @@ bool in_prefix(const IpPrefix& prefix, const std::uint8_t* address, Family famil
   return ((prefix.ip.bytes[whole] ^ address[whole]) & mask) == 0;
 }
 
-bool dont_fragment(const std::uint8_t* ip) { return (ip[0] >> 4) == 6 || (ip[6] & 0x40) != 0; }
-
-// The hop that a router spends. False: none is left.
-bool spend_hop(std::uint8_t* ip) {
-  std::uint8_t& hops = (ip[0] >> 4) == 4 ? ip[8] : ip[7];
-  if (hops <= 1) return false;
-  if ((ip[0] >> 4) == 4) {
-    const std::uint16_t before = net::load_raw16(ip + 8);
-    --hops;
-    net::store_raw16(ip + 10,
-                     net::update16(net::load_raw16(ip + 10), before, net::load_raw16(ip + 8)));
-  } else {
-    --hops;
-  }
-  return true;
+std::uint32_t header_bytes_of(const net::ParsedPacket& parsed) {
+  return std::uint32_t{parsed.l3_header_bytes} + parsed.l4_header_bytes;
 }
+
+// Whether metadata that a proxy sent along say something that the bytes bear out. A segment of less
+// than kSegmentBytesMin is nobody's MSS, and would make thousands of one packet.
+constexpr std::uint32_t kSegmentBytesMin = 32;
+bool offload_makes_sense(const net::ParsedPacket& parsed, const packet_io::Offload& offload) {
+  const std::uint32_t headers = header_bytes_of(parsed);
+  const bool tcp = parsed.l4 == net::L4::kTcp;
+  if (offload.checksum_partial) {
+    const std::uint32_t field = tcp ? net::kTcpChecksumOffset : kUdpChecksumOffset;
+    if ((!tcp && parsed.l4 != net::L4::kUdp) || offload.checksum_start != parsed.l3_header_bytes ||
+        offload.checksum_offset != field) {
+      return false;
+    }
+  }
+  return offload.segmentation == packet_io::Segmentation::kNone ||
+         (tcp && offload.segment_bytes >= kSegmentBytesMin && headers <= kHeaderBytesMax);
+}
+
+bool dont_fragment(const std::uint8_t* ip) { return (ip[0] >> 4) == 6 || (ip[6] & 0x40) != 0; }
 
 }  // namespace
 
@@ -340,7 +350,8 @@ void DataPath::send_here(const Here& packet, const std::uint8_t* dst, Family fam
   place.piece_count = 1;
   place.length = packet.length;
   place.offload = packet.offload;
-  const std::uint32_t segment_max = out.io().mtu_bytes() - packet.offload.header_bytes;
+  const std::uint32_t segment_max =
+      out.io().mtu_bytes() - std::min<std::uint32_t>(packet.offload.header_bytes, kHeaderBytesMax);
   if (place.offload.segmentation != packet_io::Segmentation::kNone &&
       place.offload.segment_bytes > segment_max) {
     place.offload.segment_bytes = static_cast<std::uint16_t>(segment_max);
@@ -385,19 +396,31 @@ void DataPath::answer_too_big(const Here& packet, const net::ParsedPacket& parse
   out.push(slot);
 }
 
-void DataPath::to_client(std::span<const iovec> pieces, std::uint32_t length,
+// Nothing of what a proxy says is taken for granted: it goes to others' kernels and devices.
+void DataPath::to_client(std::uint16_t from, std::span<const iovec> pieces, std::uint32_t length,
                          const packet_io::Offload& offload) {
-  const auto* ip = static_cast<const std::uint8_t*>(pieces[0].iov_base);
-  forwarder_.on_reply({static_cast<const std::byte*>(pieces[0].iov_base), pieces[0].iov_len},
-                      now_ms());
-  const bool v4 = (ip[0] >> 4) == 4;
-  WayOut& out = way_to(ip + (v4 ? 16 : 24), v4 ? Family::kIpv4 : Family::kIpv6);
+  const std::span<const std::byte> first{static_cast<const std::byte*>(pieces[0].iov_base),
+                                         pieces[0].iov_len};
+  net::ParsedPacket parsed;
+  if (net::parse_first_piece(first, length, parsed) != net::DropReason::kNone ||
+      parsed.total_bytes != length || !offload_makes_sense(parsed, offload)) {
+    ++counters_.dropped_reply_malformed;
+    return;
+  }
+  if (!forwarder_.on_reply(parsed, first, from, now_ms())) {
+    ++counters_.dropped_reply_foreign;
+    return;
+  }
+  WayOut& out = way_to(parsed.dst, parsed.family);
   packet_io::SendPacket& place = out.place();
   std::copy(pieces.begin(), pieces.end(), place.pieces.begin());
   place.piece_count = static_cast<std::uint32_t>(pieces.size());
   place.length = length;
   place.offload = offload;
-  const std::uint32_t segment_max = out.io().mtu_bytes() - offload.header_bytes;
+  if (offload.header_bytes != 0) {
+    place.offload.header_bytes = static_cast<std::uint16_t>(header_bytes_of(parsed));
+  }
+  const std::uint32_t segment_max = out.io().mtu_bytes() - header_bytes_of(parsed);
   if (offload.segmentation != packet_io::Segmentation::kNone &&
       offload.segment_bytes > segment_max) {
     place.offload.segment_bytes = static_cast<std::uint16_t>(segment_max);
@@ -409,6 +432,13 @@ void DataPath::to_client(std::span<const iovec> pieces, std::uint32_t length,
 void DataPath::retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t offset,
                      std::uint32_t length, const packet_io::Offload& offload) {
   const Here packet{slot, offset, length, offload};
+  net::ParsedPacket parsed;
+  if (net::parse_packet(bytes_of(packet), parsed) != net::DropReason::kNone ||
+      parsed.total_bytes != length || !offload_makes_sense(parsed, offload)) {
+    ++counters_.dropped_sent_back;
+    release(packet);
+    return;
+  }
   steer::Verdict verdict;
   forwarder_.retry(bytes_of(packet), from, verdict, now_ms());
   act(packet, verdict);
@@ -422,78 +452,6 @@ void DataPath::on_time() {
   forwarder_.age(now_ms());
   steer::Fragments::Token token = 0;
   while (forwarder_.expire_held(now_ms(), token)) pool_.release(token);
-}
-
-void DataPath::to_tunnel(const Here& packet, const steer::Verdict& verdict,
-                         const steer::ProxyConfig& proxy) {
-  net::TunnelSpec spec{proxy.tunnel, {}, {}, proxy.gue_port};
-  for (const SocketAddress& target : proxy.targets) {
-    // One target is enough: either family goes through it. With two, like goes in like.
-    if (spec.remote.family != Family::kNone && target.ip.family != verdict.parsed.family) continue;
-    spec.remote = target.ip;
-  }
-  for (const IpAddress& ours : tunnel_addresses_) {
-    if (ours.family == spec.remote.family) spec.local = ours;
-  }
-  std::uint8_t* ip = reinterpret_cast<std::uint8_t*>(bytes_of(packet).data());
-  if (spec.local.family == Family::kNone || !spend_hop(ip)) {
-    ++(spec.local.family == Family::kNone ? counters_.dropped_no_route
-                                          : counters_.dropped_hop_limit);
-    release(packet);
-    return;
-  }
-  WayOut& out = way_to(spec.remote.bytes.data(), spec.remote.family);
-  const auto room = static_cast<std::uint32_t>(out.io().mtu_bytes() - spec.overhead_bytes());
-  const bool cut = packet.offload.segmentation != packet_io::Segmentation::kNone;
-  const bool sum = packet.offload.checksum_partial;
-  const net::ParsedPacket& parsed = verdict.parsed;
-  if (!cut && !fits(packet, parsed, room)) return;
-  ++counters_.to_tunnel;
-  const std::size_t headers = std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes;
-  if (parsed.l4 != net::L4::kTcp || parsed.fragment || (!cut && !sum)) {
-    if (sum && !net::complete_checksum(bytes_of(packet), packet.offload.checksum_start,
-                                       packet.offload.checksum_offset)) {
-      ++counters_.dropped_tunnel_in;
-      release(packet);
-      return;
-    }
-    tunnel_one(out, spec, verdict, {}, bytes_of(packet).first(parsed.total_bytes), packet.slot);
-    return;
-  }
-  const std::uint32_t fit = room - static_cast<std::uint32_t>(headers);
-  net::TcpSegments segments(bytes_of(packet), parsed,
-                            cut ? std::min<std::uint32_t>(packet.offload.segment_bytes, fit) : fit);
-  if (!segments.possible()) {
-    ++counters_.dropped_too_big;
-    release(packet);
-    return;
-  }
-  std::array<std::byte, net::kSegmentHeaderBytesMax> header;
-  std::span<const std::byte> payload;
-  while (segments.next(header, payload)) {
-    tunnel_one(out, spec, verdict, std::span<const std::byte>(header).first(headers), payload,
-               buffer::kNoSlot);
-  }
-  out.flush();  // the payload's slot is free then
-  release(packet);
-}
-
-// Queues one inner packet, in one or two parts, behind its outer header.
-void DataPath::tunnel_one(WayOut& out, const net::TunnelSpec& spec, const steer::Verdict& verdict,
-                          std::span<const std::byte> header, std::span<const std::byte> payload,
-                          buffer::SlotIndex slot) {
-  packet_io::SendPacket& place = out.place();
-  const std::span<std::byte> room = out.header_room();
-  const std::size_t inner = header.size() + payload.size();
-  const std::size_t outer =
-      net::write_tunnel_header(room, spec, verdict.parsed, inner, verdict.hash);
-  std::copy(header.begin(), header.end(), room.begin() + static_cast<std::ptrdiff_t>(outer));
-  place.pieces[0] = {room.data(), outer + header.size()};
-  place.pieces[1] = {const_cast<std::byte*>(payload.data()), payload.size()};
-  place.piece_count = payload.empty() ? 1 : 2;
-  place.length = static_cast<std::uint32_t>(outer + inner);
-  place.offload = {};
-  out.push(slot);
 }
 
 }  // namespace sanproxy::netnode

@@ -34,6 +34,9 @@ struct DataPathCounters {
   std::uint64_t dropped_hop_limit = 0;
   std::uint64_t dropped_tunnel_in = 0;
   std::uint64_t dropped_channel = 0;  // too many waited for the channel, or it was down
+  // What a proxy sent over a channel: no packet that could go on; from an address of no service.
+  std::uint64_t dropped_reply_malformed = 0, dropped_reply_foreign = 0;
+  std::uint64_t dropped_sent_back = 0;  // no buffer for a packet that came back, or not one of ours
 };
 
 // Carries packets to proxies over channels; in the same process round as the rest.
@@ -58,8 +61,8 @@ class DataPath {
   // One burst from each interface; returns the packets received. flush() comes after.
   std::size_t receive();
   void flush();
-  // A packet that a channel brought for a client.
-  void to_client(std::span<const iovec> pieces, std::uint32_t length,
+  // A packet that the channel of proxy `from` brought for a client.
+  void to_client(std::uint16_t from, std::span<const iovec> pieces, std::uint32_t length,
                  const packet_io::Offload& offload);
   // A packet that came back: `slot` holds a copy.
   void retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t offset, std::uint32_t length,
@@ -72,6 +75,7 @@ class DataPath {
   steer::Forwarder& forwarder() { return forwarder_; }
   const steer::Forwarder& forwarder() const { return forwarder_; }
   const DataPathCounters& counters() const { return counters_; }
+  void count_lost_retry() { ++counters_.dropped_sent_back; }
   std::vector<const packet_io::PacketIo*> interfaces() const;
   const WayOutCounters& way_out(std::size_t interface) const;
   std::uint64_t now_ms() const { return clock_.now_ns() / 1'000'000; }

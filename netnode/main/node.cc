@@ -122,9 +122,9 @@ std::string Node::apply(const steer::ProxySet& set) {
     if (!proxy.in_use) continue;
     const auto place = static_cast<std::uint16_t>(i);
     const auto [watch, fresh] = watches_.try_emplace(place);
-    const steer::HealthOptions thresholds{proxy.config.probe.rise, proxy.config.probe.fall};
+    const flow::HealthOptions thresholds{proxy.config.probe.rise, proxy.config.probe.fall};
     if (fresh) {
-      watch->second.health = steer::Health(thresholds);
+      watch->second.health = flow::Health(thresholds);
     } else {
       watch->second.health.set_options(thresholds);
     }
@@ -254,9 +254,9 @@ std::vector<Node::ProxyView> Node::proxies() const {
       view.health = "not probed";
     } else if (watch != watches_.end()) {
       const auto state = watch->second.health.state();
-      view.health = state == steer::Health::State::kUp     ? "up"
-                    : state == steer::Health::State::kDown ? "down"
-                                                           : "unknown";
+      view.health = state == flow::Health::State::kUp     ? "up"
+                    : state == flow::Health::State::kDown ? "down"
+                                                          : "unknown";
     }
     out.push_back(std::move(view));
   }

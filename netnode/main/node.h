@@ -19,11 +19,11 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
 #include "lwproto/daemon/service_manager.h"
+#include "lwproto/flow/health.h"
 #include "netnode/main/cluster_member.h"
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
 #include "netnode/main/prober.h"
-#include "netnode/steer/health.h"
 
 namespace sanproxy::netnode {
 
@@ -78,7 +78,7 @@ class Node {
 
  private:
   struct Watch {
-    steer::Health health;
+    flow::Health health;
     bool drain_asked = false;
   };
 

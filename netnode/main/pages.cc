@@ -40,6 +40,9 @@ void drop_metrics(const Node& node, Metrics& m) {
   m.counter(name, help, d.dropped_hop_limit, label("reason", "hop_limit"));
   m.counter(name, help, d.dropped_tunnel_in, label("reason", "offload"));
   m.counter(name, help, d.dropped_channel, label("reason", "channel"));
+  m.counter(name, help, d.dropped_reply_malformed, label("reason", "reply_malformed"));
+  m.counter(name, help, d.dropped_reply_foreign, label("reason", "reply_foreign"));
+  m.counter(name, help, d.dropped_sent_back, label("reason", "sent_back"));
 }
 
 void forwarder_metrics(const Node& node, Metrics& m) {
@@ -58,6 +61,8 @@ void forwarder_metrics(const Node& node, Metrics& m) {
             label("last", "yes"));
   m.counter("netnode_fragments_held_total", "Fragments that came before their first",
             c.fragments_held);
+  m.counter("netnode_fragments_displaced_total", "Fragmented datagrams forgotten for want of room",
+            f.fragments().displaced());
   m.counter("netnode_icmp_errors_total", "ICMP errors brought to their flow", c.icmp_errors);
   m.gauge("netnode_generation", "Changes of the Maglev tables", f.generation());
   m.gauge("netnode_flows", "Entries of the flow table", f.flows().size());

@@ -2,7 +2,7 @@
 //
 // Document: docs/netnode.md "Health".
 // Role: each target is asked once an interval; a result is a bit, what follows from it is
-//   steer::Health's business, on the node's own thread.
+//   flow::Health's business, on the node's own thread.
 // Owner: a Node. Thread: set_targets(), take() and the destructor on the owner's; connecting in
 // ours. Invariants:
 //   1. One probe of a target at a time, with a deadline; a target that has gone is asked no more.

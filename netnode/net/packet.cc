@@ -1,5 +1,7 @@
 #include "netnode/net/packet.h"
 
+#include <algorithm>
+
 #include "netnode/net/checksum.h"
 
 namespace sanproxy::net {
@@ -11,7 +13,8 @@ constexpr std::uint8_t kFragment = 44;
 constexpr std::uint8_t kAuthentication = 51;
 constexpr std::uint8_t kDestinationOptions = 60;
 
-DropReason parse_ipv4(std::span<const std::byte> packet, ParsedPacket& out) {
+// `packet` is what may be read of `length` bytes.
+DropReason parse_ipv4(std::span<const std::byte> packet, std::size_t length, ParsedPacket& out) {
   const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
   if (packet.size() < kIpv4HeaderBytesMin) {
     return DropReason::kShort;
@@ -21,8 +24,11 @@ DropReason parse_ipv4(std::span<const std::byte> packet, ParsedPacket& out) {
     return DropReason::kBadHeaderLength;
   }
   const std::size_t total = load_be16(at + 2);
-  if (total < header || total > packet.size()) {
+  if (total < header || total > length) {
     return DropReason::kBadTotalLength;
+  }
+  if (header > packet.size()) {
+    return DropReason::kShort;
   }
   if (finish(sum_bytes(at, header)) != 0) {
     return DropReason::kBadHeaderChecksum;
@@ -41,7 +47,7 @@ DropReason parse_ipv4(std::span<const std::byte> packet, ParsedPacket& out) {
 }
 
 // Follows the chain to the upper-layer header or to a fragment.
-DropReason walk_extensions(const std::uint8_t* at, std::size_t total, ParsedPacket& out) {
+DropReason walk_extensions(const std::uint8_t* at, std::size_t limit, ParsedPacket& out) {
   std::uint8_t next = at[6];
   std::size_t offset = kIpv6HeaderBytes;
   for (int followed = 0;; ++followed) {
@@ -50,7 +56,7 @@ DropReason walk_extensions(const std::uint8_t* at, std::size_t total, ParsedPack
     if (!known) {
       break;
     }
-    if (followed == kIpv6ExtensionsMax || offset + 8 > total) {
+    if (followed == kIpv6ExtensionsMax || offset + 8 > limit) {
       return DropReason::kBadExtension;
     }
     if (next == kHopByHop && followed != 0) {
@@ -67,7 +73,7 @@ DropReason walk_extensions(const std::uint8_t* at, std::size_t total, ParsedPack
       bytes = 8;
       out.fragment = (load_be16(at + offset + 2) & 0xfff9U) != 0;  // RFC 6946: else it is atomic
     }
-    if (offset + bytes > total) {
+    if (offset + bytes > limit) {
       return DropReason::kBadExtension;
     }
     next = at[offset];
@@ -82,13 +88,13 @@ DropReason walk_extensions(const std::uint8_t* at, std::size_t total, ParsedPack
   return DropReason::kNone;
 }
 
-DropReason parse_ipv6(std::span<const std::byte> packet, ParsedPacket& out) {
+DropReason parse_ipv6(std::span<const std::byte> packet, std::size_t length, ParsedPacket& out) {
   const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
   if (packet.size() < kIpv6HeaderBytes) {
     return DropReason::kShort;
   }
   const std::size_t total = std::size_t{load_be16(at + 4)} + kIpv6HeaderBytes;
-  if (total > packet.size()) {
+  if (total > length) {
     return DropReason::kBadTotalLength;
   }
   out.src = at + 8;
@@ -98,11 +104,13 @@ DropReason parse_ipv6(std::span<const std::byte> packet, ParsedPacket& out) {
   out.hop_limit = at[7];
   out.traffic_class = static_cast<std::uint8_t>(load_be16(at) >> 4);
   out.fragment = false;
-  return walk_extensions(at, total, out);
+  return walk_extensions(at, std::min(total, packet.size()), out);
 }
 
-DropReason parse_l4(const std::uint8_t* at, ParsedPacket& out) {
-  const std::size_t room = out.l4_bytes();
+DropReason parse_l4(std::span<const std::byte> packet, ParsedPacket& out) {
+  const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
+  const std::size_t room =
+      std::min<std::size_t>(out.total_bytes, packet.size()) - out.l3_header_bytes;
   std::size_t header = 0;
   switch (out.protocol) {
     case kProtocolTcp:
@@ -140,7 +148,8 @@ DropReason parse_l4(const std::uint8_t* at, ParsedPacket& out) {
 
 }  // namespace
 
-DropReason parse_packet_slowly(std::span<const std::byte> packet, ParsedPacket& out) {
+DropReason parse_first_piece(std::span<const std::byte> packet, std::size_t length,
+                             ParsedPacket& out) {
   if (packet.empty()) {
     return DropReason::kShort;
   }
@@ -149,14 +158,18 @@ DropReason parse_packet_slowly(std::span<const std::byte> packet, ParsedPacket& 
   out.l4_header_bytes = 0;
   DropReason reason = DropReason::kBadVersion;
   if ((at[0] >> 4) == 4) {
-    reason = parse_ipv4(packet, out);
+    reason = parse_ipv4(packet, length, out);
   } else if ((at[0] >> 4) == 6) {
-    reason = parse_ipv6(packet, out);
+    reason = parse_ipv6(packet, length, out);
   }
   if (reason != DropReason::kNone || out.fragment) {
     return reason;
   }
-  return parse_l4(at, out);
+  return parse_l4(packet, out);
+}
+
+DropReason parse_packet_slowly(std::span<const std::byte> packet, ParsedPacket& out) {
+  return parse_first_piece(packet, packet.size(), out);
 }
 
 const char* drop_reason_name(DropReason reason) {

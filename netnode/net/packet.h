@@ -74,6 +74,11 @@ struct ParsedPacket {
 // The general case: options, extension headers, fragments, all refusals.
 [[nodiscard]] DropReason parse_packet_slowly(std::span<const std::byte> packet, ParsedPacket& out);
 
+// Likewise for a packet of `length` bytes of which only the beginning is at hand: headers that are
+// not wholly in `first` count as short.
+[[nodiscard]] DropReason parse_first_piece(std::span<const std::byte> first, std::size_t length,
+                                           ParsedPacket& out);
+
 // Parses and checks. Plain IPv4 and IPv6 TCP is decided here, the rest out of line.
 [[nodiscard]] inline DropReason parse_packet(std::span<const std::byte> packet, ParsedPacket& out) {
   const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());

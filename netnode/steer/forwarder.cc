@@ -133,6 +133,8 @@ void Forwarder::decide_flow(const Arrival& packet, Verdict& out, std::uint16_t s
     return;
   } else {
     out.proxy = locate(out, l4, pool);
+    // Somebody's word for it: until a second packet confirms it, it displaces no established flow.
+    state = FlowState::kHalfOpen;
   }
   if (!usable(out.proxy)) {
     drop(out, Drop::kNoProxy);
@@ -216,6 +218,12 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   const auto end = all.proxies.begin() + static_cast<std::ptrdiff_t>(all.count);
   const auto at = std::find(all.proxies.begin(), end, from);
   const std::size_t next = at == end ? 0 : static_cast<std::size_t>(at - all.proxies.begin()) + 1;
+  // Whoever forges what comes back moves no flow that is another proxy's.
+  const FlowTable::Entry* entry = flows_.find(out.hash, seconds(now_ms));
+  if (entry != nullptr && entry->proxy != from && usable(entry->proxy)) {
+    deliver(out, entry->proxy);
+    return;
+  }
   flows_.erase(out.hash);
   if (next < all.count) {
     out.proxy = all.proxies[next];
@@ -234,27 +242,19 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   deliver(out, out.proxy);
 }
 
-void Forwarder::on_reply(std::span<const std::byte> packet, std::uint64_t now_ms) {
+bool Forwarder::on_reply(const net::ParsedPacket& parsed, std::span<const std::byte> first,
+                         std::uint16_t from, std::uint64_t now_ms) {
+  const net::FlowKey flow = net::flow_key(parsed, first.data()).reversed();
+  if (!is_service_address(flow)) return false;
   // A look at one byte for nearly all packets.
-  if (packet.size() < net::kIpv4HeaderBytesMin + net::kTcpHeaderBytesMin) return;
-  const std::uint8_t* ip = bytes_of(packet);
-  const std::size_t l3 = ip[0] == 0x45 ? net::kIpv4HeaderBytesMin : net::kIpv6HeaderBytes;
-  if (packet.size() < l3 + net::kTcpHeaderBytesMin) return;
-  if ((ip[l3 + 13] & (net::kTcpFin | net::kTcpRst)) == 0) return;
-  // Only the first piece of the packet may be here: take addresses and ports without parsing on.
-  net::ParsedPacket parsed;
-  parsed.family = ip[0] == 0x45 ? Family::kIpv4 : Family::kIpv6;
-  parsed.protocol = parsed.family == Family::kIpv4 ? ip[9] : ip[6];
-  if (parsed.protocol != net::kProtocolTcp) return;
-  parsed.src = ip + (parsed.family == Family::kIpv4 ? 12 : 8);
-  parsed.dst = ip + (parsed.family == Family::kIpv4 ? 16 : 24);
-  parsed.l3_header_bytes = static_cast<std::uint16_t>(l3);
-  parsed.l4 = net::L4::kTcp;
-  const std::uint64_t hash = net::flow_key(parsed, ip).reversed().hash(options_.hash_seed);
-  if (FlowTable::Entry* entry = flows_.find(hash, seconds(now_ms))) {
-    entry->state = FlowState::kClosing;
-    entry->used_s = seconds(now_ms);
-  }
+  if (parsed.l4 != net::L4::kTcp) return true;
+  const std::uint8_t flags = bytes_of(first)[parsed.l3_header_bytes + 13];
+  if ((flags & (net::kTcpFin | net::kTcpRst)) == 0) return true;
+  FlowTable::Entry* entry = flows_.find(flow.hash(options_.hash_seed), seconds(now_ms));
+  if (entry == nullptr || entry->proxy != from) return true;
+  entry->state = FlowState::kClosing;
+  entry->used_s = seconds(now_ms);
+  return true;
 }
 
 void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
@@ -279,8 +279,12 @@ void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64
     out.parsed.l4 = tcp ? net::L4::kTcp : net::L4::kUdp;
     out.flow = net::flow_key(out.parsed, packet.bytes.data());
     out.first_fragment = true;
-    fragments_.learn(out.datagram, out.flow, now_ms);
   } else {
+    // RFC 3128: it would overwrite ports or flags of the first one.
+    if (tcp && view.offset_bytes < net::kTcpHeaderBytesMin) {
+      drop(out, Drop::kFragmentTiny);
+      return;
+    }
     const net::FlowKey* flow = fragments_.find(out.datagram, now_ms);
     out.has_ports = false;
     if (flow == nullptr) {
@@ -295,13 +299,15 @@ void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64
     out.flow = *flow;
   }
   out.hash = out.flow.hash(options_.hash_seed);
-  if (nat) {
-    out.action = Action::kToClient;
+  const ServiceCell* cell =
+      nat ? nullptr : find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  if (!nat && cell == nullptr) {
+    drop(out, Drop::kNoService);
     return;
   }
-  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
-  if (cell == nullptr) {
-    drop(out, Drop::kNoService);
+  if (out.first_fragment) fragments_.learn(out.datagram, out.flow, now_ms);
+  if (nat) {
+    out.action = Action::kToClient;
     return;
   }
   decide_flow(packet, out, cell->service, now_ms);

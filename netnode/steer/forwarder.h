@@ -36,7 +36,7 @@ enum class Drop : std::uint8_t {
   kNotForUs,      // neither a service's address nor one of ours
   kNoService,     // a service's address, but no such port or protocol
   kNoProxy,       // no proxy takes new sessions
-  kFragmentTiny,  // a first fragment without the whole transport header
+  kFragmentTiny,  // a first fragment without the whole transport header, or one that overlaps it
   kFragmentMalformed,
   kFragmentHeld,     // no room to hold a fragment that came before its first
   kFragmentTimeout,  // counted by the owner of the token
@@ -127,11 +127,14 @@ class Forwarder {
   };
   // At most kBurstMax.
   void steer(std::span<const Arrival> packets, std::span<Verdict> out, std::uint64_t now_ms);
-  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next.
+  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next. What
+  // it says of flows that are another proxy's is not believed.
   void retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
              std::uint64_t now_ms);
-  // A packet of a proxy to a client, on its way back through us: FIN and RST end flows.
-  void on_reply(std::span<const std::byte> packet, std::uint64_t now_ms);
+  // A packet of proxy `from` to a client, on its way back through us: FIN and RST end flows of its
+  // own. False: no service of ours speaks to a client from there.
+  bool on_reply(const net::ParsedPacket& parsed, std::span<const std::byte> first,
+                std::uint16_t from, std::uint64_t now_ms);
   // One that waits for the datagram of `first`, a first fragment that was steered. steer() at the
   // same `now_ms` does not hold it again, whatever the rest of the burst made us forget meanwhile.
   bool release_held(const Verdict& first, Fragments::Token& token, std::uint64_t now_ms) {
@@ -158,6 +161,7 @@ class Forwarder {
   Nat& nat() { return nat_; }
   const Nat& nat() const { return nat_; }
   const FlowTable& flows() const { return flows_; }
+  const Fragments& fragments() const { return fragments_; }
   const ForwarderCounters& counters() const { return counters_; }
 
  private:

@@ -34,6 +34,7 @@ void Fragments::learn(const Datagram& datagram, const net::FlowKey& flow, std::u
     }
     if (at->until_ms < place->until_ms) place = at;
   }
+  if (place->until_ms > now_ms && !(place->datagram == datagram)) ++displaced_;
   *place = {datagram, flow, now_ms + options_.timeout_ms};
 }
 

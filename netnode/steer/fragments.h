@@ -44,6 +44,8 @@ class Fragments {
   // One that has waited for too long. False: none.
   bool expire(std::uint64_t now_ms, Token& token);
   std::size_t held() const { return held_.size(); }
+  // Datagrams forgotten before their time because another one took their place.
+  std::uint64_t displaced() const { return displaced_; }
 
  private:
   struct Known {
@@ -61,7 +63,8 @@ class Fragments {
   FragmentOptions options_;
   std::uint64_t seed_;
   std::vector<Known> known_;  // sets of kWays
-  std::vector<Held> held_;    // oldest first; within the capacity reserved at construction
+  std::uint64_t displaced_ = 0;
+  std::vector<Held> held_;  // oldest first; within the capacity reserved at construction
 };
 
 }  // namespace sanproxy::steer

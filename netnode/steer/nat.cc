@@ -15,6 +15,11 @@ using net::load_raw16;
 using net::store_raw16;
 
 constexpr int kPortTries = 128;
+constexpr std::size_t kAgedMax = 8'192;
+// How far a client's ACK may be from the proxy's last segment: behind by a window, ahead by a
+// super-packet. Who makes one up hits that once in a thousand times.
+constexpr std::uint32_t kAckBehindMax = std::uint32_t{4} << 20;
+constexpr std::uint32_t kAckAheadMax = std::uint32_t{1} << 17;
 constexpr std::size_t kIpv4ChecksumAt = 10;
 constexpr std::size_t kUdpChecksumAt = 6;
 
@@ -46,6 +51,12 @@ void write_addresses(std::uint8_t* ip, const net::FlowKey& to) {
   const std::size_t bytes = v4 ? 4 : 16;
   std::memcpy(ip + (v4 ? 12 : 8), to.src.data(), bytes);
   std::memcpy(ip + (v4 ? 16 : 24), to.dst.data(), bytes);
+}
+
+// The TCP header of a packet that has one.
+const std::uint8_t* tcp_of(const Nat::Packet& packet, const net::FlowKey& flow) {
+  if (flow.protocol != net::kProtocolTcp || !packet.has_ports) return nullptr;
+  return reinterpret_cast<const std::uint8_t*>(packet.bytes.data()) + packet.parsed.l3_header_bytes;
 }
 
 // One hop less; false: it must not go on.
@@ -181,8 +192,10 @@ void Nat::close(Index at) {
 void Nat::age(std::uint32_t now_s) {
   for (std::uint8_t timer = 0; timer < kTimers; ++timer) {
     List& list = lists_[timer];
-    while (list.oldest != kNil &&
-           now_s - sessions_[list.oldest].used_s > idle_s(static_cast<Timer>(timer))) {
+    for (std::size_t aged = 0;
+         aged < kAgedMax && list.oldest != kNil &&
+         now_s - sessions_[list.oldest].used_s > idle_s(static_cast<Timer>(timer));
+         ++aged) {
       ++counters_.expired;
       close(list.oldest);
     }
@@ -271,20 +284,30 @@ NatResult Nat::open(const net::FlowKey& flow, std::uint16_t proxy, const SocketA
   return NatResult::kOk;
 }
 
-void Nat::touch(Session& s, Index at, std::uint8_t tcp, bool from_client, std::uint32_t now_s) {
+void Nat::touch(Session& s, Index at, const std::uint8_t* tcp, bool from_client,
+                std::uint32_t now_s) {
   Timer timer = s.timer;
-  if (s.client.protocol == net::kProtocolTcp) {
-    if ((tcp & net::kTcpSyn) != 0 && from_client) {
+  if (tcp != nullptr) {
+    const std::uint8_t flags = tcp[13];
+    if ((flags & net::kTcpSyn) != 0 && from_client) {
       s.flags = 0;  // a new connection on the old tuple
       timer = kTransitory;
     }
-    if (!from_client) s.flags |= kProxySeen;
-    if ((tcp & net::kTcpFin) != 0) s.flags |= from_client ? kClientFin : kProxyFin;
-    if ((tcp & net::kTcpRst) != 0) s.flags |= kReset;
+    // Who ends for good sends nothing more; a made-up RST is followed by more of the connection.
+    if ((flags & (net::kTcpRst | net::kTcpFin)) == 0) s.flags &= static_cast<std::uint8_t>(~kReset);
+    if (!from_client) {
+      s.flags |= kProxySeen;
+      if (timer != kEstablished) s.proxy_seq = net::load_be32(tcp + 4);
+    }
+    if ((flags & net::kTcpFin) != 0) s.flags |= from_client ? kClientFin : kProxyFin;
+    if ((flags & net::kTcpRst) != 0) s.flags |= kReset;
     const std::uint8_t both = kClientFin | kProxyFin;
     if ((s.flags & kReset) != 0 || (s.flags & both) == both) {
       timer = kTransitory;
-    } else if (from_client && (tcp & net::kTcpSyn) == 0 && (s.flags & kProxySeen) != 0) {
+    } else if (from_client && (flags & net::kTcpSyn) == 0 && (s.flags & kProxySeen) != 0 &&
+               timer != kEstablished &&
+               net::load_be32(tcp + 8) - s.proxy_seq + kAckBehindMax <
+                   kAckBehindMax + kAckAheadMax) {
       timer = kEstablished;
     }
   }
@@ -328,10 +351,7 @@ NatResult Nat::to_proxy(const Packet& packet, const net::FlowKey& flow, std::uin
     if (result != NatResult::kOk) return result;
   }
   Session& s = sessions_[at];
-  const bool tcp = flow.protocol == net::kProtocolTcp && packet.has_ports;
-  const auto* l4 =
-      reinterpret_cast<const std::uint8_t*>(packet.bytes.data()) + packet.parsed.l3_header_bytes;
-  touch(s, at, tcp ? l4[13] : 0, true, now_s);
+  touch(s, at, tcp_of(packet, flow), true, now_s);
   return rewrite(packet, s.proxy.reversed(), s.addresses_delta, s.ports_delta);
 }
 
@@ -339,10 +359,7 @@ NatResult Nat::to_client(const Packet& packet, const net::FlowKey& flow, std::ui
   const Index at = find_proxy(flow);
   if (at == kNil) return NatResult::kNoSession;
   Session& s = sessions_[at];
-  const bool tcp = flow.protocol == net::kProtocolTcp && packet.has_ports;
-  const auto* l4 =
-      reinterpret_cast<const std::uint8_t*>(packet.bytes.data()) + packet.parsed.l3_header_bytes;
-  touch(s, at, tcp ? l4[13] : 0, false, now_s);
+  touch(s, at, tcp_of(packet, flow), false, now_s);
   return rewrite(packet, s.client.reversed(), inverse(s.addresses_delta), inverse(s.ports_delta));
 }
 

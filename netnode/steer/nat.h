@@ -11,7 +11,9 @@
 //      REQ-1), so that a node without memory makes the same choice for a packet in mid-stream.
 //   3. Nothing but a packet of the translated peer gets in (RFC 5382 REQ-3, address and port
 //      dependent filtering); an ICMP error never ends a session (REQ-10).
-//   4. On any result but kOk the packet may be changed and is to be dropped.
+//   4. A session counts as established only when the client has answered what the proxy has really
+//      sent: sequence numbers agree. RST shortens a timer until traffic goes on (RFC 7857 2.2).
+//   5. On any result but kOk the packet may be changed and is to be dropped.
 #pragma once
 
 #include <array>
@@ -82,7 +84,7 @@ class Nat {
   NatResult error_to_proxy(const Packet& packet, const net::IcmpError& error);
   NatResult error_to_client(const Packet& packet, const net::IcmpError& error);
 
-  void age(std::uint32_t now_s);
+  void age(std::uint32_t now_s);          // kAgedMax sessions of each timer at most
   void erase_proxy(std::uint16_t proxy);  // control plane: walks all sessions
   std::uint32_t sessions() const { return used_; }
   std::uint32_t sessions_of(std::uint16_t proxy) const { return per_proxy_[proxy]; }
@@ -104,6 +106,7 @@ class Nat {
     std::uint16_t addresses_delta = 0, ports_delta = 0;
     std::uint16_t proxy_index = kNoProxy;
     std::uint8_t flags = 0;
+    std::uint32_t proxy_seq = 0;  // of the proxy's last segment, while it is not established
     Timer timer = kTransitory;
     bool used = false;
   };
@@ -145,7 +148,8 @@ class Nat {
   void close(Index at);
   void link(Index at, Timer timer, std::uint32_t now_s);
   void unlink(Index at);
-  void touch(Session& session, Index at, std::uint8_t tcp_flags, bool from_client,
+  // `tcp`: the segment's header, null without one.
+  void touch(Session& session, Index at, const std::uint8_t* tcp, bool from_client,
              std::uint32_t now_s);
   std::uint32_t idle_s(Timer timer) const;
   static NatResult rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,

@@ -142,6 +142,32 @@ TEST(ParsePacket, RefusesWhatIsMalformedWithItsReason) {
   }
 }
 
+// Whatever is cut off, nothing behind it is read (the address sanitizer looks), and what is said is
+// what the whole packet would have said.
+TEST(ParseFirstPiece, SaysTheSameOfTheBeginningOrThatItIsShort) {
+  for (const Bytes& whole :
+       {ipv4(6, tcp(40)), ipv4(6, tcp(40, 15), Bytes(40)), ipv6(6, tcp(40, 8)),
+        ipv6(60, joined(extension(0x2c), joined(extension(6), tcp(30)))), ipv4(17, Bytes(60))}) {
+    ParsedPacket expected;
+    const DropReason right = parse_packet(as_span(whole), expected);
+    std::size_t same = 0;
+    for (std::size_t first = 1; first <= whole.size(); ++first) {
+      const auto exact = std::make_unique<std::byte[]>(first);
+      std::memcpy(exact.get(), whole.data(), first);
+      ParsedPacket parsed;
+      const DropReason reason = parse_first_piece({exact.get(), first}, whole.size(), parsed);
+      if (reason != right) continue;
+      ++same;
+      if (right != DropReason::kNone) continue;
+      EXPECT_EQ(parsed.total_bytes, expected.total_bytes);
+      EXPECT_EQ(parsed.l3_header_bytes, expected.l3_header_bytes);
+      EXPECT_EQ(parsed.l4_header_bytes, expected.l4_header_bytes);
+      EXPECT_LE(std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes, first);
+    }
+    EXPECT_GT(same, 10U);
+  }
+}
+
 TEST(ParsePacket, ReportsAddressesAndTcpFields) {
   ParsedPacket parsed;
   const Bytes v6 = ipv6(6, tcp());

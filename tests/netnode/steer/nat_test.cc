@@ -273,6 +273,84 @@ TEST_F(NatTest, HasNoAddressForAFamilyThatItWasNotGiven) {
   EXPECT_EQ(to_proxy(mixed, "[fd05::1]:4"), NatResult::kNoAddress);
 }
 
+// What an attacker can send who sees nothing of the connection.
+TEST_F(NatTest, AHandshakeThatIsGuessedMakesNoEstablishedSession) {
+  nat = Nat(options(2), 1);
+  const auto from = [](int port) { return at("10.1.2.3:" + std::to_string(port)); };
+  const auto opened = [&](int port) {
+    Bytes syn = packet_of({.from = from(port), .to = at("10.0.0.10:80"), .flags = net::kTcpSyn});
+    const NatResult result = to_proxy(syn);
+    if (result != NatResult::kOk) return result;
+    Bytes back = answer(syn, net::kTcpSyn | net::kTcpAck);
+    EXPECT_EQ(to_client(back), NatResult::kOk);
+    return result;
+  };
+  const auto acked = [&](int port, std::uint32_t off_by) {
+    Bytes ack = packet_of({.from = from(port), .to = at("10.0.0.10:80")});
+    net::store_be32(ack.data() + 28, net::load_be32(ack.data() + 28) + off_by);
+    fix_transport(ack, 20);
+    return to_proxy(ack);
+  };
+  std::mt19937 random(5);
+  for (int port = 1; port <= 50; ++port) {  // each takes the place of one before it
+    ASSERT_EQ(opened(port), NatResult::kOk) << port;
+    ASSERT_EQ(acked(port, static_cast<std::uint32_t>(0x0100'0000U + random() % 0xe000'0000U)),
+              NatResult::kOk);
+  }
+  ASSERT_EQ(opened(100), NatResult::kOk);
+  ASSERT_EQ(acked(100, 0), NatResult::kOk);
+  ASSERT_EQ(opened(101), NatResult::kOk);
+  ASSERT_EQ(acked(101, 0), NatResult::kOk);
+  EXPECT_EQ(opened(102), NatResult::kFull) << "two who really shook hands keep their places";
+}
+
+TEST_F(NatTest, AForgedResetDoesNotShortenASessionThatGoesOn) {
+  const auto segment = [](std::uint8_t flags) {
+    return packet_of({.from = at("10.1.2.3:5"), .to = at("10.0.0.10:80"), .flags = flags});
+  };
+  Bytes syn = segment(net::kTcpSyn);
+  ASSERT_EQ(to_proxy(syn), NatResult::kOk);
+  const auto exchange = [&] {
+    Bytes back = answer(syn);
+    ASSERT_EQ(to_client(back), NatResult::kOk);
+    Bytes ack = segment(net::kTcpAck);
+    ASSERT_EQ(to_proxy(ack), NatResult::kOk);
+  };
+  exchange();
+  Bytes forged = segment(net::kTcpRst);
+  ASSERT_EQ(to_proxy(forged), NatResult::kOk);
+  exchange();
+  now_s += 7'000;
+  nat.age(now_s);
+  EXPECT_EQ(nat.sessions(), 1U);
+  Bytes real = segment(net::kTcpRst);
+  ASSERT_EQ(to_proxy(real), NatResult::kOk);
+  now_s += 241;
+  nat.age(now_s);
+  EXPECT_EQ(nat.sessions(), 0U);
+}
+
+TEST_F(NatTest, ManyThatEndAtOnceEndInBoundedSteps) {
+  nat = Nat(options(20'000), 1);
+  for (int i = 0; i < 20'000; ++i) {
+    Bytes packet = packet_of(
+        {.from = at("10.1." + std::to_string(i / 200) + "." + std::to_string(i % 200 + 1) + ":5"),
+         .to = at("10.0.0.10:80"),
+         .flags = net::kTcpSyn});
+    ASSERT_EQ(to_proxy(packet), NatResult::kOk);
+  }
+  now_s += 1'000;
+  std::uint32_t before = nat.sessions();
+  int calls = 0;
+  for (; nat.sessions() != 0; ++calls) {
+    nat.age(now_s);
+    EXPECT_LE(before - nat.sessions(), 8'192U);
+    before = nat.sessions();
+    ASSERT_LT(calls, 10);
+  }
+  EXPECT_EQ(calls, 3);
+}
+
 // Property: the tables agree with a plain list of what was opened and closed, in any order.
 TEST_F(NatTest, FindsEverySessionAfterAnyOrderOfOpeningsAndEndings) {
   std::mt19937 random(3);

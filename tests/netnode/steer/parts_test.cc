@@ -1,9 +1,8 @@
-// FlowTable, Health and ProxySet.
+// FlowTable and ProxySet.
 #include <gtest/gtest.h>
 
 #include "netnode/net/flow_key.h"
 #include "netnode/steer/flow_table.h"
-#include "netnode/steer/health.h"
 #include "netnode/steer/proxy_set.h"
 
 namespace sanproxy::steer {
@@ -61,41 +60,6 @@ TEST(FlowTable, ForgetsByTheTimerOfTheStateAndByProxy) {
   EXPECT_EQ(table.flows_of(4), 1U);
   table.erase(3);
   EXPECT_EQ(table.size(), 0U);
-}
-
-TEST(Health, TheFirstResultDecidesAndThenOnlyARowOfThem) {
-  Health health({.rise = 2, .fall = 3});
-  EXPECT_EQ(health.state(), Health::State::kUnknown);
-  EXPECT_TRUE(health.on_result(true));
-  EXPECT_TRUE(health.up());
-  for (int i = 0; i < 10; ++i) {  // two bad ones in a row are none
-    EXPECT_FALSE(health.on_result(false));
-    EXPECT_FALSE(health.on_result(false));
-    EXPECT_FALSE(health.on_result(true));
-    EXPECT_TRUE(health.up());
-  }
-  EXPECT_FALSE(health.on_result(false));
-  EXPECT_FALSE(health.on_result(false));
-  EXPECT_TRUE(health.on_result(false));
-  EXPECT_FALSE(health.up());
-  EXPECT_FALSE(health.on_result(true));
-  EXPECT_FALSE(health.on_result(false));
-  EXPECT_FALSE(health.on_result(true));
-  EXPECT_TRUE(health.on_result(true));
-  EXPECT_TRUE(health.up());
-  Health down({.rise = 1, .fall = 1});
-  EXPECT_TRUE(down.on_result(false));
-  EXPECT_EQ(down.state(), Health::State::kDown);
-}
-
-TEST(Health, NewThresholdsHoldFromTheNextResultAndTheStateStays) {
-  Health health({.rise = 2, .fall = 3});
-  EXPECT_TRUE(health.on_result(true));
-  EXPECT_FALSE(health.on_result(false));
-  health.set_options({.rise = 1, .fall = 2});
-  EXPECT_TRUE(health.up());
-  EXPECT_TRUE(health.on_result(false)) << "the second in a row";
-  EXPECT_TRUE(health.on_result(true));
 }
 
 ProxySet right() {

@@ -46,6 +46,8 @@ inline Bytes packet_of(const Segment& s) {
   net::store_be16(l4.data() + 2, s.to.port);
   if (tcp) {
     l4[13] = s.flags;
+    // As if everybody had begun at the same number and got all of it.
+    net::store_be32(l4.data() + 8, net::load_be32(l4.data() + 4) + 1);
     if (s.tag != 0) {
       net::store_be32(l4.data() + 20, 0x0101080a);
       net::store_be32(l4.data() + 28, net::tagged_timestamp(99, s.tag));

@@ -1,6 +1,6 @@
-// Health: is a proxy fit for new sessions, from probes that may err.
+// Health: is somebody fit for new work, from probes that may err.
 //
-// Document: docs/netnode.md "Health".
+// Documents: docs/netnode.md "Health", docs/operating.md "Health of application nodes".
 // Role: thresholds and hysteresis, nothing else: who probes tells it each result.
 // Owner: whoever probes. Thread: a value.
 // Invariants:
@@ -10,11 +10,12 @@
 
 #include <cstdint>
 
-namespace sanproxy::steer {
+namespace sanproxy::flow {
 
 struct HealthOptions {
   std::uint32_t rise = 2;
   std::uint32_t fall = 3;
+  bool operator==(const HealthOptions&) const = default;
 };
 
 class Health {
@@ -43,6 +44,7 @@ class Health {
   void set_options(const HealthOptions& options) { options_ = options; }
   State state() const { return state_; }
   bool up() const { return state_ == State::kUp; }
+  bool down() const { return state_ == State::kDown; }
 
  private:
   HealthOptions options_;
@@ -50,4 +52,4 @@ class Health {
   std::uint32_t in_a_row_ = 0;  // results that contradict the state
 };
 
-}  // namespace sanproxy::steer
+}  // namespace sanproxy::flow
