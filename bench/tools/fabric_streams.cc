@@ -215,15 +215,7 @@ class ChannelTrips final : public ChannelEcho {
     return ChannelEcho::run() && error_ == nullptr && !over_;
   }
   std::string report() const override {
-    if (error_ != nullptr) return {};
-    std::array<char, 256> text;
-    std::snprintf(text.data(), text.size(),
-                  "\"messages\": %llu, \"messages_per_s\": %.1f, \"p50_us\": %.2f, "
-                  "\"p99_us\": %.2f, \"mean_us\": %.2f",
-                  static_cast<unsigned long long>(interval_.count()), interval_.per_second(),
-                  histogram_.percentile_us(0.5), histogram_.percentile_us(0.99),
-                  interval_.count() == 0 ? 0.0 : 1e6 / interval_.per_second());
-    return text.data();
+    return error_ != nullptr ? "" : trips_report(interval_, histogram_);
   }
 
  private:

@@ -5,9 +5,6 @@
 #include <cstdio>
 #include <cstring>
 
-#include "bench/tools/interval.h"
-#include "bench/tools/latency_histogram.h"
-
 namespace sanproxy::bench {
 namespace {
 
@@ -137,7 +134,20 @@ class ThroughputServer final : public Session {
   std::uint64_t told_ = line_.depth();
 };
 
-class ThroughputClient final : public Session {
+// One that measures, and may have to give up.
+class ClientSession : public Session {
+ public:
+  const char* error() const override { return error_; }
+
+ protected:
+  bool fail(const char* why) {
+    error_ = why;
+    return false;
+  }
+  const char* error_ = nullptr;
+};
+
+class ThroughputClient final : public ClientSession {
  public:
   ThroughputClient(Line line, const LoadOptions& load)
       : line_(std::move(line)), load_(load), interval_(load.warmup_seconds, load.seconds) {}
@@ -170,20 +180,13 @@ class ThroughputClient final : public Session {
                   interval_.per_second() * load_.message_bytes / 1e6);
     return text.data();
   }
-  const char* error() const override { return error_; }
 
  private:
-  bool fail(const char* why) {
-    error_ = why;
-    return false;
-  }
-
   Line line_;
   LoadOptions load_;
   Interval interval_;
   bool ready_ = false;
   bool busy_ = false;
-  const char* error_ = nullptr;
 };
 
 class EchoServer final : public Session {
@@ -209,7 +212,7 @@ class EchoServer final : public Session {
   bool ready_ = false;
 };
 
-class RoundTripClient final : public Session {
+class RoundTripClient final : public ClientSession {
  public:
   RoundTripClient(Line line, const LoadOptions& load)
       : line_(std::move(line)), load_(load), interval_(load.warmup_seconds, load.seconds) {}
@@ -242,24 +245,10 @@ class RoundTripClient final : public Session {
     return true;
   }
   std::string report() const override {
-    if (error_ != nullptr) return {};
-    std::array<char, 256> text;
-    std::snprintf(text.data(), text.size(),
-                  "\"messages\": %llu, \"messages_per_s\": %.1f, \"p50_us\": %.2f, "
-                  "\"p99_us\": %.2f, \"mean_us\": %.2f",
-                  static_cast<unsigned long long>(interval_.count()), interval_.per_second(),
-                  histogram_.percentile_us(0.5), histogram_.percentile_us(0.99),
-                  interval_.count() == 0 ? 0.0 : 1e6 / interval_.per_second());
-    return text.data();
+    return error_ != nullptr ? "" : trips_report(interval_, histogram_);
   }
-  const char* error() const override { return error_; }
 
  private:
-  bool fail(const char* why) {
-    error_ = why;
-    return false;
-  }
-
   Line line_;
   LoadOptions load_;
   Interval interval_;
@@ -268,10 +257,20 @@ class RoundTripClient final : public Session {
   std::uint64_t sent_ns_ = 0;
   bool waiting_ = false;
   bool ready_ = false;
-  const char* error_ = nullptr;
 };
 
 }  // namespace
+
+std::string trips_report(const Interval& interval, const LatencyHistogram& histogram) {
+  std::array<char, 256> text;
+  std::snprintf(text.data(), text.size(),
+                "\"messages\": %llu, \"messages_per_s\": %.1f, \"p50_us\": %.2f, "
+                "\"p99_us\": %.2f, \"mean_us\": %.2f",
+                static_cast<unsigned long long>(interval.count()), interval.per_second(),
+                histogram.percentile_us(0.5), histogram.percentile_us(0.99),
+                interval.count() == 0 ? 0.0 : 1e6 / interval.per_second());
+  return text.data();
+}
 
 Greeting make_greeting(const LoadOptions& load, const fabric::EndpointOptions& options) {
   Greeting out;

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "bench/tools/interval.h"
+#include "bench/tools/latency_histogram.h"
 #include "lwproto/fabric/fabric.h"
 
 namespace sanproxy::bench {
@@ -56,6 +58,9 @@ class Session {
   virtual std::string report() const { return {}; }
   virtual const char* error() const { return nullptr; }
 };
+
+// What a client of round trips has measured.
+std::string trips_report(const Interval& interval, const LatencyHistogram& histogram);
 
 Greeting make_greeting(const LoadOptions& load, const fabric::EndpointOptions& options);
 std::vector<std::byte> bytes_of(const Greeting& greeting);

@@ -224,4 +224,17 @@ Status LinkConfig::set_up(int index) {
   return request(message.data(), "bring the device up");
 }
 
+Status check_ethernet_link(const LinkInfo& link, std::uint32_t mtu_bytes, const char* no_ethernet) {
+  if (!link.ethernet) return Status::error(Code::kUnsupported, no_ethernet);
+  if (!link.up) {
+    return Status::error(Code::kInvalidArgument,
+                         "the interface is down; bring it up first (ip link set NAME up)");
+  }
+  if (mtu_bytes > link.mtu_bytes) {
+    return Status::error(Code::kInvalidArgument,
+                         "the interface's MTU is smaller than the configured one");
+  }
+  return {};
+}
+
 }  // namespace sanproxy::packet_io

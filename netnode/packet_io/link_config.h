@@ -25,6 +25,10 @@ struct LinkInfo {
   bool ethernet = false;
 };
 
+// Whether a driver can sit on the interface with that MTU; `no_ethernet` is the text of the refusal
+// of one without frames.
+Status check_ethernet_link(const LinkInfo& link, std::uint32_t mtu_bytes, const char* no_ethernet);
+
 class LinkConfig {
  public:
   static Result<LinkConfig> open();

@@ -65,19 +65,8 @@ bool attach_filter(int fd, Hears hears) {
 }
 
 Status check_link(const LinkInfo& link, const InterfaceOptions& options) {
-  if (!link.ethernet) {
-    return Status::error(Code::kUnsupported,
-                         "driver \"packet\" needs an Ethernet interface (lo and tun are none)");
-  }
-  if (!link.up) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface is down; bring it up first (ip link set NAME up)");
-  }
-  if (options.mtu_bytes > link.mtu_bytes) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface's MTU is smaller than the configured one");
-  }
-  return Status();
+  return check_ethernet_link(link, options.mtu_bytes,
+                             "driver \"packet\" needs an Ethernet interface (lo and tun are none)");
 }
 
 Status set_up_socket(int fd, int index, Hears hears) {

@@ -448,18 +448,9 @@ void XdpSocketIo::send_frame(std::span<const std::byte> bytes, const Offload& of
 }
 
 Status check_link(const LinkInfo& link, const InterfaceOptions& options, const DeviceFacts& facts) {
-  if (!link.ethernet) {
-    return Status::error(Code::kUnsupported,
-                         "driver \"xdp\" needs an Ethernet interface (lo and tun are none)");
-  }
-  if (!link.up) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface is down; bring it up first (ip link set NAME up)");
-  }
-  if (options.mtu_bytes > link.mtu_bytes) {
-    return Status::error(Code::kInvalidArgument,
-                         "the interface's MTU is smaller than the configured one");
-  }
+  const Status usual = check_ethernet_link(
+      link, options.mtu_bytes, "driver \"xdp\" needs an Ethernet interface (lo and tun are none)");
+  if (!usual.ok()) return usual;
   if (options.mtu_bytes > kMtuBytesMax) {
     return Status::error(Code::kInvalidArgument, "driver \"xdp\" takes an MTU of at most 3776");
   }

@@ -4,6 +4,7 @@
 #include <net/if.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <random>
 
 #include "netnode/net/ethernet.h"
@@ -131,6 +132,72 @@ TEST_P(DriverFramesTest, MalformedPacketsAreDroppedAndCounted) {
   const bool filtered = std::string(GetParam().driver) == "xdp";
   EXPECT_EQ(now.rx_dropped_short - start.rx_dropped_short, filtered ? 1U : 2U);
   EXPECT_EQ(now.rx_dropped_not_ip - start.rx_dropped_not_ip, 1U);
+}
+
+TEST_P(DriverFramesTest, WrongLengthsAreDroppedAndCountedByReason) {
+  const std::size_t field = side->v4() ? 2 : 4;
+  std::vector<Bytes> wrong;
+  for (const std::uint16_t said :
+       {std::uint16_t{0xffff}, static_cast<std::uint16_t>(good.size() + 1)}) {
+    wrong.push_back(good);
+    net::store_be16(wrong.back().data() + field, said);
+  }
+  if (side->v4()) {
+    for (const std::uint16_t said : {0, 1, 19}) {  // less than a header
+      wrong.push_back(good);
+      net::store_be16(wrong.back().data() + field, said);
+    }
+  }
+  for (const Bytes& one : wrong) ASSERT_TRUE(inject(frame(one, our_mac, ether_type())));
+  EXPECT_EQ(copies_of_good(drain()), 0U);
+  EXPECT_EQ(side->io().counters().rx_dropped_short - start.rx_dropped_short, wrong.size());
+}
+
+// What a router may pass on in good faith is the business of whoever gets it, not of a driver.
+TEST_P(DriverFramesTest, FragmentsAndOptionsArriveAsTheyAre) {
+  std::vector<Bytes> odd;
+  if (side->v4()) {
+    const auto fragment = [&](std::uint16_t word) {
+      odd.push_back(good);
+      net::store_be16(odd.back().data() + 6, word);
+      net::testing::fix_ipv4_checksum(odd.back());
+    };
+    fragment(0x2000);  // the first of several
+    fragment(0x2001);  // one that overlaps it
+    fragment(0x1fff);  // one that ends behind byte 65,535
+    Bytes options = good;
+    options.insert(options.begin() + 20,
+                   {1, 1, 1, 0, 0x94, 4, 0, 0});  // NOPs, an end, router alert
+    options[0] = 0x47;
+    net::store_be16(options.data() + 2, static_cast<std::uint16_t>(options.size()));
+    net::testing::fix_ipv4_checksum(options);
+    odd.push_back(options);
+    Bytes nonsense = good;
+    nonsense[0] = 0x4f;  // options beyond the packet's end
+    net::testing::fix_ipv4_checksum(nonsense);
+    odd.push_back(nonsense);
+  } else {
+    const auto extended = [&](std::uint8_t type, Bytes header) {
+      Bytes packet = good;
+      header[0] = packet[6];
+      packet[6] = type;
+      packet.insert(packet.begin() + 40, header.begin(), header.end());
+      net::store_be16(packet.data() + 4, static_cast<std::uint16_t>(packet.size() - 40));
+      odd.push_back(packet);
+    };
+    extended(44, {0, 0, 0, 1, 0, 0, 0, 9});        // the first fragment of several
+    extended(44, {0, 0, 0xff, 0xf9, 0, 0, 0, 9});  // one that ends behind byte 65,535
+    extended(0, {0, 0, 5, 2, 0, 0, 1, 0});         // hop-by-hop: router alert
+    extended(43, {0, 0, 0, 9, 0, 0, 0, 0});        // a routing header with segments left
+    extended(60, {0, 99, 0, 0, 0, 0, 0, 0});       // longer than the packet
+  }
+  for (const Bytes& one : odd) ASSERT_TRUE(inject(frame(one, our_mac, ether_type())));
+  const std::vector<Received> seen = drain();
+  for (std::size_t i = 0; i < odd.size(); ++i) {
+    const auto same = [&](const Received& received) { return received.packet == odd[i]; };
+    EXPECT_EQ(std::count_if(seen.begin(), seen.end(), same), 1) << "number " << i;
+  }
+  EXPECT_EQ(side->io().counters().tx_errors, start.tx_errors);
 }
 
 TEST_P(DriverFramesTest, PaddingBehindThePacketIsCutOff) {
