@@ -61,8 +61,9 @@ class Lab:
         self._counts = {}
         _open_labs.append(self)
         self.client = netns.Own() if "verbs" in kinds else netns.Namespace("c")
-        self.proxy_ns = netns.Namespace("p") if topology == "packet" else self.client
-        if topology == "packet":
+        on_segment = topology in ("packet", "xdp")
+        self.proxy_ns = netns.Namespace("p") if on_segment else self.client
+        if on_segment:
             self._make_segment()
         sections = [fabrics.section(kind, self.run_dir, fabric or {}) for kind in kinds]
         self.config = programs.proxy_config(topology, sections, config, services, self.run_dir)

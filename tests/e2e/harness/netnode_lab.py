@@ -22,18 +22,37 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class NetnodeLab:
-    def __init__(self, label):
+    def __init__(self, label, driver="tun"):
+        """`driver`: of the node's interface; with "xdp" the node has a namespace of its own, and a veth
+        to the clients'."""
         self.log_dir = os.path.join(settings.log_dir, label)
         os.makedirs(self.log_dir, exist_ok=True)
         self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
         self.client = netns.Namespace("n")
         for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             self.client.sysctl(key, "1")
+        self.driver = driver
+        self.here = self.client  # where the node runs
+        if driver == "xdp":
+            self.here = self._make_segment()
         self.far = {}  # label of a proxy: its namespace
         self.proxies = []
         self.programs = []
         self.node = None
         self._starts = 0
+
+    def _make_segment(self):
+        here = netns.Namespace("x")
+        self.client.ip("link", "add", "eth0", "type", "veth", "peer", "name", "nn0", "netns",
+                       here.name)
+        here.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+        self.client.ip("address", "add", "10.88.0.2/24", "dev", "eth0")
+        self.client.ip("address", "add", "fd88::2/64", "dev", "eth0", "nodad")
+        self.client.ip("link", "set", "eth0", "up")
+        here.ip("link", "set", "nn0", "up")
+        self.client.ip("route", "add", "10.77.0.0/24", "via", "10.88.0.1")
+        self.client.ip("-6", "route", "add", "fd77::/64", "via", "fd88::1")
+        return here
 
     # --- what a proxy may be
 
@@ -122,7 +141,7 @@ class NetnodeLab:
         text = programs.toml_section("[node]", {"name": "netnode-e2e", "maglev_entries": 5003,
                                                 "drain_ms": 100, **(node or {})})
         text += programs.toml_section("[[interface]]", {
-            "driver": "tun", "name": "nn0", "addresses": ["10.77.0.1/24", "fd77::1/64"],
+            "driver": self.driver, "name": "nn0", "addresses": self._addresses(),
             **(interface or {})})
         text += programs.toml_section("[nat]", {"addresses": NAT, "max_sessions": 10_000})
         text += programs.toml_section("[tunnel]", {"addresses": NAT})
@@ -138,10 +157,15 @@ class NetnodeLab:
             file.write(text)
         return path
 
+    def _addresses(self):
+        if self.driver == "xdp":
+            return ["10.88.0.1/24", "fd88::1/64"]
+        return ["10.77.0.1/24", "fd77::1/64"]
+
     def start_node(self, env=None, **config):
         self._starts += 1
         argv = [programs.path("netnode"), "--config", self.write_config(**config)]
-        self.node = self.start(f"netnode-{self._starts}", argv, self.client, env)
+        self.node = self.start(f"netnode-{self._starts}", argv, self.here, env)
         wait.until(lambda: self.healthy() or not self.node.alive(),
                    lambda: f"netnode answers\n{self.node.log()[-2000:]}")
         if not self.node.alive():
@@ -150,7 +174,7 @@ class NetnodeLab:
         return self.node
 
     def get(self, path, method="GET"):
-        return admin.get(self.client, path, port=NODE_PORT, method=method)
+        return admin.get(self.here, path, port=NODE_PORT, method=method)
 
     def healthy(self):
         try:
@@ -169,7 +193,7 @@ class NetnodeLab:
         return next(one for one in state["proxies"] if one["name"] == name)
 
     def metrics(self):
-        return admin.metrics(self.client, port=NODE_PORT)
+        return admin.metrics(self.here, port=NODE_PORT)
 
     def wait_state(self, name, state):
         wait.until(lambda: self.proxy(name)["state"] == state,
@@ -207,5 +231,7 @@ class NetnodeLab:
             program.kill()
         for one in self.far.values():
             one.remove()
+        if self.here is not self.client:
+            self.here.remove()
         self.client.remove()
         shutil.rmtree(self.run_dir, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Command lines and configuration of the programs: the only place that knows their options."""
 
+import json
 import os
 
 from . import settings
@@ -17,7 +18,9 @@ def toml_value(value):
         return str(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + " }"
+    return json.dumps(str(value))
 
 
 def toml_section(header, values):
@@ -35,7 +38,8 @@ def proxy_config(topology, fabrics, config, services, run_dir="/nowhere"):
     """`fabrics`: [[fabric]] sections; `config`: {"proxy": {...}, "interface": {...}, "any other
     section": {...} or [{...}, ...]}."""
     config = dict(config)
-    own = {"tun": TUN_ADDRESSES, "packet": ["10.88.0.1/24", "fd88::1/64"]}
+    segment = ["10.88.0.1/24", "fd88::1/64"]
+    own = {"tun": TUN_ADDRESSES, "packet": segment, "xdp": segment}
     proxy = {"name": "proxy-e2e", "max_connections": 20000, "workers": 1,
              **config.pop("proxy", {})}
     interface = {"driver": topology, "name": "san0", "mtu": 1500}
