@@ -17,8 +17,9 @@ Link::Link(NodeImpl& node, LinkPlace place) : node_(node), place_(std::move(plac
 Link::~Link() = default;
 
 std::uint64_t Link::deadline_ns() const {
-  if (up()) return ask_again_at_ns_;
-  return retry_at_ns_;
+  if (!up()) return retry_at_ns_;
+  if (ask_again_at_ns_ == 0 || look_at_ns_ == 0) return ask_again_at_ns_ + look_at_ns_;
+  return std::min(ask_again_at_ns_, look_at_ns_);
 }
 
 std::size_t Link::poll(std::uint64_t now_ns) {
@@ -26,9 +27,10 @@ std::size_t Link::poll(std::uint64_t now_ns) {
     const std::size_t handled = hold_->channel->poll(kPollBudget);
     if (lost_) {
       take_down();
-    } else if (ask_again_at_ns_ != 0 && now_ns >= ask_again_at_ns_) {
-      ask_again();
+      return handled;
     }
+    if (ask_again_at_ns_ != 0 && now_ns >= ask_again_at_ns_) ask_again();
+    look_for_silence(now_ns);
     return handled;
   }
   if (connecting_ != nullptr) return poll_connecting(now_ns);
@@ -139,6 +141,7 @@ void Link::on_closed(channel::Channel&, wire::CloseCode code, const BaseStatus& 
 void Link::take_down() {
   node_.end_connections(*this, CloseCode::kProxyLost);
   forget_limits();
+  forget_heartbeats();
   rejects_.clear();
   services_.assign(node_.services().size(), {});
   services_blocked_ = false;

@@ -9,7 +9,8 @@
 //   2. When the channel ends, each of its connections is ended with kProxyLost, once.
 //   3. Loans that applications keep hold the ended channel's memory (ChannelHold), not the Link.
 //   4. No service is joined before the proxy has answered for every key.
-//   5. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
+//   5. A proxy that has promised to be heard and is not is given up (silence_ns_).
+//   6. Unsent rejections are bounded (kUnsentRejectsMax); beyond that the channel is closed.
 #pragma once
 
 #include <cstdint>
@@ -147,6 +148,12 @@ class Link final : public channel::Delegate {
   void retry_later(std::string_view reason);
   void take_down();
 
+  // link_health.cc
+  void on_heartbeat(const wire::HeartbeatBody& body);
+  void answer_heartbeat();
+  void look_for_silence(std::uint64_t now_ns);
+  void forget_heartbeats();
+
   void on_request(const wire::ConnectionRequestBody& body);
   void on_accept(const wire::AcceptConnectionBody& body);
   void on_reject(const wire::RejectConnectionBody& body, wire::CloseCode code);
@@ -183,6 +190,13 @@ class Link final : public channel::Delegate {
   std::uint64_t ask_again_pause_ns_ = kAskAgainFirstNs;
   std::uint64_t retry_at_ns_ = 0;
   std::uint64_t retry_pause_ns_ = kRetryFirstNs;
+  // What the proxy's HEARTBEATs say, and when it was heard; looked at every look_ns().
+  std::uint64_t silence_ns_ = 0;
+  std::uint64_t heard_transfers_ = 0;
+  std::uint64_t heard_ns_ = 0;
+  std::uint64_t look_at_ns_ = 0;  // 0: there is nothing to look for
+  std::uint32_t heartbeat_ = 0;
+  bool heartbeat_owed_ = false;       // its answer found no credit
   const char* our_reason_ = nullptr;  // why we ended the channel, if we did and people should know
   std::string last_reason_;           // so that a proxy that stays away is reported once
 

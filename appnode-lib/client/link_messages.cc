@@ -49,6 +49,9 @@ void Link::on_message(channel::Channel&, const wire::Message& message) {
     case MessageType::kAuthenticate:
       if (!answer) return breach("authenticate request from a proxy");
       return on_key_answer(message.authenticate, message.code);
+    case MessageType::kHeartbeat:
+      if (answer) return breach("the answer to a heartbeat from a proxy");
+      return on_heartbeat(message.heartbeat);
     case MessageType::kLeaveService:
     case MessageType::kShutdownService:
       return on_service_end(message.service, answer, message.code);
@@ -153,6 +156,7 @@ void Link::on_sent(channel::Channel&, std::uint64_t cookie, bool ok) {
 }
 
 void Link::on_writable(channel::Channel& channel) {
+  answer_heartbeat();
   if (!flush_rejects()) return;
   if (services_blocked_) sync_services();
   // Each that waits is tried once; those that block again go to the end, so nobody starves.

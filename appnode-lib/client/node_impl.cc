@@ -313,7 +313,7 @@ void NodeImpl::disarm() {
 
 // The timer's clock need not be ours (tests): what counts is the distance.
 void NodeImpl::set_timer(std::uint64_t deadline_ns) {
-  if (deadline_ns == 0 && !timer_set_) return;
+  if (deadline_ns == timer_deadline_ns_ && !timer_fired_) return;
   itimerspec spec{};
   if (deadline_ns != 0) {
     const std::uint64_t now = now_ns();
@@ -322,7 +322,8 @@ void NodeImpl::set_timer(std::uint64_t deadline_ns) {
     spec.it_value.tv_nsec = static_cast<long>(distance % kNsPerSecond);
   }
   timerfd_settime(timer_fd_, 0, &spec, nullptr);  // setting it also clears its readability
-  timer_set_ = deadline_ns != 0;
+  timer_deadline_ns_ = deadline_ns;
+  timer_fired_ = false;
 }
 
 std::size_t NodeImpl::wait(int timeout_ms) {
@@ -339,7 +340,9 @@ void NodeImpl::take_events(int timeout_ms) {
   const int count =
       epoll_wait(epoll_fd_, events.data(), static_cast<int>(events.size()), timeout_ms);
   for (int i = 0; i < count; ++i) {
-    if (events[static_cast<std::size_t>(i)].data.fd == stop_fd_) drain_own_events();
+    const int fd = events[static_cast<std::size_t>(i)].data.fd;
+    if (fd == stop_fd_) drain_own_events();
+    if (fd == timer_fd_) timer_fired_ = true;
   }
 }
 

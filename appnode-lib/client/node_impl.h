@@ -196,7 +196,7 @@ class NodeImpl final : public Node {
   std::vector<std::unique_ptr<Link>> links_;
   std::vector<std::unique_ptr<Discovery>> clusters_;  // at most kProxiesMax
   std::size_t links_up_ = 0;
-  int links_waiting_ = 0;      // that are up and will ask for something again
+  int links_waiting_ = 0;      // reasons of links that are up to look at the clock
   std::size_t next_link_ = 0;  // for outgoing connections
   StarvedList starved_;
   EndedList ended_;
@@ -205,7 +205,8 @@ class NodeImpl final : public Node {
   int stop_fd_ = -1;   // eventfd
   int timer_fd_ = -1;  // wakes us to connect again
   bool armed_ = false;
-  bool timer_set_ = false;
+  std::uint64_t timer_deadline_ns_ = 0;  // that timer_fd_ is set to; 0: none
+  bool timer_fired_ = false;             // and has gone off
   std::atomic<bool> stopped_{false};
 };
 

@@ -129,6 +129,7 @@ struct Message {
     AuthenticateBody authenticate;
     PacketBody packet;
     NodeStatusBody status;
+    HeartbeatBody heartbeat;
   };
   // kData, kPacket: payload bytes. kError: text. If `referenced` the payload is not here but in the
   // segments behind the first one, and makes up all of them.

@@ -60,6 +60,7 @@ enum class MessageType : std::uint8_t {
   kAuthenticate = 12,
   kPacket = 13,      // channels of network nodes only
   kNodeStatus = 14,  // likewise
+  kHeartbeat = 15,
 };
 
 // Why a stream, a join or a channel ended. One list for REJECT, CLOSE, JOIN answers and ERROR.
@@ -126,9 +127,9 @@ struct HelloBody {
 };
 static_assert(sizeof(HelloBody) == 128);
 
-// Flags: kFlagAnswer on JOIN, LEAVE, SHUTDOWN and AUTHENTICATE; kFlagActive on CONNECTION_REQUEST;
-// kFlagImmediate on a JOIN that is no answer; those of PACKET and NODE_STATUS as named. Every other
-// bit and every other message has 0.
+// Flags: kFlagAnswer on JOIN, LEAVE, SHUTDOWN, AUTHENTICATE and HEARTBEAT; kFlagActive on
+// CONNECTION_REQUEST; kFlagImmediate on a JOIN that is no answer; those of PACKET and NODE_STATUS
+// as named. Every other bit and every other message has 0.
 inline constexpr std::uint8_t kFlagAnswer = 0x01;     // the proxy's answer; `code` says how it went
 inline constexpr std::uint8_t kFlagActive = 0x02;     // CONNECTION_REQUEST from the application
 inline constexpr std::uint8_t kFlagImmediate = 0x04;  // JOIN: wants immediate binding
@@ -260,6 +261,14 @@ struct NodeStatusBody {
 };
 static_assert(sizeof(NodeStatusBody) == 8);
 inline constexpr std::uint16_t kProxyIdMax = 1023;
+
+// The proxy asks whether an application node lives; the answer (kFlagAnswer) names the same number.
+struct HeartbeatBody {
+  std::uint32_t number;      // chosen by the proxy, returned in the answer
+  std::uint32_t silence_ms;  // who hears nothing of the proxy for longer may take it for gone; 0:
+                             // however long; in the answer 0
+};
+static_assert(sizeof(HeartbeatBody) == 8);
 
 // A connection's 64-bit name: proxy epoch (16) | generation (24) | index (24). It never repeats
 // within an epoch's lifetime: an index is reused only after every other free one, and its

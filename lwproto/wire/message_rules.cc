@@ -8,7 +8,7 @@ namespace sanproxy::wire {
 namespace {
 
 // Indexed by type; 0 for HELLO, which never travels inside a transfer.
-constexpr std::array<std::uint8_t, 15> kBodyBytes = {0,
+constexpr std::array<std::uint8_t, 16> kBodyBytes = {0,
                                                      0,
                                                      sizeof(JoinServiceBody),
                                                      sizeof(ServiceBody),
@@ -22,7 +22,8 @@ constexpr std::array<std::uint8_t, 15> kBodyBytes = {0,
                                                      sizeof(ErrorBody),
                                                      sizeof(AuthenticateBody),
                                                      sizeof(PacketBody),
-                                                     sizeof(NodeStatusBody)};
+                                                     sizeof(NodeStatusBody),
+                                                     sizeof(HeartbeatBody)};
 
 constexpr std::uint32_t set_of(std::initializer_list<CloseCode> codes) {
   std::uint32_t out = 0;
@@ -208,6 +209,14 @@ const char* status_rule(const Message& m) {
   return nullptr;
 }
 
+const char* heartbeat_rule(const Message& m) {
+  if ((m.flags & ~kFlagAnswer) != 0 || m.code != kNone) {
+    return "a HEARTBEAT has unknown flags or a code";
+  }
+  if (m.flags != 0 && m.heartbeat.silence_ms != 0) return "the answer to a HEARTBEAT names a time";
+  return nullptr;
+}
+
 Status wrong_way() {
   return Status::error(Code::kProtocol, "a message travels in the wrong direction");
 }
@@ -298,6 +307,8 @@ const char* broken_rule(const Message& m) {
       return packet_rule(m);
     case MessageType::kNodeStatus:
       return status_rule(m);
+    case MessageType::kHeartbeat:
+      return heartbeat_rule(m);
     case MessageType::kData:   // checked by the reader itself
     case MessageType::kHello:  // never here
       break;
@@ -322,6 +333,9 @@ Status check_direction(const Message& m, Receiver receiver) {
     case MessageType::kLeaveService:
     case MessageType::kAuthenticate:
       legal = answer != to_proxy;
+      break;
+    case MessageType::kHeartbeat:
+      legal = answer == to_proxy;
       break;
     case MessageType::kShutdownService:
       // Without the flag and with a code it is the proxy's announcement.

@@ -32,6 +32,8 @@ const char* message_type_name(MessageType type) {
       return "PACKET";
     case MessageType::kNodeStatus:
       return "NODE_STATUS";
+    case MessageType::kHeartbeat:
+      return "HEARTBEAT";
   }
   return "unknown";
 }

@@ -1,4 +1,5 @@
 // sanctl status, services, nodes, connections.
+#include <algorithm>
 #include <cstdio>
 
 #include "netnode/sanctl/admin_client.h"
@@ -18,6 +19,16 @@ void print(const json& out) {
 std::string joined(const std::vector<std::string>& parts) {
   std::string out;
   for (const std::string& part : parts) out += (out.empty() ? "" : ", ") + part;
+  return out;
+}
+
+// The services of an application node, with those marked where it is not well.
+std::vector<std::string> served(const NodeRow& row) {
+  std::vector<std::string> out = row.services;
+  for (std::string& address : out) {
+    const bool down = std::find(row.down.begin(), row.down.end(), address) != row.down.end();
+    if (down) address += " (down)";
+  }
   return out;
 }
 
@@ -110,7 +121,7 @@ void show_nodes(const Options& options, const std::string& kind) {
     out.push_back(to_json(row));
     table.add({row.kind, row.name, row.state, number(row.connections),
                row.kind == "appnode" ? row.where + " at " + row.at : row.where,
-               joined(row.services)});
+               joined(served(row))});
   }
   if (options.json) return print(out);
   std::fputs(table.text().c_str(), stdout);

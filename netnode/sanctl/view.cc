@@ -51,11 +51,13 @@ void add_services(View& view, const std::string& proxy, const json& status) {
 
 // The application nodes that a proxy tells of.
 void add_nodes(View& view, const std::string& proxy, const json& status) {
-  std::map<std::uint64_t, std::vector<std::string>> services;
+  std::map<std::uint64_t, std::vector<std::string>> services, down;
   for (const json& one : list_in(status, "services")) {
     for (const json& member : list_in(one, "members")) {
-      services[field<std::uint64_t>(member, "node", 0)].push_back(
-          field<std::string>(one, "address", "?"));
+      const auto node = field<std::uint64_t>(member, "node", 0);
+      const auto address = field<std::string>(one, "address", "?");
+      services[node].push_back(address);
+      if (field<std::string>(member, "health", "") == "down") down[node].push_back(address);
     }
   }
   for (const json& node : list_in(status, "nodes")) {
@@ -65,9 +67,13 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
     row.name = field<std::string>(node, "name", "?");
     row.connections = field<std::uint64_t>(node, "connections", 0);
     const bool drained = field<bool>(node, "drained", false);
-    row.state = !drained ? "running" : *row.connections == 0 ? "drained" : "draining";
+    const bool up = field<std::string>(node, "health", "up") == "up";
+    row.state = drained ? (*row.connections == 0 ? "drained" : "draining")
+                : up    ? "running"
+                        : "down";
     row.where = field<std::string>(node, "fabric", "");
     row.services = services[field<std::uint64_t>(node, "node", 0)];
+    row.down = down[field<std::uint64_t>(node, "node", 0)];
     row.at = proxy;
     view.nodes.push_back(std::move(row));
   }
@@ -119,7 +125,7 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
       }
       return;
     }
-    NodeRow row{kind, proxy, record.state, record.admin, std::nullopt, {}, ""};
+    NodeRow row{kind, proxy, record.state, record.admin, std::nullopt, {}, "", {}};
     if (record.state != "running") row.connections = record.connections;
     return view.nodes.push_back(std::move(row));
   }
@@ -143,7 +149,7 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
   } else {
     view.unreachable[record.name] = "it has no admin endpoint";
   }
-  NodeRow row{kind, record.name, record.state, record.admin, std::nullopt, {}, ""};
+  NodeRow row{kind, record.name, record.state, record.admin, std::nullopt, {}, "", {}};
   if (record.state != "running") row.connections = record.connections;
   view.nodes.push_back(std::move(row));
 }
@@ -151,7 +157,7 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
 // Of a proxy that cannot be asked: what it has registered.
 void add_application(View& view, const cluster::ApplicationRecord& record) {
   NodeRow row{"appnode",    record.name,     record.state, record.fabric,
-              std::nullopt, record.services, record.proxy};
+              std::nullopt, record.services, record.proxy, {}};
   if (record.state != "running") row.connections = record.connections;
   for (const std::string& address : record.services) {
     ServiceRow& service = view.services[address];
@@ -231,6 +237,7 @@ json to_json(const NodeRow& row) {
   out["connections"] = row.connections ? json(*row.connections) : json(nullptr);
   if (row.kind == "appnode") {
     out["services"] = row.services;
+    out["down_at"] = row.down;
     out["proxy"] = row.at;
   }
   return out;

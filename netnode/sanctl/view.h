@@ -21,6 +21,7 @@ struct NodeRow {
   std::optional<std::uint64_t> connections;
   std::vector<std::string> services;  // appnode
   std::string at;                     // appnode: its proxy
+  std::vector<std::string> down;      // appnode: of these, where its health check fails
 };
 
 struct ServiceRow {

@@ -107,6 +107,7 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("channels_total", channels, c.channels_breached, "event=\"breached\"");
   m.counter("channels_total", channels, c.channels_refused, "event=\"refused\"");
   m.counter("channels_total", channels, c.channels_evicted, "event=\"evicted\"");
+  m.counter("channels_total", channels, c.channels_timed_out, "event=\"timed_out\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins, "result=\"accepted\"");
   m.counter("joins_total", "JOIN_SERVICE requests", c.joins_refused, "result=\"refused\"");
   const char* join_refused = "JOIN_SERVICE requests refused, by reason";
@@ -126,6 +127,35 @@ void translate_metrics(const Sources& in, Metrics& m) {
             "kind=\"application_payload\"");
   m.counter("backpressure_total", "Times that a sender was held back", c.waiting_rounds,
             "kind=\"channels_not_polled\"");
+}
+
+void health_metrics(const Sources& in, Metrics& m) {
+  const translate::TranslatorCounters& c = in.translator->counters();
+  m.counter("heartbeats_total", "Heartbeats of application nodes", c.heartbeats, "event=\"asked\"");
+  m.counter("heartbeats_total", "Heartbeats of application nodes", c.heartbeats_missed,
+            "event=\"missed\"");
+  const char* probes = "Requests to members of services with a health check";
+  m.counter("health_probes_total", probes, c.probes, "event=\"asked\"");
+  m.counter("health_probes_total", probes, c.probes_good, "event=\"good\"");
+  m.counter("health_probes_total", probes, c.probes_bad, "event=\"bad\"");
+  m.counter("health_probes_total", probes, c.probes_deferred, "event=\"deferred\"");
+  const char* changes = "Changes of health";
+  m.counter("health_changes_total", changes, c.nodes_went_down, "what=\"node\",to=\"down\"");
+  m.counter("health_changes_total", changes, c.nodes_came_up, "what=\"node\",to=\"up\"");
+  m.counter("health_changes_total", changes, c.members_went_down, "what=\"member\",to=\"down\"");
+  m.counter("health_changes_total", changes, c.members_came_up, "what=\"member\",to=\"up\"");
+  std::uint64_t nodes = 0;
+  std::uint64_t members = 0;
+  in.translator->for_each_node([&](const translate::AppNode& node) {
+    if (!node.dead && !node.heartbeat.up()) ++nodes;
+  });
+  in.translator->services().for_each([&](service::Service& service) {
+    for (const service::Member& member : service.members()) members += member.health.down();
+  });
+  m.gauge("health_down", "Who gets no new connections because of its health", nodes,
+          "what=\"node\"");
+  m.gauge("health_down", "Who gets no new connections because of its health", members,
+          "what=\"member\"");
 }
 
 void interface_metrics(const Sources& in, Metrics& m) {
@@ -243,6 +273,7 @@ Page metrics_page(const Sources& in) {
   stack_metrics(in, m);
   pool_metrics(in, m);
   translate_metrics(in, m);
+  health_metrics(in, m);
   node_metrics(in, m);
   if (in.cluster != nullptr) daemon::cluster_metrics(*in.cluster, m);
   fabric_metrics(in, m);
@@ -278,6 +309,8 @@ json node_json(const translate::AppNode& node) {
           {"link", link_json(node.channel->endpoint().link())},
           {"dead", node.dead},
           {"drained", node.drained},
+          {"health", node.heartbeat.up() ? "up" : "down"},
+          {"heartbeats_missed", node.heartbeat.missed()},
           {"connections", node.open_streams},
           {"credits_available", node.channel->ledger().available()},
           {"region_chunks_free", node.chunks->free_count()},
@@ -294,6 +327,12 @@ json node_json(const translate::AppNode& node) {
           {"blocked_no_space", c.blocked_no_space}};
 }
 
+const char* health_of(const service::Service& service, const service::Member& member) {
+  if (!service.policy().health) return "not asked";
+  if (member.health.down()) return "down";
+  return member.health.up() ? "up" : "unknown";
+}
+
 json service_json(const service::Service& service) {
   json members = json::array();
   for (const service::Member& member : service.members()) {
@@ -302,7 +341,9 @@ json service_json(const service::Service& service) {
                        {"weight", member.weight},
                        {"connections", member.connections},
                        {"connections_max", member.connections_max},
-                       {"picked", member.picked}});
+                       {"picked", member.picked},
+                       {"health", health_of(service, member)},
+                       {"health_trouble", member.probe_trouble}});
   }
   return {{"address", service.address().to_string()},
           {"balance", service::balance_name(service.policy().balance)},
@@ -380,60 +421,6 @@ Page status_page(const Sources& in) {
   page["drained_nodes"] = in.translator->drained_names();
   return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
 }
-
-// Which connections are asked for; what is not given matches all.
-struct Filter {
-  std::string service, state, client, node;
-
-  explicit Filter(const std::map<std::string, std::string>& parameters) {
-    const auto take = [&](const char* name, std::string& out) {
-      if (const auto it = parameters.find(name); it != parameters.end()) out = it->second;
-    };
-    take("service", service);
-    take("state", state);
-    take("client", client);
-    take("node", node);
-  }
-  // A client by its address, with or without the port.
-  bool matches(stack::TcpState tcp, const stack::ConnectionInfo& info,
-               const translate::AppNode* by) const {
-    if (!service.empty() && info.local.to_string() != service) return false;
-    if (!state.empty() && stack::tcp_state_name(tcp) != state) return false;
-    if (!client.empty() && info.remote.to_string() != client &&
-        info.remote.ip.to_string() != client) {
-      return false;
-    }
-    return node.empty() || (by != nullptr && by->name == node);
-  }
-};
-
-Page connections_page(const Sources& in, const PageRequest& request) {
-  const Filter filter(request.parameters);
-  const std::uint32_t limit = request.limit;
-  json rows = json::array();
-  std::uint64_t total = 0;
-  in.stack->for_each(
-      [&](stack::ConnIndex conn, stack::TcpState state, const stack::ConnectionInfo& info) {
-        const translate::AppNode* node =
-            conn == stack::kNoConn ? nullptr : in.translator->node_of(conn);
-        if (!filter.matches(state, info, node)) return;
-        if (++total > limit) return;
-        json row = {{"client", info.remote.to_string()},
-                    {"local", info.local.to_string()},
-                    {"state", stack::tcp_state_name(state)}};
-        if (conn != stack::kNoConn) {
-          row["id"] = in.translator->id_of(conn);
-          row["node"] = node == nullptr ? json(nullptr) : json(node->name);
-        }
-        rows.push_back(std::move(row));
-      });
-  const json page = {{"total", total}, {"shown", rows.size()}, {"connections", rows}};
-  return {200, "application/json", page.dump(2, ' ', false, json::error_handler_t::replace) + "\n"};
-}
-
-}  // namespace
-
-namespace {
 
 Page change(const Sources& in, const PageRequest& request) {
   const auto say = [](const std::string& why) {

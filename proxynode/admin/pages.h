@@ -49,5 +49,7 @@ struct Sources {
 };
 
 Page render(const Sources& sources, const PageRequest& request);
+// Its part for /connections (connections_page.cc).
+Page connections_page(const Sources& sources, const PageRequest& request);
 
 }  // namespace sanproxy::admin

@@ -1,5 +1,6 @@
 #include "proxynode/main/config.h"
 
+#include "lwproto/daemon/config_sections.h"
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
 #include "proxynode/main/config_interface.h"
@@ -7,6 +8,9 @@
 
 namespace sanproxy::proxy {
 namespace {
+
+// Connections and probes share the 2^24 indexes of ids.
+constexpr std::uint32_t kProbesMax = 4096;
 
 void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& config) {
   TableReader r(path, "[proxy]", table);
@@ -23,7 +27,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   });
   r.number("workers", config.workers, 1, packet_io::kQueuesMax);
   r.number("worker_timeout_ms", config.worker_timeout_ms, 0, 3'600'000);
-  r.number("max_connections", s.connections_max, 1, 1u << 24);
+  r.number("max_connections", s.connections_max, 1, (1u << 24) - kProbesMax);
   r.text("at_max_connections", [&](const std::string& v) {
     s.refuse_with_reset = choose<bool>(v, {{"reset", true}, {"drop", false}});
   });
@@ -31,6 +35,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("max_time_wait", s.time_wait_max, 0, 1u << 24);
   r.number("max_nodes", config.nodes_max, 1, 65'536);
   r.number("max_services", config.services_max, 1, 1'000'000);
+  r.number("max_health_probes", config.probes_max, 1, kProbesMax);
   r.number("max_tx_records", config.tx_records_max, 1024, 1u << 28);
   r.number("receive_window_bytes", s.receive_window_bytes, 65'536, 4u << 20);
   r.number("send_window_bytes", s.send_buffer_bytes, 65'536, 4u << 20);
@@ -49,6 +54,41 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("drain_ms", config.drain_ms, 0, 86'400'000);
   r.flag("outgoing", config.outgoing);
   r.flag("spin", config.spin);
+  r.read();
+}
+
+// [[service]] health = { ... }
+void read_health(const std::string& path, const toml::table& table, service::HealthCheck& out) {
+  TableReader r(path, "[[service]].health", table);
+  r.text("request", [&](const std::string& v) {
+    if (v.empty() || v.size() > service::HealthCheck::kRequestBytesMax) {
+      throw std::invalid_argument(
+          "expected 1 to 1024 bytes, such as \"GET / HTTP/1.0\\r\\n\\r\\n\"");
+    }
+    out.request = v;
+  });
+  r.text("expect", [&](const std::string& v) {
+    if (v.size() > service::HealthCheck::kExpectBytesMax || v.find('\n') != std::string::npos) {
+      throw std::invalid_argument("expected at most 256 bytes of one line");
+    }
+    out.expect = v;
+  });
+  r.number("interval_ms", out.interval_ms, 100, 3'600'000);
+  r.number("timeout_ms", out.timeout_ms, 10, 600'000);
+  r.number("rise", out.thresholds.rise, 1, 100);
+  r.number("fall", out.thresholds.fall, 1, 100);
+  r.read();
+  if (out.request.empty()) r.missing("request");
+}
+
+// [heartbeat], of all application nodes.
+void read_heartbeat(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  translate::HeartbeatOptions& out = config.heartbeat;
+  TableReader r(path, "[heartbeat]", table);
+  r.number("interval_ms", out.interval_ms, 0, 3'600'000);
+  r.number("timeout_ms", out.timeout_ms, 10, 600'000);
+  r.number("rise", out.thresholds.rise, 1, 100);
+  r.number("fall", out.thresholds.fall, 1, 100);
   r.read();
 }
 
@@ -73,77 +113,36 @@ void read_service(const std::string& path, const toml::table& table, ProxyConfig
   });
   allow_list(r, out.allow);
   r.numbers("weights", out.weights, 1, 65'535);
+  r.table("health",
+          [&](const toml::table& inside) { read_health(path, inside, out.health.emplace()); });
   r.read();
   if (out.address.port == 0) r.missing("address");
   config.services.push_back(std::move(out));
 }
 
-using Section = void (*)(const std::string&, const toml::table&, ProxyConfig&);
-
-void read_sections(const std::string& path, const std::string& key, const toml::node& node,
-                   Section section, ProxyConfig& config) {
-  const auto* list = node.as_array();
-  if (list == nullptr)
-    config_fail(path, node.source(), "expected [[" + key + "]], a list of tables");
-  for (const toml::node& item : *list) {
-    const auto* table = item.as_table();
-    if (table == nullptr)
-      config_fail(path, item.source(), "expected [[" + key + "]], a list of tables");
-    section(path, *table, config);
-  }
-}
-
 void read_admin(const std::string& path, const toml::table& table, ProxyConfig& config) {
-  TableReader r(path, "[admin]", table);
-  r.text("listen", [&](const std::string& v) {
-    if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
-    config.admin_listen = v;
-  });
-  r.texts("changes_from", [&](const std::string& v) {
-    config.admin_changes_from.push_back(value_or_throw(IpPrefix::parse(v), v, "ADDRESS/BITS"));
-  });
-  r.read();
+  daemon::read_admin(path, table, config.admin_listen, config.admin_changes_from);
 }
+
+void read_cluster(const std::string& path, const toml::table& table, ProxyConfig& config) {
+  daemon::read_cluster(path, table, config.cluster.emplace());
+}
+
+constexpr daemon::Section<ProxyConfig> kSections[] = {{"admin", read_admin},
+                                                      {"cluster", read_cluster},
+                                                      {"fabric", read_fabric, true},
+                                                      {"heartbeat", read_heartbeat},
+                                                      {"interface", read_interface, true},
+                                                      {"key", read_key, true},
+                                                      {"limits", read_limits},
+                                                      {"proxy", read_proxy},
+                                                      {"service", read_service, true}};
 
 }  // namespace
 
 ProxyConfig load_config(const std::string& path) {
   ProxyConfig config;
-  toml::table root;
-  try {
-    root = toml::parse_file(path);
-  } catch (const toml::parse_error& e) {
-    config_fail(path, e.source(), std::string(e.description()));
-  }
-  for (const auto& [key, node] : root) {
-    const std::string name(key.str());
-    if (name == "proxy" || name == "admin") {
-      const auto* table = node.as_table();
-      if (table == nullptr) config_fail(path, node.source(), "expected a table [" + name + "]");
-      (name == "proxy" ? read_proxy : read_admin)(path, *table, config);
-    } else if (name == "limits") {
-      const auto* table = node.as_table();
-      if (table == nullptr) config_fail(path, node.source(), "expected a table [limits]");
-      read_limits(path, *table, config);
-    } else if (name == "cluster") {
-      const auto* table = node.as_table();
-      if (table == nullptr) config_fail(path, node.source(), "expected a table [cluster]");
-      daemon::read_cluster(path, *table, config.cluster.emplace());
-    } else if (name == "key") {
-      read_sections(path, name, node, read_key, config);
-    } else if (name == "interface") {
-      read_sections(path, name, node, read_interface, config);
-    } else if (name == "fabric") {
-      read_sections(path, name, node, read_fabric, config);
-    } else if (name == "service") {
-      read_sections(path, name, node, read_service, config);
-    } else {
-      config_fail(path, key.source(),
-                  "unknown section \"" + name +
-                      "\"; known: admin, cluster, fabric, interface, key, limits, "
-                      "proxy, service");
-    }
-  }
+  daemon::read_config_file(path, std::span<const daemon::Section<ProxyConfig>>(kSections), config);
   if (config.interfaces.empty() && config.channels.empty()) {
     config_fail(path, {}, "needs at least one [[interface]]");
   }

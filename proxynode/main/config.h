@@ -16,6 +16,7 @@
 #include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
+#include "proxynode/translate/heartbeat.h"
 
 namespace sanproxy::proxy {
 
@@ -29,8 +30,9 @@ struct FabricConfig {
   std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
   std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
   std::size_t channel_region_bytes =
-      0;                     // shm: that of [proxy] by default; verbs, tcp: 64 MiB for all
-  service::AllowList allow;  // to services without a list of their own
+      0;                            // shm: that of [proxy] by default; verbs, tcp: 64 MiB for all
+  std::uint32_t dead_after_ms = 0;  // verbs, tcp: 60 s by default; shm: never
+  service::AllowList allow;         // to services without a list of their own
   // tcp
   std::string certificate, key, ca;  // all or none
   std::uint32_t streams_max = 16;    // that a node may ask for
@@ -70,6 +72,8 @@ struct ProxyConfig {
   std::vector<service::Policy> services;
   std::vector<auth::Key> keys;
   service::RateLimits limits;
+  translate::HeartbeatOptions heartbeat{.interval_ms = 1000};
+  std::uint32_t probes_max = 256;
   std::uint32_t join_grace_ms = 5000;
   std::string admin_listen = "127.0.0.1:9477";  // empty: no admin endpoint
   std::vector<IpPrefix> admin_changes_from;     // beside loopback

@@ -12,6 +12,9 @@ namespace {
 // Over verbs and tcp a node's receive buffers are ours, 72 KB each: fewer than on shm.
 constexpr std::uint32_t kPoolCreditsDefault = 64;
 constexpr std::uint32_t kPoolNodesDefault = 32;
+// A host that has lost its power says nothing; who was only stopped has time to be continued. On
+// shm the kernel tells at once when a process has gone.
+constexpr std::uint32_t kPoolDeadAfterMsDefault = 60'000;
 // Only what is copied because something ran short goes there.
 constexpr std::size_t kPoolRegionBytesDefault = std::size_t{64} << 20;
 
@@ -26,6 +29,7 @@ void fill_in(FabricConfig& fabric, const std::set<std::string>& given) {
   if (!fabric.uses_pools()) return;
   if (given.count("credits") == 0) fabric.credits = kPoolCreditsDefault;
   if (given.count("max_nodes") == 0) fabric.nodes_max = kPoolNodesDefault;
+  if (given.count("dead_after_ms") == 0) fabric.dead_after_ms = kPoolDeadAfterMsDefault;
   if (given.count("channel_region_bytes") == 0) {
     fabric.channel_region_bytes = kPoolRegionBytesDefault;
   }
@@ -67,6 +71,7 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
   r.text("trust", [&](const std::string& v) {
     out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
   });
+  r.number("dead_after_ms", out.dead_after_ms, 0, 86'400'000);
   r.number("channel_region_bytes", out.channel_region_bytes, 1u << 20, 1024 * kGiB);
   std::optional<service::AllowList> allow;
   allow_list(r, allow);

@@ -109,6 +109,8 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   options.keys = config.keys;
   options.limits = config.limits;
   options.join_grace_ms = config.join_grace_ms;
+  options.heartbeat = config.heartbeat;
+  options.probes_max = config.probes_max;
   translator_ = std::make_unique<translate::Translator>(
       options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
   stack::StackOptions stack_options = config.stack;
@@ -173,6 +175,7 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
     entry.options.receive_memory = translator_->receive_memory(egress_region_);
     entry.options.send_regions = {&ingress_region_, &entry.shared_chunks->region()};
   }
+  entry.dead_after_ms = config.dead_after_ms;
   entry.allow = config.allow;
   entry.listener = take(fabric->listen(config.listen, entry.options), config.listen);
   translator_->add_listener(std::move(entry));
@@ -313,6 +316,7 @@ std::size_t Worker::round() {
 int Worker::sleep_ms() const {
   const std::uint64_t now = clock_.now_ns();
   std::uint64_t next = stack_->next_timer_ns();
+  next = std::min(next, translator_->next_timer_ns());
   if (draining_) next = std::min(next, drain_deadline_ns_);
   for (const auto* channel : channels_) next = std::min(next, channel->next_timer_ns());
   if (pause_at_ns_ != 0) next = std::min(next, pause_at_ns_);

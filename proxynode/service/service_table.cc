@@ -30,6 +30,10 @@ Member* Service::find(NodeId node) {
   return it == members_.end() ? nullptr : &*it;
 }
 
+void Service::for_each_member(const std::function<void(Member&)>& fn) {
+  for (Member& member : members_) fn(member);
+}
+
 Member* Service::pick(const std::function<bool(NodeId)>& eligible) {
   const auto usable = [&](NodeId node) { return eligible(node); };
   Member* member = nullptr;
@@ -52,14 +56,16 @@ Member* Service::pick(const std::function<bool(NodeId)>& eligible) {
 
 namespace {
 
-bool full(const Member& m) { return m.connections_max != 0 && m.connections >= m.connections_max; }
+bool takes_none(const Member& m) {
+  return m.health.down() || (m.connections_max != 0 && m.connections >= m.connections_max);
+}
 
 }  // namespace
 
 Member* Service::pick_round_robin(const std::function<bool(NodeId)>& usable) {
   for (std::size_t tried = 0; tried < members_.size(); ++tried) {
     Member& m = members_[next_++ % members_.size()];
-    if (!full(m) && usable(m.node)) return &m;
+    if (!takes_none(m) && usable(m.node)) return &m;
   }
   return nullptr;
 }
@@ -70,7 +76,7 @@ Member* Service::pick_weighted(const std::function<bool(NodeId)>& usable) {
   Member* best = nullptr;
   std::int64_t total = 0;
   for (Member& m : members_) {
-    if (full(m) || !usable(m.node)) continue;
+    if (takes_none(m) || !usable(m.node)) continue;
     m.current_weight += m.weight;
     total += m.weight;
     if (best == nullptr || m.current_weight > best->current_weight) best = &m;
@@ -85,7 +91,7 @@ Member* Service::pick_least_connections(const std::function<bool(NodeId)>& usabl
   const std::size_t start = next_++;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     Member& m = members_[(start + i) % members_.size()];
-    if (full(m) || !usable(m.node)) continue;
+    if (takes_none(m) || !usable(m.node)) continue;
     if (best == nullptr ||
         std::uint64_t{m.connections} * best->weight < std::uint64_t{best->connections} * m.weight) {
       best = &m;
@@ -107,6 +113,13 @@ void Service::weigh(Member& member) const {
   member.weight = found != weights.end() ? found->second : member.joined_weight;
 }
 
+// Anew: nothing is known of it until the first result.
+void Service::examine(Member& member) const {
+  member.health = policy_.health ? flow::Health(policy_.health->thresholds) : flow::Health();
+  member.probe_at_ns = 0;
+  member.probe_trouble = "";
+}
+
 ServiceTable::ServiceTable(std::vector<Policy> policies, std::uint32_t services_max)
     : configured_(std::move(policies)), policies_(configured_), services_max_(services_max) {}
 
@@ -123,8 +136,12 @@ void ServiceTable::override_policy(const SocketAddress& address, std::optional<P
   const auto live = by_address_.find(address);
   if (live == by_address_.end()) return;
   Service& service = *services_.at(live->second);
+  const bool same_health = service.policy_.health == in_force.health;
   service.policy_ = std::move(in_force);
-  for (Member& member : service.members_) service.weigh(member);
+  for (Member& member : service.members_) {
+    service.weigh(member);
+    if (!same_health) service.examine(member);
+  }
 }
 
 const Policy* ServiceTable::policy_for(const SocketAddress& address) const {
@@ -185,6 +202,7 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
   member.name = request.name;
   member.joined_weight = std::max<std::uint32_t>(request.weight, 1);
   service->weigh(member);
+  service->examine(member);
   member.connections_max = request.connections_max;
   service->members_.push_back(member);
   return Joined{service, created};

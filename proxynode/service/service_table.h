@@ -11,7 +11,8 @@
 //      of a node that has left go on uncounted, also when it joins again.
 //   3. Whoever is allowed less than everything cannot get a service's connections by joining an
 //      address that covers it, or that it covers: the lists of both hold.
-//   4. pick() never yields a member at its connections_max or one that is not eligible.
+//   4. pick() never yields a member at its connections_max, one that is not well, or one that is
+//      not eligible.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,7 @@
 #include "lwproto/auth/admission.h"
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "lwproto/flow/health.h"
 
 namespace sanproxy::service {
 
@@ -42,6 +44,19 @@ enum class Balance : std::uint8_t { kRoundRobin, kWeighted, kLeastConnections };
 enum class Binding : std::uint8_t { kAsJoined, kImmediate, kDelayed };
 const char* balance_name(Balance balance);
 
+// How the proxy asks each member of a service whether it is well: a connection of its own, a
+// request on it, and what the first line of the answer must contain.
+struct HealthCheck {
+  std::string request = {};  // 1..kRequestBytesMax bytes
+  std::string expect = {};   // empty: any answer will do
+  std::uint32_t interval_ms = 2000;
+  std::uint32_t timeout_ms = 1000;
+  flow::HealthOptions thresholds = {.rise = 2, .fall = 3};
+  bool operator==(const HealthCheck&) const = default;
+  static constexpr std::size_t kRequestBytesMax = 1024;
+  static constexpr std::size_t kExpectBytesMax = 256;
+};
+
 // What the operator configured for an address; a service without a policy gets the default.
 struct Policy {
   SocketAddress address;
@@ -50,6 +65,7 @@ struct Policy {
   std::optional<AllowList> allow =
       std::nullopt;  // who may join; without: what the joining side's fabric says
   std::map<std::string, std::uint32_t> weights = {};  // by name of a node, instead of JOIN's
+  std::optional<HealthCheck> health = std::nullopt;
 };
 
 struct Member {
@@ -62,6 +78,11 @@ struct Member {
   std::uint32_t membership = 0;     // from 1; who leaves and joins again gets another
   std::int64_t current_weight = 0;  // smooth weighted round-robin (as in nginx)
   std::uint64_t picked = 0;         // in all
+  // Of the service's HealthCheck; kept by whoever asks.
+  flow::Health health = {};
+  bool being_probed = false;
+  std::uint64_t probe_at_ns = 0;
+  const char* probe_trouble = "";  // why the last probe was bad
 };
 
 struct JoinRequest {
@@ -85,6 +106,7 @@ class Service {
   bool immediate() const;
   const std::vector<Member>& members() const { return members_; }
   Member* find(NodeId node);
+  void for_each_member(const std::function<void(Member&)>& fn);
 
   // The member for the next connection by the balancing rule, among those that `eligible`
   // accepts; nullptr if none can take one. Counts the connection to it.
@@ -102,6 +124,7 @@ class Service {
   Member* pick_weighted(const std::function<bool(NodeId)>& usable);
   Member* pick_least_connections(const std::function<bool(NodeId)>& usable);
   void weigh(Member& member) const;
+  void examine(Member& member) const;
 
   ServiceId id_;
   Policy policy_;

@@ -63,6 +63,7 @@ void Translator::on_writable(channel::Channel& channel) {
   AppNode& node = node_of_channel(channel);
   pay_owed(node);
   if (!node.owed.empty()) return;
+  send_unsent_probes(node);
   while (node.blocked_head != kNone) {
     const StreamIndex index = node.blocked_head;
     Stream& s = streams_[index];

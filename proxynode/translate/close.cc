@@ -44,17 +44,24 @@ void Translator::on_message(channel::Channel& channel, const wire::Message& mess
       return on_shutdown_service(node, message);
     case wire::MessageType::kConnectionRequest:
       return on_active_request(node, message);
+    case wire::MessageType::kHeartbeat:
+      return on_heartbeat(node, message);
     case wire::MessageType::kAcceptConnection:
+      if (is_probe(message.accept.connection)) break;
       return on_accept(node, message);
     case wire::MessageType::kRejectConnection:
+      if (is_probe(message.reject.connection)) break;
       return on_reject(node, message);
     case wire::MessageType::kCloseConnection:
+      if (is_probe(message.close.connection)) break;
       return on_close_message(node, message);
     case wire::MessageType::kCredit:
+      if (is_probe(message.credit.connection)) break;
       return on_credit(node, message);
     default:
       return;  // DATA has its own call; HELLO and ERROR never come here
   }
+  on_probe_message(node, message);
 }
 
 void Translator::on_close_message(AppNode& node, const wire::Message& message) {

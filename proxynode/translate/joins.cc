@@ -70,6 +70,7 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   }
   answer.service = service.id();
   node.has_joined = true;
+  if (service.policy().health) probes_due_ns_ = 0;
   ++counters_.joins;
   spdlog::info("node {} \"{}\" joined {} (weight {}, {} members)", node.index, node.name,
                address->to_string(), request.weight, service.members().size());

@@ -34,6 +34,7 @@ Translator::Translator(const TranslatorOptions& options, buffer::SlotPool& ingre
     if (mac.ok()) mac_.emplace(std::move(*mac));
   }
   nodes_.resize(options.nodes_max);
+  probes_.resize(options.probes_max);
   present_.reserve(options.nodes_max);
   dirty_.reserve(options.connections_max);
   starved_.reserve(options.connections_max);
@@ -119,6 +120,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->from = &from;
   node->connected_ns = clock_.now_ns();
   node->peer_key = peer_key(request.peer);
+  node->heartbeat = Heartbeat(options_.heartbeat, node->connected_ns);
   node->who.uid = request.peer.uid;
   node->who.certificate_name = request.peer.certificate_name;
   node->lend_ingress = from.lend_ingress;
@@ -144,6 +146,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     return;
   }
   present_.push_back(node.get());
+  nodes_due_ns_ = std::min(nodes_due_ns_, node->heartbeat.due_ns());
   ++counters_.channels_opened;
   spdlog::info("application node {} \"{}\" connected from {}", index, node->name,
                node->peer.address);
@@ -191,12 +194,16 @@ void Translator::replenish_channels() {
 std::size_t Translator::poll_channels() {
   slots_released_ = false;
   if (!starved_.empty()) feed_starved();
-  if (must_wait_for_memory()) return 0;
+  if (must_wait_for_memory()) {
+    postpone_health();
+    return 0;
+  }
   std::size_t handled = 0;
   for (AppNode* node : present_) {
     if (!node->dead) handled += node->channel->poll();
   }
   if (any_dead_) reap_dead_nodes();
+  look_after_health();
   return handled;
 }
 
@@ -219,6 +226,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
                 node.name, wire::close_code_name(code), status.text(), node.open_streams);
   }
   for (const service::ServiceId id : services_.services_of(node.index)) leave_service(id, node);
+  drop_probes(node);
   // Its connections end now with RST; those that it had already finished run to their end.
   for (StreamIndex i = node.streams_head; i != kNone;) {
     const StreamIndex next = streams_[i].node_next;

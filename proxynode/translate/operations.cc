@@ -8,6 +8,7 @@ namespace sanproxy::translate {
 
 void Translator::set_policy(const SocketAddress& address, std::optional<service::Policy> policy) {
   services_.override_policy(address, std::move(policy));
+  probes_due_ns_ = 0;
   // A list for every address, or for one of them, decides about members of other services as well.
   struct Member {
     service::ServiceId service;

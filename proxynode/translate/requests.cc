@@ -13,10 +13,12 @@ std::uint32_t tcp_options(const stack::ConnectionInfo& info) {
 
 bool takes_more(const AppNode* node) {
   return node != nullptr && !node->dead &&
-         node->open_streams < node->channel->peer_hello().streams_max;
+         node->open_streams + node->open_probes < node->channel->peer_hello().streams_max;
 }
 
-bool may_be_given(const AppNode* node) { return takes_more(node) && !node->drained; }
+bool may_be_given(const AppNode* node) {
+  return takes_more(node) && !node->drained && node->heartbeat.up();
+}
 
 // An application node opens every stream with the one window of its HELLO (rules S5, S17).
 bool window_is_its_own(const AppNode& node, std::uint32_t window_bytes) {

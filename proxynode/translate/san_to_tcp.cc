@@ -34,6 +34,7 @@ Stream* Translator::stream_for(AppNode& node, std::uint64_t connection, StreamIn
 void Translator::on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
                          const channel::Payload& payload) {
   AppNode& node = node_of_channel(channel);
+  if (is_probe(connection)) return on_probe_data(node, connection, offset, payload);
   StreamIndex index = kNone;
   Stream* s = stream_for(node, connection, index);
   if (s == nullptr) return;

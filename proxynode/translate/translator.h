@@ -13,6 +13,7 @@
 //     close.cc         every way a stream ends
 //     backpressure.cc  who waits for what, and who is let on when
 //     held_memory.cc   what streams hold of the EgressPool
+//     health.cc        who answers, who is well
 // Owner: the worker; thread: the worker's.
 // Invariants:
 //   1. Nothing is queued without bound: messages are made from stream state when a credit is
@@ -43,6 +44,8 @@
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/chunk_region.h"
+#include "proxynode/translate/heartbeat.h"
+#include "proxynode/translate/probe.h"
 #include "proxynode/translate/stream.h"
 
 namespace sanproxy::translate {
@@ -59,7 +62,9 @@ struct TranslatorOptions {
   bool outgoing = true;  // application nodes may open connections
   // Where all places are taken, a node that has never joined anything loses its own after so long.
   std::uint32_t join_grace_ms = 5000;
-  const Clock* clock = nullptr;  // null: the system's
+  HeartbeatOptions heartbeat = {};
+  std::uint32_t probes_max = 256;  // at a time; connections_max + probes_max <= 2^24
+  const Clock* clock = nullptr;    // null: the system's
   std::vector<auth::Key> keys = {};
   service::RateLimits limits = {};
 };
@@ -74,11 +79,15 @@ struct TranslatorCounters {
   std::uint64_t closed_node_died = 0, closed_protocol = 0, closed_no_memory = 0;
   std::uint64_t late_messages = 0;  // for a connection that had just ended
   std::uint64_t channels_opened = 0, channels_closed = 0, channels_breached = 0,
-                channels_refused = 0, channels_evicted = 0;
+                channels_refused = 0, channels_evicted = 0, channels_timed_out = 0;
   std::uint64_t joins = 0, joins_refused = 0, leaves = 0;
   std::uint64_t expelled = 0;  // memberships ended because a list has changed
   std::uint64_t joins_not_permitted = 0, joins_limited = 0;  // of those refused
   std::uint64_t proofs = 0, proofs_not_permitted = 0, proofs_limited = 0;
+  std::uint64_t heartbeats = 0, heartbeats_missed = 0;
+  std::uint64_t nodes_went_down = 0, nodes_came_up = 0;
+  std::uint64_t probes = 0, probes_good = 0, probes_bad = 0, probes_deferred = 0;
+  std::uint64_t members_went_down = 0, members_came_up = 0;
   std::uint64_t refused_payloads = 0;  // back-pressure onto one connection
   std::uint64_t waiting_rounds = 0;    // rounds without polling: the EgressPool was low as well
   std::uint64_t held_writes = 0;       // application bytes that wait because TCP memory is low
@@ -94,6 +103,8 @@ struct FabricListener {
       false;  // shared trust, or a fabric that sends from the pool without showing it
   std::uint32_t nodes_max = 1u << 24;    // that come through it, beside nodes_max of all
   std::size_t channel_region_bytes = 0;  // 0: TranslatorOptions'
+  // A channel whose node has not answered a heartbeat for so long is closed; 0: never.
+  std::uint32_t dead_after_ms = 0;
   // One region for all its channels, where a node sees nothing of it but what it is sent.
   std::unique_ptr<ChunkRegion> shared_chunks;
   service::AllowList allow = service::anybody();  // to services without a list of their own
@@ -137,6 +148,8 @@ struct AppNode {
   StreamIndex streams_head = kNone;
   std::uint32_t stream_count = 0;  // bound, orphans included
   std::uint32_t open_streams = 0;  // known to the application
+  std::uint32_t open_probes = 0;   // likewise, of our own
+  Heartbeat heartbeat;
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
   // Messages that cannot be made again from a stream's state (answers, terminal CLOSE and REJECT)
   // and found no credit. In order, before anything of a blocked stream; at most owed_max.
@@ -170,6 +183,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::size_t poll_channels();   // what the application nodes sent; number of completions
   std::size_t poll_listeners();  // application nodes that want in
   void replenish_channels();     // before sleeping: receive buffers that were held by others
+  // When poll_channels() has something to do by the clock alone (Clock time).
+  std::uint64_t next_timer_ns() const { return std::min(nodes_due_ns_, probes_due_ns_); }
 
   // --- changed while running (operations.cc)
   // The policy of a service: instead of the configured one, or (nothing) that again. Members that
@@ -246,6 +261,29 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   // operations.cc
   void expel(service::Service& service, AppNode& node);
   bool name_is_drained(const std::string& name) const;
+
+  // health.cc
+  void look_after_health();
+  void look_after_nodes(std::uint64_t now_ns);
+  void look_after_node(AppNode& node, std::uint64_t now_ns);
+  void take_result(AppNode& node, bool good);
+  void on_heartbeat(AppNode& node, const wire::Message& message);
+  void look_after_probes(std::uint64_t now_ns);
+  void begin_probe(service::Service& service, service::Member& member, std::uint64_t now_ns);
+  void send_probe(Probe& probe);
+  void end_probe(Probe& probe, bool good, const char* why, bool say);
+  void judge_probe(Probe& probe, bool say);
+  void take_probe_result(service::Service& service, service::Member& member, bool good,
+                         const char* why);
+  void drop_probes(const AppNode& node);
+  void send_unsent_probes(const AppNode& node);
+  void postpone_health();
+  bool is_probe(std::uint64_t connection) const;
+  Probe* probe_for(AppNode& node, std::uint64_t connection);
+  void breach_probe(AppNode& node, Probe& probe);
+  void on_probe_data(AppNode& node, std::uint64_t connection, std::uint64_t offset,
+                     const channel::Payload& payload);
+  void on_probe_message(AppNode& node, const wire::Message& message);
 
   // requests.cc
   Stream& open_stream(StreamIndex index);
@@ -341,6 +379,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::vector<StreamIndex> dirty_;    // reserved to connections_max
   std::vector<StreamIndex> starved_;  // likewise
   std::uint32_t bound_streams_ = 0;
+  std::vector<Probe> probes_;  // probes_max
+  std::uint32_t probes_in_use_ = 0;
+  std::uint64_t nodes_due_ns_ = UINT64_MAX, probes_due_ns_ = UINT64_MAX;
   std::uint32_t node_search_ = 0;
   SteadyClock steady_clock_;
   const Clock& clock_;

@@ -19,6 +19,10 @@ DIVIDE = 16 if settings.in_guest else 1
 LAST = "die_without_goodbye"  # it ends its process
 # So that a penalty is over before the next case begins.
 LIMITS = {"failures_per_s": 1000, "penalty_ms": 100}
+HEARTBEAT = {"interval_ms": 200, "timeout_ms": 500 * settings.slowness}
+# The service beside the rogue's own that has a health check.
+CHECKED = {"address": lab.service_address(4, 6668),
+           "health": {"request": "?", "expect": "yes", "timeout_ms": 10000}}
 
 
 def rogue_path():
@@ -37,7 +41,8 @@ def all_cases():
 
 class RogueNode:
     def run_cases(self, names):
-        one = self.lab(keys={"web": KEY}, config={"limits": LIMITS})
+        one = self.lab(keys={"web": KEY}, config={"limits": LIMITS, "heartbeat": HEARTBEAT},
+                       services=[CHECKED])
         victim = one.start_echo(name="victim")
         busy = load.EchoLoad(one, port=7, connections=4 if settings.in_guest else 16,
                              modest=settings.in_guest)

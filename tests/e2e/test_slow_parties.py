@@ -89,7 +89,8 @@ class SlowParties:
         busy.finish()
 
     def test_a_stopped_application_node_holds_up_only_itself_and_loses_no_byte(self):
-        one = self.lab()
+        # As if it stood still more briefly than it does: else it would get nothing new meanwhile.
+        one = self.lab(config={"heartbeat": {"timeout_ms": 600_000}})
         one.start_echo(family=self.family)
         frozen = one.start_echo(port=9, family=self.family)
         busy = self.with_load(one)

@@ -17,7 +17,7 @@ namespace sanproxy::rogue {
 struct Context {
   std::string proxy;         // "shm:...", "tcp://...", "verbs://..."
   std::string packets;       // where network nodes connect; only "packet_" cases need it
-  SocketAddress service;     // ours alone
+  SocketAddress service;     // ours alone; that at its port + 2 has a health check
   std::string key;           // "NAME:FILE", that the proxy has too
   SocketAddress foreign;     // a well-behaved node's, in service at this moment
   std::uint32_t divide = 1;  // floods are so much smaller, for an emulated machine
@@ -42,6 +42,7 @@ std::vector<Case> key_cases();
 std::vector<Case> resource_cases();
 std::vector<Case> shm_cases();
 std::vector<Case> packet_cases();
+std::vector<Case> health_cases();
 
 // A TCP client of our own service.
 class Client {

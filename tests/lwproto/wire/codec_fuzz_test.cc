@@ -59,7 +59,7 @@ class Mutator {
     const auto flag = static_cast<std::uint8_t>(1u << pick(3));
     const auto flags = pick(2) == 0 ? std::uint8_t{0} : flag;
     const auto code = static_cast<CloseCode>(pick(2) == 0 ? 0 : pick(17));
-    switch (pick(12)) {
+    switch (pick(13)) {
       case 0:
         (void)writer.append(MessageType::kJoinService, flags, code,
                             JoinServiceBody{some_address(), small(), flags & 1u, 1, 0});
@@ -137,6 +137,10 @@ class Mutator {
         (void)writer.append_packet(packet_flags, body, bytes);
         break;
       }
+      case 11:
+        (void)writer.append(MessageType::kHeartbeat, flags & 1u, CloseCode::kNone,
+                            HeartbeatBody{small(), small() / 2});
+        break;
       case 10:
         (void)writer.append(MessageType::kNodeStatus, flags & 1u, CloseCode::kNone,
                             NodeStatusBody{small(), static_cast<std::uint16_t>(pick(1100)), 0});

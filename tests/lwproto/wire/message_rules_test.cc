@@ -208,6 +208,13 @@ Draft node_status() {
   return Draft::of(MessageType::kNodeStatus, 0, CloseCode::kNone, NodeStatusBody{});
 }
 
+Draft heartbeat() {
+  return Draft::of(MessageType::kHeartbeat, 0, CloseCode::kNone, HeartbeatBody{7, 60'000});
+}
+Draft heartbeat_answer() {
+  return Draft::of(MessageType::kHeartbeat, kFlagAnswer, CloseCode::kNone, HeartbeatBody{7, 0});
+}
+
 struct Named {
   const char* name;
   Draft draft;
@@ -243,6 +250,8 @@ std::vector<Named> good_messages() {
           {"AUTHENTICATE, longest name", authenticate(std::string(kKeyNameBytesMax, 'k'))},
           {"AUTHENTICATE answer", authenticate().flagged(kFlagAnswer)},
           {"AUTHENTICATE refusal", authenticate_refused()},
+          {"HEARTBEAT", heartbeat()},
+          {"HEARTBEAT answer", heartbeat_answer()},
           {"PACKET", packet()},
           {"PACKET, shortest", packet(kPacketBytesMin)},
           {"PACKET, longest inline", packet(kInlinePayloadBytesMax)},
@@ -342,6 +351,8 @@ std::vector<Broken> broken_forms() {
       {"M30", set(super_packet(), &PacketBody::header_bytes, 61)},
       {"M31", set(proxy_status(), &NodeStatusBody::weight, 65536)},
       {"M31", set(proxy_status(), &NodeStatusBody::proxy_id, 1024)},
+      {"M3", heartbeat().coded(CloseCode::kTimedOut)},
+      {"M32", set(heartbeat_answer(), &HeartbeatBody::silence_ms, 1)},
       {"M9", join().with<J>([](J& b) { b.address.port = 0; })},
       {"M10", set(join(), &J::weight, 0)},
       {"M10", set(join(), &J::weight, 65536)},
@@ -614,6 +625,8 @@ TEST(DirectionRules, EachMessageTravelsWhereTheTableSays) {
       {"CLOSE", close_fin(), kBoth},
       {"CREDIT", credit(), kBoth},
       {"ERROR", error(), kBoth},
+      {"HEARTBEAT (D12)", heartbeat(), kToApplication},
+      {"HEARTBEAT answer (D5)", heartbeat_answer(), kToProxy},
       {"AUTHENTICATE (D5)", authenticate(), kToProxy},
       {"AUTHENTICATE answer (D1)", authenticate().flagged(kFlagAnswer), kToApplication},
       {"AUTHENTICATE refusal (D1)", authenticate_refused(), kToApplication},

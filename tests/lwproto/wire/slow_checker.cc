@@ -61,6 +61,7 @@ std::size_t body_size(int type) {
     case 13:
       return 16;
     case 14:
+    case 15:
       return 8;
     default:
       return 0;
@@ -135,6 +136,10 @@ bool status_ok(const Reading& m, Bytes b) {
          zeros(b, 6, 8);
 }
 
+bool heartbeat_ok(const Reading& m, Bytes b) {
+  return m.flags <= 1 && m.code == 0 && (m.flags == 0 || zeros(b, 4, 8));
+}
+
 bool fields_ok(const Reading& m) {
   const Bytes b = m.body;
   switch (m.type) {
@@ -165,6 +170,8 @@ bool fields_ok(const Reading& m) {
       return packet_ok(m, b);
     case 14:
       return status_ok(m, b);
+    case 15:
+      return heartbeat_ok(m, b);
     default:
       return false;
   }

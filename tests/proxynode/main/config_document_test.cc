@@ -44,7 +44,7 @@ Keys documented() {
 
 // What the program says when it meets a key that it does not know.
 std::set<std::string> known_in(const std::string& section) {
-  const std::set<std::string> tables = {"admin", "cluster", "limits", "proxy"};
+  const std::set<std::string> tables = {"admin", "cluster", "heartbeat", "limits", "proxy"};
   const bool list = !tables.contains(section);
   const std::string header = list ? "[[" + section + "]]" : "[" + section + "]";
   const std::string error = error_of(header + "\nno_such_key = 1\n");
@@ -61,10 +61,11 @@ std::set<std::string> known_in(const std::string& section) {
 TEST(ConfigDocument, ListsExactlyTheSectionsThatTheProgramKnows) {
   std::set<std::string> sections;
   for (const auto& [section, keys] : documented()) sections.insert(section);
-  EXPECT_EQ(sections, (std::set<std::string>{"admin", "cluster", "fabric", "interface", "key",
-                                             "limits", "proxy", "service"}));
+  EXPECT_EQ(sections, (std::set<std::string>{"admin", "cluster", "fabric", "heartbeat", "interface",
+                                             "key", "limits", "proxy", "service"}));
   const std::string error = error_of("[no_such_section]\n");
-  EXPECT_NE(error.find("known: admin, cluster, fabric, interface, key, limits, proxy, service"),
+  EXPECT_NE(error.find(
+                "known: admin, cluster, fabric, heartbeat, interface, key, limits, proxy, service"),
             std::string::npos);
 }
 

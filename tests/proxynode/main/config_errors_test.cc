@@ -38,11 +38,25 @@ const BadFile kBadFiles[] = {
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
      "unknown key \"depth\" in [[fabric]]; known: allow, ca, certificate, channel_region_bytes, "
-     "credits, "
+     "credits, dead_after_ms, "
      "key, listen, "
      "max_nodes, max_streams, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
      "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},
+    {"an_unknown_health_key", kService + "health = { request = \"x\", path = 5 }\n", 8,
+     "unknown key \"path\" in [[service]].health; known: expect, fall, interval_ms, request, rise, "
+     "timeout_ms"},
+    {"a_health_check_that_asks_nothing", kService + "health = { expect = \"200\" }\n", 8,
+     "[[service]].health needs \"request\""},
+    {"an_empty_health_request", kService + "health = { request = \"\" }\n", 8,
+     "[[service]].health.request: expected 1 to 1024 bytes"},
+    {"a_health_answer_of_two_lines",
+     kService + "health = { request = \"x\", expect = \"a\\nb\" }\n", 8,
+     "[[service]].health.expect: expected at most 256 bytes of one line"},
+    {"a_health_check_that_is_no_table", kService + "health = \"GET /\"\n", 8,
+     "[[service]].health: expected a table"},
+    {"an_impossible_heartbeat", kGood + "[heartbeat]\nfall = 0\n", 7,
+     "[heartbeat].fall: expected an integer from 1 to 100"},
     {"an_unknown_admin_key", kAdmin + "port = 1\n", 7,
      "unknown key \"port\" in [admin]; known: changes_from, listen"},
     {"a_wrong_weight", kService + "weights = { web = 0 }\n", 8,
@@ -93,7 +107,7 @@ const BadFile kBadFiles[] = {
     {"a_negative_number", kProxy + "drain_ms = -1\n", 7,
      "[proxy].drain_ms: expected an integer from 0 to 86400000"},
     {"a_number_too_large", kProxy + "max_connections = 16_777_217\n", 7,
-     "[proxy].max_connections: expected an integer from 1 to 16777216"},
+     "[proxy].max_connections: expected an integer from 1 to 16773120"},
     {"a_number_that_would_wrap", kProxy + "keepalive_idle_ms = 4_294_967_296\n", 7,
      "[proxy].keepalive_idle_ms: expected an integer from 0 to 4294967295"},
     {"an_empty_name", kProxy + "name = \"\"\n", 7, "[proxy].name: expected 1 to 64 characters"},
@@ -226,7 +240,7 @@ TEST(ConfigError, EveryNumberIsRefusedJustOutsideItsRangeAndTakenAtItsEnds) {
   };
   constexpr std::uint64_t kTiB = std::uint64_t{1} << 40;
   constexpr std::uint64_t kU32 = 0xffff'ffffu;
-  for (const Range& range : {Range{"max_connections", 1, 1u << 24},
+  for (const Range& range : {Range{"max_connections", 1, (1u << 24) - 4096},
                              {"max_half_open", 1, 1u << 24},
                              {"max_time_wait", 0, 1u << 24},
                              {"max_nodes", 1, 65'536},

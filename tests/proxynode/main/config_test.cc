@@ -48,6 +48,41 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   EXPECT_TRUE(config.services.empty());
 }
 
+TEST(Config, HealthOfApplicationNodesHasDefaultsAndKeys) {
+  const ProxyConfig plain =
+      load(kInterface + kFabric + "[[fabric]]\nlisten = \"tcp://127.0.0.1:1\"\n");
+  EXPECT_EQ(plain.heartbeat.interval_ms, 1000u);
+  EXPECT_EQ(plain.heartbeat.timeout_ms, 1000u);
+  EXPECT_EQ(plain.heartbeat.thresholds, (flow::HealthOptions{.rise = 2, .fall = 3}));
+  EXPECT_EQ(plain.probes_max, 256u);
+  EXPECT_EQ(plain.fabrics[0].dead_after_ms, 0u) << "on one host the kernel tells who has gone";
+  EXPECT_EQ(plain.fabrics[1].dead_after_ms, 60'000u);
+  const ProxyConfig config = load(kInterface + kFabric + R"(dead_after_ms = 5
+[proxy]
+max_health_probes = 7
+[heartbeat]
+interval_ms = 0
+timeout_ms = 10
+rise = 3
+fall = 4
+[[service]]
+address = "10.0.0.1:80"
+health = { request = "PING\r\n", expect = "+PONG", interval_ms = 100, timeout_ms = 11, rise = 5, fall = 6 }
+)");
+  EXPECT_EQ(config.fabrics[0].dead_after_ms, 5u);
+  EXPECT_EQ(config.probes_max, 7u);
+  EXPECT_EQ(config.heartbeat.interval_ms, 0u);
+  EXPECT_EQ(config.heartbeat.timeout_ms, 10u);
+  EXPECT_EQ(config.heartbeat.thresholds, (flow::HealthOptions{.rise = 3, .fall = 4}));
+  ASSERT_TRUE(config.services.at(0).health);
+  const service::HealthCheck& health = *config.services[0].health;
+  EXPECT_EQ(health.request, "PING\r\n");
+  EXPECT_EQ(health.expect, "+PONG");
+  EXPECT_EQ(health.interval_ms, 100u);
+  EXPECT_EQ(health.timeout_ms, 11u);
+  EXPECT_EQ(health.thresholds, (flow::HealthOptions{.rise = 5, .fall = 6}));
+}
+
 TEST(Config, EveryKeyOfTheProxySectionLandsInItsField) {
   const ProxyConfig config = load(R"([proxy]
 name = "edge-7"

@@ -165,6 +165,13 @@ void Node::raw_credit(std::uint64_t id, std::uint64_t freed, std::uint64_t acked
   });
 }
 
+void Node::raw_heartbeat(std::uint32_t number) {
+  say([=, this] {
+    return channel_->send_control(MessageType::kHeartbeat, wire::kFlagAnswer, CloseCode::kNone,
+                                  wire::HeartbeatBody{number, 0});
+  });
+}
+
 Status Node::send_piece(std::uint64_t id, std::uint64_t offset, std::span<const std::byte> bytes) {
   if (bytes.size() <= wire::kInlinePayloadBytesMax) {
     return channel_->send_data_inline(id, offset, bytes);
@@ -291,6 +298,10 @@ void Node::on_message(channel::Channel&, const wire::Message& message) {
       conn.acked = message.credit.acked_offset;
       return;
     }
+    case MessageType::kHeartbeat:
+      heartbeats.push_back(message.heartbeat);
+      if (answers_heartbeats) raw_heartbeat(message.heartbeat.number);
+      return;
     default:
       answers.push_back(message);
       answers.back().payload = {};

@@ -58,6 +58,8 @@ class Node final : public channel::Delegate {
   bool free = true;      // what it gets at once
   bool hold = false;     // keeps the loans of what it gets
   bool stopped = false;  // does not run at all
+  bool answers_heartbeats = true;
+  std::vector<wire::HeartbeatBody> heartbeats;  // that have come
   std::uint32_t piece_bytes = 30'000;
 
   // --- words, each sent as soon as there is a credit
@@ -80,6 +82,7 @@ class Node final : public channel::Delegate {
   // Exactly these fields, legal or not.
   void raw_data(std::uint64_t id, std::uint64_t offset, const Bytes& bytes);
   void raw_close(std::uint64_t id, wire::CloseCode code, std::uint64_t offset);
+  void raw_heartbeat(std::uint32_t number);  // an answer, asked for or not
   void raw_credit(std::uint64_t id, std::uint64_t freed, std::uint64_t acked = 0);
 
   // One round of its loop; true when something moved.

@@ -39,6 +39,7 @@ void World::make(const WorldOptions& options) {
         buffer::MemoryRegion::create("test-channels", options.translator.channel_region_bytes)
             .value());
   }
+  entry.dead_after_ms = options.dead_after_ms;
   entry.allow = options.allow;
   if (options.shm) {
     server_fabric_ = fabric::make_shm_fabric().value();

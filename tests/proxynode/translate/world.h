@@ -46,6 +46,7 @@ struct WorldOptions {
   service::AllowList allow = service::anybody();
   std::uint32_t credits = 64;  // of the proxy
   std::uint32_t fabric_nodes_max = 64;
+  std::uint32_t dead_after_ms = 0;
 };
 
 class World : public ::testing::Test, public Host {
