@@ -39,7 +39,7 @@ void read_config_file(const std::string& path, std::span<const Section<Config>> 
                                       [&](const Section<Config>& one) { return name == one.name; });
     if (section == sections.end()) {
       std::string known;
-      for (const auto& one : sections) known += (known.empty() ? "" : ", ") + std::string(one.name);
+      for (const auto& one : sections) known.append(known.empty() ? "" : ", ").append(one.name);
       config_fail(path, key.source(), "unknown section \"" + name + "\"; known: " + known);
     }
     for (const toml::table* table : section_tables(path, name, section->many, node)) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <concepts>
 #include <iterator>
+#include <type_traits>
 
 namespace sanproxy::fabric::verbs {
 namespace {
@@ -14,7 +15,7 @@ class Writer {
   explicit Writer(std::span<std::byte> out) : out_(out) {}
   template <std::integral T>
   void put(T value) {
-    auto rest = static_cast<std::uint64_t>(value);
+    std::uint64_t rest = static_cast<std::make_unsigned_t<T>>(value);
     for (std::size_t i = 0; i < sizeof(T); ++i, rest >>= 8) {
       out_[used_++] = static_cast<std::byte>(rest & 0xff);
     }

@@ -143,7 +143,8 @@ TEST_P(DriverFramesTest, WrongLengthsAreDroppedAndCountedByReason) {
     net::store_be16(wrong.back().data() + field, said);
   }
   if (side->v4()) {
-    for (const std::uint16_t said : {0, 1, 19}) {  // less than a header
+    for (const std::uint16_t said :
+         {std::uint16_t{0}, std::uint16_t{1}, std::uint16_t{19}}) {  // less than a header
       wrong.push_back(good);
       net::store_be16(wrong.back().data() + field, said);
     }

@@ -279,7 +279,7 @@ TEST_F(Storm, AnyPacketsGetOneVerdictEachAndMoveNobodysFlow) {
       if (verdict.action == Action::kHeld) waiting.insert(next++);
       Fragments::Token token = 0;
       if (verdict.first_fragment) {
-        while (forwarder_.release_held(verdict.datagram, token)) comes_back(token);
+        while (forwarder_.release_held(verdict, token, now_ms_)) comes_back(token);
       }
       while (forwarder_.expire_held(now_ms_, token)) comes_back(token);
       ASSERT_LE(waiting.size(), 16U);
