@@ -32,7 +32,7 @@ bool window_ok(std::uint64_t window) { return window >= 1 && window <= 107374182
 const std::set<int> kAnswers = {4, 7, 8, 9, 10, 11, 12, 15};
 const std::set<int> kRejects = {3, 4, 5, 7, 8, 9, 10, 11, 12, 14, 15};
 const std::set<int> kCloses = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14};
-const std::set<int> kErrors = {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+const std::set<int> kErrors = {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
 
 std::size_t body_size(int type) {
   switch (type) {
