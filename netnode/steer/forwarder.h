@@ -127,8 +127,8 @@ class Forwarder {
   };
   // At most kBurstMax.
   void steer(std::span<const Arrival> packets, std::span<Verdict> out, std::uint64_t now_ms);
-  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next. What
-  // it says of flows that are another proxy's is not believed.
+  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next.
+  // What it says of flows that are another proxy's is not believed.
   void retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
              std::uint64_t now_ms);
   // A packet of proxy `from` to a client, on its way back through us: FIN and RST end flows of its
