@@ -40,7 +40,9 @@ void read_config_file(const std::string& path, std::span<const Section<Config>> 
     if (section == sections.end()) {
       std::string known;
       for (const auto& one : sections) known.append(known.empty() ? "" : ", ").append(one.name);
-      config_fail(path, key.source(), "unknown section \"" + name + "\"; known: " + known);
+      std::string why = "unknown section \"";
+      why.append(name).append("\"; known: ").append(known);
+      config_fail(path, key.source(), why);
     }
     for (const toml::table* table : section_tables(path, name, section->many, node)) {
       section->read(path, *table, config);
