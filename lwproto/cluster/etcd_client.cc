@@ -33,6 +33,14 @@ bool is_transient(long http_status, const std::string& text) {
   return false;
 }
 
+// What etcd says of a request that is beyond --max-request-bytes or --max-txn-ops.
+bool is_too_large(const std::string& text) {
+  for (const char* words : {"too large", "larger than max", "too many operations"}) {
+    if (text.find(words) != std::string::npos) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Status check_endpoint(const std::string& url) {
@@ -235,7 +243,8 @@ Answer EtcdClient::call_once(const std::string& path, const json& body) {
   if (http_status != 200 || !refused.empty()) {
     const std::string why =
         refused.empty() ? "HTTP status " + std::to_string(http_status) : refused;
-    const bool transient = is_transient(http_status, why);
+    out.too_large = is_too_large(why);
+    const bool transient = !out.too_large && is_transient(http_status, why);
     out.may_be_done = transient;
     return fail(transient ? Code::kDisconnected : Code::kRefused, why);
   }

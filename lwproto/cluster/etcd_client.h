@@ -43,6 +43,7 @@ struct Answer {
   Code code = Code::kOk;     // why not: kTimeout, kDisconnected, kRefused, kProtocol
   bool may_be_done = false;  // the request was sent, its fate is unknown
   bool too_long = false;     // beyond answer_bytes_max
+  bool too_large = false;    // the request, for this etcd: less in one may be taken
   std::string error;         // for people
   nlohmann::json body;
 };

@@ -21,6 +21,10 @@ constexpr std::uint64_t kPauseMaxNs = 2 * kNsPerSecond;
 // whoever deletes our keys in a loop does not get a loop of us.
 constexpr std::uint64_t kWritePauseNs = 200 * kNsPerMs;
 constexpr std::size_t kOperationsMax = 100;  // of a transaction; etcd's own bound is 128
+// Keys and values of a transaction; etcd's own bound is 1.5 MB with everything around them. One
+// record always fits: max_value_bytes is at most as much.
+constexpr std::size_t kTransactionBytesMax = std::size_t{1} << 20;
+constexpr std::size_t kOperationBytes = 64;  // around a key and its value
 constexpr std::size_t kRefusedShownMax = 100;
 constexpr std::size_t kChangesMax = 1'024;  // that wait for the mailbox
 constexpr int kWaitMaxMs = 1'000;
@@ -39,7 +43,8 @@ Session::Session(SessionOptions options, Log log)
       root_(cluster_root(options_.prefix, options_.cluster)),
       client_(options_.etcd),
       state_(root_, options_.etcd.bounds, std::uint64_t{options_.ttl_s} * kNsPerSecond,
-             [this](const std::string& text) { report(text); }) {
+             [this](const std::string& text) { report(text); }),
+      operations_max_(kOperationsMax) {
   // Signals are for the process's other threads.
   sigset_t all, before;
   sigfillset(&all);
@@ -120,6 +125,7 @@ void Session::lost(const std::string& why) {
 }
 
 bool Session::come_up() {
+  operations_max_ = kOperationsMax;  // it may be another etcd
   if (options_.registers && !keep_lease()) return false;
   if (!list()) return false;
   if (options_.registers && !write_announced()) return false;
@@ -286,6 +292,7 @@ bool Session::write_announced() {
     const std::lock_guard<std::mutex> lock(mutex_);
     wanted = announced_;
   }
+  leave_out_bad(wanted);
   const std::uint64_t before = status_.writes;
   while (written_ != wanted) {
     if (!write_some(wanted)) return false;
@@ -294,29 +301,85 @@ bool Session::write_announced() {
   return true;
 }
 
-// One transaction of those that differ.
-bool Session::write_some(const std::map<std::string, std::string>& wanted) {
-  json operations = json::array();
-  auto after = written_;
+// Records that nobody could read. What has been looked at before is not parsed again.
+void Session::leave_out_bad(std::map<std::string, std::string>& wanted) {
+  std::erase_if(left_out_, [&](const auto& one) { return !wanted.contains(one.first); });
+  std::vector<std::pair<std::string, std::string>> bad;
   for (const auto& [key, value] : wanted) {
-    if (operations.size() == kOperationsMax) break;
     const auto there = written_.find(key);
     if (there != written_.end() && there->second == value) continue;
+    const auto before = left_out_.find(key);
+    if (before != left_out_.end() && before->second.text_hash == std::hash<std::string>()(value)) {
+      bad.emplace_back(key, before->second.why);
+    } else if (root_.size() + key.size() > kKeyBytesMax) {
+      bad.emplace_back(key, "the key is longer than " + std::to_string(kKeyBytesMax) + " bytes");
+    } else if (value.size() > options_.etcd.bounds.value_bytes_max) {
+      bad.emplace_back(key, std::to_string(value.size()) + " bytes are more than max_value_bytes");
+    } else if (Parsed parsed = parse_entry(key, value); !parsed.error.empty()) {
+      bad.emplace_back(key, parsed.error);
+    } else {
+      left_out_.erase(key);
+    }
+  }
+  for (const auto& [key, why] : bad) leave_out(key, wanted, why);
+}
+
+void Session::leave_out(const std::string& key, std::map<std::string, std::string>& wanted,
+                        const std::string& why) {
+  const auto record = wanted.find(key);
+  const std::size_t hash = std::hash<std::string>()(record->second);
+  const auto [known, fresh] = left_out_.try_emplace(key);
+  if (fresh) report(printable(root_ + key) + " cannot be registered: " + why);
+  if (fresh || known->second.text_hash != hash) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++status_.records_refused;
+  }
+  known->second = {hash, why};
+  const auto there = written_.find(key);
+  if (there == written_.end()) {
+    wanted.erase(record);
+  } else {
+    record->second = there->second;
+  }
+}
+
+// One transaction of those that differ.
+bool Session::write_some(std::map<std::string, std::string>& wanted) {
+  json operations = json::array();
+  std::string last_put;
+  std::size_t bytes = 0;
+  auto after = written_;
+  for (const auto& [key, value] : wanted) {
+    if (operations.size() == operations_max_) break;
+    const auto there = written_.find(key);
+    if (there != written_.end() && there->second == value) continue;
+    bytes += root_.size() + key.size() + value.size() + kOperationBytes;
+    if (!operations.empty() && bytes > kTransactionBytesMax) break;
     operations.push_back(put_operation(root_ + key, value, lease_));
     after[key] = value;
+    last_put = key;
   }
   for (const auto& [key, value] : written_) {
-    if (operations.size() == kOperationsMax) break;
+    if (operations.size() == operations_max_ || bytes > kTransactionBytesMax) break;
     if (wanted.contains(key)) continue;
     operations.push_back(delete_operation(root_ + key));
     after.erase(key);
   }
   // Before the call: what the watch says of it arrives during the call.
   const auto before = std::exchange(written_, after);
+  const std::size_t count = operations.size();
   const Answer answer =
       client_.call("/v3/kv/txn", transaction(json::array(), std::move(operations)));
   if (!answer.ok) {
     written_ = before;
+    if (answer.too_large && count > 1) {
+      operations_max_ = count / 2;
+      return true;
+    }
+    if (answer.too_large && !last_put.empty()) {
+      leave_out(last_put, wanted, answer.error);
+      return true;
+    }
     // The lease has run out between two beats: the next attempt gets another.
     if (answer.error.find("lease not found") != std::string::npos) lease_ = 0;
     return false;
@@ -334,6 +397,10 @@ void Session::hand_over() {
     status_.state = state_.counters();
     status_.entries = state_.entries().size();
     status_.refused.clear();
+    for (const auto& [key, one] : left_out_) {
+      if (status_.refused.size() == kRefusedShownMax) break;
+      status_.refused.emplace(printable(key), "cannot be registered: " + one.why);
+    }
     for (const auto& one : state_.refused()) {
       if (status_.refused.size() == kRefusedShownMax) break;
       status_.refused.emplace(printable(one.first), one.second);

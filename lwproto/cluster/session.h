@@ -10,6 +10,8 @@
 //   2. What is announced is written again whenever it is missing: after a lease has run out, after
 //      somebody has deleted it.
 //   3. Time is monotonic time: clocks that jump change nothing.
+//   4. A record that others would refuse, or etcd does, is left out, named and counted; what etcd
+//      has of it stays as it is, and all others go on.
 #pragma once
 
 #include <atomic>
@@ -47,6 +49,7 @@ struct SessionStatus {
   std::int64_t revision = 0;    // of the store, as far as we know
   std::uint64_t connects = 0, losses = 0, compactions = 0, lease_renewals = 0, writes = 0;
   std::uint64_t announcements_refused = 0;  // beyond announced_max
+  std::uint64_t records_refused = 0;        // of ours, that are too long or would not be understood
   std::uint64_t duplicates = 0;             // our own key was written by somebody else
   StateCounters state;
   std::size_t entries = 0;
@@ -76,7 +79,10 @@ class Session {
   bool list();
   bool serve();
   bool write_announced();
-  bool write_some(const std::map<std::string, std::string>& wanted);
+  bool write_some(std::map<std::string, std::string>& wanted);
+  void leave_out_bad(std::map<std::string, std::string>& wanted);
+  void leave_out(const std::string& key, std::map<std::string, std::string>& wanted,
+                 const std::string& why);
   void on_watch(const WatchAnswer& answer);
   void note_own(const WatchEvent& event);
   void hand_over();
@@ -96,6 +102,12 @@ class Session {
   ClusterState state_;
   std::vector<Change> changes_;
   std::map<std::string, std::string> written_;  // announced, as etcd has it
+  struct LeftOut {
+    std::size_t text_hash = 0;  // of the record that was refused
+    std::string why;
+  };
+  std::map<std::string, LeftOut> left_out_;  // of what is announced
+  std::size_t operations_max_;               // of a transaction, that this etcd takes
   std::int64_t lease_ = 0;
   std::int64_t next_revision_ = 0;  // that the watch begins with
   bool list_again_ = false;

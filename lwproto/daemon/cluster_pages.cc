@@ -20,6 +20,8 @@ void cluster_metrics(const cluster::SessionStatus& c, Metrics& m) {
             c.duplicates);
   m.counter("cluster_announcements_refused_total", "Beyond the bound of what is registered",
             c.announcements_refused);
+  m.counter("cluster_records_refused_total",
+            "Of our own records: too long, or such that nobody could read them", c.records_refused);
   m.counter("cluster_snapshots_total", "Times that everything was listed", c.state.snapshots);
   m.counter("cluster_events_total", "Changes that were watched", c.state.events);
   const char* refused = "Values from etcd that were refused, by reason";

@@ -182,6 +182,11 @@ void FakeEtcd::answer(const std::string& path, int count, int status, std::strin
   scripted_[path] = {count, status, std::move(body)};
 }
 
+void FakeEtcd::set_request_bytes_max(std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  request_bytes_max_ = bytes;
+}
+
 std::size_t FakeEtcd::requests(const std::string& path) {
   const std::lock_guard<std::mutex> lock(mutex_);
   return requests_[path];
@@ -233,6 +238,13 @@ bool FakeEtcd::holds(const json& compare) {
 }
 
 json FakeEtcd::transact(const json& request) {
+  std::size_t bytes = 0;
+  for (const json& one : request.value("success", json::array())) {
+    if (!one.contains("request_put")) continue;
+    bytes +=
+        bytes_in(one["request_put"], "key").size() + bytes_in(one["request_put"], "value").size();
+  }
+  if (bytes > request_bytes_max_) return {{"error", "etcdserver: request is too large"}};
   for (const json& one : request.value("compare", json::array())) {
     if (!holds(one)) return {{"header", header()}};
   }
@@ -257,7 +269,9 @@ json FakeEtcd::serve(const std::string& path, const json& body, int& status) {
   if (path == "/v3/kv/range") return range(body);
   if (path == "/v3/kv/txn") {
     json out = transact(body);
-    if (out.contains("error")) status = 404;
+    if (out.contains("error")) {
+      status = out["error"].get<std::string>().find("not found") == std::string::npos ? 400 : 404;
+    }
     return out;
   }
   if (path == "/v3/lease/grant") {

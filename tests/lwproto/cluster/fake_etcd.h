@@ -39,6 +39,7 @@ class FakeEtcd {
   void expire_leases();  // all of them, with their keys
   void wipe();           // a new, empty store
   std::size_t lease_count();
+  void set_request_bytes_max(std::size_t bytes);
 
   // The next `count` requests to `path` get this answer.
   void answer(const std::string& path, int count, int status, std::string body);
@@ -93,6 +94,7 @@ class FakeEtcd {
   std::map<std::int64_t, bool> leases_;
   std::map<std::string, Scripted> scripted_;
   std::map<std::string, std::size_t> requests_;
+  std::size_t request_bytes_max_ = 1536 * 1024;  // etcd's own
   std::map<std::string, std::string> bodies_;
   std::map<std::string, std::map<std::string, std::string>> headers_;
   std::int64_t revision_ = 1, compacted_ = 0, next_lease_ = 7'000'000'000;

@@ -243,6 +243,62 @@ TEST_F(SessionTest, MoreThanAnnouncedMaxIsRefusedAndCounted) {
   EXPECT_EQ(session->status().announcements_refused, 1u);
 }
 
+nlohmann::json application_of(const std::string& name, std::size_t services,
+                              std::size_t service_bytes = 0) {
+  nlohmann::json list = nlohmann::json::array();
+  for (std::size_t i = 0; i < services; ++i) {
+    std::string service = "10.0.0.1:" + std::to_string(i);
+    list.push_back(service +
+                   std::string(std::max(service_bytes, service.size()) - service.size(), ' '));
+  }
+  return {{"name", name}, {"services", list}};
+}
+
+TEST_F(SessionTest, ManyLargeRecordsAreWrittenInTransactionsThatEtcdTakes) {
+  auto session = start(options());
+  for (int i = 0; i < 100; ++i) {
+    session->announce("node/appnode/p1/" + std::to_string(i), application_of("a", 250, 240));
+  }
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 100; }));
+  EXPECT_TRUE(session->status().connected);
+  EXPECT_EQ(session->status().records_refused, 0u);
+}
+
+TEST_F(SessionTest, ARecordThatIsTooLongIsNamedAndCountedAndTheOthersGoOn) {
+  auto session = start(options());
+  session->announce("node/appnode/p1/1", application_of("a", 2));
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 1; }));
+  const auto before = etcd.get(kRoot + "node/appnode/p1/1");
+  session->announce("node/appnode/p1/1", application_of("a", 1'000, 250));
+  session->announce("node/appnode/p1/2", application_of("b", 1'025));
+  session->announce("node/appnode/p1/3", application_of("c", 1));
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 3; }));
+  EXPECT_EQ(etcd.get(kRoot + "node/appnode/p1/1"), before) << "the last good one stays";
+  EXPECT_FALSE(etcd.get(kRoot + "node/appnode/p1/2"));
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().records_refused == 2; }));
+  EXPECT_TRUE(is_logged("/1 cannot be registered"));
+  EXPECT_TRUE(is_logged("more than max_value_bytes"));
+  EXPECT_TRUE(is_logged("/2 cannot be registered: services: more than 1024 entries"));
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().refused.size() == 2; }));
+  session->announce("node/appnode/p1/2", application_of("b", 3));
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 4; })) << "shorter, it is written";
+}
+
+TEST_F(SessionTest, AnEtcdThatTakesLessGetsLessAndLosesOnlyWhatIsTooLargeForIt) {
+  etcd.set_request_bytes_max(4'000);
+  auto session = start(options());
+  for (int i = 0; i < 40; ++i) {
+    session->announce("node/appnode/p1/" + std::to_string(i), application_of("a", 20));
+  }
+  session->announce("node/appnode/p1/40", application_of("large", 100, 100));
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 40; }));
+  EXPECT_FALSE(etcd.get(kRoot + "node/appnode/p1/40"));
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().records_refused == 1; }));
+  EXPECT_TRUE(is_logged("p1/40 cannot be registered"));
+  EXPECT_EQ(session->status().losses, 0u);
+}
+
 TEST_F(SessionTest, WhoOnlyLooksTakesNoLeaseAndSeesItsPartAlone) {
   set_up_schema();
   etcd.put(kRoot + kWeb, "{}");
