@@ -24,6 +24,9 @@ void add_found(steer::ProxySet& set, const std::string& key, const cluster::Node
     return left_out.push_back("proxy \"" + record.name + "\": there are " +
                               std::to_string(steer::kProxiesMax) + " already");
   }
+  if (std::string wrong = steer::check_channel(record.channels.front()); !wrong.empty()) {
+    return left_out.push_back("proxy \"" + record.name + "\": " + wrong);
+  }
   steer::ProxyConfig found;
   found.name = record.name;
   found.id = record.tag;

@@ -27,6 +27,7 @@ void read_node(const std::string& path, const toml::table& table, NetnodeConfig&
         v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
   });
   r.number("max_buffers", config.buffers, 256, 65'536);
+  r.number("max_icmp_errors_per_s", config.icmp_errors.per_s, 1, 1'000'000);
   r.number("drain_ms", config.drain_ms, 0, 3'600'000);
   r.number("drain_quiet_ms", config.drain_quiet_ms, 100, 600'000);
   r.flag("spin", config.spin);
@@ -41,6 +42,7 @@ void read_node(const std::string& path, const toml::table& table, NetnodeConfig&
   r.number("max_held_fragments", f.fragments.held_max, 0, 128);
   r.number("fragment_timeout_ms", f.fragments.timeout_ms, 10, 60'000);
   r.read();
+  config.icmp_errors.burst = config.icmp_errors.per_s;
   if (!steer::is_prime(f.maglev_entries)) {
     config_fail(path, table.source(), "[node].maglev_entries: expected a prime, such as 65537");
   }
@@ -163,6 +165,9 @@ void read_nat(const std::string& path, const toml::table& table, NetnodeConfig& 
   TableReader r(path, "[nat]", table);
   r.texts("addresses", [&](const std::string& v) {
     nat.addresses.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+    if (nat.addresses.back().is_any()) {
+      throw std::invalid_argument("\"" + v + "\" is nobody's address");
+    }
   });
   r.number("port_min", nat.port_min, 1, 65'535);
   r.number("port_max", nat.port_max, 1, 65'535);
@@ -179,7 +184,14 @@ void read_nat(const std::string& path, const toml::table& table, NetnodeConfig& 
 void read_tunnel(const std::string& path, const toml::table& table, NetnodeConfig& config) {
   TableReader r(path, "[tunnel]", table);
   r.texts("addresses", [&](const std::string& v) {
-    config.tunnel_addresses.push_back(value_or_throw(IpAddress::parse(v), v, "an IP address"));
+    const IpAddress ip = value_or_throw(IpAddress::parse(v), v, "an IP address");
+    if (ip.is_any()) throw std::invalid_argument("\"" + v + "\" is nobody's address");
+    for (const IpAddress& other : config.tunnel_addresses) {
+      if (other.family != ip.family) continue;
+      throw std::invalid_argument("expected one address a family, not both " + other.to_string() +
+                                  " and " + v);
+    }
+    config.tunnel_addresses.push_back(ip);
   });
   r.read();
 }

@@ -11,6 +11,7 @@
 
 #include "lwproto/daemon/config_cluster.h"
 #include "lwproto/daemon/config_error.h"
+#include "lwproto/flow/token_bucket.h"
 #include "netnode/packet_io/packet_io.h"
 #include "netnode/steer/forwarder.h"
 
@@ -33,6 +34,7 @@ struct NetnodeConfig {
   std::string name = "netnode";
   std::string log_level = "info";
   std::uint32_t buffers = 1024;  // packets of up to 64 KB that we hold at a time
+  flow::Rate icmp_errors{.per_s = 1'000, .burst = 1'000};  // that we send ourselves
   std::uint32_t drain_ms = 10'000;
   std::uint32_t drain_quiet_ms = 5'000;  // drained, it has steered nothing for so long: empty
   bool spin = false;

@@ -84,6 +84,7 @@ DataPath::DataPath(const NetnodeConfig& config, const Clock& clock, buffer::Slot
       pool_(pool),
       forwarder_(config.forwarder),
       tunnel_addresses_(config.tunnel_addresses),
+      icmp_errors_(config.icmp_errors),
       held_(pool.slot_count()) {}
 
 DataPath::~DataPath() = default;
@@ -372,6 +373,11 @@ bool DataPath::fits(const Here& packet, const net::ParsedPacket& parsed, std::ui
 
 void DataPath::answer_too_big(const Here& packet, const net::ParsedPacket& parsed,
                               std::uint32_t mtu_bytes) {
+  if (!icmp_bucket_.take(icmp_errors_, clock_.now_ns())) {
+    ++counters_.icmp_limited;
+    release(packet);
+    return;
+  }
   WayOut& out = way_to(parsed.src, parsed.family);
   const buffer::SlotIndex slot = pool_.acquire();
   const auto bytes = bytes_of(packet);

@@ -7,6 +7,7 @@
 // Invariants:
 //   1. A slot is posted at an interface, held for its first fragment, on its way out, or free.
 //   2. A packet that does not go on is counted: by the Forwarder, the Nat, or here.
+//   3. ICMP errors of our own are no more than the node's rate (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
 #pragma once
 
 #include <array>
@@ -30,6 +31,7 @@ struct DataPathCounters {
   std::uint64_t to_nat = 0, to_tunnel = 0, to_channel = 0, to_client = 0, echo_replies = 0;
   std::uint64_t packet_too_big = 0;    // answered so
   std::uint64_t dropped_too_big = 0;   // that could not be answered so
+  std::uint64_t icmp_limited = 0;      // that were not, for there had been too many answers
   std::uint64_t dropped_no_route = 0;  // no tunnel address of the right family
   std::uint64_t dropped_hop_limit = 0;
   std::uint64_t dropped_tunnel_in = 0;
@@ -121,6 +123,8 @@ class DataPath {
   buffer::SlotPool& pool_;
   steer::Forwarder forwarder_;
   std::vector<IpAddress> tunnel_addresses_;
+  const flow::Rate icmp_errors_;
+  flow::TokenBucket icmp_bucket_;
   std::vector<std::unique_ptr<Interface>> interfaces_;
   ChannelWay* channels_ = nullptr;
   std::vector<Here> held_;  // by token, which is the slot

@@ -110,6 +110,7 @@ void Node::take_over(const std::optional<steer::ProxySet>& set) {
 }
 
 std::string Node::apply(const steer::ProxySet& set) {
+  if (applied_ == set) return "";
   if (std::string wrong = steer::check(set); !wrong.empty()) return wrong;
   std::vector<std::uint16_t> gone;
   steer::Forwarder& forwarder = path_.forwarder();
@@ -131,6 +132,8 @@ std::string Node::apply(const steer::ProxySet& set) {
     update_state(place);
   }
   set_probes();
+  applied_.reset();
+  if (wrong.empty()) applied_ = set;
   return wrong;
 }
 
@@ -248,6 +251,7 @@ std::vector<Node::ProxyView> Node::proxies() const {
     const auto watch = watches_.find(view.place);
     view.drain_asked = watch != watches_.end() && watch->second.drain_asked;
     if (const packet_io::ChannelLink* link = channels_->link(view.place)) {
+      view.link = link;
       view.health = packet_io::link_state_name(link->state());
       view.detail = link->last_error().ok() ? "" : link->last_error().to_string();
     } else if (all[i].config.probe.kind == steer::ProbeKind::kNone) {

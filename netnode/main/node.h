@@ -6,11 +6,12 @@
 // Owner: main(). Thread: the one that calls run().
 // Invariants:
 //   1. Flows are lost neither by apply() nor by draining: a proxy that a set still names keeps its
-//      sessions.
+//      sessions, its health and, if nothing of it has changed, its channel and its probe.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,10 @@
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
 #include "netnode/main/prober.h"
+
+namespace sanproxy::packet_io {
+class ChannelLink;
+}
 
 namespace sanproxy::netnode {
 
@@ -57,6 +62,7 @@ class Node {
     bool drain_asked = false;
     const char* health = "";
     std::string detail;
+    const packet_io::ChannelLink* link = nullptr;  // of one that is reached by channel
   };
   std::vector<ProxyView> proxies() const;
   const NetnodeConfig& config() const { return config_; }
@@ -107,6 +113,7 @@ class Node {
   Prober prober_;
   std::unique_ptr<Channels> channels_;
   std::map<std::uint16_t, Watch> watches_;  // by place
+  std::optional<steer::ProxySet> applied_;  // nothing: the last one did not come about whole
   std::unique_ptr<daemon::AdminServer> admin_;
   std::unique_ptr<ClusterMember> cluster_;
   int epoll_fd_ = -1;

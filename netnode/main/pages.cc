@@ -1,10 +1,12 @@
 #include "netnode/main/pages.h"
 
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "lwproto/daemon/cluster_pages.h"
 #include "lwproto/daemon/metrics_text.h"
 #include "netnode/net/packet.h"
+#include "netnode/packet_io/channel_link.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -36,6 +38,7 @@ void drop_metrics(const Node& node, Metrics& m) {
     m.counter(name, help, d.nat_drops[i], label("reason", std::string("nat_") + reason));
   }
   m.counter(name, help, d.dropped_too_big, label("reason", "too_big"));
+  m.counter(name, help, d.icmp_limited, label("reason", "icmp_limited"));
   m.counter(name, help, d.dropped_no_route, label("reason", "no_tunnel_address"));
   m.counter(name, help, d.dropped_hop_limit, label("reason", "hop_limit"));
   m.counter(name, help, d.dropped_tunnel_in, label("reason", "offload"));
@@ -65,6 +68,7 @@ void forwarder_metrics(const Node& node, Metrics& m) {
             f.fragments().displaced());
   m.counter("netnode_icmp_errors_total", "ICMP errors brought to their flow", c.icmp_errors);
   m.gauge("netnode_generation", "Changes of the Maglev tables", f.generation());
+  m.counter("netnode_tables_built_total", "Maglev tables built", f.tables_built());
   m.gauge("netnode_flows", "Entries of the flow table", f.flows().size());
   m.gauge("netnode_flows_max", "Places in the flow table", f.flows().capacity());
   m.counter("netnode_flows_evicted_total", "Flows forgotten for want of room", f.flows().evicted());
@@ -135,12 +139,57 @@ void proxy_metrics(const Node& node, Metrics& m) {
   }
 }
 
+// Of channels: what became of packets between us and their proxies.
+void link_metrics(const Node& node, Metrics& m) {
+  using C = packet_io::ChannelLinkCounters;
+  struct Row {
+    const char* name;
+    const char* help;
+    const char* extra;  // a label more
+    std::uint64_t C::*value;
+  };
+  const char* packets = "Packets over the proxy's channel";
+  const char* bytes = "Bytes over the proxy's channel";
+  const char* lost = "Packets that the proxy's channel did not take, or that it lost";
+  const char* events = "What happened to the proxy's channel";
+  const std::array<Row, 15> rows = {{
+      {"netnode_link_packets_total", packets, "direction=\"out\"", &C::tx_packets},
+      {"netnode_link_packets_total", packets, "direction=\"in\"", &C::rx_packets},
+      {"netnode_link_bytes_total", bytes, "direction=\"out\"", &C::tx_bytes},
+      {"netnode_link_bytes_total", bytes, "direction=\"in\"", &C::rx_bytes},
+      {"netnode_link_bytes_copied_total", "Packet bytes copied into transfers", "direction=\"out\"",
+       &C::tx_bytes_copied},
+      {"netnode_link_given_back_total", "Packets that the proxy gave back as unknown", "",
+       &C::rx_unknown_flow},
+      {"netnode_link_not_sent_total", lost, "reason=\"down\"", &C::tx_refused_down},
+      {"netnode_link_not_sent_total", lost, "reason=\"full\"", &C::tx_refused_full},
+      {"netnode_link_not_sent_total", lost, "reason=\"invalid\"", &C::tx_invalid},
+      {"netnode_link_not_sent_total", lost, "reason=\"lost\"", &C::tx_lost},
+      {"netnode_link_malformed_total", "Packets of the proxy that were none", "",
+       &C::rx_dropped_malformed},
+      {"netnode_link_events_total", events, "event=\"connected\"", &C::connects},
+      {"netnode_link_events_total", events, "event=\"failed\"", &C::connect_failures},
+      {"netnode_link_events_total", events, "event=\"ended\"", &C::disconnects},
+      {"netnode_link_events_total", events, "event=\"silent\"", &C::silences},
+  }};
+  const auto proxies = node.proxies();
+  for (const Row& row : rows) {
+    for (const Node::ProxyView& view : proxies) {
+      if (view.link == nullptr) continue;
+      const std::string proxy = label("proxy", view.proxy->config.name);
+      m.counter(row.name, row.help, view.link->counters().*row.value,
+                row.extra[0] == '\0' ? proxy : both(proxy, row.extra));
+    }
+  }
+}
+
 Page metrics_page(const Node& node) {
   Metrics m;
   forwarder_metrics(node, m);
   drop_metrics(node, m);
   path_metrics(node, m);
   proxy_metrics(node, m);
+  link_metrics(node, m);
   if (node.cluster() != nullptr) {
     daemon::cluster_metrics(node.cluster()->status(), m);
     m.gauge("netnode_cluster_left_out", "Proxies and services of the cluster that are not taken",

@@ -77,9 +77,16 @@ Prober::~Prober() {
 void Prober::set_targets(std::vector<Target> targets) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (targets == targets_) return;
+    // The place of one that has changed may belong to another proxy now.
+    std::erase_if(answers_, [&](const Answer& answer) {
+      const auto at = [&](const Target& one) { return one.proxy == answer.proxy; };
+      const auto before = std::find_if(targets_.begin(), targets_.end(), at);
+      const auto now = std::find_if(targets.begin(), targets.end(), at);
+      return before == targets_.end() || now == targets.end() || *before != *now;
+    });
     targets_ = std::move(targets);
     changed_ = true;
-    answers_.clear();  // their places may belong to others now
   }
   signal_fd(wake_fd_);
 }
@@ -95,12 +102,24 @@ void Prober::adopt_targets() {
   std::uint64_t count = 0;
   (void)!read(wake_fd_, &count, sizeof(count));
   if (!std::exchange(changed_, false)) return;
-  for (const Probe& probe : probes_) {
+  std::vector<Probe> before = std::exchange(probes_, {});
+  for (const Target& target : targets_) {
+    const auto known = std::find_if(before.begin(), before.end(),
+                                    [&](const Probe& one) { return one.target == target; });
+    if (known == before.end()) {
+      probes_.push_back({.target = target});
+    } else {
+      probes_.push_back(std::move(*known));
+      before.erase(known);
+    }
+  }
+  for (const Probe& probe : before) {
     if (probe.fd >= 0) close(probe.fd);
   }
-  probes_.clear();
-  for (Target& target : targets_) probes_.push_back({.target = std::move(target)});
-  targets_.clear();
+}
+
+bool Prober::is_wanted(const Target& target) const {
+  return std::find(targets_.begin(), targets_.end(), target) != targets_.end();
 }
 
 void Prober::finish(Probe& probe, bool good, std::uint64_t now_ms) {
@@ -108,7 +127,7 @@ void Prober::finish(Probe& probe, bool good, std::uint64_t now_ms) {
   probe.fd = -1;
   probe.next_ms = now_ms + probe.target.settings.interval_ms;
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (changed_) return;  // an answer about a former place
+  if (!is_wanted(probe.target)) return;  // an answer about a former place
   answers_.push_back({probe.target.proxy, good});
   signal_fd(result_fd_);
 }

@@ -7,6 +7,7 @@
 // ours. Invariants:
 //   1. One probe of a target at a time, with a deadline; a target that has gone is asked no more.
 //   2. fd() is readable while there are results to take.
+//   3. A target that stays as it was is asked when it would have been asked anyway.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,7 @@ class Prober {
   struct Target {
     std::uint16_t proxy = 0;
     steer::ProbeSettings settings;  // with an address
+    bool operator==(const Target&) const = default;
   };
   struct Answer {
     std::uint16_t proxy = 0;
@@ -47,6 +49,7 @@ class Prober {
   void on_ready(Probe& probe, std::uint64_t now_ms);
   void finish(Probe& probe, bool good, std::uint64_t now_ms);
   void adopt_targets();
+  bool is_wanted(const Target& target) const;
 
   std::mutex mutex_;
   std::vector<Target> targets_;

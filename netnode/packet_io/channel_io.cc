@@ -43,8 +43,12 @@ Result<std::unique_ptr<ChannelIo>> ChannelIo::open(const InterfaceOptions& optio
   auto region =
       buffer::MemoryRegion::create("sanproxy-packets", channel_options.send_slots * kSlotBytes);
   if (!region.ok()) return region.status();
-  std::unique_ptr<ChannelIo> io(
-      new ChannelIo(options, std::move(channel_options), std::move(region).value(), clock));
+  auto joined =
+      buffer::MemoryRegion::create("sanproxy-joined", channel_options.joined_max * kSlotBytes);
+  if (!joined.ok()) return joined.status();
+  std::unique_ptr<ChannelIo> io(new ChannelIo(options, std::move(channel_options),
+                                              std::move(region).value(), std::move(joined).value(),
+                                              clock));
   io->channel_options_.endpoint.send_regions = {&io->region_};
   auto listener = fabric.listen(io->channel_options_.listen, io->channel_options_.endpoint);
   if (!listener.ok()) return listener.status();
@@ -53,12 +57,15 @@ Result<std::unique_ptr<ChannelIo>> ChannelIo::open(const InterfaceOptions& optio
 }
 
 ChannelIo::ChannelIo(const InterfaceOptions& options, ChannelIoOptions channel_options,
-                     buffer::MemoryRegion region, const Clock& clock)
+                     buffer::MemoryRegion region, buffer::MemoryRegion joined_region,
+                     const Clock& clock)
     : options_(options),
       channel_options_(std::move(channel_options)),
       clock_(clock),
       region_(std::move(region)),
       slots_(region_.bytes(), kSlotBytes),
+      joined_region_(std::move(joined_region)),
+      joined_(joined_region_.bytes(), kSlotBytes),
       loans_(std::size_t{channel_options_.loans_max} + 1),
       next_beat_ns_(clock.now_ns()) {
   for (PacketLoan i = channel_options_.loans_max; i > 0; --i) {
@@ -271,7 +278,7 @@ void ChannelIo::release(PacketLoan token) {
   Loan& entry = loans_[token];
   if (token == kNoPacketLoan || entry.node == nullptr) return;
   if (entry.loan != fabric::kNoLoan) entry.node->channel->release(entry.loan);
-  if (entry.slot != buffer::kNoSlot) slots_.release(entry.slot);
+  if (entry.slot != buffer::kNoSlot) joined_.release(entry.slot);
   --entry.node->about.loans_out;
   entry = {nullptr, fabric::kNoLoan, buffer::kNoSlot, free_loan_};
   free_loan_ = token;
@@ -279,16 +286,16 @@ void ChannelIo::release(PacketLoan token) {
 
 // A fabric may deliver a reference in several pieces; the stack wants one.
 const std::byte* ChannelIo::put_together(const channel::Payload& payload, buffer::SlotIndex& slot) {
-  slot = slots_.acquire();
+  slot = joined_.acquire();
   if (slot == buffer::kNoSlot) return nullptr;
-  slots_.mark_received(slot);
-  std::byte* at = slots_.data(slot);
+  joined_.mark_received(slot);
+  std::byte* at = joined_.data(slot);
   for (const fabric::Segment& piece : payload.pieces) {
     std::memcpy(at, piece.data, piece.length);
     at += piece.length;
   }
   counters_.rx_bytes_copied += payload.length;
-  return slots_.data(slot);
+  return joined_.data(slot);
 }
 
 void ChannelIo::on_packet(channel::Channel& channel, const channel::PacketInfo& info,
@@ -317,7 +324,7 @@ void ChannelIo::on_packet(channel::Channel& channel, const channel::PacketInfo& 
     buffer::SlotIndex slot = buffer::kNoSlot;
     packet.lent = free_loan_ == kNoPacketLoan ? nullptr : put_together(payload, slot);
     if (packet.lent == nullptr) {
-      ++counters_.rx_truncated;
+      ++counters_.rx_dropped_joined;
       return;
     }
     packet.loan = lend(node, fabric::kNoLoan, slot);

@@ -12,6 +12,7 @@
 //      that the caller's memory is free when send() returns. Counted in tx_bytes_copied.
 //   3. Bounds: nodes by nodes_max; packets sent and not completed by send_slots and the node's
 //      credits; loans by loans_max (beyond, packets are lent without a loan and have to be copied);
+//      packets that came in pieces and are put together by joined_max (beyond, they are dropped);
 //      packets taken from channels and not yet yielded by one batch of transfers.
 //   4. A full node does not hold up the others: its packets go by way of another one. When none has
 //      room, send() takes no more: back-pressure.
@@ -40,6 +41,9 @@ struct ChannelIoOptions {
   std::uint32_t nodes_max = 64;
   std::uint32_t send_slots = 1024;  // of 64 KB, touched when used
   std::uint32_t loans_max = 16'384;
+  // Packets that came in several pieces, each in a slot of 64 KB of their own: a network node of
+  // ours sends none, and whoever does shall not take the slots that answers need.
+  std::uint32_t joined_max = 64;
   std::uint16_t proxy_id = 0;  // 1..1023; 0: no session tags
   std::uint32_t weight = 100;
   std::uint32_t heartbeat_ms = 100;
@@ -103,7 +107,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   };
 
   ChannelIo(const InterfaceOptions& options, ChannelIoOptions channel_options,
-            buffer::MemoryRegion region, const Clock& clock);
+            buffer::MemoryRegion region, buffer::MemoryRegion joined_region, const Clock& clock);
 
   // --- channel::Delegate
   void on_data(channel::Channel& channel, std::uint64_t connection, std::uint64_t offset,
@@ -134,6 +138,8 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   const Clock& clock_;
   buffer::MemoryRegion region_;
   buffer::SlotPool slots_;
+  buffer::MemoryRegion joined_region_;
+  buffer::SlotPool joined_;
   std::unique_ptr<fabric::Listener> listener_;
   std::vector<std::unique_ptr<Node>> nodes_;  // live and dying; at most 2 * nodes_max
   std::vector<Loan> loans_;                   // [0] is not used

@@ -97,6 +97,7 @@ struct Counters {
   // channel
   std::uint64_t tx_dropped_no_peer = 0;  // no network node is connected
   std::uint64_t rx_bytes_copied = 0;     // of packets that came in pieces
+  std::uint64_t rx_dropped_joined = 0;   // of those, that there was no room for
   std::uint64_t sent_back = 0, send_back_dropped = 0;
   std::uint64_t peers_admitted = 0, peers_refused = 0, peers_ended = 0, peers_breached = 0;
 };

@@ -28,7 +28,8 @@ constexpr std::uint64_t kNextCandidate = 0x9e3779b97f4a7c15U;
 const char* drop_name(Drop drop) {
   static constexpr std::array<const char*, static_cast<std::size_t>(Drop::kCount)> kNames = {
       "none",          "malformed",          "not_for_us",    "no_service",       "no_proxy",
-      "fragment_tiny", "fragment_malformed", "fragment_held", "fragment_timeout", "icmp_unknown"};
+      "fragment_tiny", "fragment_malformed", "fragment_held", "fragment_timeout", "icmp_unknown",
+      "icmp_unclaimed"};
   return kNames[static_cast<std::size_t>(drop)];
 }
 
@@ -171,14 +172,12 @@ void Forwarder::Candidates::add(std::uint16_t proxy) {
 }
 
 // All that may have a flow, in the order in which they are asked.
-void Forwarder::candidates(const Verdict& packet, const std::uint8_t* l4, const Pool& pool,
+void Forwarder::candidates(const Verdict& packet, std::uint16_t tag, const Pool& pool,
                            Candidates& out) const {
   const auto add = [&](std::uint16_t proxy) {
     if (usable(proxy)) out.add(proxy);
   };
-  if (packet.flow.protocol == net::kProtocolTcp) {
-    add(by_tag(net::echoed_session_tag(l4, packet.parsed.l4_header_bytes)));
-  }
+  if (tag != 0) add(by_tag(tag));
   add(pool.current().lookup(packet.hash));
   for (const MaglevTable& table : pool.before()) add(table.lookup(packet.hash));
 }
@@ -200,6 +199,11 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   const Arrival arrival{packet, 0};
   prepare(arrival, out);
   if (out.drop != Drop::kNone) return;
+  if (!out.parsed.fragment &&
+      (out.parsed.l4 == net::L4::kIcmp || out.parsed.l4 == net::L4::kIcmp6)) {
+    retry_error(arrival, from, out, now_ms);
+    return;
+  }
   const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
   if (cell == nullptr || out.parsed.fragment) {
     drop(out, Drop::kNoService);
@@ -212,7 +216,10 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   if (syn) {
     candidates_of_syn(out, pool, all);
   } else {
-    candidates(out, l4, pool, all);
+    const bool tcp = out.flow.protocol == net::kProtocolTcp;
+    candidates(out,
+               tcp ? net::echoed_session_tag(l4, out.parsed.l4_header_bytes) : std::uint16_t{0},
+               pool, all);
   }
   // One that only the flow table knew is not among them: then the first is next.
   const auto end = all.proxies.begin() + static_cast<std::ptrdiff_t>(all.count);
@@ -325,38 +332,27 @@ void Forwarder::decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t n
     out.action = Action::kEcho;
     return;
   }
-  if (!net::is_icmp_error(packet.bytes, out.parsed) ||
-      !net::parse_icmp_error(packet.bytes, out.parsed, out.error)) {
-    drop(out, Drop::kIcmpUnknown);
-    return;
-  }
-  ++counters_.icmp_errors;
   if (nat) {
+    if (!net::is_icmp_error(packet.bytes, out.parsed) ||
+        !net::parse_icmp_error(packet.bytes, out.parsed, out.error)) {
+      drop(out, Drop::kIcmpUnknown);
+      return;
+    }
+    ++counters_.icmp_errors;
     out.action = Action::kErrorToClient;
     return;
   }
-  // The quoted packet went from the service to the client.
-  out.flow = out.error.inner.reversed();
-  out.hash = out.flow.hash(options_.hash_seed);
-  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
-  if (cell == nullptr) {
-    drop(out, Drop::kNoService);
-    return;
-  }
+  std::uint16_t tag = 0;
+  const ServiceCell* cell = read_error(packet, out, tag);
+  if (cell == nullptr) return;
+  ++counters_.icmp_errors;
   const FlowTable::Entry* entry = flows_.find(out.hash, seconds(now_ms));
   if (entry != nullptr && usable(entry->proxy)) {
     out.proxy = entry->proxy;
   } else if (const std::uint16_t proxy = nat_.proxy_of(out.flow); usable(proxy)) {
     out.proxy = proxy;
   } else {
-    // The quoted segment carries the proxy's own timestamp, if enough of it is quoted.
-    const std::size_t quoted = std::size_t{out.error.inner_offset} + out.error.inner_bytes;
-    const std::uint8_t* tcp = bytes_of(packet.bytes) + out.error.inner_l4_offset;
-    if (out.flow.protocol == net::kProtocolTcp &&
-        out.error.inner_l4_offset + std::size_t{32} <= quoted &&
-        net::load_be32(tcp + 20) == 0x0101080aU) {
-      out.proxy = by_tag(net::session_tag_of(net::load_be32(tcp + 24)));
-    }
+    if (tag != 0) out.proxy = by_tag(tag);
     if (out.proxy == FlowTable::kNone) {
       out.proxy = pools_[services_[cell->service].pool].current().lookup(out.hash);
     }
@@ -366,6 +362,58 @@ void Forwarder::decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t n
     return;
   }
   out.action = Action::kErrorToProxy;
+  ++proxies_[out.proxy].packets;
+}
+
+const Forwarder::ServiceCell* Forwarder::read_error(const Arrival& packet, Verdict& out,
+                                                    std::uint16_t& tag) {
+  if (!net::is_icmp_error(packet.bytes, out.parsed) ||
+      !net::parse_icmp_error(packet.bytes, out.parsed, out.error)) {
+    drop(out, Drop::kIcmpUnknown);
+    return nullptr;
+  }
+  // The quoted packet went from the service to the client.
+  out.flow = out.error.inner.reversed();
+  out.hash = out.flow.hash(options_.hash_seed);
+  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  if (cell == nullptr) {
+    drop(out, Drop::kNoService);
+    return nullptr;
+  }
+  // The quoted segment carries the proxy's own timestamp, if enough of it is quoted.
+  const std::size_t quoted = std::size_t{out.error.inner_offset} + out.error.inner_bytes;
+  const std::uint8_t* tcp = bytes_of(packet.bytes) + out.error.inner_l4_offset;
+  if (out.flow.protocol == net::kProtocolTcp &&
+      out.error.inner_l4_offset + std::size_t{32} <= quoted &&
+      net::load_be32(tcp + 20) == 0x0101080aU) {
+    tag = net::session_tag_of(net::load_be32(tcp + 24));
+  }
+  return cell;
+}
+
+// Anybody can make one up: what is known of flows stays as it is.
+void Forwarder::retry_error(const Arrival& packet, std::uint16_t from, Verdict& out,
+                            std::uint64_t now_ms) {
+  std::uint16_t tag = 0;
+  const ServiceCell* cell = read_error(packet, out, tag);
+  if (cell == nullptr) return;
+  Candidates all;
+  if (const FlowTable::Entry* entry = flows_.find(out.hash, seconds(now_ms));
+      entry != nullptr && usable(entry->proxy)) {
+    all.add(entry->proxy);
+  }
+  candidates(out, tag, pools_[services_[cell->service].pool], all);
+  const auto end = all.proxies.begin() + static_cast<std::ptrdiff_t>(all.count);
+  const auto at = std::find(all.proxies.begin(), end, from);
+  const std::size_t next = at == end ? 0 : static_cast<std::size_t>(at - all.proxies.begin()) + 1;
+  out.final = next + 1 >= all.count;
+  counters_.retries_final += out.final ? 1 : 0;
+  if (next >= all.count) {
+    drop(out, Drop::kIcmpUnclaimed);
+    return;
+  }
+  out.action = Action::kErrorToProxy;
+  out.proxy = all.proxies[next];
   ++proxies_[out.proxy].packets;
 }
 

@@ -41,6 +41,7 @@ enum class Drop : std::uint8_t {
   kFragmentHeld,     // no room to hold a fragment that came before its first
   kFragmentTimeout,  // counted by the owner of the token
   kIcmpUnknown,      // no error about a TCP or UDP flow, no echo request
+  kIcmpUnclaimed,    // an error about a flow that no proxy knows
   kCount,
 };
 const char* drop_name(Drop drop);
@@ -127,7 +128,8 @@ class Forwarder {
   };
   // At most kBurstMax.
   void steer(std::span<const Arrival> packets, std::span<Verdict> out, std::uint64_t now_ms);
-  // A channel's proxy did not know the flow of `packet`, or had nobody to serve it: who is next.
+  // A channel's proxy did not know the flow of `packet` (or the one that it is an error about), or
+  // had nobody to serve it: who is next.
   // What it says of flows that are another proxy's is not believed.
   void retry(std::span<const std::byte> packet, std::uint16_t from, Verdict& out,
              std::uint64_t now_ms);
@@ -158,6 +160,7 @@ class Forwarder {
     return flows_.flows_of(proxy) + nat_.sessions_of(proxy);
   }
   std::uint64_t generation() const;
+  std::uint64_t tables_built() const { return tables_built_; }
   Nat& nat() { return nat_; }
   const Nat& nat() const { return nat_; }
   const FlowTable& flows() const { return flows_; }
@@ -214,6 +217,9 @@ class Forwarder {
                    std::uint64_t now_ms);
   void decide_fragment(const Arrival& packet, Verdict& out, std::uint64_t now_ms);
   void decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t now_ms);
+  // The flow that an error is about, and the tag in what it quotes; null and dropped without one.
+  const ServiceCell* read_error(const Arrival& packet, Verdict& out, std::uint16_t& tag);
+  void retry_error(const Arrival& packet, std::uint16_t from, Verdict& out, std::uint64_t now_ms);
   // Where a packet of a flow that is under way belongs, without the flow table.
   std::uint16_t locate(const Verdict& packet, const std::uint8_t* l4, const Pool& pool);
   bool usable(std::uint16_t proxy) const {
@@ -223,7 +229,7 @@ class Forwarder {
     const std::uint16_t proxy = by_tag_[tag];
     return usable(proxy) ? proxy : FlowTable::kNone;
   }
-  void candidates(const Verdict& packet, const std::uint8_t* l4, const Pool& pool,
+  void candidates(const Verdict& packet, std::uint16_t tag, const Pool& pool,
                   Candidates& out) const;
   void candidates_of_syn(const Verdict& packet, const Pool& pool, Candidates& out) const;
 
@@ -238,6 +244,7 @@ class Forwarder {
   std::vector<ServiceCell> cells_;
   std::size_t cell_mask_ = 0;
   std::array<std::uint16_t, net::kSessionTagMax + 1> by_tag_;
+  std::uint64_t tables_built_ = 0;
   ForwarderCounters counters_;
 };
 

@@ -1,6 +1,7 @@
 // The control side of a Forwarder: sets of proxies and services, and who takes new sessions.
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "netnode/steer/forwarder.h"
 
@@ -90,7 +91,7 @@ void Forwarder::apply_services(const std::vector<ServiceConfig>& services) {
       if (old == pool_names_.end()) {
         pools.emplace_back(options_.maglev_entries, options_.generations);
       } else {
-        pools.push_back(pools_[static_cast<std::size_t>(old - pool_names_.begin())]);
+        pools.push_back(std::move(pools_[static_cast<std::size_t>(old - pool_names_.begin())]));
       }
       all_names.push_back(names);
       at = all_names.end() - 1;
@@ -119,7 +120,9 @@ void Forwarder::rebuild_pools() {
       }
       accepting.push_back({proxy.hash, proxy.config.weight, static_cast<std::uint16_t>(p)});
     }
-    pools_[i].rebuild(accepting);
+    const std::uint64_t before = pools_[i].builds();
+    (void)pools_[i].rebuild(accepting);
+    tables_built_ += pools_[i].builds() - before;
   }
 }
 

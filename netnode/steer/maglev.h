@@ -30,6 +30,7 @@ struct MaglevBackend {
   std::uint64_t hash = 0;  // backend_hash()
   std::uint32_t weight = 1;
   std::uint16_t value = 0;  // what a lookup gives
+  bool operator==(const MaglevBackend&) const = default;
 };
 
 bool is_prime(std::uint32_t n);

@@ -23,8 +23,13 @@ class Pool {
   Pool(std::uint32_t entries, std::uint32_t generations_max)
       : entries_(entries), generations_max_(generations_max) {}
 
-  // True: the table changed.
+  // True: the table changed. For the same backends nothing is built.
   bool rebuild(std::span<const MaglevBackend> accepting) {
+    if (std::equal(accepting.begin(), accepting.end(), accepting_.begin(), accepting_.end())) {
+      return false;
+    }
+    accepting_.assign(accepting.begin(), accepting.end());
+    ++builds_;
     MaglevTable next;
     next.build(accepting, entries_);
     if (same(next, current_)) return false;
@@ -38,6 +43,7 @@ class Pool {
   const MaglevTable& current() const { return current_; }
   const std::vector<MaglevTable>& before() const { return before_; }
   std::uint64_t generation() const { return generation_; }
+  std::uint64_t builds() const { return builds_; }
 
   // A proxy's place is about to be given to another one: it must not be found here.
   void forget(std::uint16_t value) {
@@ -45,7 +51,9 @@ class Pool {
       return std::find(t.entries().begin(), t.entries().end(), value) != t.entries().end();
     };
     std::erase_if(before_, names);
-    if (names(current_)) current_ = {};  // rebuild() follows, and must not keep it as history
+    if (!names(current_)) return;
+    current_ = {};  // rebuild() follows, and must not keep it as history
+    accepting_.clear();
   }
 
  private:
@@ -57,7 +65,9 @@ class Pool {
   std::uint32_t generations_max_;
   MaglevTable current_;
   std::vector<MaglevTable> before_;
+  std::vector<MaglevBackend> accepting_;  // that the table was built of
   std::uint64_t generation_ = 0;
+  std::uint64_t builds_ = 0;
 };
 
 }  // namespace sanproxy::steer

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "lwproto/fabric/address.h"
+
 namespace sanproxy::steer {
 namespace {
 
@@ -15,9 +17,16 @@ std::string check_proxy(const ProxyConfig& proxy) {
   if (proxy.weight > kWeightMax) return who + "weight is from 0 to 1000";
   if (proxy.mode == Mode::kChannel) {
     if (proxy.channel.empty()) return who + "mode \"channel\" needs the address of its channel";
+    if (std::string wrong = check_channel(proxy.channel); !wrong.empty()) return who + wrong;
     if (!proxy.targets.empty()) return who + "mode \"channel\" has one address";
   } else if (proxy.targets.empty()) {
     return who + "mode \"" + mode_name(proxy.mode) + "\" needs an address";
+  }
+  for (const SocketAddress& target : proxy.targets) {
+    if (target.ip.is_any()) return who + target.ip.to_string() + " is nobody's address";
+    if (proxy.mode == Mode::kTunnel && target.port != 0) {
+      return who + "a tunnel ends at an IP address, without a port, not at " + target.to_string();
+    }
   }
   std::set<Family> families;
   for (const SocketAddress& target : proxy.targets) {
@@ -37,6 +46,16 @@ std::string check_proxy(const ProxyConfig& proxy) {
 }
 
 }  // namespace
+
+std::string check_channel(const std::string& address) {
+  const auto parsed = fabric::FabricAddress::parse(address);
+  const std::string who = "channel \"" + address + "\": ";
+  if (!parsed.ok()) return who + parsed.status().text();
+  if (parsed->scheme == "shm") return {};
+  if (parsed->socket.ip.is_any()) return who + "nobody can connect to \"every address\"";
+  if (parsed->socket.port == 0) return who + "needs a port";
+  return {};
+}
 
 const char* mode_name(Mode mode) {
   switch (mode) {

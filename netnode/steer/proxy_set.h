@@ -34,6 +34,7 @@ struct ProbeSettings {
   std::uint32_t timeout_ms = 1'000;
   std::uint32_t rise = 2;
   std::uint32_t fall = 3;
+  bool operator==(const ProbeSettings&) const = default;
 };
 
 struct ProxyConfig {
@@ -49,19 +50,24 @@ struct ProxyConfig {
   std::uint16_t gue_port = net::kGuePort;
   std::uint16_t clamp_mss = 0;  // 0: SYNs pass as they are
   ProbeSettings probe;
+  bool operator==(const ProxyConfig&) const = default;
 };
 
 struct ServiceConfig {
   SocketAddress address;
   std::uint8_t protocol = net::kProtocolTcp;
   std::vector<std::string> proxies = {};  // names; empty: all
+  bool operator==(const ServiceConfig&) const = default;
 };
 
 struct ProxySet {
   std::vector<ProxyConfig> proxies;
   std::vector<ServiceConfig> services;
+  bool operator==(const ProxySet&) const = default;
 };
 
+// Why nobody can connect to a fabric address, for people; empty when one can.
+std::string check_channel(const std::string& address);
 // Why the set cannot be applied: a text for the operator, with the name or address that is wrong;
 // empty when it can.
 std::string check(const ProxySet& set);

@@ -200,6 +200,8 @@ void interface_metrics(const Sources& in, Metrics& m) {
        &packet_io::Counters::rx_dropped_metadata},
       {"interface_dropped_total", "Dropped", "reason=\"truncated\"",
        &packet_io::Counters::rx_truncated},
+      {"interface_dropped_total", "Dropped", "reason=\"pieces\"",
+       &packet_io::Counters::rx_dropped_joined},
       {"interface_dropped_total", "Dropped", "reason=\"kernel\"",
        &packet_io::Counters::rx_dropped_kernel},
       {"interface_dropped_total", "Dropped", "reason=\"unresolved\"",

@@ -47,6 +47,7 @@ struct FabricConfig {
 struct ChannelConfig {
   packet_io::InterfaceOptions options;
   FabricConfig fabric;
+  std::uint32_t joined_max = 64;
 };
 
 struct ProxyConfig {

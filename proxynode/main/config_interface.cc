@@ -36,7 +36,7 @@ void check_allow(const FabricConfig& fabric) {
 void check_keys(const std::string& driver, const std::set<std::string>& given) {
   const bool channel = driver == "channel";
   for (const char* key : {"listen", "allow", "credits", "max_nodes", "certificate", "key", "ca",
-                          "max_streams", "max_window_bytes"}) {
+                          "max_streams", "max_window_bytes", "max_joined"}) {
     if (!channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }
@@ -54,6 +54,7 @@ void check_keys(const std::string& driver, const std::set<std::string>& given) {
 void read_interface(const std::string& path, const toml::table& table, ProxyConfig& config) {
   packet_io::InterfaceOptions out;
   FabricConfig fabric;
+  std::uint32_t joined_max = ChannelConfig{}.joined_max;
   std::optional<service::AllowList> allow;
   TableReader r(path, "[[interface]]", table);
   r.text("driver", [&](const std::string& v) {
@@ -80,6 +81,7 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
   });
   r.number("gue_port", out.gue_port, 1, 65'535);
   listening_keys(r, fabric);
+  r.number("max_joined", joined_max, 1, 16'384);
   allow_list(r, allow);
   r.read();
   if (out.driver.empty()) r.missing("driver");
@@ -105,7 +107,7 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
   }
   if (fabric.uses_pools() && given.count("credits") == 0) fabric.credits = 64;
   if (given.count("max_nodes") == 0) fabric.nodes_max = kChannelNodesDefault;
-  config.channels.push_back({std::move(out), std::move(fabric)});
+  config.channels.push_back({std::move(out), std::move(fabric), joined_max});
 }
 
 }  // namespace sanproxy::proxy

@@ -192,6 +192,7 @@ void Worker::add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelCo
   options.weight = config_.weight;
   options.epoch = epoch_;
   options.nodes_max = config.fabric.nodes_max;
+  options.joined_max = config.joined_max;
   options.endpoint.receive_depth = config.fabric.credits;
   if (config.fabric.uses_pools()) {
     // Half of the spare slots stay for what the interfaces receive.

@@ -6,19 +6,9 @@
 namespace sanproxy::service {
 namespace {
 
-constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
 }  // namespace
-
-bool TokenBucket::take(const Rate& rate, std::uint64_t now_ns) {
-  const std::uint64_t token_ns = kNsPerSecond / rate.per_s;
-  const std::uint64_t full_at_ns = std::max(full_at_ns_, now_ns);
-  // What is missing already, and the token asked for, must fit the bucket.
-  if (full_at_ns - now_ns > (std::uint64_t{rate.burst} - 1) * token_ns) return false;
-  full_at_ns_ = full_at_ns + token_ns;
-  return true;
-}
 
 bool PeerLimiter::may_try(const std::string& name, std::uint64_t now_ns) {
   Peer& peer = peer_of(name, now_ns);

@@ -4,8 +4,7 @@
 // Role: pure arithmetic on the time that it is given. PeerLimiter decides, the translator refuses.
 // Owner: the translator; thread: the worker's. Joins and proofs only: nothing of the hot path.
 // Invariants:
-//   1. A bucket never yields more than `burst` at once, nor more than burst + rate * t within t.
-//   2. PeerLimiter remembers at most peers_max peers. When there are more, those with nothing to
+//   1. PeerLimiter remembers at most peers_max peers. When there are more, those with nothing to
 //      remember go first, then the one that was quiet for longest.
 #pragma once
 
@@ -13,23 +12,12 @@
 #include <string>
 #include <unordered_map>
 
+#include "lwproto/flow/token_bucket.h"
+
 namespace sanproxy::service {
 
-struct Rate {
-  std::uint32_t per_s = 1;  // at least 1
-  std::uint32_t burst = 1;  // at least 1
-};
-
-// A token bucket, kept as the time at which it will be full again (the "theoretical arrival time"
-// of the generic cell rate algorithm).
-class TokenBucket {
- public:
-  bool take(const Rate& rate, std::uint64_t now_ns);
-  bool full(std::uint64_t now_ns) const { return full_at_ns_ <= now_ns; }
-
- private:
-  std::uint64_t full_at_ns_ = 0;
-};
+using flow::Rate;
+using flow::TokenBucket;
 
 struct RateLimits {
   Rate joins = {1000, 4000};  // JOINs and proofs of one peer

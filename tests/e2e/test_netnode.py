@@ -241,6 +241,8 @@ class Channel(OfOurOwn):
         self.assertGreater(of_first, 0)
         first.kill()
         one.wait_state("first", "down")
+        ended = 'sanproxy_netnode_link_events_total{proxy="first",event="ended"}'
+        self.assertEqual(one.metrics()[ended], 1)
         later = self.load(one, 10, 4).start()
         wait.until(lambda: later.all_progressed([0] * 10, 10_000), "new ones go")
         load.push_on()

@@ -78,6 +78,7 @@ class DataPathTest : public ::testing::Test {
     out.forwarder.maglev_entries = 1009;
     out.forwarder.flows.flows_max = 1024;
     out.forwarder.nat.sessions_max = 64;
+    out.icmp_errors = {.per_s = 1, .burst = 3};
     return out;
   }
   static Bytes answer(std::size_t payload = 100) {
@@ -110,7 +111,7 @@ class DataPathTest : public ::testing::Test {
     return out;
   }
 
-  SteadyClock clock_;
+  ManualClock clock_;
   buffer::MemoryRegion region_ = buffer::MemoryRegion::create("test", 64 * kSlotBytes).value();
   buffer::SlotPool pool_{region_.bytes(), kSlotBytes};
   DataPath path_{config(), clock_, pool_};
@@ -183,6 +184,34 @@ TEST_F(DataPathTest, APacketThatComesBackIsLookedAtAsAnyOther) {
   EXPECT_TRUE(back(segment, tiny));
   EXPECT_EQ(channels_.to.size(), 1u);
   EXPECT_EQ(path_.counters().dropped_sent_back, 2u);
+}
+
+TEST_F(DataPathTest, AnswersThatAPacketIsTooBigAreNoMoreThanTheRate) {
+  steer::ProxySet set;
+  set.services = {{at("10.0.0.10:80")}};
+  steer::ProxyConfig proxy;
+  proxy.name = "n";
+  proxy.mode = steer::Mode::kNat;
+  proxy.targets = {at("10.5.5.5:80")};
+  set.proxies.push_back(proxy);
+  std::vector<std::uint16_t> gone;
+  path_.forwarder().apply(set, gone);
+  path_.forwarder().set_state(path_.forwarder().find("n"), steer::ProxyState::kUp);
+  Bytes large =
+      packet_of({.from = at("10.1.1.1:4000"), .to = at("10.0.0.10:80"), .payload = 3'000});
+  net::store_be16(large.data() + 6, 0x4000);  // must not be cut
+  net::testing::fix_ipv4_checksum(large);
+  for (int i = 0; i < 5; ++i) {
+    const buffer::SlotIndex slot = pool_.acquire();
+    pool_.mark_received(slot);
+    std::memcpy(pool_.data(slot), large.data(), large.size());
+    path_.retry(0, slot, 0, static_cast<std::uint32_t>(large.size()), {});
+    path_.flush();
+  }
+  EXPECT_EQ(path_.counters().packet_too_big, 3u);
+  EXPECT_EQ(path_.counters().icmp_limited, 2u);
+  EXPECT_EQ(io_->sent.size(), 3u);
+  EXPECT_EQ(pool_.free_count(), pool_.slot_count());
 }
 
 }  // namespace

@@ -570,6 +570,92 @@ TEST_P(ChannelPackets, LoansBeyondTheLimitAreLentWithoutALoan) {
   io_->release(arrived_[0].loan);
 }
 
+// A network node that does as it likes.
+struct RawNode final : channel::Delegate {
+  void on_data(channel::Channel&, std::uint64_t, std::uint64_t, const channel::Payload&) override {}
+  void on_packet(channel::Channel&, const channel::PacketInfo&, const channel::Payload&) override {
+    ++packets;
+  }
+  void on_message(channel::Channel&, const wire::Message&) override {}
+  void on_sent(channel::Channel&, std::uint64_t, bool) override {}
+  void on_writable(channel::Channel&) override {}
+  void on_closed(channel::Channel&, wire::CloseCode, const Status&) override {}
+
+  std::unique_ptr<fabric::Fabric> fabric;
+  buffer::MemoryRegion region, receive_region;
+  std::unique_ptr<buffer::SlotPool> receive_pool;
+  fabric::RegionKey key = 0;
+  std::unique_ptr<channel::Channel> channel;
+  int packets = 0;
+};
+
+TEST_P(ChannelPackets, PacketsInPiecesDoNotTakeTheSlotsThatAnswersNeed) {
+  listen([](ChannelIoOptions& options) { options.send_slots = options.joined_max = 2; });
+  keep_ = true;
+  RawNode raw;
+  raw.fabric = GetParam().make();
+  raw.region = std::move(buffer::MemoryRegion::create("raw", kSlotBytes)).value();
+  raw.receive_region =
+      std::move(buffer::MemoryRegion::create("raw-rx", kSlots * kSlotBytes)).value();
+  raw.receive_pool = std::make_unique<buffer::SlotPool>(raw.receive_region.bytes(), kSlotBytes);
+  fabric::EndpointOptions options;
+  options.receive_depth = 16;
+  options.send_regions = {&raw.region};
+  if (GetParam().own_memory) {
+    options.receive_memory = {raw.receive_pool.get(), &raw.receive_region, 0};
+  }
+  wire::HelloBody hello = channel::make_hello(1, options, 0, 0, "raw");
+  hello.role = static_cast<std::uint16_t>(wire::Role::kNetworkNode);
+  std::array<std::byte, sizeof(hello)> bytes{};
+  wire::encode_hello(hello, bytes);
+  auto connecting = raw.fabric->connect(address_, bytes, options);
+  ASSERT_TRUE(connecting.ok()) << connecting.status().to_string();
+  const auto raw_round = [&] {
+    if (raw.channel != nullptr) raw.channel->poll();
+    (void)raw.fabric->arm();
+    raw.fabric->disarm();
+  };
+  ASSERT_TRUE(until([&] {
+    raw_round();
+    auto endpoint = (*connecting)->poll();
+    if (!endpoint.ok()) return !endpoint.status().is_again();
+    raw.key = *(*endpoint)->attach(raw.region);
+    const auto theirs = wire::decode_hello((*connecting)->private_data());
+    raw.channel =
+        std::make_unique<channel::Channel>(std::move(endpoint).value(), hello, *theirs, raw);
+    return true;
+  }));
+  ASSERT_NE(raw.channel, nullptr);
+  const Bytes packet = packet_of(3000);
+  std::memcpy(raw.region.bytes().data(), packet.data(), 2000);
+  std::memcpy(raw.region.bytes().data() + 10'000, packet.data() + 2000, 1000);
+  const std::array<fabric::GatherRef, 2> pieces = {{{raw.key, 2000, 0}, {raw.key, 1000, 10'000}}};
+  channel::PacketInfo info;
+  for (std::size_t i = 0; i < 3; ++i) {
+    ASSERT_TRUE(until([&] {
+      raw_round();
+      const bool sent = raw.channel->send_packet_reference(info, pieces, i).ok();
+      raw.channel->flush();
+      return sent;
+    }));
+  }
+  ASSERT_TRUE(until([&] {
+    raw_round();
+    return arrived_.size() + io_->counters().rx_dropped_joined == 3;
+  }));
+  if (!GetParam().own_memory) {
+    EXPECT_EQ(arrived_.size(), 2u);
+    EXPECT_EQ(io_->counters().rx_bytes_copied, 6000u);
+  }
+  for (const Bytes& one : arrived_bytes_) EXPECT_EQ(one, packet);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(send_surely_from_proxy(packet_of(3000), 0)) << "none of them has been released";
+  }
+  for (const ReceivedPacket& one : arrived_) io_->release(one.loan);
+  io_.reset();
+  raw.channel.reset();
+}
+
 // The simulated fabrics' two shapes, in calm and rough weather; all fabrics of a test in one world.
 Way sim(const char* name, bool lends, std::uint64_t seed) {
   using namespace fabric::sim;  // NOLINT

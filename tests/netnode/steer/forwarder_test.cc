@@ -321,6 +321,59 @@ TEST_F(ForwarderTest, IcmpErrorsReachTheProxyOfTheFlowThatTheyAreAbout) {
   EXPECT_NE(steer(cut_short).action, Action::kErrorToProxy);
 }
 
+TEST_F(ForwarderTest, AnIcmpErrorThatItsProxyDoesNotKnowIsOfferedToTheOthersThatMayHaveTheFlow) {
+  Forwarder before(options());
+  std::vector<std::uint16_t> gone;
+  before.apply(set_, gone);
+  for (std::uint16_t i = 0; i < 4; ++i) before.set_state(i, ProxyState::kUp);
+  steering_.set_state(3, ProxyState::kDraining);  // a new generation
+  int moved = 0;
+  for (int i = 0; i < 400; ++i) {
+    const std::uint16_t owner = steer(before, packet(i)).proxy;
+    const Bytes sent =
+        packet_of({.from = at(kService), .to = {parsed(packet(i)).src_address(), 4000}});
+    const Bytes error = icmp_error(*IpAddress::parse("10.7.7.7"), sent, 28);
+    Verdict verdict = steer(error);
+    int asked = 1;
+    while (verdict.action == Action::kErrorToProxy && verdict.proxy != owner) {
+      ASSERT_LE(++asked, 6);
+      steering_.retry(as_span(error), verdict.proxy, verdict, now_ms_);
+    }
+    ASSERT_EQ(verdict.action, Action::kErrorToProxy) << i;
+    EXPECT_EQ(verdict.proxy, owner) << i;
+    moved += asked > 1 ? 1 : 0;
+  }
+  EXPECT_GT(moved, 50);
+  EXPECT_EQ(steering_.flows().size(), 0u) << "errors are no proof of a flow";
+  // Refused by all, it goes nowhere.
+  const Bytes sent = packet_of({.from = at(kService), .to = at("10.3.3.3:4000")});
+  const Bytes stray = icmp_error(*IpAddress::parse("10.7.7.7"), sent, 28);
+  Verdict verdict = steer(stray);
+  for (int i = 0; i < 10 && verdict.action == Action::kErrorToProxy; ++i) {
+    steering_.retry(as_span(stray), verdict.proxy, verdict, now_ms_);
+  }
+  EXPECT_EQ(verdict.drop, Drop::kIcmpUnclaimed);
+}
+
+TEST_F(ForwarderTest, WhatChangesNothingOfAPoolBuildsNoTables) {
+  const std::uint64_t built = steering_.tables_built();
+  const std::uint64_t generation = steering_.generation();
+  apply();
+  set_.services.push_back({at("10.0.0.99:80")});
+  apply();
+  EXPECT_EQ(steering_.tables_built(), built);
+  set_.proxies[1].weight = 3;
+  apply();
+  EXPECT_EQ(steering_.tables_built(), built + 1);
+  set_.services.push_back({at("10.0.0.98:80"), net::kProtocolTcp, {"p0", "p2"}});
+  apply();
+  EXPECT_EQ(steering_.tables_built(), built + 2) << "one more pool";
+  steering_.set_state(1, ProxyState::kDown);
+  EXPECT_EQ(steering_.tables_built(), built + 3) << "of the pool that it is in";
+  EXPECT_GT(steering_.generation(), generation);
+  for (int i = 0; i < 50; ++i) EXPECT_NE(steer(packet(i, net::kTcpSyn)).proxy, 1);
+}
+
 TEST_F(ForwarderTest, AProxyThatHasLeftIsForgottenAndItsPlaceIsGivenAway) {
   for (int i = 0; i < 100; ++i) (void)steer(packet(i));
   EXPECT_GT(steering_.sessions_of(1), 0U);
