@@ -10,7 +10,6 @@ namespace {
 
 constexpr std::uint64_t kWindowBytesMax = std::uint64_t{1} << 30;
 constexpr std::uint32_t kStreamsMax = 64;
-constexpr std::uint32_t kQueuePairsMax = 64;
 constexpr int kDscpMax = 63;
 constexpr int kPriorityMax = 6;  // above it the kernel asks for CAP_NET_ADMIN
 constexpr int kServiceLevelMax = 15;

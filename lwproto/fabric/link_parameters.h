@@ -19,6 +19,8 @@
 
 namespace sanproxy::fabric {
 
+inline constexpr std::uint32_t kQueuePairsMax = 64;
+
 // Sets of parameters, as bits.
 enum LinkField : std::uint32_t {
   kLinkWindow = 1u << 0,

@@ -122,7 +122,8 @@ class ProxyAndNodeOnTwoMachines(PairCase):
         node = b.start([os.path.join(bin_dir, "appnode-httpd"), "--proxy", "verbs://10.9.1.1:7471",
                         "--service", "10.77.0.10:80", "--root", guest.CHECKOUT])
         echo = b.start([os.path.join(bin_dir, "appnode-echo"), "--mode", "echo", "--proxy",
-                        "verbs://10.9.1.1:7471", "--service", "10.77.0.10:7"])
+                        "verbs://10.9.1.1:7471", "--service", "10.77.0.10:7", "--link",
+                        "queue_pairs=3"])
         result = a.run("""
             until curl -sf --max-time 5 -o /tmp/page http://10.77.0.10/README.md; do
               sleep 0.2
@@ -134,6 +135,7 @@ class ProxyAndNodeOnTwoMachines(PairCase):
         self.assertEqual(result.status, 0, said + text_of_running(proxy) + text_of_running(node))
         self.assertIn('"fabric": "verbs"', said)
         self.assertIn("verbs:10.9.1.2", said)
+        self.assertRegex(said, r'"queue_pairs": ?3')
         for process in (node, echo, proxy):
             process.send_signal(15)
             ended = process.wait(30)

@@ -1,7 +1,5 @@
 #include "lwproto/fabric/verbs/connecting.h"
 
-#include <arpa/inet.h>
-
 #include <array>
 #include <cerrno>
 
@@ -25,7 +23,11 @@ Result<std::unique_ptr<Connecting>> VerbsConnecting::create(std::shared_ptr<Core
   if (Status status = check_options(options); !status.ok()) return status;
   if (Status status = check_asked_link(options.link); !status.ok()) return status;
   std::unique_ptr<VerbsConnecting> out(new VerbsConnecting(std::move(core), private_data, options));
-  if (Status status = out->dial(address); !status.ok()) return status;
+  if (out->options_.link.queue_pairs == 0) {
+    out->options_.link.queue_pairs = out->core_->options().queue_pairs;
+  }
+  out->address_ = address;
+  if (Status status = out->dial(); !status.ok()) return status;
   return std::unique_ptr<Connecting>(std::move(out));
 }
 
@@ -42,7 +44,30 @@ VerbsConnecting::VerbsConnecting(std::shared_ptr<Core> core,
 
 VerbsConnecting::~VerbsConnecting() {
   core_->remove(static_cast<Sleeper*>(this));
+  further_.reset();
   queue_pair_.reset();
+}
+
+// What went wrong once the first queue pair was there went wrong for the sake of the others.
+Status VerbsConnecting::in_words(Status status) const {
+  const bool further =
+      queue_pair_ &&
+      (state_ < State::kConnecting ||
+       (state_ == State::kConnecting && (further_ || queue_pair_->lanes_ready() > 1)));
+  if (!further) return status;
+  switch (status.code()) {
+    case Code::kUnsupported:
+      return status;  // names it
+    case Code::kTimeout:
+      return Status::error(Code::kTimeout,
+                           "link parameter queue_pairs: they could not be set up in time");
+    case Code::kRefused:
+      return field_refused_by_peer(kLinkQueuePairs);
+    default:
+      return Status::error(status.code(),
+                           "link parameter queue_pairs: one more could not be set up",
+                           status.sys_errno());
+  }
 }
 
 void VerbsConnecting::fail(Status status) {
@@ -51,13 +76,15 @@ void VerbsConnecting::fail(Status status) {
     if (state_ == State::kReady) peer_gone_ = true;
     return;
   }
-  failure_ = status;
+  failure_ = in_words(status);
   state_ = State::kFailed;
+  further_.reset();
   queue_pair_.reset();
   id_.reset();
 }
 
-Status VerbsConnecting::dial(const SocketAddress& address) {
+Status VerbsConnecting::dial() {
+  state_ = State::kResolvingAddress;
   auto id = core_->create_id(this);
   if (!id.ok()) return id.status();
   id_ = std::move(*id);
@@ -68,7 +95,7 @@ Status VerbsConnecting::dial(const SocketAddress& address) {
                            errno);
     }
   }
-  sockaddr_storage to = system_address(address);
+  sockaddr_storage to = system_address(address_);
   if (::rdma_resolve_addr(id_.get(), nullptr, reinterpret_cast<sockaddr*>(&to),
                           static_cast<int>(core_->options().handshake_timeout_ms)) != 0) {
     if (errno == ENODEV) {
@@ -88,29 +115,58 @@ Status VerbsConnecting::resolve_route() {
   return {};
 }
 
-// Everything is posted before the peer hears of us: its first transfers may follow its answer.
 Status VerbsConnecting::request() {
   state_ = State::kConnecting;
-  auto queue_pair = QueuePair::create(core_, std::move(id_), this, queue_sizes_of(options_));
+  return queue_pair_ ? request_further() : request_first();
+}
+
+Status VerbsConnecting::request_first() {
+  auto queue_pair = QueuePair::create(core_, std::move(id_), this,
+                                      queue_sizes_of(options_, options_.link.queue_pairs));
   if (!queue_pair.ok()) return queue_pair.status();
   queue_pair_ = std::move(*queue_pair);
   auto send =
       SendQueue::create(*queue_pair_, core_->options().ring_bytes, send_limits_of(options_));
   if (!send.ok()) return send.status();
   send_ = std::move(*send);
-  auto receive = ReceiveQueue::create(*queue_pair_, options_);
+  auto receive = ReceiveQueue::create(*queue_pair_, options_, 0);
   if (!receive.ok()) return receive.status();
   receive_ = std::move(*receive);
-  if (Status status = receive_->post_all(*queue_pair_, 1); !status.ok()) return status;
   return queue_pair_->connect(header_of(options_));
 }
 
-Status VerbsConnecting::say_hello(const CmEvent& event) {
+Status VerbsConnecting::request_further() {
+  auto further = QueuePair::create_further(core_, std::move(id_), this, *queue_pair_);
+  if (!further.ok()) return further.status();
+  further_ = std::move(*further);
+  CmHeader header = header_of(options_);
+  header.queue_pair = static_cast<std::uint8_t>(queue_pair_->lanes_ready());
+  header.token = token_;
+  return further_->connect(header);
+}
+
+Status VerbsConnecting::on_response(const CmEvent& event) {
   auto header = decode_cm_header(event.private_data());
   if (!header.ok()) return header.status();
-  if (Status status = check_peer_sizes(options_, *header); !status.ok()) return status;
+  if (further_) {
+    if (Status status = further_->establish(options_.link); !status.ok()) return status;
+    queue_pair_->add_lane(std::move(further_));
+  } else {
+    if (Status status = check_peer_sizes(options_, *header); !status.ok()) return status;
+    if (Status status = queue_pair_->establish(options_.link); !status.ok()) return status;
+    token_ = header->token;
+    if (queue_pair_->lanes() > 1 && header->queue_pairs != queue_pair_->lanes()) {
+      return field_refused_by_peer(kLinkQueuePairs);
+    }
+  }
+  return queue_pair_->lanes_ready() < queue_pair_->lanes() ? dial() : say_hello();
+}
+
+// Everything is posted before: the peer's first transfers may follow its answer.
+Status VerbsConnecting::say_hello() {
+  state_ = State::kWaiting;
+  if (Status status = receive_->post_all(*queue_pair_, 1); !status.ok()) return status;
   queue_pair_->arm();
-  if (Status status = queue_pair_->establish(options_.link); !status.ok()) return status;
   std::array<std::byte, kHandshakeBytesMax> hello;
   const std::size_t bytes = encode_hello(options_.link, hello_data_, hello);
   if (!send_->commit_control(Kind::kHello, 0, std::span(hello).first(bytes))) {
@@ -119,7 +175,6 @@ Status VerbsConnecting::say_hello(const CmEvent& event) {
   if (const int error = send_->post(*queue_pair_); error != 0) {
     return Status::error(Code::kSystem, "post the hello", error);
   }
-  state_ = State::kWaiting;
   return {};
 }
 
@@ -136,6 +191,8 @@ Status VerbsConnecting::refusal(const CmEvent& event) const {
       return Status::error(Code::kUnsupported, "the server speaks another version");
     case Verdict::kBusy:
       return Status::error(Code::kExhausted, "the server has no room for one more handshake");
+    case Verdict::kQueuePairs:
+      return field_refused_by_peer(kLinkQueuePairs);
     case Verdict::kBadSizes:
       return Status::error(Code::kProtocol, "the server sends larger transfers than we take");
     default:
@@ -153,7 +210,7 @@ void VerbsConnecting::on_cm_event(const CmEvent& event) {
       if (state_ == State::kResolvingRoute) status = request();
       break;
     case RDMA_CM_EVENT_CONNECT_RESPONSE:
-      if (state_ == State::kConnecting) status = say_hello(event);
+      if (state_ == State::kConnecting) status = on_response(event);
       break;
     case RDMA_CM_EVENT_ADDR_ERROR:
     case RDMA_CM_EVENT_ROUTE_ERROR:
@@ -200,8 +257,16 @@ bool VerbsConnecting::take(const ibv_wc& completion) {
     fail(Status::error(Code::kDisconnected, "the server does not take our hello"));
     return true;
   }
+  if (completion.status != IBV_WC_SUCCESS) {
+    receive_->failed(completion);
+    fail(Status::error(Code::kDisconnected, "the server closed without an answer"));
+    return true;
+  }
+  Arrival arrival;
+  // What came on another queue pair waits for the answer.
+  if (!receive_->arrived(completion, arrival)) return false;
   const buffer::SlotIndex slot = receive_->take();
-  const Status status = take_answer(completion, slot);
+  const Status status = take_answer(arrival, slot);
   receive_->give_back(slot);
   if (!status.ok()) {
     fail(status);
@@ -211,17 +276,11 @@ bool VerbsConnecting::take(const ibv_wc& completion) {
   return true;
 }
 
-Status VerbsConnecting::take_answer(const ibv_wc& completion, buffer::SlotIndex slot) {
-  if (completion.status != IBV_WC_SUCCESS) {
-    return Status::error(Code::kDisconnected, "the server closed without an answer");
-  }
-  if ((completion.wc_flags & IBV_WC_WITH_IMM) == 0) {
-    return Status::error(Code::kProtocol, "a malformed answer");
-  }
-  auto answer = decode_answer({receive_->data(slot), completion.byte_len});
+Status VerbsConnecting::take_answer(const Arrival& arrival, buffer::SlotIndex slot) {
+  auto answer = decode_answer({receive_->data(slot), arrival.bytes});
   if (!answer.ok()) return answer.status();
   answer_data_ = std::move(*answer);
-  const std::uint32_t immediate = ntohl(completion.imm_data);
+  const std::uint32_t immediate = arrival.immediate;
   if (kind_of(immediate) == Kind::kAccept) return {};
   if (kind_of(immediate) != Kind::kReject) {
     return Status::error(Code::kProtocol, "a malformed answer");

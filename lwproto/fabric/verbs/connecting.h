@@ -4,7 +4,8 @@
 // Owner: the caller of Fabric::connect(). Thread: the fabric's.
 // Invariants:
 //   1. Ends within handshake_timeout_ms, one way or the other.
-//   2. poll() keeps its answer: an endpoint is handed out once, an error again and again.
+//   2. The queue pairs of the channel are set up one after the other, before the hello.
+//   3. poll() keeps its answer: an endpoint is handed out once, an error again and again.
 #pragma once
 
 #include <memory>
@@ -51,18 +52,23 @@ class VerbsConnecting final : public Connecting, private Target, private Sleeper
   void on_time(std::uint64_t now_ns) override;
 
   bool waiting() const { return state_ < State::kReady; }
-  Status dial(const SocketAddress& address);
+  Status dial();
   Status resolve_route();
   Status request();
-  Status say_hello(const CmEvent& event);
+  Status request_first();
+  Status request_further();
+  Status on_response(const CmEvent& event);
+  Status say_hello();
   Status refusal(const CmEvent& event) const;
   bool take(const ibv_wc& completion);  // true: it was the answer, or the end
-  Status take_answer(const ibv_wc& completion, buffer::SlotIndex slot);
+  Status take_answer(const Arrival& arrival, buffer::SlotIndex slot);
   void fail(Status status);
+  Status in_words(Status status) const;
 
   std::shared_ptr<Core> core_;
   std::vector<std::byte> hello_data_;
   EndpointOptions options_;
+  SocketAddress address_;
   State state_ = State::kResolvingAddress;
   Status failure_;
   bool peer_gone_ = false;  // after it had accepted
@@ -71,6 +77,8 @@ class VerbsConnecting final : public Connecting, private Target, private Sleeper
   std::unique_ptr<ReceiveQueue> receive_;
   std::unique_ptr<SendQueue> send_;
   std::unique_ptr<QueuePair> queue_pair_;
+  std::unique_ptr<QueuePair> further_;  // under way; goes before the first
+  ChannelToken token_;                  // as the server has told it
   std::vector<std::byte> answer_data_;
 };
 

@@ -42,6 +42,7 @@ CmHeader header_of(const EndpointOptions& options) {
   header.transfer_bytes_max = options.transfer_bytes_max;
   header.service_level = options.link.service_level;
   header.traffic_class = traffic_class_of(options.link);
+  header.queue_pairs = static_cast<std::uint8_t>(std::max(options.link.queue_pairs, 1u));
   return header;
 }
 
@@ -53,10 +54,10 @@ Status check_peer_sizes(const EndpointOptions& ours, const CmHeader& peers) {
   return {};
 }
 
-QueueSizes queue_sizes_of(const EndpointOptions& options) {
+QueueSizes queue_sizes_of(const EndpointOptions& options, std::uint32_t queue_pairs) {
   // One more receive for the handshake.
   return {SendQueue::depth_for(options.send_depth),
-          options.receive_depth + ReceiveQueue::kSpare + 1};
+          options.receive_depth + ReceiveQueue::kSpare + 1, queue_pairs};
 }
 
 SendLimits send_limits_of(const EndpointOptions& options) {
@@ -74,7 +75,7 @@ VerbsEndpoint::VerbsEndpoint(EndpointParts parts)
       send_(std::move(parts.send)),
       queue_pair_(std::move(parts.queue_pair)) {
   send_->set_window(link_.window_bytes);
-  link_.queue_pairs = 1;
+  link_.queue_pairs = queue_pair_->lanes();
   link_.service_level = static_cast<std::int8_t>(queue_pair_->service_level());
   link_.traffic_class = static_cast<std::int16_t>(queue_pair_->traffic_class());
   queue_pair_->set_target(this);
@@ -279,7 +280,10 @@ bool VerbsEndpoint::prepare_sleep() {
   flush();
   if (std::exchange(room_news_, false) || receive_->any_transients()) return false;
   const bool delivering = state_ == State::kOpen || state_ == State::kDraining;
-  if (stash_next_ != stash_count_ || (delivering && send_->has_done())) return false;
+  if (stash_next_ != stash_count_ || receive_->next_is_here() ||
+      (delivering && send_->has_done())) {
+    return false;
+  }
   if (const std::uint64_t deadline = deadline_ns(); deadline != kNever) {
     if (core_->now_ns() >= deadline) {
       paced_ = false;

@@ -43,7 +43,7 @@ Status check_options(const EndpointOptions& options);
 CmHeader header_of(const EndpointOptions& options);
 // kProtocol if the peer takes smaller transfers than we would send.
 Status check_peer_sizes(const EndpointOptions& ours, const CmHeader& peers);
-QueueSizes queue_sizes_of(const EndpointOptions& options);
+QueueSizes queue_sizes_of(const EndpointOptions& options, std::uint32_t queue_pairs);
 SendLimits send_limits_of(const EndpointOptions& options);
 
 class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
@@ -97,7 +97,8 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   bool handle(const ibv_wc& completion, Completion* out);
   void handle_send(const ibv_wc& completion);
   void handle_failed(const ibv_wc& completion);
-  bool handle_receive(const ibv_wc& completion, buffer::SlotIndex slot, Completion* out);
+  bool handle_receive(const Arrival& arrival, buffer::SlotIndex slot, Completion* out);
+  bool deliver(const Arrival& arrival, buffer::SlotIndex slot, Completion* out);
   bool deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out);
   bool deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length, buffer::SlotIndex slot,
                           Completion& out);

@@ -1,7 +1,5 @@
 // What the device gives back: finished sends, received transfers, and the remains of a broken
 // queue pair. Everything that looks at bytes of the peer is here.
-#include <arpa/inet.h>
-
 #include "lwproto/fabric/verbs/endpoint.h"
 
 namespace sanproxy::fabric::verbs {
@@ -75,6 +73,12 @@ std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
       room_news_ = waiting_;
     }
     if (delivering && count == out.size()) return count;
+    if (receive_->next_is_here()) {
+      Arrival arrival;
+      const buffer::SlotIndex slot = receive_->take_early(arrival);
+      if (handle_receive(arrival, slot, delivering ? &out[count] : nullptr)) ++count;
+      continue;
+    }
     if (stash_next_ == stash_count_) {
       if (emptied || !fill_stash()) return count;
       emptied = stash_count_ < stash_.size();
@@ -91,13 +95,19 @@ bool VerbsEndpoint::handle(const ibv_wc& completion, Completion* out) {
     handle_send(completion);
     return false;
   }
-  const buffer::SlotIndex slot = receive_->take();
   if (completion.status != IBV_WC_SUCCESS) {
-    receive_->give_back(slot);
+    receive_->failed(completion);
     handle_failed(completion);
     return false;
   }
-  if (handle_receive(completion, slot, out)) return true;
+  Arrival arrival;
+  return receive_->arrived(completion, arrival) && handle_receive(arrival, receive_->take(), out);
+}
+
+// True if `out` was filled; else the slot is free again.
+bool VerbsEndpoint::handle_receive(const Arrival& arrival, buffer::SlotIndex slot,
+                                   Completion* out) {
+  if (deliver(arrival, slot, out)) return true;
   receive_->give_back(slot);
   return false;
 }
@@ -120,10 +130,8 @@ void VerbsEndpoint::handle_failed(const ibv_wc& completion) {
   }
 }
 
-bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex slot,
-                                   Completion* out) {
-  const std::uint32_t immediate =
-      (completion.wc_flags & IBV_WC_WITH_IMM) != 0 ? ntohl(completion.imm_data) : 0;
+bool VerbsEndpoint::deliver(const Arrival& arrival, buffer::SlotIndex slot, Completion* out) {
+  const std::uint32_t immediate = arrival.immediate;
   const std::uint32_t number = number_of(immediate);
   if (out == nullptr) {
     // Both sides end the channel: nobody will take the rest.
@@ -138,9 +146,9 @@ bool VerbsEndpoint::handle_receive(const ibv_wc& completion, buffer::SlotIndex s
         return false;
       }
       if (kind_of(immediate) == Kind::kInline) {
-        return deliver_inline(completion.byte_len, slot, *out);
+        return deliver_inline(arrival.bytes, slot, *out);
       }
-      return deliver_referenced(number, completion.byte_len, slot, *out);
+      return deliver_referenced(number, arrival.bytes, slot, *out);
     case Kind::kBye: {
       const Status why =
           number == static_cast<std::uint32_t>(ByeCode::kProtocol)
@@ -192,7 +200,7 @@ void VerbsEndpoint::look_at_progress() {
     start_flushing();
   }
   if (state_ != State::kFlushing && state_ != State::kDraining) return;
-  if (stash_next_ != stash_count_) return;
+  if (stash_next_ != stash_count_ || receive_->next_is_here()) return;
   if (state_ == State::kDraining && send_->has_done()) return;  // those went well
   const bool drained = send_->drained() && receive_->posted() == 0;
   if (!drained) {

@@ -32,15 +32,36 @@ VerbsListener::HalfOpen::HalfOpen(std::shared_ptr<Core> core, std::deque<std::ui
 Status VerbsListener::HalfOpen::start(CmId id, const CmHeader& peers,
                                       const EndpointOptions& options) {
   identity_.address = peer_address(*id);
-  auto queue_pair = QueuePair::create(core_, std::move(id), this, queue_sizes_of(options));
+  auto queue_pair =
+      QueuePair::create(core_, std::move(id), this, queue_sizes_of(options, peers.queue_pairs));
   if (!queue_pair.ok()) return queue_pair.status();
   queue_pair_ = std::move(*queue_pair);
   if (Status status = post_receive(); !status.ok()) return status;
   queue_pair_->arm();
-  LinkParameters path;
-  path.service_level = peers.service_level;
-  path.traffic_class = peers.traffic_class;
-  return queue_pair_->accept(header_of(options), path);
+  path_.service_level = peers.service_level;
+  path_.traffic_class = peers.traffic_class;
+  CmHeader header = header_of(options);
+  header.queue_pairs = peers.queue_pairs;
+  if (peers.queue_pairs > 1) {
+    auto token = make_channel_token();
+    if (!token.ok()) return token.status();
+    header.token = token_of_channel_ = *token;
+  }
+  return queue_pair_->accept(header, path_);
+}
+
+bool VerbsListener::HalfOpen::expects(rdma_cm_id& id, const CmHeader& peers) const {
+  return state_ == State::kSilent && same_channel(token_of_channel_, peers.token) &&
+         peers.queue_pairs == queue_pair_->lanes() &&
+         peers.queue_pair == queue_pair_->lanes_ready() && peer_address(id) == identity_.address;
+}
+
+Status VerbsListener::HalfOpen::add_lane(CmId id, const EndpointOptions& options) {
+  auto lane = QueuePair::create_further(core_, std::move(id), this, *queue_pair_);
+  if (!lane.ok()) return lane.status();
+  if (Status status = (*lane)->accept(header_of(options), path_); !status.ok()) return status;
+  queue_pair_->add_lane(std::move(*lane));
+  return {};
 }
 
 Status VerbsListener::HalfOpen::post_receive() {
@@ -103,7 +124,12 @@ void VerbsListener::HalfOpen::take_hello(const ibv_wc& completion) {
     return die();
   }
   hello_ = std::move(*hello);
-  if (const std::uint32_t field = refused_field(hello_.link); field != 0) {
+  std::uint32_t field = refused_field(hello_.link);
+  if (queue_pair_->lanes_ready() != queue_pair_->lanes() ||
+      std::max(hello_.link.queue_pairs, 1u) != queue_pair_->lanes()) {
+    field = kLinkQueuePairs;
+  }
+  if (field != 0) {
     ++core_->counters().refused_hellos;
     return refuse(field, {});
   }

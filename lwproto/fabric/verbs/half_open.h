@@ -5,6 +5,9 @@
 // Invariants:
 //   1. kSilent -> kReady (its HELLO came) -> taken by accept(), or kRefusing (our no is under way)
 //      -> kDead; each of them -> kDead when the peer goes or its time is over.
+//   2. A further queue pair is taken while it is silent, from the same host, with the token that
+//   was
+//      told to the first, in turn. Its HELLO is refused if any is missing.
 #pragma once
 
 #include <array>
@@ -26,6 +29,9 @@ class VerbsListener::HalfOpen final : public Target {
 
   // Accepts the connection as such, so that the peer can say its HELLO.
   Status start(CmId id, const CmHeader& peers, const EndpointOptions& options);
+  // Whether this request is for the next of our queue pairs; and takes it.
+  bool expects(rdma_cm_id& id, const CmHeader& peers) const;
+  Status add_lane(CmId id, const EndpointOptions& options);
   // Takes what has come. May end up ready or dead.
   void look();
   // `field` is a LinkField that we do not honour, or 0.
@@ -36,6 +42,7 @@ class VerbsListener::HalfOpen final : public Target {
   State state() const { return state_; }
   std::uint64_t token() const { return token_; }
   std::uint64_t deadline_ns() const { return deadline_ns_; }
+  std::size_t further_lanes() const { return queue_pair_ ? queue_pair_->lanes_ready() - 1 : 0; }
   const Hello& hello() const { return hello_; }
   const PeerIdentity& identity() const { return identity_; }
   std::unique_ptr<QueuePair> take_queue_pair() { return std::move(queue_pair_); }
@@ -59,6 +66,8 @@ class VerbsListener::HalfOpen final : public Target {
   std::shared_ptr<MemoryKey> key_;
   std::unique_ptr<QueuePair> queue_pair_;
   PeerIdentity identity_;
+  ChannelToken token_of_channel_;  // zeros if there is one queue pair
+  LinkParameters path_;            // what is asked of the way of each
   Hello hello_;
 };
 

@@ -1,7 +1,10 @@
 #include "lwproto/fabric/verbs/handshake.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <concepts>
 #include <iterator>
 #include <type_traits>
@@ -45,6 +48,10 @@ class Reader {
     }
     return static_cast<T>(value);
   }
+  void get(std::span<std::byte> out) {
+    for (std::byte& byte : out) byte = in_[used_++];
+  }
+  void skip(std::size_t bytes) { used_ += bytes; }
 
  private:
   std::span<const std::byte> in_;
@@ -55,6 +62,9 @@ bool sizes_possible(const CmHeader& header) {
   return header.receive_depth != 0 && header.transfer_bytes_max >= header.inline_bytes_max &&
          header.inline_bytes_max != 0 && header.inline_bytes_max <= kInlineBytesLimit;
 }
+
+// Behind the index of the queue pair.
+constexpr std::size_t kTokenAt = 28;
 
 // Literal texts, because a Status does not own its text; by the number of the bit.
 constexpr const char* kRefusedByPeer[] = {
@@ -90,15 +100,20 @@ std::array<std::byte, kCmHeaderBytes> encode(const CmHeader& header) {
   writer.put(header.transfer_bytes_max);
   writer.put(header.traffic_class);
   writer.put(header.service_level);
-  writer.zero_until(kCmHeaderBytes);
+  writer.put(header.queue_pairs);
+  writer.put(header.queue_pair);
+  writer.zero_until(kTokenAt);
+  writer.put(header.token.bytes);
   return out;
 }
 
 Result<CmHeader> decode_cm_header(std::span<const std::byte> bytes) {
-  if (bytes.size() < kCmHeaderBytes) {
+  if (bytes.size() < kCmHeaderBytesMin) {
     return Status::error(Code::kProtocol, "the peer's connection header is short");
   }
-  Reader reader(bytes);
+  std::array<std::byte, kCmHeaderBytes> padded{};
+  std::copy_n(bytes.begin(), std::min(bytes.size(), padded.size()), padded.begin());
+  Reader reader(padded);
   if (reader.get<std::uint32_t>() != kMagic) {
     return Status::error(Code::kProtocol, "the peer speaks another protocol");
   }
@@ -112,6 +127,10 @@ Result<CmHeader> decode_cm_header(std::span<const std::byte> bytes) {
   header.transfer_bytes_max = reader.get<std::uint32_t>();
   header.traffic_class = reader.get<std::int16_t>();
   header.service_level = reader.get<std::int8_t>();
+  header.queue_pairs = std::max<std::uint8_t>(reader.get<std::uint8_t>(), 1);
+  header.queue_pair = reader.get<std::uint8_t>();
+  reader.skip(kTokenAt - kCmHeaderBytesMin - 1);
+  reader.get(header.token.bytes);
   if (header.verdict == Verdict::kNone && !sizes_possible(header)) {
     return Status::error(Code::kProtocol, "the peer's sizes are impossible");
   }
@@ -119,14 +138,33 @@ Result<CmHeader> decode_cm_header(std::span<const std::byte> bytes) {
       header.service_level > 15) {
     return Status::error(Code::kProtocol, "the peer's class of service is impossible");
   }
+  if (header.queue_pairs > kQueuePairsMax || header.queue_pair >= header.queue_pairs) {
+    return Status::error(Code::kProtocol, "the peer's number of queue pairs is impossible");
+  }
   return header;
+}
+
+Result<ChannelToken> make_channel_token() {
+  ChannelToken out;
+  if (::getrandom(out.bytes.data(), out.bytes.size(), 0) !=
+      static_cast<ssize_t>(out.bytes.size())) {
+    return Status::error(Code::kSystem, "get random bytes", errno);
+  }
+  return out;
+}
+
+bool same_channel(const ChannelToken& a, const ChannelToken& b) {
+  std::byte differing{0};
+  std::byte any{0};
+  for (std::size_t i = 0; i < a.bytes.size(); ++i) {
+    differing |= a.bytes[i] ^ b.bytes[i];
+    any |= a.bytes[i];
+  }
+  return differing == std::byte{0} && any != std::byte{0};
 }
 
 Status check_asked_link(const LinkParameters& link) {
   if (Status status = check_link(link); !status.ok()) return status;
-  if (link.queue_pairs > 1) {
-    return Status::error(Code::kUnsupported, "link parameter queue_pairs: a verbs link has one");
-  }
   if (link.dscp >= 0 && link.traffic_class >= 0 && link.traffic_class >> 2 != link.dscp) {
     return Status::error(Code::kInvalidArgument,
                          "link parameter dscp: traffic_class says something else");
@@ -136,7 +174,6 @@ Status check_asked_link(const LinkParameters& link) {
 
 std::uint32_t refused_field(const LinkParameters& link) {
   if (check_asked_link(link).ok()) return 0;
-  if (link.queue_pairs > 1) return kLinkQueuePairs;
   // What is not there at all, or else the first that plays a part in the contradiction.
   const std::uint32_t fields = link_fields(link);
   const std::uint32_t foreign = fields & ~kHonoured;

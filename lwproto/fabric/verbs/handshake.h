@@ -49,8 +49,21 @@ enum class Verdict : std::uint16_t {
   kBadHeader = 1,
   kBadVersion = 2,
   kBadSizes = 3,
-  kBusy = 4
+  kBusy = 4,
+  kQueuePairs = 5  // no queue pair more for this channel, or no such channel
 };
+
+// What ties the queue pairs of one channel together: chosen at random by the listening side for
+// each channel, told to the peer with the reply to its first queue pair, and shown with each
+// further one.
+struct ChannelToken {
+  std::array<std::byte, 16> bytes{};
+
+  bool operator==(const ChannelToken&) const = default;
+};
+Result<ChannelToken> make_channel_token();
+// In a time that does not tell where two tokens differ; never true for a token of zeros.
+bool same_channel(const ChannelToken& a, const ChannelToken& b);
 
 // With the request of the connecting side and the reply or rejection of the listening side.
 struct CmHeader {
@@ -61,18 +74,23 @@ struct CmHeader {
   // The listening side's queue pair is made before the HELLO comes and needs these.
   std::int8_t service_level = -1;
   std::int16_t traffic_class = -1;
+  std::uint8_t queue_pairs = 1;  // of the channel
+  std::uint8_t queue_pair = 0;   // which of them this connection is
+  ChannelToken token;            // zeros with the request of the first
 
   bool operator==(const CmHeader&) const = default;
 };
-inline constexpr std::size_t kCmHeaderBytes = 24;
+inline constexpr std::size_t kCmHeaderBytes = 44;
+// Of a peer that knows nothing of more than one queue pair.
+inline constexpr std::size_t kCmHeaderBytesMin = 24;
 static_assert(kCmHeaderBytes <= kCmBytesMax);
 
 std::array<std::byte, kCmHeaderBytes> encode(const CmHeader& header);
 // kProtocol for another protocol or impossible values, kUnsupported for another version. Bytes
-// behind the header are padding of the connection manager's.
+// behind the header are padding of the connection manager's; what a short one leaves out is zeros.
 Result<CmHeader> decode_cm_header(std::span<const std::byte> bytes);
 
-// What this fabric honours (LinkField); queue_pairs as long as it is one.
+// What this fabric honours (LinkField).
 inline constexpr std::uint32_t kHonoured = kLinkWindow | kLinkQueuePairs | kLinkQuality |
                                            kLinkRate | kLinkPeak | kLinkBurst | kLinkDscp |
                                            kLinkServiceLevel | kLinkTrafficClass;

@@ -127,6 +127,16 @@ void VerbsListener::admit(CmId id, std::span<const std::byte> private_data) {
     ++core_->counters().refused_headers;
     return turn_away(std::move(id), Verdict::kBadSizes);
   }
+  if (header->queue_pair == 0) return admit_first(std::move(id), *header);
+  admit_further(std::move(id), *header);
+}
+
+void VerbsListener::admit_first(CmId id, const CmHeader& header) {
+  if (header.queue_pairs > core_->options().queue_pairs_max ||
+      header.queue_pairs - 1u > core_->options().further_queue_pairs_max) {
+    ++core_->counters().refused_queue_pairs;
+    return turn_away(std::move(id), Verdict::kQueuePairs);
+  }
   if (!make_room()) {
     ++core_->counters().refused_busy;
     return turn_away(std::move(id), Verdict::kBusy);
@@ -134,11 +144,46 @@ void VerbsListener::admit(CmId id, std::span<const std::byte> private_data) {
   sweep();
   half_open_.push_back(std::make_unique<HalfOpen>(core_, ready_, next_token_++));
   HalfOpen& half = *half_open_.back();
-  if (!half.start(std::move(id), *header, options_).ok()) {
+  if (!half.start(std::move(id), header, options_).ok()) {
     // The peer sees a rejection: the id goes with the queue pair, unanswered.
     ++core_->counters().failed_set_ups;
     half.die();
   }
+}
+
+// Makes room for one more queue pair of `half`, if need be at the cost of the oldest silent peer
+// that has any.
+bool VerbsListener::make_room_beside(const HalfOpen& half) {
+  std::size_t held = 0;
+  for (const auto& one : half_open_) held += one->further_lanes();
+  if (held < core_->options().further_queue_pairs_max) return true;
+  for (const auto& one : half_open_) {
+    if (one->state() != HalfOpen::State::kSilent || one->further_lanes() == 0) continue;
+    if (one.get() == &half) return false;
+    ++core_->counters().evicted_half_open;
+    one->die();
+    return true;
+  }
+  return false;
+}
+
+// A stranger's that guesses is turned away; whose channel it wanted to be part of notices nothing.
+void VerbsListener::admit_further(CmId id, const CmHeader& header) {
+  const auto half = std::find_if(half_open_.begin(), half_open_.end(),
+                                 [&](const auto& one) { return one->expects(*id, header); });
+  if (half == half_open_.end()) {
+    ++core_->counters().refused_queue_pairs;
+    return turn_away(std::move(id), Verdict::kQueuePairs);
+  }
+  if (!make_room_beside(**half)) {
+    ++core_->counters().refused_busy;
+    return turn_away(std::move(id), Verdict::kBusy);
+  }
+  if (!(*half)->add_lane(std::move(id), options_).ok()) {
+    ++core_->counters().failed_set_ups;
+    (*half)->die();
+  }
+  sweep();
 }
 
 void VerbsListener::sweep() {
@@ -201,7 +246,7 @@ Result<EndpointParts> VerbsListener::make_parts(HalfOpen& half,
       SendQueue::create(*parts.queue_pair, core_->options().ring_bytes, send_limits_of(options_));
   if (!send.ok()) return send.status();
   parts.send = std::move(*send);
-  auto receive = ReceiveQueue::create(*parts.queue_pair, options_);
+  auto receive = ReceiveQueue::create(*parts.queue_pair, options_, 1);
   if (!receive.ok()) return receive.status();
   parts.receive = std::move(*receive);
   // Before the answer: the peer's first transfers may follow it at once.

@@ -5,7 +5,9 @@
 // Invariants:
 //   1. At most half_open_max handshakes are held; the oldest silent one makes room for a newcomer.
 //   2. A silent peer is dropped after handshake_timeout_ms; so is one that does not take our no.
-//   3. A newcomer costs a queue pair and 8 KB of pinned memory until it is accepted.
+//   3. A newcomer costs a queue pair and 8 KB of pinned memory until it is accepted; the further
+//   queue
+//      pairs of handshakes are at most further_queue_pairs_max in all.
 //   4. HalfOpen objects die in sweep() only, never inside a call that an event makes.
 #pragma once
 
@@ -49,8 +51,11 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
 
   Status listen(const SocketAddress& socket);
   void admit(CmId id, std::span<const std::byte> private_data);
+  void admit_first(CmId id, const CmHeader& header);
+  void admit_further(CmId id, const CmHeader& header);
   void turn_away(CmId id, Verdict verdict);
   bool make_room();
+  bool make_room_beside(const HalfOpen& half);
   void sweep();
   HalfOpens::iterator find(std::uint64_t token);
   Result<EndpointParts> make_parts(HalfOpen& half, std::span<const std::byte> private_data);

@@ -34,8 +34,34 @@ Result<std::unique_ptr<QueuePair>> QueuePair::create(std::shared_ptr<Core> core,
   auto device = core->device_of(*id);
   if (!device.ok()) return device.status();
   auto out = std::make_unique<QueuePair>(std::move(core), std::move(id), *device, target);
-  if (Status status = out->create_queues(wanted); !status.ok()) return status;
+  if (Status status = out->check_limits(wanted); !status.ok()) return status;
+  if (Status status = out->create_completion_queue(); !status.ok()) return status;
+  if (Status status = out->create_queues(); !status.ok()) return status;
   if (Status status = out->modify(IBV_QPS_INIT, {}); !status.ok()) return status;
+  return out;
+}
+
+Result<std::unique_ptr<QueuePair>> QueuePair::create_further(std::shared_ptr<Core> core, CmId id,
+                                                             Target* target, QueuePair& first) {
+  auto device = core->device_of(*id);
+  if (!device.ok()) return device.status();
+  if (device->get() != first.device_.get()) {
+    return Status::error(Code::kUnsupported,
+                         "link parameter queue_pairs: the address has moved to another device");
+  }
+  auto out = std::make_unique<QueuePair>(std::move(core), std::move(id), *device, target);
+  out->first_ = &first;
+  out->cq_ = first.cq_;
+  out->lane_sends_ = first.lane_sends_;
+  out->lane_receives_ = first.lane_receives_;
+  Status status = out->create_queues();
+  if (status.ok()) status = out->modify(IBV_QPS_INIT, {});
+  // What goes on one lane goes on any.
+  if (!status.ok() || out->inline_bytes_max_ < first.inline_bytes_max_) {
+    return Status::error(Code::kUnsupported,
+                         "link parameter queue_pairs: the RDMA device has no room for so many",
+                         status.sys_errno());
+  }
   return out;
 }
 
@@ -47,9 +73,10 @@ QueuePair::QueuePair(std::shared_ptr<Core> core, CmId id, std::shared_ptr<Device
 }
 
 QueuePair::~QueuePair() {
+  further_.clear();
   core_->remove(this);
   if (qp_ != nullptr) ::ibv_destroy_qp(qp_);
-  if (cq_ != nullptr) {
+  if (cq_ != nullptr && first_ == nullptr) {
     if (events_to_acknowledge_ != 0) ::ibv_ack_cq_events(cq_, events_to_acknowledge_);
     ::ibv_destroy_cq(cq_);
   }
@@ -58,37 +85,60 @@ QueuePair::~QueuePair() {
 void QueuePair::set_target(Target* target) {
   target_ = target;
   id_->context = target;
+  for (const auto& lane : further_) lane->set_target(target);
 }
 
-Status QueuePair::create_queues(const QueueSizes& wanted) {
+void QueuePair::add_lane(std::unique_ptr<QueuePair> further) {
+  further->set_target(target_);
+  further_.push_back(std::move(further));
+}
+
+Status QueuePair::check_limits(const QueueSizes& wanted) {
   const ibv_device_attr& limits = device_->limits();
+  lanes_ = wanted.lanes;
+  if (lanes_ > static_cast<std::uint32_t>(std::max(limits.max_qp, 0))) {
+    return Status::error(Code::kUnsupported,
+                         "link parameter queue_pairs: the RDMA device does not have so many");
+  }
+  // Work requests go round the lanes, so none has more than one above its share.
+  const auto share = [this](std::uint32_t all) { return (all - 1) / lanes_ + 1; };
   const auto most = static_cast<std::uint32_t>(std::max(limits.max_qp_wr, 0));
-  if (wanted.receives > most) {
+  lane_receives_ = share(wanted.receives);
+  if (lane_receives_ > most) {
     return Status::error(Code::kInvalidArgument, "receive_depth is above the RDMA device's limit");
   }
-  const std::uint32_t sends = std::min(wanted.sends, most);
-  const std::uint64_t completions = std::uint64_t{sends} + wanted.receives;
-  if (completions > static_cast<std::uint64_t>(std::max(limits.max_cqe, 0))) {
+  lane_sends_ = std::min(share(wanted.sends), most);
+  return {};
+}
+
+Status QueuePair::create_completion_queue() {
+  const std::uint64_t completions =
+      std::uint64_t{lanes_} * (std::uint64_t{lane_sends_} + lane_receives_);
+  if (completions > static_cast<std::uint64_t>(std::max(device_->limits().max_cqe, 0))) {
     return Status::error(Code::kInvalidArgument,
                          "receive_depth and send_depth are above the RDMA device's limit");
   }
   cq_ = ::ibv_create_cq(device_->context(), static_cast<int>(completions), this, device_->channel(),
                         0);
   if (cq_ == nullptr) return Status::error(Code::kSystem, "create a completion queue", errno);
+  return {};
+}
+
+Status QueuePair::create_queues() {
+  const ibv_device_attr& limits = device_->limits();
   ibv_qp_init_attr attributes{};
   attributes.qp_context = this;
   attributes.send_cq = cq_;
   attributes.recv_cq = cq_;
   attributes.qp_type = IBV_QPT_RC;
-  attributes.cap.max_send_wr = sends;
-  attributes.cap.max_recv_wr = wanted.receives;
+  attributes.cap.max_send_wr = lane_sends_;
+  attributes.cap.max_recv_wr = lane_receives_;
   const auto device_gather = static_cast<std::uint32_t>(std::max(limits.max_sge, 1));
   std::uint32_t gather = std::min<std::uint32_t>(device_gather, kGatherRefsMax + 1);
   if (core_->options().gather_max != 0) gather = std::min(gather, core_->options().gather_max);
   attributes.cap.max_send_sge = gather;
   attributes.cap.max_recv_sge = 1;
   if (Status status = make_queue_pair(attributes); !status.ok()) return status;
-  send_depth_ = sends;
   gather_max_ = gather;
   return {};
 }
@@ -96,7 +146,8 @@ Status QueuePair::create_queues(const QueueSizes& wanted) {
 // The limit for bytes in a work request is not among a device's attributes: it is found by asking
 // for less and less.
 Status QueuePair::make_queue_pair(ibv_qp_init_attr& attributes) {
-  std::uint32_t inline_bytes = core_->options().inline_bytes_max;
+  std::uint32_t inline_bytes =
+      first_ != nullptr ? first_->inline_bytes_max_ : core_->options().inline_bytes_max;
   const ibv_qp_cap wanted = attributes.cap;
   for (;;) {
     attributes.cap = wanted;
@@ -187,6 +238,7 @@ void QueuePair::fail() {
   attributes.qp_state = IBV_QPS_ERR;
   // It can only fail if the queue pair is in that state, or its device gone.
   (void)::ibv_modify_qp(qp_, &attributes, IBV_QP_STATE);
+  for (const auto& lane : further_) lane->fail();
 }
 
 PeerIdentity QueuePair::peer() const {

@@ -1,5 +1,7 @@
 #include "lwproto/fabric/verbs/receive_queue.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -21,8 +23,14 @@ std::size_t aligned(std::size_t bytes) {
 
 }  // namespace
 
+Arrival arrival_of(const ibv_wc& completion) {
+  const bool marked = (completion.wc_flags & IBV_WC_WITH_IMM) != 0;
+  return {completion.byte_len, marked ? ntohl(completion.imm_data) : 0};
+}
+
 Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair,
-                                                           const EndpointOptions& options) {
+                                                           const EndpointOptions& options,
+                                                           std::uint64_t first) {
   std::unique_ptr<ReceiveQueue> out(new ReceiveQueue());
   out->depth_ = options.receive_depth;
   out->slot_bytes_ = options.transfer_bytes_max;
@@ -38,7 +46,12 @@ Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair
   if (!spare_key.ok()) return spare_key.status();
   out->spare_key_ = std::move(*spare_key);
   const std::uint32_t most = out->depth_ + kSpare + kHandshakes;
-  out->posted_slots_.resize(std::bit_ceil(most));
+  out->receives_.resize(std::bit_ceil(most));
+  const std::uint32_t lanes = queue_pair.lanes();
+  out->first_ = out->next_ = first;
+  out->next_lane_ = static_cast<std::uint32_t>(first % lanes);
+  out->lanes_.resize(lanes);
+  for (std::uint64_t n = first; n < first + lanes; ++n) out->lanes_[n % lanes] = n;
   out->transients_.reserve(most);
   return out;
 }
@@ -85,21 +98,27 @@ int ReceiveQueue::post(QueuePair& queue_pair, std::uint32_t count, bool spare,
   std::array<ibv_recv_wr, kChainMax> requests;
   std::array<ibv_sge, kChainMax> pieces;
   for (;;) {
+    const auto lanes = static_cast<std::uint32_t>(lanes_.size());
     std::uint32_t n = 0;
     for (; n < kChainMax && n < count; ++n) {
       const buffer::SlotIndex slot = acquire(spare);
       if (slot == buffer::kNoSlot) break;
       pieces[n] = piece_of(slot);
       requests[n] = {};
-      requests[n].wr_id = kReceiveBit;
+      requests[n].wr_id = kReceiveBit | next_lane_;
       requests[n].sg_list = &pieces[n];
       requests[n].num_sge = 1;
-      if (n != 0) requests[n - 1].next = &requests[n];
-      posted_slots_[(first_ + posted_) & (posted_slots_.size() - 1)] = slot;
+      if (n >= lanes) requests[n - lanes].next = &requests[n];
+      receives_[next_ & mask()] = {slot, false, {}};
+      ++next_;
       ++posted_;
+      if (++next_lane_ == lanes) next_lane_ = 0;
     }
     if (n == 0) return 0;
-    if (const int error = queue_pair.post(requests.data()); error != 0) return error;
+    for (std::uint32_t i = 0; i < std::min(n, lanes); ++i) {
+      const auto lane = static_cast<std::uint32_t>(requests[i].wr_id & ~kReceiveBit);
+      if (const int error = queue_pair.post(&requests[i], lane); error != 0) return error;
+    }
     done += n;
     count -= n;
   }
@@ -121,15 +140,17 @@ Status ReceiveQueue::post_all(QueuePair& queue_pair, std::uint32_t extra) {
 std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
   error = 0;
   const std::uint32_t target = depth_ + kSpare;
-  if (posted_ < target) {
+  const auto missing = [&] { return target - static_cast<std::uint32_t>(outstanding()); };
+  if (outstanding() < target) {
     std::uint32_t done = 0;
     // Ours first: others may need the pool.
-    if (spare_pool_->free_count() != 0) error = post(queue_pair, target - posted_, true, done);
-    if (error == 0 && posted_ < target) error = post(queue_pair, target - posted_, false, done);
+    if (spare_pool_->free_count() != 0) error = post(queue_pair, missing(), true, done);
+    if (error == 0 && outstanding() < target) error = post(queue_pair, missing(), false, done);
     if (error != 0) return 0;
   }
   // The spare ones are not for the peer.
-  const std::uint64_t usable = posted_ > kSpare ? std::min(posted_ - kSpare, depth_) : 0;
+  const std::uint64_t usable =
+      outstanding() > kSpare ? std::min<std::uint64_t>(outstanding() - kSpare, depth_) : 0;
   const std::uint64_t total = received_ + usable;
   if (total <= granted_) return 0;
   const auto more = static_cast<std::uint32_t>(total - granted_);
@@ -137,12 +158,40 @@ std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
   return more;
 }
 
-buffer::SlotIndex ReceiveQueue::take() {
-  SANPROXY_CHECK(posted_ != 0);
-  const buffer::SlotIndex slot = posted_slots_[first_ & (posted_slots_.size() - 1)];
-  ++first_;
+// A device that gives back what it was not given is beyond help.
+std::uint64_t ReceiveQueue::next_of_lane(const ibv_wc& completion) {
+  const std::uint64_t lane = completion.wr_id & ~kReceiveBit;
+  SANPROXY_CHECK(lane < lanes_.size() && lanes_[lane] < next_);
+  const std::uint64_t number = lanes_[lane];
+  lanes_[lane] += lanes_.size();
   --posted_;
-  return slot;
+  return number;
+}
+
+bool ReceiveQueue::arrived(const ibv_wc& completion, Arrival& arrival) {
+  arrival = arrival_of(completion);
+  const std::uint64_t number = next_of_lane(completion);
+  if (number == first_) return true;
+  Receive& receive = receives_[number & mask()];
+  receive.early = true;
+  receive.arrival = arrival;
+  ++early_;
+  return false;
+}
+
+buffer::SlotIndex ReceiveQueue::take() {
+  return std::exchange(receives_[first_++ & mask()].slot, buffer::kNoSlot);
+}
+
+buffer::SlotIndex ReceiveQueue::take_early(Arrival& arrival) {
+  arrival = receives_[first_ & mask()].arrival;
+  --early_;
+  return take();
+}
+
+void ReceiveQueue::failed(const ibv_wc& completion) {
+  Receive& receive = receives_[next_of_lane(completion) & mask()];
+  give_back(std::exchange(receive.slot, buffer::kNoSlot));
 }
 
 void ReceiveQueue::end_transients() {
@@ -160,7 +209,11 @@ void ReceiveQueue::release(Loan loan) {
 }
 
 void ReceiveQueue::give_all_back() {
-  while (posted_ != 0) give_back(take());
+  for (; first_ != next_; ++first_) {
+    const buffer::SlotIndex slot = receives_[first_ & mask()].slot;
+    if (slot != buffer::kNoSlot) give_back(slot);
+  }
+  posted_ = early_ = 0;
 }
 
 }  // namespace sanproxy::fabric::verbs

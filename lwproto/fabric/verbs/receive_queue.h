@@ -1,10 +1,12 @@
 // ReceiveQueue: the receives of one endpoint and the slots that they land in.
 //
-// Document: docs/verbs_fabric.md "Receiving".
+// Document: docs/verbs_fabric.md "Receiving", "Several queue pairs".
 // Role: posts slots of a SlotPool, hands filled ones out, takes them back.
 // Owner: an endpoint, or the connecting attempt before it. Thread: the fabric's.
 // Invariants:
-//   1. Receives are filled in the order in which they were posted.
+//   1. Receive number n, for transfer number n, is posted on lane n mod lanes; those of a lane are
+//      filled in order. A transfer that overtook others on its lane waits in its slot; so at most
+//      as many wait as receives were posted.
 //   2. The device holds kSpare receives more than the peer has been told of: so the last message
 //      of a peer always finds one, and a transfer beyond the credits is seen here rather than
 //      lost. They are spare slots of our own if those are free, else the pool's.
@@ -20,15 +22,25 @@
 
 namespace sanproxy::fabric::verbs {
 
-inline constexpr std::uint64_t kReceiveBit = std::uint64_t{1} << 63;  // of a work request's id
+// Of a work request's id; a receive's has its lane below it.
+inline constexpr std::uint64_t kReceiveBit = std::uint64_t{1} << 63;
+
+// What there is to know of a transfer that came.
+struct Arrival {
+  std::uint32_t bytes = 0;
+  std::uint32_t immediate = 0;
+};
+Arrival arrival_of(const ibv_wc& completion);
 
 class ReceiveQueue {
  public:
   static constexpr std::uint32_t kSpare = 2;
 
-  // Takes its slots from options.receive_memory, or from a pool of its own.
+  // Takes its slots from options.receive_memory, or from a pool of its own. The peer's transfers
+  // before `first` were, or will be, received elsewhere.
   static Result<std::unique_ptr<ReceiveQueue>> create(QueuePair& queue_pair,
-                                                      const EndpointOptions& options);
+                                                      const EndpointOptions& options,
+                                                      std::uint64_t first);
   ~ReceiveQueue();
   ReceiveQueue(const ReceiveQueue&) = delete;
   ReceiveQueue& operator=(const ReceiveQueue&) = delete;
@@ -38,8 +50,16 @@ class ReceiveQueue {
   // Posts what was consumed and tells how many more the peer may send; an errno in `error`.
   std::uint32_t replenish(QueuePair& queue_pair, int& error);
 
-  // The oldest posted slot was filled or given back by the device.
+  // The oldest slot of a lane was filled. True if this is the transfer whose turn it is: take() it.
+  // Else it is kept until next_is_here().
+  bool arrived(const ibv_wc& completion, Arrival& arrival);
+  bool next_is_here() const { return early_ != 0 && receives_[first_ & mask()].early; }
+  // The slot of the next transfer; with its arrival, if next_is_here().
   buffer::SlotIndex take();
+  buffer::SlotIndex take_early(Arrival& arrival);
+  // The oldest slot of a lane was given back unfilled. No transfer from that on can be delivered.
+  void failed(const ibv_wc& completion);
+  // With the device.
   std::uint32_t posted() const { return posted_; }
   // A data transfer came; false if the peer was not allowed to send it.
   bool count_received() {
@@ -65,7 +85,16 @@ class ReceiveQueue {
   // A slot's number with this bit is one of the spare slots'.
   static constexpr buffer::SlotIndex kSpareBit = 0x8000'0000u;
 
+  struct Receive {
+    buffer::SlotIndex slot = buffer::kNoSlot;
+    bool early = false;
+    Arrival arrival;  // of an early one
+  };
+
   ReceiveQueue() = default;
+  std::uint64_t mask() const { return receives_.size() - 1; }
+  std::uint64_t next_of_lane(const ibv_wc& completion);
+  std::uint64_t outstanding() const { return next_ - first_; }
   buffer::SlotPool& pool_of(buffer::SlotIndex slot) const {
     return (slot & kSpareBit) != 0 ? *spare_pool_ : *memory_.pool;
   }
@@ -85,9 +114,13 @@ class ReceiveQueue {
   ReceiveMemory memory_;          // as given, or over the own pool
   std::uint32_t slot_bytes_ = 0;  // that a receive offers: transfer_bytes_max
   std::uint32_t depth_ = 0;
-  std::vector<buffer::SlotIndex> posted_slots_;  // a ring, a power of two
-  std::uint64_t first_ = 0;
+  std::vector<Receive> receives_;     // a ring, a power of two, by number
+  std::vector<std::uint64_t> lanes_;  // of each, the oldest receive that is with the device
+  std::uint64_t first_ = 0;           // the transfer that is to be delivered next
+  std::uint64_t next_ = 0;            // to be posted
+  std::uint32_t next_lane_ = 0;       // and where
   std::uint32_t posted_ = 0;
+  std::uint32_t early_ = 0;
   std::uint64_t granted_ = 0;   // data transfers that the peer may have sent in all
   std::uint64_t received_ = 0;  // data transfers
   std::vector<buffer::SlotIndex> transients_;

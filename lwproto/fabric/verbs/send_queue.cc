@@ -45,6 +45,8 @@ Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std:
   out->gather_max_ = queue_pair.gather_max();
   out->device_inline_bytes_ = queue_pair.inline_bytes_max();
   out->records_.resize(std::bit_ceil(out->depth_));
+  out->lanes_.resize(queue_pair.lanes());
+  for (std::size_t i = 0; i < out->lanes_.size(); ++i) out->lanes_[i] = {i, i};
   return out;
 }
 
@@ -147,27 +149,68 @@ void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
       unsignalled_ring_bytes_ >= ring_.size() / kSignalsPerQueue ||
       (limits_.window_bytes != 0 &&
        unsignalled_bytes_ >= limits_.window_bytes / kSignalsPerQueue)) {
-    request.send_flags |= IBV_SEND_SIGNALED;
-    unsignalled_ = 0;
-    unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
-    unsignalled_refs_ = false;
+    signal(request);
   }
+}
+
+void SendQueue::signal(ibv_send_wr& request) {
+  request.send_flags |= IBV_SEND_SIGNALED;
+  unsignalled_ = 0;
+  unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
+  unsignalled_refs_ = false;
 }
 
 int SendQueue::post(QueuePair& queue_pair) {
   if (chained_ == 0) return 0;
+  if (lanes_.size() != 1) return post_lanes(queue_pair);
   ibv_send_wr& last = requests_[chained_ - 1];
-  if (unsignalled_refs_) {
-    last.send_flags |= IBV_SEND_SIGNALED;
-    unsignalled_ = 0;
-    unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
-    unsignalled_refs_ = false;
-  }
+  if (unsignalled_refs_) signal(last);
   for (std::uint32_t i = 0; i + 1 < chained_; ++i) requests_[i].next = &requests_[i + 1];
   last.next = nullptr;
   chained_ = 0;
   posted_ = next_;
   return queue_pair.post(requests_.data());
+}
+
+// The last transfer of each lane is signalled.
+int SendQueue::post_lanes(QueuePair& queue_pair) {
+  const auto lanes = static_cast<std::uint32_t>(lanes_.size());
+  for (std::uint32_t i = 0; i < chained_; ++i) {
+    const bool last = i + lanes >= chained_;
+    requests_[i].next = last ? nullptr : &requests_[i + lanes];
+    if (last) signal(requests_[i]);
+  }
+  const std::uint32_t used = std::min(lanes, chained_);
+  auto lane = static_cast<std::uint32_t>(posted_ % lanes);
+  chained_ = 0;
+  posted_ = next_;
+  for (std::uint32_t i = 0; i < used; ++i) {
+    if (const int error = queue_pair.post(&requests_[i], lane); error != 0) return error;
+    if (++lane == lanes) lane = 0;
+  }
+  return 0;
+}
+
+void SendQueue::on_lane_done(std::uint64_t id) {
+  Lane& lane = lanes_[id % lanes_.size()];
+  lane.not_done = std::max(lane.not_done, id + lanes_.size());
+  lane.not_over = std::max(lane.not_over, lane.not_done);
+  const auto behind =
+      std::min_element(lanes_.begin(), lanes_.end(),
+                       [](const Lane& a, const Lane& b) { return a.not_done < b.not_done; });
+  done_ = std::min(behind->not_done, posted_);
+}
+
+void SendQueue::on_failed(std::uint64_t id) {
+  if (id >= posted_) return;
+  Lane& lane = lanes_[id % lanes_.size()];
+  lane.not_over = std::max(lane.not_over, id + lanes_.size());
+}
+
+bool SendQueue::drained() const {
+  return done_ == posted_ || std::all_of(lanes_.begin(), lanes_.end(), [this](const Lane& lane) {
+           return lane.not_over >= posted_;
+         });
 }
 
 std::optional<std::uint64_t> SendQueue::next_cookie() {

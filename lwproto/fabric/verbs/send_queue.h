@@ -1,6 +1,6 @@
 // SendQueue: the transfers of one endpoint on their way out.
 //
-// Document: docs/verbs_fabric.md "Sending".
+// Document: docs/verbs_fabric.md "Sending", "Several queue pairs".
 // Role: keeps inline parts in a registered ring, chains work requests until post(), decides which
 //   of them are signalled, and knows which buffers come back with a completion.
 // Owner: an endpoint, or the connecting attempt before it. Thread: the fabric's.
@@ -8,9 +8,12 @@
 //   1. retired_ <= done_ <= posted_ <= next_ <= retired_ + depth_. Transfers in [done_, posted_)
 //   are
 //      the device's, those in [retired_, done_) are ours again but their cookies not yet told.
-//   2. Work requests complete in order, so one completion stands for all before it.
+//   2. Transfer number n goes on lane n mod lanes. Work requests of a lane complete in order, so
+//   one
+//      completion stands for all before it on that lane.
 //   3. Whenever begin() says kAgain for lack of room, a signalled transfer is under way or chained;
 //      a transfer with references is covered by a signal at the latest at the end of its post().
+//      With several lanes every transfer is: a lane cannot know when it will be used again.
 //   4. One work request is left for the BYE.
 #pragma once
 
@@ -63,19 +66,22 @@ class SendQueue {
 
   // A completion of this transfer (from its work request's id): it and all before it are done.
   void on_done(std::uint64_t id) {
-    if (id >= done_ && id < posted_) done_ = id + 1;
+    if (id < done_ || id >= posted_) return;
+    if (lanes_.size() == 1) {
+      done_ = id + 1;
+    } else {
+      on_lane_done(id);
+    }
   }
   // It was given back unsent, or nobody knows whether it arrived.
-  void on_failed(std::uint64_t id) {
-    if (id >= failed_ && id < posted_) failed_ = id + 1;
-  }
+  void on_failed(std::uint64_t id);
   // The device has been taken away: nothing is under way any more.
   void on_all_done() {
     chained_ = 0;
     done_ = posted_ = next_;
   }
   // The device has given everything back, sent or not.
-  bool drained() const { return done_ == posted_ || failed_ == posted_; }
+  bool drained() const;
   bool anything_chained() const { return chained_ != 0; }
   // Retires what is done up to the next transfer with a cookie, and returns that.
   std::optional<std::uint64_t> next_cookie();
@@ -92,7 +98,16 @@ class SendQueue {
     bool has_refs = false;
   };
 
+  // The next transfer on this lane that is not known to be done, or not known to be over at all.
+  struct Lane {
+    std::uint64_t not_done = 0;
+    std::uint64_t not_over = 0;
+  };
+
   SendQueue() = default;
+  void on_lane_done(std::uint64_t id);
+  void signal(ibv_send_wr& request);
+  int post_lanes(QueuePair& queue_pair);
   std::size_t room_for(std::size_t inline_bytes) const;
   void chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
              std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
@@ -113,7 +128,7 @@ class SendQueue {
   std::uint64_t next_ = 0;
   std::uint64_t posted_ = 0;
   std::uint64_t done_ = 0;
-  std::uint64_t failed_ = 0;  // after an error; beyond done_
+  std::vector<Lane> lanes_;
   std::uint64_t retired_ = 0;
   std::uint32_t refs_ = 0;   // transfers with references, not retired
   std::uint64_t bytes_ = 0;  // of all transfers not retired

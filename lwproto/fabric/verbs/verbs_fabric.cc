@@ -1,6 +1,7 @@
 #include "lwproto/fabric/verbs/verbs_fabric.h"
 
 #include "lwproto/fabric/address.h"
+#include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/verbs/connecting.h"
 #include "lwproto/fabric/verbs/core.h"
 #include "lwproto/fabric/verbs/listener.h"
@@ -40,15 +41,12 @@ class VerbsFabric final : public Fabric {
 
   std::vector<NamedCount> counts() const override {
     const VerbsCounters& c = core_->counters();
-    return {{"refused_headers", c.refused_headers},
-            {"refused_hellos", c.refused_hellos},
-            {"refused_busy", c.refused_busy},
-            {"evicted_half_open", c.evicted_half_open},
-            {"timed_out_half_open", c.timed_out_half_open},
-            {"failed_set_ups", c.failed_set_ups},
-            {"port_errors", c.port_errors},
-            {"device_errors", c.device_errors},
-            {"unflushed_queues", c.unflushed_queues}};
+    return {
+        {"refused_headers", c.refused_headers},     {"refused_queue_pairs", c.refused_queue_pairs},
+        {"refused_hellos", c.refused_hellos},       {"refused_busy", c.refused_busy},
+        {"evicted_half_open", c.evicted_half_open}, {"timed_out_half_open", c.timed_out_half_open},
+        {"failed_set_ups", c.failed_set_ups},       {"port_errors", c.port_errors},
+        {"device_errors", c.device_errors},         {"unflushed_queues", c.unflushed_queues}};
   }
 
   int event_fd() const override { return core_->event_fd(); }
@@ -62,6 +60,9 @@ class VerbsFabric final : public Fabric {
 }  // namespace
 
 Result<std::unique_ptr<Fabric>> make_verbs_fabric(const VerbsOptions& options) {
+  if (options.queue_pairs == 0 || options.queue_pairs > kQueuePairsMax) {
+    return Status::error(Code::kInvalidArgument, "queue_pairs out of range");
+  }
   auto core = verbs::Core::create(options);
   if (!core.ok()) return core.status();
   return std::unique_ptr<Fabric>(std::make_unique<VerbsFabric>(std::move(*core)));

@@ -145,8 +145,12 @@ INSTANTIATE_TEST_SUITE_P(Fabrics, Exchange, testing::ValuesIn(fabrics_under_test
 
 TEST_P(Exchange, ThatEndsAfterEachOfItsStepsGivesEverythingBack) {
   const std::size_t steps = script().size();
+  // A fabric that is another's twin takes some of the cases, and each step and each way.
+  const unsigned stride = GetParam().stride;
+  unsigned skipped = 0;
   for (std::size_t k = 0; k <= steps; ++k) {
     for (const Way way : kWays) {
+      if (skipped++ % stride != 0) continue;
       SCOPED_TRACE("after step " + std::to_string(k) + ", way " +
                    std::to_string(static_cast<int>(way)));
       run(k, way);

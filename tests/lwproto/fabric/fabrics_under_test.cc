@@ -24,10 +24,22 @@
 namespace sanproxy::fabric::test {
 namespace {
 
-Result<std::unique_ptr<Fabric>> make_verbs(unsigned half_open_max) {
-  VerbsOptions options;
-  options.half_open_max = half_open_max;
-  return make_verbs_fabric(options);
+FabricUnderTest verbs_under_test(const std::string& name, unsigned queue_pairs) {
+  const auto make_bounded = [queue_pairs](unsigned half_open_max) {
+    VerbsOptions options;
+    options.half_open_max = half_open_max;
+    options.queue_pairs = queue_pairs;
+    return make_verbs_fabric(options);
+  };
+  return {.name = name,
+          .make = [=] { return make_bounded(VerbsOptions().half_open_max); },
+          .unused_address = verbs::test::unused_device_address,
+          .make_bounded = make_bounded,
+          .blocks_on_receiver = false,
+          .needs_device = true,
+          .slowness = queue_pairs == 1 ? 20u : 200u,
+          .stride = queue_pairs == 1 ? 1u : 5u,
+          .honours = verbs::kHonoured};
 }
 
 std::string unused_tcp_address() {
@@ -79,14 +91,8 @@ std::vector<FabricUnderTest> all_fabrics() {
        .unused_address = [] { return "shm:" + unused_path(); },
        .make_bounded = [](unsigned most) { return make_shm_fabric({.half_open_max = most}); },
        .lends = true},
-      {.name = "verbs",
-       .make = [] { return make_verbs(VerbsOptions().half_open_max); },
-       .unused_address = verbs::test::unused_device_address,
-       .make_bounded = make_verbs,
-       .blocks_on_receiver = false,
-       .needs_device = true,
-       .slowness = 20,
-       .honours = verbs::kHonoured & ~std::uint32_t{kLinkQueuePairs}},
+      verbs_under_test("verbs", 1),
+      verbs_under_test("verbs_queue_pairs", 4),
       tcp_under_test("tcp", [] { return TcpOptions(); }),
       tcp_under_test("tcp_streams", [] { return TcpOptions{.parallel_streams = 3}; }),
       tcp_under_test("tcp_tls", [] { return TestCertificates::shared().options("server"); }),

@@ -39,6 +39,7 @@ struct FabricUnderTest {
   bool processes = true;
   bool needs_device = false;  // runs only when SANPROXY_FABRICS names it
   unsigned slowness = 1;      // the counts of the long tests are divided by this
+  unsigned stride = 1;        // of the many points of one exchange, each so many is tried
   std::uint32_t honours = 0;  // link parameters (LinkField); the others are refused by name
   // Before each test; for what leaves something to chance.
   std::function<void(std::uint64_t seed)> start = [](std::uint64_t) {};

@@ -99,6 +99,74 @@ TEST_F(VerbsDevice, ClassesOfServiceAreInForceAtBothEnds) {
   }
 }
 
+TEST_F(VerbsDevice, SeveralQueuePairsMakeOneChannelThatKeepsTheOrder) {
+  LinkParameters link;
+  link.queue_pairs = 3;
+  connect(link);
+  EXPECT_EQ(client_.endpoint->link().queue_pairs, 3u);
+  EXPECT_EQ(server_.endpoint->link().queue_pairs, 3u);
+  std::uint64_t sent = 0;
+  std::size_t received = 0;
+  std::uint32_t credits = options().receive_depth;
+  // Large ones are slow, and small ones behind them would overtake them on the other queue pairs.
+  ASSERT_TRUE(run_until([&] {
+    const GatherRef ref{key_, 60'000, 0};
+    for (; sent < 300 && credits != 0; ++sent, --credits) {
+      const Bytes number = fabric::test::bytes_of(std::to_string(sent));
+      if (!client_.send(number, {&ref, sent % 3 == 1 ? 1u : 0u}, sent).ok()) break;
+    }
+    for (; received < server_.received.size(); ++received) {
+      const auto& one = server_.received[received];
+      const Bytes number = fabric::test::bytes_of(std::to_string(received));
+      EXPECT_TRUE(std::equal(number.begin(), number.end(), one.content.begin())) << received;
+      if (one.loan != kNoLoan) server_.endpoint->release(one.loan);
+    }
+    credits += server_.endpoint->replenish();
+    return received == 300;
+  }));
+  EXPECT_TRUE(run_until([&] { return client_.sent.size() == 100; }));
+}
+
+TEST_F(VerbsDevice, ANarrowWindowOverSeveralQueuePairsNeverStandsStill) {
+  LinkParameters link;
+  link.queue_pairs = 4;
+  link.window_bytes = 4096;
+  connect(link);
+  std::uint64_t sent = 0;
+  std::uint32_t credits = options().receive_depth;
+  ASSERT_TRUE(run_until([&] {
+    const GatherRef ref{key_, 5'000, 0};
+    for (; sent < 100 && credits != 0; ++sent, --credits) {
+      if (!client_.send(Bytes(8), {&ref, sent % 5 == 4 ? 1u : 0u}, sent).ok()) break;
+    }
+    for (auto& one : server_.received) {
+      if (one.loan != kNoLoan) server_.endpoint->release(std::exchange(one.loan, kNoLoan));
+    }
+    credits += server_.endpoint->replenish();
+    return server_.received.size() == 100;
+  }));
+}
+
+TEST_F(VerbsDevice, MoreQueuePairsThanAListenerHasAreRefusedByName) {
+  for (const VerbsOptions& at_server :
+       {VerbsOptions{.queue_pairs_max = 3}, VerbsOptions{.further_queue_pairs_max = 2}}) {
+    auto server_fabric = make_verbs_fabric(at_server);
+    auto client_fabric = make_verbs_fabric();
+    ASSERT_TRUE(server_fabric.ok() && client_fabric.ok());
+    auto listening = (*server_fabric)->listen(address_, options());
+    ASSERT_TRUE(listening.ok()) << listening.status().to_string();
+    EndpointOptions asking = options();
+    asking.link.queue_pairs = 4;
+    auto connecting = (*client_fabric)->connect(address_, {}, asking);
+    ASSERT_TRUE(connecting.ok()) << connecting.status().to_string();
+    const Status refused =
+        fabric::test::finish(**connecting, {server_fabric->get(), client_fabric->get()}).status();
+    EXPECT_EQ(refused.code(), Code::kRefused);
+    EXPECT_NE(refused.to_string().find("queue_pairs"), std::string::npos) << refused.to_string();
+    listening->reset();
+  }
+}
+
 // What follows changes the machine's network: in the guest alone.
 class VerbsInGuest : public VerbsDevice {
  protected:

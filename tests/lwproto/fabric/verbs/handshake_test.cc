@@ -18,6 +18,9 @@ CmHeader header() {
   out.transfer_bytes_max = 73'728;
   out.service_level = 3;
   out.traffic_class = 184;
+  out.queue_pairs = 4;
+  out.queue_pair = 3;
+  out.token.bytes.fill(std::byte{0xa5});
   return out;
 }
 
@@ -41,9 +44,31 @@ TEST(VerbsCmHeader, IsLittleEndianOnTheWire) {
 
 TEST(VerbsCmHeader, EveryTruncationIsRefused) {
   const auto encoded = encode(header());
-  for (std::size_t n = 0; n < encoded.size(); ++n) {
+  for (std::size_t n = 0; n < kCmHeaderBytesMin; ++n) {
     EXPECT_EQ(decode_cm_header(std::span(encoded).first(n)).status().code(), Code::kProtocol) << n;
   }
+}
+
+TEST(VerbsCmHeader, OfAPeerThatKnowsOfNoFurtherQueuePairsIsForOne) {
+  auto encoded = encode(header());
+  encoded[kCmHeaderBytesMin - 1] = std::byte{0};
+  const auto decoded = decode_cm_header(std::span(encoded).first(kCmHeaderBytesMin));
+  ASSERT_TRUE(decoded.ok()) << decoded.status().to_string();
+  EXPECT_EQ(decoded->queue_pairs, 1);
+  EXPECT_EQ(decoded->queue_pair, 0);
+  EXPECT_EQ(decoded->token, ChannelToken());
+}
+
+TEST(VerbsChannelToken, IsAnotherOneForEachChannelAndNeverThatOfNone) {
+  const auto one = make_channel_token();
+  const auto other = make_channel_token();
+  ASSERT_TRUE(one.ok() && other.ok());
+  EXPECT_TRUE(same_channel(*one, *one));
+  EXPECT_FALSE(same_channel(*one, *other));
+  EXPECT_FALSE(same_channel({}, {}));
+  ChannelToken almost = *one;
+  almost.bytes.back() ^= std::byte{1};
+  EXPECT_FALSE(same_channel(*one, almost));
 }
 
 TEST(VerbsCmHeader, AnotherProtocolOrVersionIsRefusedAsThat) {
@@ -71,6 +96,8 @@ TEST(VerbsCmHeader, ImpossibleNumbersAreRefused) {
   EXPECT_TRUE(refused([](CmHeader& h) { h.service_level = 16; }));
   EXPECT_TRUE(refused([](CmHeader& h) { h.service_level = -2; }));
   EXPECT_TRUE(refused([](CmHeader& h) { h.traffic_class = 256; }));
+  EXPECT_TRUE(refused([](CmHeader& h) { h.queue_pairs = kQueuePairsMax + 1; }));
+  EXPECT_TRUE(refused([](CmHeader& h) { h.queue_pair = h.queue_pairs; }));
   EXPECT_FALSE(refused([](CmHeader&) {}));
 }
 
@@ -161,7 +188,6 @@ TEST(VerbsLink, WhatOnlyTcpHasIsRefusedByName) {
     EXPECT_NE(texts.rfind(name), texts.find(name)) << texts;
   };
   expect_named(text_after([](LinkParameters& l) { l.parallel_streams = 4; }), "streams");
-  expect_named(text_after([](LinkParameters& l) { l.queue_pairs = 2; }), "queue_pairs");
   expect_named(text_after([](LinkParameters& l) { l.skip_slow_start = true; }), "skip_slow_start");
   expect_named(text_after([](LinkParameters& l) { l.congestion[0] = 'x'; }), "congestion");
   expect_named(text_after([](LinkParameters& l) { l.priority = 1; }), "priority");

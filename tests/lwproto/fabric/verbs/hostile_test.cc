@@ -95,6 +95,31 @@ class VerbsHostile : public testing::Test {
     }));
     honest.close();
   }
+  static CmHeader header_of(std::uint8_t queue_pair, std::uint8_t queue_pairs,
+                            const ChannelToken& token) {
+    CmHeader header = honest_header();
+    header.queue_pairs = queue_pairs;
+    header.queue_pair = queue_pair;
+    header.token = token;
+    return header;
+  }
+  // The token of the channel that `first` is the first queue pair of; zeros if it was turned away.
+  ChannelToken open_channel(RawPeer& first, std::uint8_t queue_pairs) {
+    if (!first.connect(address_, encode(header_of(0, queue_pairs, {})), 8)) return {};
+    const auto reply = decode_cm_header(first.reply());
+    return reply.ok() ? reply->token : ChannelToken();
+  }
+  void expect_turned_away(const CmHeader& header) {
+    RawPeer stranger;
+    EXPECT_FALSE(stranger.connect(address_, encode(header), 8));
+    const auto reply = decode_cm_header(stranger.reply());
+    EXPECT_TRUE(reply.ok() && reply->verdict == Verdict::kQueuePairs);
+  }
+  static LinkParameters with_queue_pairs(std::uint32_t count) {
+    LinkParameters link;
+    link.queue_pairs = count;
+    return link;
+  }
   void expect_dropped(const std::function<void(RawPeer&)>& misdeed) {
     while_serving([&] {
       EXPECT_TRUE(peer_.connect_honestly(address_, 8));
@@ -195,6 +220,93 @@ TEST_F(VerbsHostile, ALinkThatCannotBeHonouredIsRefusedByName) {
     EXPECT_EQ(kind_of(answer), Kind::kReject);
     EXPECT_EQ(number_of(answer), kLinkQueuePairs);
   });
+}
+
+TEST_F(VerbsHostile, NobodyGetsAQueuePairIntoAChannelOfOthers) {
+  start();
+  RawPeer second;
+  while_serving([&] {
+    const ChannelToken token = open_channel(peer_, 2);
+    EXPECT_NE(token, ChannelToken());
+    ChannelToken guess = token;
+    guess.bytes[7] ^= std::byte{1};
+    expect_turned_away(header_of(1, 2, guess));
+    expect_turned_away(header_of(1, 2, {}));
+    expect_turned_away(header_of(1, 3, token));
+    expect_turned_away(header_of(2, 3, token));
+    EXPECT_TRUE(second.connect(address_, encode(header_of(1, 2, token)), 8));
+    expect_turned_away(header_of(1, 2, token));
+    EXPECT_TRUE(peer_.say_hello(with_queue_pairs(2)));
+    expect_turned_away(header_of(1, 2, token));
+    // Its transfer number 1, after the hello.
+    EXPECT_EQ(second.send(Kind::kInline, 0, 5), IBV_WC_SUCCESS);
+  });
+  EXPECT_EQ(counters_.refused_queue_pairs, 6u);
+  EXPECT_TRUE(fabric::test::eventually({fabric_.get()}, [&] {
+    serve();
+    return side_.received.size() == 1;
+  }));
+  EXPECT_FALSE(side_.disconnected);
+}
+
+TEST_F(VerbsHostile, ATransferThatOvertookAnotherWaitsForItsTurn) {
+  start();
+  RawPeer second;
+  while_serving([&] {
+    const ChannelToken token = open_channel(peer_, 2);
+    EXPECT_TRUE(second.connect(address_, encode(header_of(1, 2, token)), 8));
+    EXPECT_TRUE(peer_.say_hello(with_queue_pairs(2)));
+    for (std::size_t number : {2, 4, 6}) {
+      EXPECT_EQ(peer_.send(Kind::kInline, 0, number), IBV_WC_SUCCESS);
+    }
+  });
+  EXPECT_TRUE(side_.received.empty());
+  while_serving([&] {
+    for (std::size_t number : {1, 3, 5}) {
+      EXPECT_EQ(second.send(Kind::kInline, 0, number), IBV_WC_SUCCESS);
+    }
+  });
+  EXPECT_TRUE(fabric::test::eventually({fabric_.get()}, [&] {
+    serve();
+    return side_.received.size() == 6;
+  }));
+  for (std::size_t i = 0; i < side_.received.size(); ++i) {
+    EXPECT_EQ(side_.received[i].content.size(), i + 1);
+  }
+  // One of them is enough to end the channel.
+  second.close();
+  EXPECT_EQ(served_to_the_end(), Code::kDisconnected) << end_;
+  expect_honest_peers_are_served();
+}
+
+TEST_F(VerbsHostile, AHelloBeforeAllItsQueuePairsAreThereIsRefusedByName) {
+  start();
+  while_serving([&] {
+    EXPECT_NE(open_channel(peer_, 2), ChannelToken());
+    Bytes hello(kHandshakeBytesMax);
+    hello.resize(encode_hello(with_queue_pairs(2), {}, hello));
+    EXPECT_EQ(peer_.send(hello, make_immediate(Kind::kHello, 0)), IBV_WC_SUCCESS);
+    const std::uint32_t answer = peer_.receive();
+    EXPECT_EQ(kind_of(answer), Kind::kReject);
+    EXPECT_EQ(number_of(answer), kLinkQueuePairs);
+  });
+  expect_honest_peers_are_served();
+}
+
+TEST_F(VerbsHostile, QueuePairsOfSilentPeersMakeRoomForThoseOfANewcomer) {
+  start({.further_queue_pairs_max = 2});
+  std::deque<RawPeer> silent(3);
+  RawPeer second;
+  while_serving([&] {
+    const ChannelToken theirs = open_channel(silent[0], 3);
+    EXPECT_TRUE(silent[1].connect(address_, encode(header_of(1, 3, theirs)), 8));
+    EXPECT_TRUE(silent[2].connect(address_, encode(header_of(2, 3, theirs)), 8));
+    const ChannelToken token = open_channel(peer_, 2);
+    EXPECT_TRUE(second.connect(address_, encode(header_of(1, 2, token)), 8));
+    EXPECT_TRUE(peer_.say_hello(with_queue_pairs(2)));
+  });
+  EXPECT_EQ(counters_.evicted_half_open, 1u);
+  EXPECT_FALSE(side_.disconnected);
 }
 
 TEST_F(VerbsHostile, ATransferThatIsTooLargeEndsItsChannel) {
