@@ -8,7 +8,7 @@ import paths  # noqa: F401
 from harness import settings, wait
 from harness.load import EchoLoad
 from harness.pattern import Pattern
-from laboratory import CLIENTS, NODES, WAYS, at, vip
+from laboratory import CLIENTS, NODES, TUNNELS, WAYS, at, vip
 
 SERVED = Pattern("plain server")
 CHUNK = {"chunk_bytes": 16384, "in_flight_bytes": 65536}
@@ -68,6 +68,69 @@ def _load(laboratory, way, family, connections, bytes_each):
             load.close()
 
 
+def _echo(sock, text):
+    sock.sendall(text)
+    got = b""
+    while len(got) < len(text):
+        piece = sock.recv(len(text) - len(got))
+        if not piece:
+            return False
+        got += piece
+    return got == text
+
+
+def _sessions(laboratory, client="c1", each=8):
+    """Connections by every way, and what they are for people."""
+    out = []
+    for way in WAYS:
+        for family in (4, 6):
+            for _ in range(each):
+                out.append((f"{way}, IPv{family}", From(laboratory, client, way).connect(7, family)))
+    return out
+
+
+def _check(sessions, what):
+    for name, sock in sessions:
+        if not _echo(sock, what.encode()):
+            raise AssertionError(f"{name}: {what}: the connection ended, or its bytes are wrong")
+
+
+def _drain(report, laboratory):
+    """A proxy and an ordinary server are drained: by every way old sessions stay, new ones go elsewhere."""
+    first = _sessions(laboratory)
+    later = []
+    try:
+        _check(first, "before")
+        # x1 stands in the network nodes' files alone.
+        laboratory.sanctl("drain", "p1", "--no-wait")
+        laboratory.sanctl("drain", "x1", "--kind", "proxy", "--no-wait")
+        names = ["p1", *(f"p1-{kind}" for kind in TUNNELS), "x1"]
+        for node in NODES:
+            laboratory.wait_steered(node, {name: "draining" for name in names})
+        time.sleep(1)  # longer than drain_grace_ms: the proxy's listeners are closed
+        accepted = laboratory.metrics("p1")["sanproxy_tcp_accepted_total"]
+
+        def at_x1():
+            return sum(laboratory.proxies_of(node)["x1"]["sessions"] for node in NODES)
+        before = at_x1()
+        later = _sessions(laboratory)
+        _check(later, "new ones, while it drains")
+        _check(first, "old ones, while it drains")
+        took = laboratory.metrics("p1")["sanproxy_tcp_accepted_total"] - accepted
+        if took or at_x1() > before:
+            raise AssertionError(f"drained, p1 took {took} new connections, x1 {at_x1() - before}")
+        laboratory.sanctl("undrain", "p1")
+        laboratory.sanctl("undrain", "x1", "--kind", "proxy")
+        for node in NODES:
+            laboratory.wait_steered(node, {name: "up" for name in names})
+        _check(first + later, "afterwards")
+        report.step("drain", f"p1 and x1 drained: {len(first)} connections by every way went on, "
+                    f"{len(later)} new ones went elsewhere, none failed")
+    finally:
+        for _, sock in first + later:
+            sock.close()
+
+
 def run(report, options):
     with report.laboratory("forwarding", fabric=options.fabric,
                            page_bytes=options.page_bytes) as laboratory:
@@ -84,6 +147,7 @@ def run(report, options):
                             f"{echoed * 8e-6 / seconds:,.0f} Mbit/s; 4 downloads of "
                             f"{laboratory.page_bytes / 1e6:.0f} MB")
                 total += echoed + downloaded
+        _drain(report, laboratory)
         counts = {}
         for node in NODES:
             for name, value in laboratory.metrics(node).items():

@@ -240,7 +240,7 @@ class Laboratory:
             for kind in TUNNELS:
                 number = HOSTS[proxy]
                 text += programs.toml_section("[[proxy]]", {
-                    "name": f"{proxy}-{kind}", "mode": "tunnel",
+                    "name": f"{proxy}-{kind}", "node": proxy, "mode": "tunnel",
                     "tunnel": "gue" if kind == "gue" else "ip",
                     "address": f"fd66:{number}::3" if kind == "ip6" else f"10.66.{number}.3"})
         for server in ("x1", "x2"):

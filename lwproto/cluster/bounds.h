@@ -24,9 +24,10 @@ inline constexpr std::size_t kKeyBytesMax = 1'024;
 inline constexpr std::size_t kJsonDepthMax = 16;
 inline constexpr std::size_t kNameBytesMax = 64;
 inline constexpr std::size_t kTextBytesMax = 256;  // a string inside of a value
-inline constexpr std::size_t kListMax = 1'024;     // a list inside of a value
-inline constexpr std::size_t kAddressesMax = 64;   // "fabrics", "channels"
-inline constexpr std::size_t kMembersMax = 16;     // of etcd, that we are told of
+inline constexpr std::size_t kProbeRequestBytesMax = 1'024;
+inline constexpr std::size_t kListMax = 1'024;    // a list inside of a value
+inline constexpr std::size_t kAddressesMax = 64;  // "fabrics", "channels"
+inline constexpr std::size_t kMembersMax = 16;    // of etcd, that we are told of
 inline constexpr std::int64_t kRevisionMax = std::int64_t{1} << 62;
 // Of what is refused.
 inline constexpr std::size_t kRefusedMax = 1'000;  // keys that are remembered with a reason

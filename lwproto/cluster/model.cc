@@ -22,11 +22,12 @@ class Bad : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-std::string text_of(const json& value, const std::string& what) {
+std::string text_of(const json& value, const std::string& what,
+                    std::size_t bytes_max = kTextBytesMax) {
   if (!value.is_string()) throw Bad(what + ": expected a string");
   const auto& text = value.get_ref<const std::string&>();
-  if (text.size() > kTextBytesMax) {
-    throw Bad(what + ": longer than " + std::to_string(kTextBytesMax) + " bytes");
+  if (text.size() > bytes_max) {
+    throw Bad(what + ": longer than " + std::to_string(bytes_max) + " bytes");
   }
   return text;
 }
@@ -77,6 +78,37 @@ void only_fields(const json& object, std::initializer_list<const char*> known) {
   }
 }
 
+// The same bounds as in the proxies' files.
+Asking asking_of(const json& value, const std::string& what, std::uint64_t interval_min) {
+  const auto number = [&](const char* field, std::uint64_t min, std::uint64_t max) {
+    std::optional<std::uint32_t> out;
+    if (value.contains(field)) {
+      out = static_cast<std::uint32_t>(number_of(value[field], what + field, min, max));
+    }
+    return out;
+  };
+  Asking out;
+  out.interval_ms = number("interval_ms", interval_min, 3'600'000);
+  out.timeout_ms = number("timeout_ms", 10, 600'000);
+  out.rise = number("rise", 1, 100);
+  out.fall = number("fall", 1, 100);
+  return out;
+}
+
+HealthPolicy health_of(const json& value) {
+  if (value.is_boolean() && !value.get<bool>()) return {};
+  if (!value.is_object()) throw Bad("health: expected {\"request\": TEXT, ...}, or false for none");
+  only_fields(value, {"request", "expect", "interval_ms", "timeout_ms", "rise", "fall"});
+  HealthPolicy out;
+  if (!value.contains("request")) throw Bad("health.request: expected 1 to 1024 bytes");
+  out.request = text_of(value["request"], "health.request", kProbeRequestBytesMax);
+  if (out.request.empty()) throw Bad("health.request: expected 1 to 1024 bytes");
+  if (value.contains("expect")) out.expect = text_of(value["expect"], "health.expect");
+  if (out.expect.find('\n') != std::string::npos) throw Bad("health.expect: expected one line");
+  out.asking = asking_of(value, "health.", 100);
+  return out;
+}
+
 ServicePolicy service_of(std::string_view address, const json& value) {
   ServicePolicy out;
   const auto parsed = SocketAddress::parse(address);
@@ -84,7 +116,7 @@ ServicePolicy service_of(std::string_view address, const json& value) {
     throw Bad("expected IP:PORT or [IPv6]:PORT in the key, in its shortest form");
   }
   out.address = *parsed;
-  only_fields(value, {"balance", "binding", "allow", "weights"});
+  only_fields(value, {"balance", "binding", "allow", "weights", "health"});
   if (value.contains("balance")) {
     out.balance =
         one_of(value["balance"], "balance", {"round-robin", "weighted", "least-connections"});
@@ -103,6 +135,7 @@ ServicePolicy service_of(std::string_view address, const json& value) {
       out.allow->push_back(std::move(*entry));
     }
   }
+  if (value.contains("health")) out.health = health_of(value["health"]);
   if (value.contains("weights")) {
     if (!value["weights"].is_object()) throw Bad("weights: expected {\"NODE\": WEIGHT, ...}");
     if (value["weights"].size() > kListMax) throw Bad("weights: more than 1024 entries");
@@ -135,6 +168,10 @@ NodeRecord node_of(const std::string& name, const json& value) {
     out.channels = texts_of(value["channels"], "channels", kAddressesMax);
   if (value.contains("tag")) {
     out.tag = static_cast<std::uint16_t>(number_of(value["tag"], "tag", 0, kTagMax));
+  }
+  if (value.contains("weight")) {
+    out.weight =
+        static_cast<std::uint32_t>(number_of(value["weight"], "weight", 1, kProxyWeightMax));
   }
   if (value.contains("state")) out.state = state_of(value["state"]);
   if (value.contains("worker")) {
@@ -196,6 +233,11 @@ std::optional<Entry> entry_of(std::string_view rest, const json& value) {
           static_cast<std::uint32_t>(number_of(value["weight"], "weight", 1, kProxyWeightMax));
     }
     return out;
+  }
+  if (take_prefix(rest, kHeartbeatKey)) {
+    if (!rest.empty()) throw Bad("there is no such kind of configuration");
+    only_fields(value, {"interval_ms", "timeout_ms", "rise", "fall"});
+    return HeartbeatPolicy{asking_of(value, "", 0)};
   }
   if (take_prefix(rest, "config/")) throw Bad("there is no such kind of configuration");
   for (const NodeKind kind :
@@ -348,17 +390,10 @@ Parsed parse_entry(std::string_view key, std::string_view value) {
 }
 
 json to_json(const NodeRecord& r) {
-  json out = {{"instance", r.instance},
-              {"admin", r.admin},
-              {"fabrics", r.fabrics},
-              {"host", r.host},
-              {"state", r.state},
-              {"version", r.version},
-              {"worker", r.worker},
-              {"workers", r.workers},
-              {"channels", r.channels},
-              {"tag", r.tag},
-              {"connections", r.connections}};
+  json out = {{"instance", r.instance}, {"admin", r.admin},     {"fabrics", r.fabrics},
+              {"host", r.host},         {"state", r.state},     {"version", r.version},
+              {"worker", r.worker},     {"workers", r.workers}, {"channels", r.channels},
+              {"tag", r.tag},           {"weight", r.weight},   {"connections", r.connections}};
   return out;
 }
 

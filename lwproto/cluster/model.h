@@ -5,6 +5,7 @@
 //     schema                     the version of this format
 //     config/service/IP:PORT     how connections of a service are treated   (operators)
 //     config/proxy/NAME          a proxy's share                            (operators)
+//     config/cluster/heartbeat   of application nodes                       (operators)
 //     drain/KIND/NAME            out for new sessions                       (operators)
 //     node/proxy/NAME, node/netnode/NAME, node/appnode/PROXY/NUMBER         (under leases)
 //     head, history/VERSION      of the configuration                       (sanctl)
@@ -48,6 +49,26 @@ std::string proxy_of_worker(std::string_view name);
 std::string encode_name(std::string_view name);
 std::optional<std::string> decode_name(std::string_view text);
 
+// How often somebody is asked, and what follows. What is not said is left to the default.
+struct Asking {
+  std::optional<std::uint32_t> interval_ms = std::nullopt, timeout_ms = std::nullopt;
+  std::optional<std::uint32_t> rise = std::nullopt, fall = std::nullopt;
+  bool operator==(const Asking&) const = default;
+};
+
+// "health" of a service: a request to each of its members.
+struct HealthPolicy {
+  std::string request;  // empty: nobody is asked, whatever the proxies' files say
+  std::string expect;
+  Asking asking;
+  bool operator==(const HealthPolicy&) const = default;
+};
+
+// config/cluster/heartbeat. What is not said is left to the proxy's own configuration.
+struct HeartbeatPolicy {
+  Asking asking;
+};
+
 // config/service/IP:PORT. What is not said is left to the proxy's own configuration.
 struct ServicePolicy {
   SocketAddress address;
@@ -56,11 +77,12 @@ struct ServicePolicy {
   std::optional<auth::AllowList> allow;
   std::vector<std::string> allow_text;           // the same, as written
   std::map<std::string, std::uint32_t> weights;  // by application node, instead of JOIN's
+  std::optional<HealthPolicy> health;
 };
 
 // config/proxy/NAME.
 struct ProxyPolicy {
-  std::uint32_t weight = 1;  // share of the sessions, among proxies
+  std::optional<std::uint32_t> weight;  // share of the sessions, among proxies
 };
 
 // drain/KIND/NAME.
@@ -77,6 +99,7 @@ struct NodeRecord {
   std::vector<std::string> fabrics;   // where application nodes may connect
   std::vector<std::string> channels;  // where network nodes may
   std::uint16_t tag = 0;              // of its sessions, for network nodes; 0: none
+  std::uint32_t weight = 1;           // its share where operators say nothing of it
   std::string host;                   // the same on all processes of one host
   std::string state = "running";      // "running", "draining", "drained"
   std::string version;
@@ -95,11 +118,13 @@ struct ApplicationRecord {
   std::uint64_t connections = 0;
 };
 
-using Entry = std::variant<ServicePolicy, ProxyPolicy, Drain, NodeRecord, ApplicationRecord>;
+using Entry =
+    std::variant<ServicePolicy, ProxyPolicy, HeartbeatPolicy, Drain, NodeRecord, ApplicationRecord>;
 
 // --- keys, behind the cluster's root
 std::string service_key(const SocketAddress& address);
 std::string proxy_policy_key(std::string_view name);
+inline constexpr std::string_view kHeartbeatKey = "config/cluster/heartbeat";
 std::string drain_key(NodeKind kind, std::string_view name);
 std::string node_key(NodeKind kind, std::string_view name);  // kProxy, kNetworkNode
 std::string application_key(std::string_view proxy, std::uint32_t number);

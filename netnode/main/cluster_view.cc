@@ -115,18 +115,23 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   }
   for (steer::ProxyConfig& proxy : out.proxies) {
     // A weight and a drain of a proxy are those of its workers.
-    const std::string name = cluster::proxy_of_worker(proxy.name);
+    const std::string& node = proxy.node.empty() ? proxy.name : proxy.node;
+    const std::string name = cluster::proxy_of_worker(node);
     if (const auto it = entries.find(cluster::proxy_policy_key(name)); it != entries.end()) {
-      const std::uint32_t weight = std::get<cluster::ProxyPolicy>(it->second).weight;
-      proxy.weight = std::min<std::uint32_t>(weight, steer::kWeightMax);
+      const auto weight = std::get<cluster::ProxyPolicy>(it->second).weight;
+      proxy.weight_said = proxy.weight_said || weight.has_value();
+      proxy.weight = std::min(weight.value_or(proxy.weight), steer::kWeightMax);
     }
     if (entries.contains(cluster::drain_key(cluster::NodeKind::kProxy, name))) {
       proxy.draining = true;
     }
-    const auto record = entries.find(cluster::node_key(cluster::NodeKind::kProxy, proxy.name));
+    const auto record = entries.find(cluster::node_key(cluster::NodeKind::kProxy, node));
     if (record != entries.end()) {
-      const auto& node = std::get<cluster::NodeRecord>(record->second);
-      proxy.draining = proxy.draining || node.state != "running";
+      const auto& told = std::get<cluster::NodeRecord>(record->second);
+      proxy.draining = proxy.draining || told.state != "running";
+      // The same at all network nodes, whether or not they have its channel.
+      if (!proxy.weight_said) proxy.weight = std::min(told.weight, steer::kWeightMax);
+      proxy.weight_said = true;
     }
   }
   return out;

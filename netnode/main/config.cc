@@ -123,8 +123,16 @@ void read_proxy(const std::string& path, const toml::table& table, NetnodeConfig
   bool has_mode = false;
   TableReader r(path, "[[proxy]]", table);
   r.text("name", [&](const std::string& v) { out.name = v; });
+  r.text("node", [&](const std::string& v) {
+    if (!cluster::name_legal(v)) {
+      throw std::invalid_argument("expected 1 to 64 letters, digits, '.', '_' or '-', not \"" + v +
+                                  "\"");
+    }
+    out.node = v;
+  });
   r.number("id", out.id, 0, net::kSessionTagMax);
   r.number("weight", out.weight, 0, steer::kWeightMax);
+  out.weight_said = table.contains("weight");
   r.flag("draining", out.draining);
   r.text("mode", [&](const std::string& v) {
     out.mode = choose<steer::Mode>(v, {{"channel", steer::Mode::kChannel},

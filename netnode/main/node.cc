@@ -213,12 +213,16 @@ void Node::update_state(std::uint16_t place) {
   bool draining = watch.drain_asked || proxy.config.draining;
   if (const packet_io::ChannelLink* link = channels_->link(place)) {
     alive = link->takes_packets();
-    if (alive) forwarder.set_tag(place, link->proxy().proxy_id);
+    if (alive) {
+      forwarder.set_tag(place, link->proxy().proxy_id);
+      forwarder.set_told_weight(place, link->proxy().weight);
+    }
     draining = draining || link->state() != packet_io::LinkState::kUp || link->proxy().draining;
   } else if (proxy.config.mode == steer::Mode::kChannel) {
     alive = false;
   } else if (proxy.config.probe.kind != steer::ProbeKind::kNone) {
     alive = watch.health.up();
+    draining = draining || watch.tells_draining;
   }
   const steer::ProxyState state = !alive     ? steer::ProxyState::kDown
                                   : draining ? steer::ProxyState::kDraining
@@ -233,7 +237,12 @@ void Node::update_state(std::uint16_t place) {
 void Node::on_answers() {
   for (const Prober::Answer& answer : prober_.take()) {
     const auto watch = watches_.find(answer.proxy);
-    if (watch != watches_.end() && watch->second.health.on_result(answer.good)) {
+    if (watch == watches_.end()) continue;
+    // Who is draining lives: established sessions stay. No answer takes nothing back of that.
+    const bool good = answer.result != Prober::Result::kBad;
+    const bool before = watch->second.tells_draining;
+    if (good) watch->second.tells_draining = answer.result == Prober::Result::kDraining;
+    if (watch->second.health.on_result(good) || watch->second.tells_draining != before) {
       update_state(answer.proxy);
     }
   }

@@ -86,6 +86,7 @@ class Node {
   struct Watch {
     flow::Health health;
     bool drain_asked = false;
+    bool tells_draining = false;  // by its last answer to a probe
   };
 
   std::size_t round();

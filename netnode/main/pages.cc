@@ -205,13 +205,17 @@ json proxy_json(const Node::ProxyView& view) {
   for (const SocketAddress& target : config.targets) {
     addresses.push_back(target.port == 0 ? target.ip.to_string() : target.to_string());
   }
-  json out = {
-      {"name", config.name},           {"id", view.proxy->tag},
-      {"weight", config.weight},       {"mode", steer::mode_name(config.mode)},
-      {"addresses", addresses},        {"state", steer::proxy_state_name(view.proxy->state)},
-      {"health", view.health},         {"drain", view.drain_asked || config.draining},
-      {"sessions", view.sessions},     {"empty", view.sessions == 0},
-      {"packets", view.proxy->packets}};
+  json out = {{"name", config.name},
+              {"id", view.proxy->tag},
+              {"weight", view.proxy->weight()},
+              {"mode", steer::mode_name(config.mode)},
+              {"addresses", addresses},
+              {"state", steer::proxy_state_name(view.proxy->state)},
+              {"health", view.health},
+              {"drain", view.drain_asked || config.draining},
+              {"sessions", view.sessions},
+              {"empty", view.sessions == 0},
+              {"packets", view.proxy->packets}};
   if (!view.detail.empty()) out["last_error"] = view.detail;
   return out;
 }

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <string_view>
 
 #include "lwproto/base/clock.h"
 
@@ -18,6 +19,8 @@ namespace sanproxy::netnode {
 namespace {
 
 constexpr std::size_t kStatusLineBytes = 12;  // "HTTP/1.1 200"
+constexpr std::size_t kAnswerBytesMax = 1024;
+constexpr std::string_view kDrainingBody = "\r\n\r\ndraining";  // behind the headers
 
 std::uint64_t now() { return SteadyClock().now_ns() / 1'000'000; }
 
@@ -50,7 +53,7 @@ struct Prober::Probe {
   bool connected = false;
   std::uint64_t next_ms = 0;  // when it begins, or must have ended
   std::size_t got = 0;
-  char line[kStatusLineBytes] = {};
+  char text[kAnswerBytesMax] = {};
 };
 
 Prober::Prober()
@@ -122,13 +125,13 @@ bool Prober::is_wanted(const Target& target) const {
   return std::find(targets_.begin(), targets_.end(), target) != targets_.end();
 }
 
-void Prober::finish(Probe& probe, bool good, std::uint64_t now_ms) {
+void Prober::finish(Probe& probe, Result result, std::uint64_t now_ms) {
   if (probe.fd >= 0) close(probe.fd);
   probe.fd = -1;
   probe.next_ms = now_ms + probe.target.settings.interval_ms;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!is_wanted(probe.target)) return;  // an answer about a former place
-  answers_.push_back({probe.target.proxy, good});
+  answers_.push_back({probe.target.proxy, result});
   signal_fd(result_fd_);
 }
 
@@ -141,7 +144,7 @@ void Prober::begin(Probe& probe, std::uint64_t now_ms) {
   probe.fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (probe.fd < 0 || (connect(probe.fd, reinterpret_cast<sockaddr*>(&address), length) != 0 &&
                        errno != EINPROGRESS)) {
-    finish(probe, false, now_ms);
+    finish(probe, Result::kBad, now_ms);
     return;
   }
   probe.next_ms = now_ms + probe.target.settings.timeout_ms;
@@ -157,7 +160,7 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
       // The handshake says enough; a reset spares the proxy a TIME_WAIT.
       const linger now_reset{1, 0};
       setsockopt(probe.fd, SOL_SOCKET, SO_LINGER, &now_reset, sizeof(now_reset));
-      finish(probe, error == 0, now_ms);
+      finish(probe, error == 0 ? Result::kGood : Result::kBad, now_ms);
       return;
     }
     probe.connected = true;
@@ -166,20 +169,34 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
                                 "\r\nUser-Agent: sanproxy-netnode\r\nConnection: close\r\n\r\n";
     if (send(probe.fd, request.data(), request.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(request.size())) {
-      finish(probe, false, now_ms);
+      finish(probe, Result::kBad, now_ms);
     }
     return;
   }
-  const ssize_t got = recv(probe.fd, probe.line + probe.got, kStatusLineBytes - probe.got, 0);
+  read_answer(probe, now_ms);
+}
+
+// The status line says enough, but of a 503 the body tells who is draining from who is not well.
+void Prober::read_answer(Probe& probe, std::uint64_t now_ms) {
+  const ssize_t got = recv(probe.fd, probe.text + probe.got, kAnswerBytesMax - probe.got, 0);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (got <= 0) {
-    finish(probe, false, now_ms);
+  if (got > 0) probe.got += static_cast<std::size_t>(got);
+  const std::string_view text(probe.text, probe.got);
+  const bool ended = got <= 0 || probe.got == kAnswerBytesMax;
+  if (text.size() < kStatusLineBytes) {
+    if (ended) finish(probe, Result::kBad, now_ms);
     return;
   }
-  probe.got += static_cast<std::size_t>(got);
-  if (probe.got < kStatusLineBytes) return;
-  const bool http = std::memcmp(probe.line, "HTTP/1.", 7) == 0 && probe.line[8] == ' ';
-  finish(probe, http && (probe.line[9] == '2' || probe.line[9] == '3'), now_ms);
+  const bool http = text.starts_with("HTTP/1.") && text[8] == ' ';
+  if (http && (text[9] == '2' || text[9] == '3')) {
+    finish(probe, Result::kGood, now_ms);
+  } else if (!http || text.substr(9, 3) != "503") {
+    finish(probe, Result::kBad, now_ms);
+  } else if (text.find(kDrainingBody) != std::string_view::npos) {
+    finish(probe, Result::kDraining, now_ms);
+  } else if (ended) {
+    finish(probe, Result::kBad, now_ms);
+  }
 }
 
 void Prober::run() {
@@ -196,7 +213,7 @@ void Prober::run() {
     for (Probe& probe : probes_) {
       if (probe.next_ms <= now_ms) {
         if (probe.fd >= 0) {
-          finish(probe, false, now_ms);  // took too long
+          finish(probe, Result::kBad, now_ms);  // took too long
         } else {
           begin(probe, now_ms);
         }

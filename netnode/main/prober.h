@@ -28,9 +28,14 @@ class Prober {
     steer::ProbeSettings settings;  // with an address
     bool operator==(const Target&) const = default;
   };
+  enum class Result : std::uint8_t {
+    kBad,
+    kGood,
+    kDraining,  // http: 503, and a body that begins so: it lives, and wants no new sessions
+  };
   struct Answer {
     std::uint16_t proxy = 0;
-    bool good = false;
+    Result result = Result::kBad;
   };
 
   Prober();
@@ -47,7 +52,8 @@ class Prober {
   void run();
   void begin(Probe& probe, std::uint64_t now_ms);
   void on_ready(Probe& probe, std::uint64_t now_ms);
-  void finish(Probe& probe, bool good, std::uint64_t now_ms);
+  void read_answer(Probe& probe, std::uint64_t now_ms);
+  void finish(Probe& probe, Result result, std::uint64_t now_ms);
   void adopt_targets();
   bool is_wanted(const Target& target) const;
 

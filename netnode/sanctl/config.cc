@@ -128,12 +128,14 @@ void config_get(const Options& options, const ConfigOptions& how) {
 
 void config_set(const Options& options, const ConfigOptions& how) {
   need_cluster(options);
-  const bool one = how.what.starts_with("services/") || how.what.starts_with("proxies/");
+  const bool one = is_entry_path(how.what);
   Keys after;
   ClusterStore store(options);
   if (!one) {
     if (how.remove || !how.value.empty()) {
-      throw Failure("a value and --delete go with services/IP:PORT or proxies/NAME", kExitUsage);
+      throw Failure(
+          "a value and --delete go with services/IP:PORT, proxies/NAME or cluster/heartbeat",
+          kExitUsage);
     }
     after = keys_of(document_from(how.what));
   }

@@ -1,5 +1,8 @@
 #include "netnode/sanctl/config_document.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "lwproto/cluster/bounded_json.h"
 #include "lwproto/cluster/model.h"
 #include "netnode/sanctl/options.h"
@@ -10,8 +13,8 @@ namespace {
 using nlohmann::json;
 
 // Sections of the document, and where their entries are.
-constexpr std::pair<const char*, const char*> kSections[] = {{"services", "config/service/"},
-                                                             {"proxies", "config/proxy/"}};
+constexpr std::pair<const char*, const char*> kSections[] = {
+    {"services", "config/service/"}, {"proxies", "config/proxy/"}, {"cluster", "config/cluster/"}};
 
 constexpr std::size_t kEntryKeyBytesMax = cluster::kKeyBytesMax / 2;  // the root comes before it
 
@@ -36,7 +39,7 @@ Keys keys_of(const json& document) {
       if (section == known) prefix = at;
     }
     if (prefix == nullptr) {
-      errors += "unknown section \"" + section + "\"; known: services, proxies\n";
+      errors += "unknown section \"" + section + "\"; known: services, proxies, cluster\n";
       continue;
     }
     if (!entries.is_object()) {
@@ -78,6 +81,12 @@ json document_of(const Keys& keys) {
   return out;
 }
 
+bool is_entry_path(const std::string& path) {
+  return std::any_of(std::begin(kSections), std::end(kSections), [&](const auto& section) {
+    return path.starts_with(std::string(section.first) + "/");
+  });
+}
+
 std::string key_of(const std::string& path) {
   for (const auto& [section, prefix] : kSections) {
     const std::string begin = std::string(section) + "/";
@@ -85,7 +94,8 @@ std::string key_of(const std::string& path) {
       return prefix + path.substr(begin.size());
     }
   }
-  throw Failure("\"" + path + "\": expected services/IP:PORT or proxies/NAME", kExitUsage);
+  throw Failure("\"" + path + "\": expected services/IP:PORT, proxies/NAME or cluster/heartbeat",
+                kExitUsage);
 }
 
 std::vector<std::string> differences(const Keys& from, const Keys& to) {

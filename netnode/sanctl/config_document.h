@@ -19,7 +19,9 @@ using Keys = std::map<std::string, std::string>;  // config/... behind the root 
 Keys keys_of(const nlohmann::json& document);
 // What cannot be read as JSON becomes a string; it is validated when it is set again.
 nlohmann::json document_of(const Keys& keys);
-// "services/IP:PORT" or "proxies/NAME" -> the key. Throws Failure.
+// Whether it is the path of an entry, such as "services/IP:PORT", and no file.
+bool is_entry_path(const std::string& path);
+// "services/IP:PORT", "proxies/NAME" or "cluster/heartbeat" -> the key. Throws Failure.
 std::string key_of(const std::string& path);
 
 // Lines "+ path: value", "- path: value", in the order of the paths.

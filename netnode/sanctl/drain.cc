@@ -19,8 +19,9 @@ bool named(const NodeRow& row, const DrainOptions& how) {
   return row.name == how.name && (how.kind.empty() || row.kind == how.kind);
 }
 
-// Which kind of node has that name.
-std::string kind_of(const View& view, const DrainOptions& how) {
+// Which kind of node has that name. A proxy that only files of network nodes name (an ordinary
+// server behind the NAT, say) is registered nowhere: who says --kind and does not wait may name it.
+std::string kind_of(const Options& options, const View& view, const DrainOptions& how) {
   std::string kind;
   for (const NodeRow& row : view.nodes) {
     if (!named(row, how)) continue;
@@ -32,6 +33,13 @@ std::string kind_of(const View& view, const DrainOptions& how) {
     kind = row.kind;
   }
   if (!kind.empty()) return kind;
+  if (options.whole_cluster() && !how.kind.empty() && !how.wait) {
+    std::fprintf(
+        stderr,
+        "sanctl: no %s \"%s\" is registered: this is for those who know it by their files\n",
+        how.kind.c_str(), how.name.c_str());
+    return how.kind;
+  }
   std::string names;
   for (const NodeRow& row : view.nodes) names += "\n  " + row.kind + " " + row.name;
   throw Failure("there is no node \"" + how.name + "\"; there are:" + names, kExitUsage);
@@ -86,7 +94,7 @@ Progress progress(const Options& options, const DrainOptions& how, const std::st
 
 void drain(const Options& options, const DrainOptions& how) {
   const View view = look(options);
-  const std::string kind = kind_of(view, how);
+  const std::string kind = kind_of(options, view, how);
   say(options, view, kind, how.name, true);
   if (!how.wait) {
     if (options.json) {
@@ -138,7 +146,7 @@ void undrain(const Options& options, const DrainOptions& how) {
         kind = drained.substr(0, slash);
       }
     }
-    if (kind.empty()) kind = kind_of(view, how);
+    if (kind.empty()) kind = kind_of(options, view, how);
   }
   say(options, view, kind, how.name, false);
   if (options.json) {

@@ -123,7 +123,7 @@ void add_config(CLI::App& app, const Options& options, Chosen& chosen) {
   };
   const auto [get, get_how] = add("get", "Shows it, or one entry of it",
                                   "sanctl config get services/10.77.0.10:80", config_get);
-  get->add_option("ENTRY", get_how->what, "services/IP:PORT or proxies/NAME");
+  get->add_option("ENTRY", get_how->what, "services/IP:PORT, proxies/NAME or cluster/heartbeat");
   get->add_option("--version-number", get_how->version, "As it was in that version");
 
   const auto [set, set_how] =
@@ -131,7 +131,8 @@ void add_config(CLI::App& app, const Options& options, Chosen& chosen) {
           "sanctl config set services/10.77.0.10:80 '{\"balance\": \"least-connections\"}'",
           config_set);
   set->add_option("WHAT", set_how->what,
-                  "A file (- is standard input) with all of it, or services/IP:PORT, proxies/NAME")
+                  "A file (- is standard input) with all of it, or services/IP:PORT, proxies/NAME, "
+                  "cluster/heartbeat")
       ->required();
   set->add_option("VALUE", set_how->value, "JSON, of one entry");
   set->add_flag("--delete", set_how->remove, "Delete the entry");

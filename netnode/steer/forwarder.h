@@ -102,7 +102,11 @@ class Forwarder {
   struct Proxy {
     ProxyConfig config;
     std::uint64_t hash = 0;
-    std::uint16_t tag = 0;  // in its segments; config.id, or what it has told
+    std::uint16_t tag = 0;          // in its segments; config.id, or what it has told
+    std::uint32_t told_weight = 0;  // by itself; 0: nothing
+    std::uint32_t weight() const {
+      return config.weight_said || told_weight == 0 ? config.weight : told_weight;
+    }
     ProxyState state = ProxyState::kDown;
     bool in_use = false;
     std::uint64_t packets = 0;  // sent to it
@@ -121,6 +125,8 @@ class Forwarder {
   void set_state(std::uint16_t proxy, ProxyState state);
   // The id that a proxy has told itself, for one without an id in its configuration.
   void set_tag(std::uint16_t proxy, std::uint16_t tag);
+  // The weight that a proxy has told itself, likewise.
+  void set_told_weight(std::uint16_t proxy, std::uint32_t weight);
 
   struct Arrival {
     std::span<const std::byte> bytes;

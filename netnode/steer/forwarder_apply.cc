@@ -77,6 +77,13 @@ void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
   index_tags();
 }
 
+void Forwarder::set_told_weight(std::uint16_t proxy, std::uint32_t weight) {
+  weight = std::min(weight, kWeightMax);
+  if (proxy >= proxies_.size() || proxies_[proxy].told_weight == weight) return;
+  proxies_[proxy].told_weight = weight;
+  rebuild_pools();
+}
+
 // Services with the same list of proxies share a pool; a pool that stays keeps its history.
 void Forwarder::apply_services(const std::vector<ServiceConfig>& services) {
   std::vector<Pool> pools;
@@ -118,7 +125,7 @@ void Forwarder::rebuild_pools() {
       if (!names.empty() && !std::binary_search(names.begin(), names.end(), proxy.config.name)) {
         continue;
       }
-      accepting.push_back({proxy.hash, proxy.config.weight, static_cast<std::uint16_t>(p)});
+      accepting.push_back({proxy.hash, proxy.weight(), static_cast<std::uint16_t>(p)});
     }
     const std::uint64_t before = pools_[i].builds();
     (void)pools_[i].rebuild(accepting);

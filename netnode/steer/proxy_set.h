@@ -39,8 +39,12 @@ struct ProbeSettings {
 
 struct ProxyConfig {
   std::string name;
+  std::string node;      // that it leads to, if that has another name; in a cluster its drain,
+                         // state and weight hold here
   std::uint16_t id = 0;  // 1..1023, in the session tags of this proxy; 0: it sends none
   std::uint32_t weight = 1;
+  bool weight_said =
+      false;  // by the file or the cluster; else what the proxy tells stands above it
   bool draining = false;
   Mode mode = Mode::kChannel;
   std::string channel;                 // channel: the fabric address of its channel interface

@@ -24,6 +24,21 @@ service::Balance balance_of(const std::string& name, service::Balance otherwise)
   return otherwise;  // "": the model has refused other names
 }
 
+flow::HealthOptions thresholds_of(const cluster::Asking& said, flow::HealthOptions otherwise) {
+  return {.rise = said.rise.value_or(otherwise.rise), .fall = said.fall.value_or(otherwise.fall)};
+}
+
+std::optional<service::HealthCheck> health_of(const cluster::HealthPolicy& said) {
+  if (said.request.empty()) return std::nullopt;
+  service::HealthCheck out;
+  out.request = said.request;
+  out.expect = said.expect;
+  out.interval_ms = said.asking.interval_ms.value_or(out.interval_ms);
+  out.timeout_ms = said.asking.timeout_ms.value_or(out.timeout_ms);
+  out.thresholds = thresholds_of(said.asking, out.thresholds);
+  return out;
+}
+
 }  // namespace
 
 ClusterMember::ClusterMember(const ProxyConfig& config, std::string version,
@@ -36,11 +51,12 @@ ClusterMember::ClusterMember(const ProxyConfig& config, std::string version,
   self_.admin = config.admin_listen;
   self_.host = cluster::host_id();
   self_.version = std::move(version);
-  for (const FabricConfig& fabric : config.fabrics) self_.fabrics.push_back(fabric.listen);
+  for (const FabricConfig& fabric : config.fabrics) self_.fabrics.push_back(fabric.published());
   for (const ChannelConfig& channel : config.channels) {
-    self_.channels.push_back(channel.fabric.listen);
+    self_.channels.push_back(channel.fabric.published());
   }
   self_.tag = config.id;
+  self_.weight = config.weight;
   cluster::SessionOptions options = config.cluster->session;
   options.instance = self_.instance;
   // Its own key and one for each application node.
@@ -53,6 +69,8 @@ bool ClusterMember::apply() {
   for (const cluster::Change& change : session_->take()) {
     if (change.key.starts_with("config/service/")) {
       apply_service(change.key, change.entry);
+    } else if (change.key == cluster::kHeartbeatKey) {
+      apply_heartbeat(change.entry);
     } else if (change.key.starts_with("drain/")) {
       apply_drain(change.key, change.entry.has_value());
     }
@@ -79,6 +97,7 @@ void ClusterMember::apply_service(const std::string& key,
   if (said.binding == "immediate") policy.binding = service::Binding::kImmediate;
   if (said.allow) policy.allow = said.allow;
   for (const auto& [node, weight] : said.weights) policy.weights[node] = weight;
+  if (said.health) policy.health = health_of(*said.health);
   for (const auth::AllowEntry& one : policy.allow.value_or(auth::AllowList{})) {
     const bool unknown =
         one.kind == auth::AllowEntry::Kind::kKey &&
@@ -93,6 +112,19 @@ void ClusterMember::apply_service(const std::string& key,
                service::balance_name(policy.balance),
                said.allow ? "with an allow list of the cluster" : "allow list as configured here");
   translator_.set_policy(*address, std::move(policy));
+}
+
+void ClusterMember::apply_heartbeat(const std::optional<cluster::Entry>& entry) {
+  translate::HeartbeatOptions options = config_.heartbeat;
+  if (entry) {
+    const cluster::Asking& said = std::get<cluster::HeartbeatPolicy>(*entry).asking;
+    options.interval_ms = said.interval_ms.value_or(options.interval_ms);
+    options.timeout_ms = said.timeout_ms.value_or(options.timeout_ms);
+    options.thresholds = thresholds_of(said, options.thresholds);
+  }
+  spdlog::info("heartbeats of application nodes: every {} ms{}", options.interval_ms,
+               entry ? ", as the cluster says" : "");
+  translator_.set_heartbeat(options);
 }
 
 void ClusterMember::apply_drain(const std::string& key, bool drained) {

@@ -34,6 +34,7 @@ class ClusterMember {
 
  private:
   void apply_service(const std::string& key, const std::optional<cluster::Entry>& entry);
+  void apply_heartbeat(const std::optional<cluster::Entry>& entry);
   void apply_drain(const std::string& key, bool drained);
   void publish_nodes();
 

@@ -1,6 +1,7 @@
 #include "proxynode/main/config.h"
 
 #include "lwproto/daemon/config_sections.h"
+#include "lwproto/fabric/address.h"
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
 #include "proxynode/main/config_interface.h"
@@ -11,6 +12,8 @@ namespace {
 
 // Connections and probes share the 2^24 indexes of ids.
 constexpr std::uint32_t kProbesMax = 4096;
+// What a table of network nodes can hold.
+constexpr std::uint32_t kProxyWeightMax = 1000;
 
 void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& config) {
   TableReader r(path, "[proxy]", table);
@@ -20,7 +23,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
     config.name = v;
   });
   r.number("id", config.id, 1, 1023);
-  r.number("weight", config.weight, 1, 65'535);
+  r.number("weight", config.weight, 1, kProxyWeightMax);
   r.text("log_level", [&](const std::string& v) {
     config.log_level = choose<const char*>(
         v, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
@@ -138,6 +141,20 @@ constexpr daemon::Section<ProxyConfig> kSections[] = {{"admin", read_admin},
                                                       {"proxy", read_proxy},
                                                       {"service", read_service, true}};
 
+// In a cluster others are told where to connect, and "every address" is nowhere.
+void check_published(const std::string& path, const ProxyConfig& config) {
+  if (!config.cluster) return;
+  const auto check = [&](const FabricConfig& fabric, const char* section) {
+    const auto address = fabric::FabricAddress::parse(fabric.published());
+    if (!fabric.uses_pools() || !address.ok() || !address->socket.ip.is_any()) return;
+    config_fail(path, {},
+                std::string(section) + ".listen \"" + fabric.listen +
+                    "\": in a cluster it needs advertise, the address at which others find it");
+  };
+  for (const FabricConfig& fabric : config.fabrics) check(fabric, "[[fabric]]");
+  for (const ChannelConfig& channel : config.channels) check(channel.fabric, "[[interface]]");
+}
+
 }  // namespace
 
 ProxyConfig load_config(const std::string& path) {
@@ -148,6 +165,7 @@ ProxyConfig load_config(const std::string& path) {
   }
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   check_allow_lists(path, config);
+  check_published(path, config);
   // Further workers are known by names that follow from it, and those have to be legal too.
   if (config.cluster &&
       (!cluster::name_legal(cluster::worker_name(config.name, packet_io::kQueuesMax)) ||

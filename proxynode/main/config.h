@@ -26,6 +26,7 @@ using daemon::ConfigError;
 struct FabricConfig {
   std::string listen;         // "shm:/run/sanproxy/proxy.sock", "verbs://IP:PORT", "tcp://IP:PORT"
   std::string scheme;         // of it
+  std::string advertise;      // verbs, tcp: where others find it, if that is not `listen`
   bool shared_trust = false;  // shm: trust = "isolated" | "shared"
   std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
   std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
@@ -41,6 +42,7 @@ struct FabricConfig {
   // Whether what nodes send arrives in slots of the EgressPool, and what clients send leaves from
   // slots of the IngressPool; on shm everybody shows their own memory instead.
   bool uses_pools() const { return scheme != "shm"; }
+  const std::string& published() const { return advertise.empty() ? listen : advertise; }
 };
 
 // An [[interface]] with driver "channel": where network nodes connect.
@@ -53,7 +55,7 @@ struct ChannelConfig {
 struct ProxyConfig {
   std::string name = "proxy";
   std::uint16_t id = 0;  // 1..1023, in the session tags of its segments; 0: none
-  std::uint32_t weight = 100;
+  std::uint32_t weight = 1;
   std::uint32_t worker = 0;                  // which of them this is, from 0
   std::uint32_t workers = 0;                 // 0: as many as the host has cores, where that can be
   std::uint32_t worker_timeout_ms = 10'000;  // without a sign of life; 0: never ended for that

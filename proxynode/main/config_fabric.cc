@@ -41,6 +41,11 @@ void check_listening_keys(const FabricConfig& fabric, const std::set<std::string
   for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
     only(fabric, given, key, fabric.scheme == "tcp", "tcp");
   }
+  if (!fabric.advertise.empty() && !fabric.advertise.starts_with(fabric.scheme + ":")) {
+    throw std::invalid_argument("advertise is \"" + fabric.advertise + "\", but \"" +
+                                fabric.listen +
+                                "\" is where it listens: the fabric must be the same");
+  }
   const int files = (fabric.certificate.empty() ? 0 : 1) + (fabric.key.empty() ? 0 : 1) +
                     (fabric.ca.empty() ? 0 : 1);
   if (files != 0 && files != 3) {
@@ -54,6 +59,17 @@ void listening_keys(TableReader& r, FabricConfig& out) {
                                 "shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
                      .scheme;
     out.listen = v;
+  });
+  r.text("advertise", [&](const std::string& v) {
+    const auto address =
+        value_or_throw(fabric::FabricAddress::parse(v), v, "verbs://IP:PORT or tcp://IP:PORT");
+    if (address.scheme == "shm" || address.socket.ip.is_any() || address.socket.port == 0) {
+      throw std::invalid_argument(
+          "expected verbs://IP:PORT or tcp://IP:PORT that others can "
+          "connect to, not \"" +
+          v + "\"");
+    }
+    out.advertise = v;
   });
   r.number("credits", out.credits, 32, 65'536);
   r.number("max_nodes", out.nodes_max, 1, 65'536);

@@ -35,8 +35,8 @@ void check_allow(const FabricConfig& fabric) {
 // What only some drivers have: said for another one it is an error, not ignored.
 void check_keys(const std::string& driver, const std::set<std::string>& given) {
   const bool channel = driver == "channel";
-  for (const char* key : {"listen", "allow", "credits", "max_nodes", "certificate", "key", "ca",
-                          "max_streams", "max_window_bytes", "max_joined"}) {
+  for (const char* key : {"listen", "advertise", "allow", "credits", "max_nodes", "certificate",
+                          "key", "ca", "max_streams", "max_window_bytes", "max_joined"}) {
     if (!channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }

@@ -68,6 +68,10 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
   }
   for (const auto& fabric : config.fabrics) {
     const auto last = fabric::FabricAddress::parse(fabric.listen)->of_worker(workers - 1);
+    const auto last_told = fabric::FabricAddress::parse(fabric.published())->of_worker(workers - 1);
+    if (!last_told.ok()) {
+      throw ConfigError("[[fabric]].advertise: " + last_told.status().to_string());
+    }
     if (!last.ok()) throw ConfigError("[[fabric]].listen: " + last.status().to_string());
   }
   return workers;
@@ -88,7 +92,10 @@ ProxyConfig share_of(const ProxyConfig& config, std::uint32_t worker, std::uint3
   divide<std::size_t>(out.egress_pool_bytes, workers, 1);
   divide<std::size_t>(out.channel_region_bytes, workers, 1);
   for (FabricConfig& fabric : out.fabrics) {
-    fabric.listen = fabric::FabricAddress::parse(fabric.listen)->of_worker(worker)->to_string();
+    for (std::string* address : {&fabric.listen, &fabric.advertise}) {
+      if (address->empty()) continue;
+      *address = fabric::FabricAddress::parse(*address)->of_worker(worker)->to_string();
+    }
     if (fabric.channel_region_bytes != 0) {
       divide<std::size_t>(fabric.channel_region_bytes, workers, 1u << 20);
     }

@@ -87,6 +87,15 @@ void Translator::on_heartbeat(AppNode& node, const wire::Message& message) {
     return;
   }
   take_result(node, true);
+  // With an interval below the time-out the next question is due before the answer would have been.
+  nodes_due_ns_ = std::min(nodes_due_ns_, node.heartbeat.due_ns());
+}
+
+void Translator::set_heartbeat(const HeartbeatOptions& options) {
+  if (options_.heartbeat == options) return;
+  options_.heartbeat = options;
+  for (AppNode* node : present_) node->heartbeat.set_options(options, clock_.now_ns());
+  nodes_due_ns_ = 0;
 }
 
 // --- requests

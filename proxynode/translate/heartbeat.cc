@@ -17,6 +17,18 @@ Heartbeat::Heartbeat(const HeartbeatOptions& options, std::uint64_t now_ns)
   (void)health_.on_result(true);  // it has just said HELLO
 }
 
+void Heartbeat::set_options(const HeartbeatOptions& options, std::uint64_t now_ns) {
+  const bool asked_before = interval_ns_ != 0;
+  interval_ns_ = options.interval_ms * kNsPerMs;
+  timeout_ns_ = options.timeout_ms * kNsPerMs;
+  if (interval_ns_ == 0 || !asked_before) {
+    health_ = flow::Health(options.thresholds);
+    if (interval_ns_ != 0) (void)health_.on_result(true);
+  }
+  health_.set_options(options.thresholds);
+  due_ns_ = interval_ns_ == 0 ? UINT64_MAX : now_ns + interval_ns_;
+}
+
 Heartbeat::Step Heartbeat::look(std::uint64_t now_ns, std::uint64_t in, std::uint64_t out) {
   Step step;
   if (now_ns < due_ns_) return step;
@@ -40,7 +52,7 @@ bool Heartbeat::answered(std::uint32_t number, std::uint64_t now_ns, std::uint64
   owed_ = false;
   heard_ns_ = now_ns;
   remember(in, out);
-  due_ns_ = now_ns + interval_ns_;
+  due_ns_ = interval_ns_ == 0 ? UINT64_MAX : now_ns + interval_ns_;
   return true;
 }
 

@@ -21,6 +21,7 @@ struct HeartbeatOptions {
   std::uint32_t interval_ms = 0;  // 0: nobody is asked, everybody counts as up
   std::uint32_t timeout_ms = 1000;
   flow::HealthOptions thresholds{.rise = 2, .fall = 3};
+  bool operator==(const HeartbeatOptions&) const = default;
 };
 
 class Heartbeat {
@@ -32,6 +33,8 @@ class Heartbeat {
 
   Heartbeat() = default;
   Heartbeat(const HeartbeatOptions& options, std::uint64_t now_ns);
+  // Its state stays, unless nobody is asked any more; an answer that is owed is still one.
+  void set_options(const HeartbeatOptions& options, std::uint64_t now_ns);
 
   // What follows at this moment, if it is due. `in` and `out` count the transfers of its channel.
   Step look(std::uint64_t now_ns, std::uint64_t in, std::uint64_t out);

@@ -190,6 +190,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   // The policy of a service: instead of the configured one, or (nothing) that again. Members that
   // its list does not allow any more are members no more; their connections go on.
   void set_policy(const SocketAddress& address, std::optional<service::Policy> policy);
+  // Of all application nodes, those that are here included.
+  void set_heartbeat(const HeartbeatOptions& options);
   // Out for new connections, or in again: the whole proxy. Its services stay joined.
   void set_paused(bool paused);
   bool paused() const { return paused_; }

@@ -103,6 +103,24 @@ class Cluster(ClusterTest):
         wait.until(lambda: any(SERVICE in n["services"]
                                for n in self.nodes(store, "appnode").values()), "all are back")
 
+    def test_health_and_heartbeats_are_what_the_cluster_says(self):
+        one, store = self.cluster()
+        one.start_echo()
+        health = lambda: [member["health"] for member in self.service(one)["members"]]
+        ask = {"request": "hello\n", "expect": "hello", "interval_ms": 100, "fall": 1, "rise": 1}
+        store.sanctl("config", "set", ENTRY, json.dumps({"health": {**ask, "expect": "goodbye"}}))
+        wait.until(lambda: health() == ["down"], "an echo says no goodbye")
+        store.sanctl("config", "set", ENTRY, json.dumps({"health": ask}))
+        wait.until(lambda: health() == ["up"], "but what was said")
+        self.assertIn("health.request", store.sanctl("config", "set", ENTRY, '{"health": {}}',
+                                                     code=2))
+        beats = 'sanproxy_heartbeats_total{event="asked"}'
+        store.sanctl("config", "set", "cluster/heartbeat", '{"interval_ms": 20}')
+        before = one.metrics()[beats]
+        wait.until(lambda: one.metrics()[beats] > before + 50, "heartbeats are quicker")
+        self.assertEqual(store.sanctl("config", "get")["cluster"]["heartbeat"], {"interval_ms": 20})
+        store.sanctl("config", "set", "cluster/heartbeat", "--delete")
+
     def test_an_allow_list_of_the_cluster_ends_memberships_and_connections_go_on(self):
         one, store = self.cluster()
         one.start_echo()

@@ -98,6 +98,33 @@ class Nat(NetnodeTest):
         one.wait_state("first", "up")
         one.assert_clean_stop()
 
+    def test_a_server_that_says_that_it_drains_keeps_its_sessions_and_gets_no_new_ones(self):
+        one = self.lab()
+        probe = {"probe": "http", "probe_path": "/healthz", "probe_interval_ms": 50}
+        for number, name in ((1, "first"), (2, "second")):
+            one.add_plain(name, probe_address=f"10.66.{number}.2:80", **probe)
+        one.start_node()
+        for name in ("first", "second"):
+            one.wait_state(name, "up")
+        load = self.load(one, 20, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        self.assertGreater(one.proxy("first")["sessions"], 0)
+
+        def say(what):
+            got = one.far["first"].run("curl", "-sS", "http://10.66.1.2/" + what)
+            self.assertEqual(got.stdout, b"first", got.stderr)
+        say("drain")
+        one.wait_state("first", "draining")
+        for _ in range(8):
+            self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 20_000), "all go on")
+        say("undrain")
+        one.wait_state("first", "up")
+        load.finish()
+        self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
     def test_a_smaller_mtu_behind_the_node_is_told_to_the_client(self):
         one = self.lab()
         one.add_plain("plain", mtu=1300)

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """An ordinary server on kernel sockets that knows nothing of us: what a NAT stands in front of.
 
-Port 7: echoes, TCP and UDP. Port 80: HTTP/1.1 with keep-alive; GET /bytes/N, and /name.
+Port 7: echoes, TCP and UDP. Port 80: HTTP/1.1 with keep-alive; GET /bytes/N, and /name;
+/drain and /undrain change what /healthz says.
 """
 
 import asyncio
@@ -34,6 +35,15 @@ class UdpEcho(asyncio.DatagramProtocol):
 
 
 def http(name):
+    state = {"draining": False}
+
+    def page(path):
+        if path in ("/drain", "/undrain"):
+            state["draining"] = path == "/drain"
+        if path == "/healthz" and state["draining"]:
+            return b"503 Service Unavailable", b"draining\n"
+        return b"200 OK", name.encode()
+
     async def serve(reader, writer):
         try:
             while line := await reader.readline():
@@ -47,8 +57,9 @@ def http(name):
                         writer.write(chunk)
                         await writer.drain()
                 else:
-                    body = name.encode()
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    status, body = page(path)
+                    writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+                                 + body)
                     await writer.drain()
         except OSError:
             pass
@@ -59,9 +70,10 @@ def http(name):
 async def main():
     name = sys.argv[1]
     loop = asyncio.get_running_loop()
+    serve = http(name)
     for host in ("0.0.0.0", "::"):
         await asyncio.start_server(echo, host, 7)
-        await asyncio.start_server(http(name), host, 80)
+        await asyncio.start_server(serve, host, 80)
         udp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         if ":" in host:
             udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

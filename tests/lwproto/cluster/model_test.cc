@@ -42,6 +42,33 @@ TEST(ClusterModel, AServiceHasWhatOperatorsSayOfIt) {
   EXPECT_EQ(service.weights.at("w1"), 3u);
 }
 
+TEST(ClusterModel, AServiceMayAskItsMembersWhetherTheyAreWell) {
+  const std::string key = "config/service/10.77.0.10:80";
+  const auto service = entry<ServicePolicy>(
+      key,
+      R"({"health":{"request":"GET / HTTP/1.0\r\n\r\n","expect":"200","interval_ms":500,"fall":4}})");
+  ASSERT_TRUE(service.health);
+  EXPECT_EQ(service.health->request, "GET / HTTP/1.0\r\n\r\n");
+  EXPECT_EQ(service.health->expect, "200");
+  EXPECT_EQ(service.health->asking, (Asking{.interval_ms = 500, .fall = 4}));
+  const auto off = entry<ServicePolicy>(key, R"({"health":false})");
+  ASSERT_TRUE(off.health) << "which is not the same as nothing said";
+  EXPECT_EQ(*off.health, HealthPolicy{});
+  EXPECT_FALSE(entry<ServicePolicy>(key, "{}").health);
+}
+
+TEST(ClusterModel, HeartbeatsAreThoseOfAllApplicationNodes) {
+  const auto said = entry<HeartbeatPolicy>("config/cluster/heartbeat",
+                                           R"({"interval_ms":0,"timeout_ms":50,"rise":1})");
+  EXPECT_EQ(said.asking, (Asking{.interval_ms = 0, .timeout_ms = 50, .rise = 1}));
+}
+
+TEST(ClusterModel, AProxyThatNothingIsSaidOfHasNoWeightOfTheCluster) {
+  EXPECT_FALSE(entry<ProxyPolicy>("config/proxy/p1", "{}").weight);
+  EXPECT_EQ(entry<ProxyPolicy>("config/proxy/p1", R"({"weight":3})").weight, 3u);
+  EXPECT_EQ(entry<NodeRecord>("node/proxy/p1", R"({"weight":9})").weight, 9u);
+}
+
 TEST(ClusterModel, WhatIsNotSaidIsLeftOpen) {
   const auto service = entry<ServicePolicy>("config/service/[fd77::1]:80", "{}");
   EXPECT_EQ(service.balance, "");
@@ -79,6 +106,19 @@ TEST(ClusterModel, WrongValuesAreRefusedWithTheFieldAndWhatWasExpected) {
       {"config/service/[fd77:0::1]:80", "{}", "shortest form"},
       {"config/proxy/p 1", "{}", "names no proxy"},
       {"config/proxy/p1", R"({"weight":1001})", "from 1 to 1000"},
+      {key, R"({"health":true})", "health: expected {"},
+      {key, R"({"health":{}})", "health.request: expected 1 to 1024 bytes"},
+      {key, R"({"health":{"request":""}})", "health.request: expected 1 to 1024 bytes"},
+      {key, R"({"health":{"request":")" + std::string(1'025, 'x') + "\"}}",
+       "health.request: longer than 1024"},
+      {key, R"({"health":{"request":"x","expect":"a\nb"}})", "health.expect: expected one line"},
+      {key, R"({"health":{"request":"x","interval_ms":99}})", "health.interval_ms: expected"},
+      {key, R"({"health":{"request":"x","often":1}})", "unknown field \"often\""},
+      {"config/cluster/heartbeat", R"({"fall":0})", "fall: expected an integer from 1 to 100"},
+      {"config/cluster/heartbeat", R"({"falls":1})", "unknown field \"falls\""},
+      {"config/cluster/heartbeats", "{}", "no such kind"},
+      {"config/cluster/other", "{}", "no such kind"},
+      {"node/proxy/p1", R"({"weight":0})", "weight: expected an integer from 1 to 1000"},
       {"config/servise/10.0.0.1:80", "{}", "no such kind"},
       {"drain/proxi/p1", "{}", "expected drain/proxy"},
       {"drain/proxy/", "{}", "names no node"},

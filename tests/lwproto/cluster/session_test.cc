@@ -260,7 +260,7 @@ TEST_F(SessionTest, ManyLargeRecordsAreWrittenInTransactionsThatEtcdTakes) {
     session->announce("node/appnode/p1/" + std::to_string(i), application_of("a", 250, 240));
   }
   EXPECT_TRUE(etcd.wait_for([&] { return etcd.all().size() == 100; }));
-  EXPECT_TRUE(session->status().connected);
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().connected; }));
   EXPECT_EQ(session->status().records_refused, 0u);
 }
 

@@ -50,6 +50,54 @@ TEST(ClusterView, WeightsAndDrainsOfTheClusterStandBeforeTheFile) {
   EXPECT_TRUE(set.proxies[1].draining);
 }
 
+TEST(ClusterView, WhereNobodySaysAWeightTheProxysOwnHolds) {
+  steer::ProxySet file = two_proxies();
+  file.proxies[0].weight_said = true;
+  file.proxies[1].weight = 1;
+  Entries entries;
+  put(entries, "node/proxy/p1", R"({"weight": 7})");
+  put(entries, "node/proxy/p2", R"({"weight": 8})");
+  put(entries, "node/proxy/p3", R"({"weight": 9, "channels": ["shm:/run/p3"]})");
+  put(entries, "node/proxy/p4", R"({"weight": 9, "channels": ["shm:/run/p4"]})");
+  put(entries, "config/proxy/p3", "{}");
+  put(entries, "config/proxy/p4", R"({"weight": 2})");
+  const auto set = view(file, entries);
+  ASSERT_EQ(set.proxies.size(), 4u);
+  EXPECT_EQ(set.proxies[0].weight, 5u) << "the file says";
+  EXPECT_EQ(set.proxies[1].weight, 8u);
+  EXPECT_EQ(set.proxies[2].weight, 9u) << "an entry without a weight says none";
+  EXPECT_EQ(set.proxies[3].weight, 2u);
+  for (const steer::ProxyConfig& proxy : set.proxies) EXPECT_TRUE(proxy.weight_said);
+}
+
+TEST(ClusterView, AProxyThatTellsAnAddressOfNobodyIsLeftOut) {
+  Entries entries;
+  put(entries, "node/proxy/p3", R"({"channels": ["tcp://0.0.0.0:7471"]})");
+  put(entries, "node/proxy/p4", R"({"channels": ["nowhere"]})");
+  EXPECT_EQ(view(two_proxies(), entries).proxies.size(), 2u);
+  ASSERT_EQ(left_out.size(), 2u);
+  EXPECT_NE(left_out[0].find("\"p3\": channel \"tcp://0.0.0.0:7471\": nobody can connect"),
+            std::string::npos)
+      << left_out[0];
+}
+
+TEST(ClusterView, AWayOfAnotherNameIsDrainedWithTheNodeThatItLeadsTo) {
+  steer::ProxySet file = two_proxies();
+  file.proxies[0].node = "q1";
+  file.proxies[1].node = "q2";
+  Entries entries;
+  put(entries, "drain/proxy/q1", "{}");
+  put(entries, "drain/proxy/p2", "{}");
+  put(entries, "node/proxy/q2", R"({"weight": 7})");
+  auto set = view(file, entries);
+  EXPECT_TRUE(set.proxies[0].draining);
+  EXPECT_FALSE(set.proxies[1].draining) << "it leads to another one";
+  EXPECT_EQ(set.proxies[1].weight, 7u);
+  put(entries, "node/proxy/q2", R"({"state": "draining"})");
+  set = view(file, entries);
+  EXPECT_TRUE(set.proxies[1].draining);
+}
+
 TEST(ClusterView, AProxyThatSaysThatItDrainsIsDraining) {
   Entries entries;
   put(entries, "node/proxy/p1", R"({"state": "draining"})");

@@ -77,6 +77,25 @@ clamp_mss = 1300
   EXPECT_EQ(proxy.clamp_mss, 1300);
 }
 
+TEST(NetnodeConfig, WhetherAWeightIsSaidIsKnown) {
+  NetnodeConfig config;
+  ASSERT_EQ(error_of(std::string(kInterface) + R"(
+[[proxy]]
+name = "a"
+mode = "channel"
+address = "shm:/run/a"
+weight = 1
+[[proxy]]
+name = "b"
+mode = "channel"
+address = "tcp://10.0.0.1:7471"
+)",
+                     &config),
+            "");
+  EXPECT_TRUE(config.set.proxies[0].weight_said);
+  EXPECT_FALSE(config.set.proxies[1].weight_said);
+}
+
 TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
   struct Case {
     const char* text;

@@ -27,6 +27,19 @@ class Listener {
   SocketAddress address() const {
     return *SocketAddress::parse("127.0.0.1:" + std::to_string(port_));
   }
+  // Answers the next one.
+  void answer(const std::string& text) const {
+    pollfd ready{fd_, POLLIN, 0};
+    ASSERT_EQ(poll(&ready, 1, 20'000), 1);
+    const int fd = accept(fd_, nullptr, nullptr);
+    ASSERT_GE(fd, 0);
+    pollfd asked{fd, POLLIN, 0};
+    ASSERT_EQ(poll(&asked, 1, 20'000), 1);
+    char request[1024];
+    EXPECT_GT(recv(fd, request, sizeof(request), 0), 0);
+    EXPECT_EQ(send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+    close(fd);
+  }
   // Connections that have come since the last call.
   int came() const {
     int count = 0;
@@ -71,7 +84,43 @@ TEST(Prober, TellsWhoAnswersAndWhoDoesNot) {
   while (all.size() < 2) {
     for (const Prober::Answer& one : answers(prober)) all.push_back(one);
   }
-  for (const Prober::Answer& one : all) EXPECT_EQ(one.good, one.proxy == 1);
+  for (const Prober::Answer& one : all)
+    EXPECT_EQ(one.result == Prober::Result::kGood, one.proxy == 1);
+}
+
+TEST(Prober, AnAnswerTellsWhoIsDrainingFromWhoIsNotWell) {
+  using Result = Prober::Result;
+  const Listener proxy;
+  const std::string headers = "Content-Length: 9\r\n\r\n";
+  const struct {
+    std::string answer;
+    Result result;
+  } cases[] = {
+      {"HTTP/1.1 200 OK\r\n" + headers + "ok", Result::kGood},
+      {"HTTP/1.1 302 Found\r\n" + headers, Result::kGood},
+      {"HTTP/1.1 503 Service Unavailable\r\n" + headers + "draining\n", Result::kDraining},
+      {"HTTP/1.1 503 Service Unavailable\r\n" + headers + "a worker does not serve\n",
+       Result::kBad},
+      {"HTTP/1.1 503 Service Unavailable\r\nX: draining\r\n\r\n", Result::kBad},
+      {"HTTP/1.1 503 " + std::string(5'000, 'x'), Result::kBad},
+      {"HTTP/1.1 500 No\r\n" + headers + "draining\n", Result::kBad},
+      {"HTTP/1.1 50", Result::kBad},
+      {"draining, draining, draining", Result::kBad},
+      {"", Result::kBad},
+  };
+  Prober prober;
+  std::uint16_t place = 0;
+  for (const auto& one : cases) {
+    Prober::Target asked = target(++place, proxy);
+    asked.settings.kind = steer::ProbeKind::kHttp;
+    asked.settings.timeout_ms = 20'000;
+    prober.set_targets({asked});
+    proxy.answer(one.answer);
+    const auto got = answers(prober);
+    ASSERT_EQ(got.size(), 1u);
+    EXPECT_EQ(got[0].proxy, place);
+    EXPECT_EQ(got[0].result, one.result) << one.answer.substr(0, 80);
+  }
 }
 
 TEST(Prober, TargetsThatStayAreNotAskedAgainWhenOthersChange) {

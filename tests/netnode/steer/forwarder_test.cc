@@ -355,6 +355,26 @@ TEST_F(ForwarderTest, AnIcmpErrorThatItsProxyDoesNotKnowIsOfferedToTheOthersThat
   EXPECT_EQ(verdict.drop, Drop::kIcmpUnclaimed);
 }
 
+TEST_F(ForwarderTest, WhatAProxyTellsOfItsWeightHoldsUnlessSomebodyElseSaysOne) {
+  set_.proxies[1].weight_said = true;
+  apply();
+  const auto share = [&](std::uint16_t proxy) {
+    int count = 0;
+    for (int i = 0; i < 4'000; ++i) {
+      count += steer(packet(i, net::kTcpSyn)).proxy == proxy ? 1 : 0;
+    }
+    return count;
+  };
+  for (std::uint16_t i = 0; i < 4; ++i) steering_.set_told_weight(i, i < 2 ? 97 : 1);
+  EXPECT_GT(share(0), 3'700) << "97 of 100";
+  EXPECT_LT(share(1), 150) << "the file says 1";
+  const std::uint64_t built = steering_.tables_built();
+  apply();
+  EXPECT_EQ(steering_.tables_built(), built) << "and stays as it was told";
+  steering_.set_told_weight(0, 1'000'000);
+  EXPECT_EQ(steering_.proxies()[0].weight(), kWeightMax);
+}
+
 TEST_F(ForwarderTest, WhatChangesNothingOfAPoolBuildsNoTables) {
   const std::uint64_t built = steering_.tables_built();
   const std::uint64_t generation = steering_.generation();

@@ -32,12 +32,14 @@ const BadFile kBadFiles[] = {
     {"an_unknown_proxy_key", kProxy + "max_conections = 5\n", 7,
      "unknown key \"max_conections\" in [proxy]; known: at_max_connections, channel_region_bytes"},
     {"an_unknown_interface_key", kMoreInterface + "mtuu = 1500\n", 6,
-     "unknown key \"mtuu\" in [[interface]]; known: addresses, allow, ca, certificate, "
-     "credits, decapsulate_from, driver, gateways, gue_port, key, listen, max_nodes, max_streams, "
+     "unknown key \"mtuu\" in [[interface]]; known: addresses, advertise, allow, ca, certificate, "
+     "credits, decapsulate_from, driver, gateways, gue_port, key, listen, max_joined, max_nodes, "
+     "max_streams, "
      "max_window_bytes, mtu, name, "
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
-     "unknown key \"depth\" in [[fabric]]; known: allow, ca, certificate, channel_region_bytes, "
+     "unknown key \"depth\" in [[fabric]]; known: advertise, allow, ca, certificate, "
+     "channel_region_bytes, "
      "credits, dead_after_ms, "
      "key, listen, "
      "max_nodes, max_streams, max_window_bytes, trust"},

@@ -1,4 +1,5 @@
 // Every key lands in its field.
+#include "proxynode/main/share.h"
 #include "tests/proxynode/main/config_fixture.h"
 
 namespace sanproxy::proxy::testing {
@@ -283,6 +284,20 @@ listen = "shm:/tmp/proxy.sock"
   EXPECT_EQ(config.channels[1].fabric.credits, 64u);
   EXPECT_EQ(config.channels[1].fabric.nodes_max, 3u);
   EXPECT_TRUE(config.channels[1].fabric.allow.empty());
+}
+
+TEST(Config, WhereItListensOnEveryAddressAClusterIsToldAnother) {
+  const std::string fabric = "[[fabric]]\nlisten = \"tcp://0.0.0.0:7471\"\nallow = [\"any\"]\n";
+  const std::string cluster = "[cluster]\netcd = [\"http://127.0.0.1:2379\"]\n";
+  EXPECT_EQ(load(kInterface + fabric).fabrics[0].published(), "tcp://0.0.0.0:7471");
+  EXPECT_THROW(load(kInterface + fabric + cluster), ConfigError);
+  const ProxyConfig config =
+      load(kInterface + fabric + "advertise = \"tcp://10.9.0.1:7471\"\n" + cluster);
+  EXPECT_EQ(config.fabrics[0].listen, "tcp://0.0.0.0:7471");
+  EXPECT_EQ(config.fabrics[0].published(), "tcp://10.9.0.1:7471");
+  const ProxyConfig second = share_of(config, 1, 2);
+  EXPECT_EQ(second.fabrics[0].listen, "tcp://0.0.0.0:7472");
+  EXPECT_EQ(second.fabrics[0].published(), "tcp://10.9.0.1:7472");
 }
 
 }  // namespace

@@ -149,6 +149,26 @@ TEST_F(Health, WithoutHeartbeatsNobodyIsAsked) {
   EXPECT_TRUE(node.heartbeats.empty());
 }
 
+TEST_F(Health, HeartbeatsCanBeginChangeAndEndWhileNodesAreHere) {
+  make();
+  Node& node = add_member({.name = "a"});
+  run_ms(5'000);
+  EXPECT_TRUE(node.heartbeats.empty());
+  HeartbeatOptions options{.interval_ms = 1000, .timeout_ms = 1000};
+  options.thresholds = {.rise = 2, .fall = 3};
+  translator_->set_heartbeat(options);
+  node.answers_heartbeats = false;
+  run_ms(20'000);
+  EXPECT_FALSE(node.heartbeats.empty());
+  EXPECT_FALSE(up("a"));
+  options.interval_ms = 0;
+  translator_->set_heartbeat(options);
+  EXPECT_TRUE(up("a")) << "who is not asked counts as up";
+  const std::size_t asked = node.heartbeats.size();
+  run_ms(20'000);
+  EXPECT_EQ(node.heartbeats.size(), asked);
+}
+
 struct BadAnswer {
   const char* name;
   void (*say)(Node&);
