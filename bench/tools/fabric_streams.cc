@@ -179,8 +179,7 @@ class ChannelEcho : public StreamSession {
       : StreamSession(std::move(endpoint), ours, peers), message_(message_bytes, std::byte{0x5a}) {}
 
   bool run() override {
-    channel_.poll();
-    channel_.publish();
+    if (channel_.poll() != 0) channel_.publish();
     return !ended_;
   }
 

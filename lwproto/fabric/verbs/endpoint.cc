@@ -186,7 +186,7 @@ void VerbsEndpoint::flush() {
 }
 
 std::uint32_t VerbsEndpoint::replenish() {
-  if (state_ != State::kOpen) return 0;
+  if (state_ != State::kOpen || receive_->full()) return 0;
   int error = 0;
   const std::uint32_t more = receive_->replenish(*queue_pair_, error);
   if (error != 0) start_draining(Status::error(Code::kSystem, "post receives", error));

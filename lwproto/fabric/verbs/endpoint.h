@@ -92,6 +92,11 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   void start_reporting();
   void set_deadline(std::uint64_t wait_ns);
 
+  // There is nothing of earlier polls to look at, in the one state that lasts.
+  bool nothing_left() const {
+    return state_ == State::kOpen && stash_next_ == stash_count_ && !send_->has_done() &&
+           !receive_->next_is_here();
+  }
   bool fill_stash();
   std::size_t take_completions(std::span<Completion> out);
   bool handle(const ibv_wc& completion, Completion* out);

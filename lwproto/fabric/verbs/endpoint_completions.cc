@@ -39,12 +39,15 @@ bool VerbsEndpoint::fill_stash() {
   const int count = queue_pair_->poll(stash_);
   stash_next_ = 0;
   stash_count_ = count > 0 ? static_cast<std::size_t>(count) : 0;
-  if (count < 0) on_failure(Status::error(Code::kSystem, "poll a completion queue"));
+  if (count < 0) [[unlikely]]
+    on_failure(Status::error(Code::kSystem, "poll a completion queue"));
   return stash_count_ != 0;
 }
 
 std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
-  receive_->end_transients();
+  if (receive_->any_transients()) receive_->end_transients();
+  // A loop that spins comes here most of the time.
+  if (nothing_left() && !fill_stash() && state_ == State::kOpen) return 0;
   if (state_ == State::kDone) return 0;
   std::size_t count = 0;
   if (state_ != State::kReporting) {
@@ -57,7 +60,8 @@ std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
 
 std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
   std::size_t count = 0;
-  bool emptied = false;  // the device had no more a moment ago: that is not asked again
+  // The device had no more a moment ago: that is not asked again.
+  bool emptied = stash_count_ != 0 && stash_count_ < stash_.size();
   for (;;) {
     const bool delivering = state_ == State::kOpen || state_ == State::kDraining;
     // Whoever ends the channel gets all cookies as failed, at the end.

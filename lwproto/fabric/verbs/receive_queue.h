@@ -47,6 +47,8 @@ class ReceiveQueue {
 
   // The first posting: receive_depth, the spare ones and `extra`; kExhausted if the pool has less.
   Status post_all(QueuePair& queue_pair, std::uint32_t extra);
+  // replenish() would do nothing.
+  bool full() const { return next_ - first_ >= depth_ + kSpare && granted_ - received_ >= depth_; }
   // Posts what was consumed and tells how many more the peer may send; an errno in `error`.
   std::uint32_t replenish(QueuePair& queue_pair, int& error);
 
