@@ -79,6 +79,26 @@ struct Completion {
   std::array<Segment, kSegmentsMax> segments;  // kReceive
 };
 
+// Memory that a peer has attached, as it is mapped here: something that can be passed on to another
+// peer, so that its bytes need not be copied on the way.
+struct PassedRegion {
+  const std::byte* data = nullptr;
+  std::uint64_t bytes = 0;
+  int fd = -1;  // of the memory; stays the fabric's
+};
+
+// Is told of the memory of all peers of a fabric, as it comes and goes.
+class RegionWatcher {
+ public:
+  virtual void on_region(const PassedRegion& region) = 0;
+  // `data` of a region that is about to be unmapped here. Who it was passed on to keeps his own
+  // mapping of it until it is detached there.
+  virtual void on_region_gone(const std::byte* data) = 0;
+
+ protected:
+  ~RegionWatcher() = default;
+};
+
 // Who is at the other end, as far as the fabric can prove it.
 struct PeerIdentity {
   std::string address;    // for people: "shm:pid 812", "verbs:10.9.0.2", ...
@@ -168,6 +188,18 @@ class Endpoint {
   // Makes `region` usable in GatherRefs of this endpoint. The region must outlive the endpoint.
   // The same region may be attached to many endpoints.
   virtual Result<RegionKey> attach(const buffer::MemoryRegion& region) = 0;
+  // Likewise with memory of a third party, which the peer then reads without our help: of payload
+  // alone, since that third party may change it meanwhile. kUnsupported where the fabric cannot,
+  // kExhausted at the peer's bound, kAgain for now.
+  virtual Result<RegionKey> attach_passed(const PassedRegion& region) {
+    (void)region;
+    return Status::error(Code::kUnsupported, "this fabric passes no memory on");
+  }
+  // Takes an attached region back. Nothing that refers to it may be outstanding. kAgain: try again.
+  virtual Status detach(RegionKey key) {
+    (void)key;
+    return Status::error(Code::kUnsupported, "this fabric takes no region back");
+  }
 
   // Starts a transfer: returns space of at least `inline_bytes` for its inline part, or kAgain
   // (send queue full, or no room for a full gather list or one more outstanding send), or
@@ -248,6 +280,10 @@ class Fabric {
   virtual Result<std::unique_ptr<Connecting>> connect(const std::string& address,
                                                       std::span<const std::byte> private_data,
                                                       const EndpointOptions& options) = 0;
+
+  // Optional, before there are endpoints: tells `watcher` (which outlives them) of peers' memory.
+  // Fabrics whose peers attach nothing that could be passed on tell nothing.
+  virtual void watch_regions(RegionWatcher* watcher) { (void)watcher; }
 
   // --- sleeping. Protocol: if (arm()) { poll/epoll on event_fd(); } disarm();
   // Readable when an armed endpoint has something to poll, or a listener or connection attempt

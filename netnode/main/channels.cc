@@ -19,6 +19,8 @@ namespace {
 constexpr std::size_t kBurst = 64;
 constexpr std::uint64_t kLookAgainNs = 1'000'000;  // whether a full channel has room
 constexpr std::uint32_t kPacketOffset = 64;        // of a packet that we copy into a slot
+// On average, of the memory that a proxy shows us: only addresses, of pages that others have.
+constexpr std::uint64_t kRegionBytesMax = std::uint64_t{4} << 30;
 
 std::uint64_t new_epoch() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -110,6 +112,8 @@ std::string Channels::apply(std::span<const steer::Forwarder::Proxy> proxies) {
     options.epoch = epoch_;
     options.endpoint.receive_depth = config_.credits;
     options.endpoint.send_depth = config_.send_depth;
+    options.endpoint.regions_max = config_.regions_max;
+    options.endpoint.peer_region_bytes_max = config_.regions_max * kRegionBytesMax;
     try {
       link = std::make_unique<Link>(fabric_for(options.address), options, pool_, region_, clock_,
                                     config_.queued_max);

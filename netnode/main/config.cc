@@ -210,6 +210,7 @@ void read_channel(const std::string& path, const toml::table& table, NetnodeConf
   r.number("credits", c.credits, 32, 65'536);
   r.number("send_depth", c.send_depth, 32, 65'536);
   r.number("max_queued", c.queued_max, 64, 65'536);
+  r.number("max_regions", c.regions_max, 1, 16'400);
   r.text("certificate", [&](const std::string& v) { c.certificate = v; });
   r.text("key", [&](const std::string& v) { c.key = v; });
   r.text("ca", [&](const std::string& v) { c.ca = v; });

@@ -27,6 +27,7 @@ struct ChannelConfig {
                                 // places of its ring
   std::uint32_t send_depth = 512;
   std::uint32_t queued_max = 256;    // packets that wait for room in the channel of one proxy
+  std::uint32_t regions_max = 272;   // of memory, that a proxy may show us over shm
   std::string certificate, key, ca;  // tcp: TLS with all three
 };
 

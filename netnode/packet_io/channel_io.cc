@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "netnode/packet_io/channel_packet.h"
 #include "netnode/packet_io/vnet_header.h"
@@ -66,6 +67,7 @@ ChannelIo::ChannelIo(const InterfaceOptions& options, ChannelIoOptions channel_o
       slots_(region_.bytes(), kSlotBytes),
       joined_region_(std::move(joined_region)),
       joined_(joined_region_.bytes(), kSlotBytes),
+      lends_(slots_.slot_count()),
       loans_(std::size_t{channel_options_.loans_max} + 1),
       next_beat_ns_(clock.now_ns()) {
   for (PacketLoan i = channel_options_.loans_max; i > 0; --i) {
@@ -158,7 +160,10 @@ void ChannelIo::admit(const fabric::ConnectRequest& request) {
                  .address = request.peer.address,
                  .connected = true};
   node->region_key = key;
-  node->heard_ns = clock_.now_ns();
+  node->heard_ns = node->lends_ns = clock_.now_ns();
+  if (channel_options_.lent != nullptr) {
+    node->attached.resize(channel_options_.lent->regions_max());
+  }
   node->batch_loans.reserve(kTransfersMax);
   ++counters_.peers_admitted;
   spdlog::info("network node {} \"{}\" connected from {}", node->about.number, node->about.name,
@@ -223,6 +228,8 @@ void ChannelIo::on_time() {
   looked_ns_ = now;
   for (const auto& node : nodes_) {
     if (node->dead) continue;
+    judge_lends(*node, now, was_away);
+    if (node->channel->closed()) continue;
     if (was_away) node->heard_ns = now;
     const std::uint64_t heard = node->channel->counters().transfers_in;
     if (heard != node->transfers_heard) {
@@ -234,6 +241,7 @@ void ChannelIo::on_time() {
     }
     say_status(*node);
   }
+  if (channel_options_.lent != nullptr) take_back_gone_regions();
 }
 
 void ChannelIo::set_draining(bool draining) {
@@ -394,20 +402,11 @@ Status ChannelIo::send_by(Node& node, const SendPacket& packet, std::uint8_t fla
       return Status::error(Code::kInvalidArgument, "the pieces are not what the length says");
     }
     status = node.channel->send_packet_inline(*info, {block.data(), packet.length});
+    if (status.ok()) counters_.tx_bytes_copied += packet.length;
   } else {
-    const buffer::SlotIndex slot = slots_.acquire();
-    if (slot == buffer::kNoSlot) return Status::again();
-    slots_.mark_received(slot);
-    if (!gather(packet, slots_.data(slot), kSlotBytes)) {
-      slots_.release(slot);
-      return Status::error(Code::kInvalidArgument, "the pieces are not what the length says");
-    }
-    const fabric::GatherRef ref{node.region_key, packet.length, slots_.offset(slot)};
-    status = node.channel->send_packet_reference(*info, {&ref, 1}, slot);
-    if (!status.ok()) slots_.release(slot);
+    status = send_by_reference(node, packet, *info);
   }
   if (!status.ok()) return status;
-  counters_.tx_bytes_copied += packet.length;
   ++node.about.packets_out;
   node.about.bytes_out += packet.length;
   node.unpublished_bytes += packet.length;
@@ -473,8 +472,12 @@ void ChannelIo::flush() {
   }
 }
 
-void ChannelIo::on_sent(channel::Channel&, std::uint64_t cookie, bool) {
-  slots_.release(static_cast<buffer::SlotIndex>(cookie));
+void ChannelIo::on_sent(channel::Channel& channel, std::uint64_t cookie, bool) {
+  const auto slot = static_cast<buffer::SlotIndex>(cookie);
+  slots_.release(slot);
+  if (lends_[slot] == 0) return;
+  channel_options_.lent->end(std::exchange(lends_[slot], 0));
+  ++static_cast<Node*>(channel.user)->lends_done;
 }
 
 }  // namespace sanproxy::packet_io

@@ -8,17 +8,23 @@
 // Invariants:
 //   1. A packet's loan keeps its bytes in place, also when its node is gone: a node's channel is
 //      destroyed when its last loan is back.
-//   2. What is sent is copied once, into the transfer (small) or into a slot of the send pool, so
-//      that the caller's memory is free when send() returns. Counted in tx_bytes_copied.
+//   2. What is sent is copied once when it is small (into the transfer; tx_bytes_copied). The
+//      headers of a large packet are copied into a slot of the send pool, always: they are ours
+//      alone. Its payload is passed on where it lies in memory that LentMemory knows and the node's
+//      fabric can attach (shm), and stays in use until the node has done with it (a lend). Other
+//      payload goes into the slot behind the headers (tx_bytes_copied_unlent), and is free when
+//      send() returns.
 //   3. Bounds: nodes by nodes_max; packets sent and not completed by send_slots and the node's
 //      credits; loans by loans_max (beyond, packets are lent without a loan and have to be copied);
 //      packets that came in pieces and are put together by joined_max (beyond, they are dropped);
 //      packets taken from channels and not yet yielded by one batch of transfers.
 //   4. A full node does not hold up the others: its packets go by way of another one. When none has
 //      room, send() takes no more: back-pressure.
-//   5. What a network node sends can end its own channel, nothing else.
+//   5. What a network node sends can end its own channel, nothing else. One that keeps what it was
+//      lent for lent_ms_max is cut off, because it holds up the memory of others.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
@@ -29,6 +35,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/lent_memory.h"
 #include "netnode/packet_io/packet_io.h"
 
 namespace sanproxy::packet_io {
@@ -48,6 +55,8 @@ struct ChannelIoOptions {
   std::uint32_t weight = 100;
   std::uint32_t heartbeat_ms = 100;
   std::uint32_t dead_after_ms = 5'000;  // a node that says nothing for so long is cut off
+  fabric::LentMemory* lent = nullptr;   // null: nothing is passed on. Outlives the interface
+  std::uint32_t lent_ms_max = 1'000;    // a node that keeps what it was lent for so long, too
   std::function<bool(const fabric::PeerIdentity&)> allow;  // null: nobody
 };
 
@@ -89,6 +98,12 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   const std::string& address() const { return listener_->address(); }
 
  private:
+  // A region of LentMemory, as the node knows it.
+  struct Attached {
+    fabric::RegionKey key = 0;          // 0: the node does not take it
+    std::uint32_t generation = 0;       // of the region's place; another one: it is gone
+    fabric::LentMemory::Lend last = 0;  // nothing of it was lent after this one
+  };
   struct Node {
     PacketPeer about;
     std::unique_ptr<channel::Channel> channel;
@@ -98,6 +113,17 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
     bool dead = false;
     std::size_t unpublished_bytes = 0;      // sent to the channel, perhaps not seen by the node yet
     std::vector<fabric::Loan> batch_loans;  // of packets without a loan of their own
+    std::vector<Attached> attached;         // by LentMemory's places
+    std::uint64_t lends_begun = 0, lends_done = 0;
+    std::uint64_t lends_judged = 0;  // lends_done when it was last judged
+    std::uint64_t lends_ns = 0;      // since when none is back
+  };
+  // What a packet that is too large for a transfer is sent as.
+  struct Reference {
+    std::array<fabric::GatherRef, fabric::kGatherRefsMax> refs;
+    std::uint32_t count = 0;
+    std::uint32_t copied_bytes = 0;  // in the slot
+    std::uint32_t lent_bytes = 0;
   };
   struct Loan {
     Node* node = nullptr;
@@ -129,6 +155,13 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   Node* find(PeerNumber number);
   // Ok, kAgain, or another code when this node is of no use.
   Status send_by(Node& node, const SendPacket& packet, std::uint8_t flags);
+  Status send_by_reference(Node& node, const SendPacket& packet, const channel::PacketInfo& info);
+  bool describe(Node& node, const SendPacket& packet, buffer::SlotIndex slot, Reference& out);
+  bool pass_on(Node& node, const iovec& piece, Reference& out);
+  fabric::RegionKey key_for(Node& node, fabric::LentMemory::Place place);
+  bool take_back(Node& node, Attached& entry);
+  void take_back_gone_regions();
+  void judge_lends(Node& node, std::uint64_t now_ns, bool was_away);
   static void publish(Node& node);
   bool send_one(const SendPacket& packet);
   void say_status(Node& node);
@@ -140,6 +173,8 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   buffer::SlotPool slots_;
   buffer::MemoryRegion joined_region_;
   buffer::SlotPool joined_;
+  std::vector<fabric::LentMemory::Lend> lends_;  // by slot
+  std::uint64_t regions_gone_ = 0;               // as far as they are taken back from all nodes
   std::unique_ptr<fabric::Listener> listener_;
   std::vector<std::unique_ptr<Node>> nodes_;  // live and dying; at most 2 * nodes_max
   std::vector<Loan> loans_;                   // [0] is not used

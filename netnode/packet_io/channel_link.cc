@@ -16,8 +16,6 @@ namespace {
 constexpr std::size_t kTransfersMax = 4;
 constexpr std::size_t kPacketsPerTransferMax =
     wire::kTransferInlineBytesMax / (wire::kPacketHeaderBytes + wire::kPacketBytesMin) + 1;
-// IPv6 and TCP with all its options: what the first piece of a packet holds at least.
-constexpr std::uint32_t kHeaderBytesMax = 100;
 
 constexpr std::uint64_t ns(std::uint32_t ms) { return std::uint64_t{ms} * 1'000'000; }
 
@@ -195,9 +193,16 @@ void ChannelLink::Impl::on_packet(channel::Channel& from, const channel::PacketI
     return wire::check_direction(message, wire::Receiver::kNetworkNode);
   }();
   if (!direction.ok()) return from.close(wire::CloseCode::kProtocolError, direction.text());
+  // A channel that has ended gives back what it lent: those bytes may be another client's by now.
+  if (payload.loan != fabric::kNoLoan && options.endpoint.receive_memory.pool == nullptr &&
+      !from.endpoint().connected()) {
+    ++counters.rx_dropped_ended;
+    return;
+  }
   LinkReceived packet;
   const auto* first = reinterpret_cast<const std::uint8_t*>(payload.pieces[0].data);
-  if (payload.pieces[0].length < std::min(payload.length, kHeaderBytesMax) ||
+  // Whether the headers are whole is for whoever reads them.
+  if (payload.pieces[0].length < kLinkPacketBytesMin ||
       (first[0] >> 4 != 4 && first[0] >> 4 != 6) ||
       !offload_from_info(info, first[0], packet.offload)) {
     ++counters.rx_dropped_malformed;

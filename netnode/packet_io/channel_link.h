@@ -82,7 +82,8 @@ struct LinkSend {
 inline constexpr std::uint32_t kLinkPacketBytesMin = 20;
 inline constexpr std::uint32_t kLinkPacketBytesMax = 65'536;
 
-// A packet from the proxy. The first piece holds at least the whole IP and TCP header.
+// A packet from the proxy. A good proxy puts the whole IP and TCP header into the first piece; the
+// receiver checks that, and finds at least kLinkPacketBytesMin bytes there.
 struct LinkReceived {
   std::array<iovec, fabric::kSegmentsMax> pieces;
   std::uint32_t piece_count = 0;
@@ -100,6 +101,7 @@ struct ChannelLinkCounters {
   std::uint64_t tx_lost = 0;          // referenced packets under way when the channel ended
   std::uint64_t rx_packets = 0, rx_bytes = 0, rx_unknown_flow = 0;
   std::uint64_t rx_dropped_malformed = 0;
+  std::uint64_t rx_dropped_ended = 0;  // by reference, and read only when the channel had ended
   std::uint64_t connects = 0, connect_failures = 0, disconnects = 0, silences = 0;
 };
 

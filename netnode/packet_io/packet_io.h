@@ -12,7 +12,8 @@
 //      that lends() takes no buffers: its packets lie at packet.lent, in memory that may be
 //      read-only and may change while it is read.
 //   2. send() has copied (kernel drivers) or finished with the bytes when flush() returns, so the
-//      caller may free them then.
+//      caller may free them then. But "channel" may pass memory on that LentMemory knows (payload
+//      alone): that stays in use until its lends are done (docs/buffer_ownership.md "Passed on").
 //   3. Malformed frames never reach the caller: they are dropped and counted by reason.
 #pragma once
 
@@ -95,9 +96,13 @@ struct Counters {
   std::uint64_t rx_decapsulated = 0, rx_dropped_tunnel = 0;
   std::uint64_t arp_in = 0, arp_out = 0, nd_in = 0, nd_out = 0;
   // channel
-  std::uint64_t tx_dropped_no_peer = 0;  // no network node is connected
-  std::uint64_t rx_bytes_copied = 0;     // of packets that came in pieces
-  std::uint64_t rx_dropped_joined = 0;   // of those, that there was no room for
+  std::uint64_t tx_dropped_no_peer = 0;      // no network node is connected
+  std::uint64_t rx_bytes_copied = 0;         // of packets that came in pieces
+  std::uint64_t rx_dropped_joined = 0;       // of those, that there was no room for
+  std::uint64_t tx_bytes_copied_unlent = 0;  // payload of large packets that could not be passed on
+  std::uint64_t tx_bytes_lent = 0;           // and that was
+  std::uint64_t regions_not_taken = 0;       // by a peer that takes no more of them
+  std::uint64_t peers_cut_off = 0;           // kept what they were lent for too long
   std::uint64_t sent_back = 0, send_back_dropped = 0;
   std::uint64_t peers_admitted = 0, peers_refused = 0, peers_ended = 0, peers_breached = 0;
 };

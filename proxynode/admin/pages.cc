@@ -86,6 +86,11 @@ void translate_metrics(const Sources& in, Metrics& m) {
   m.counter("bytes_copied_total", copied, c.copied_isolation, "reason=\"isolation\"");
   m.counter("bytes_copied_total", copied, c.copied_pressure, "reason=\"pressure\"");
   m.counter("bytes_copied_total", copied, in.stack->counters().bytes_copied, "reason=\"stack\"");
+  std::uint64_t not_lent = 0;
+  for (const packet_io::PacketIo* io : in.interfaces) {
+    not_lent += io->counters().tx_bytes_copied_unlent;
+  }
+  m.counter("bytes_copied_total", copied, not_lent, "reason=\"network_node\"");
   m.gauge("connections_bound", "Connections known to the translator",
           in.translator->bound_streams());
   m.gauge("tx_records", "Pieces of application memory waiting for the client's ACK",
@@ -178,6 +183,13 @@ void interface_metrics(const Sources& in, Metrics& m) {
        &packet_io::Counters::tx_bytes_copied},
       {"interface_bytes_copied_total", "Packet bytes copied by the driver", "direction=\"in\"",
        &packet_io::Counters::rx_bytes_copied},
+      {"interface_payload_lent_total", "Payload bytes passed on to network nodes where they lie",
+       "direction=\"out\"", &packet_io::Counters::tx_bytes_lent},
+      {"interface_regions_not_taken_total",
+       "Regions of memory that a network node had no place for", "direction=\"out\"",
+       &packet_io::Counters::regions_not_taken},
+      {"interface_peers_cut_off_total", "Network nodes that kept what they were lent for too long",
+       "direction=\"out\"", &packet_io::Counters::peers_cut_off},
       {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",
        "protocol=\"arp\",direction=\"in\"", &packet_io::Counters::arp_in},
       {"interface_neighbor_messages_total", "ARP and neighbour discovery messages",

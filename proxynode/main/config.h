@@ -68,6 +68,8 @@ struct ProxyConfig {
   std::size_t ingress_pool_bytes = std::size_t{256} << 20;
   std::size_t egress_pool_bytes = std::size_t{16} << 20;
   std::size_t channel_region_bytes = std::size_t{256} << 20;
+  std::uint32_t lent_regions_max = 256;  // passed on to network nodes; 0: payload is copied instead
+  std::uint32_t lent_ms_max = 1000;      // who keeps what he was lent for so long is cut off
   stack::StackOptions stack;
   std::vector<packet_io::InterfaceOptions> interfaces;
   std::vector<ChannelConfig> channels;

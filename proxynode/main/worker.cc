@@ -96,7 +96,13 @@ Worker::Worker(const ProxyConfig& config, std::string version)
   ingress_ = std::make_unique<buffer::SlotPool>(ingress_region_.bytes(), sizes.ingress_slot_bytes);
   egress_ = std::make_unique<buffer::SlotPool>(egress_region_.bytes(), sizes.egress_slot_bytes);
 
+  if (config.lent_regions_max != 0 && !config.channels.empty()) {
+    lent_.emplace(config.lent_regions_max);
+    lent_->on_region({egress_region_.data(), egress_region_.size(), egress_region_.fd()});
+  }
+
   translate::TranslatorOptions options;
+  options.lent = lent_ ? &*lent_ : nullptr;
   options.name = config.name;
   options.epoch = epoch_;
   options.workers = config.workers;
@@ -161,6 +167,7 @@ void Worker::add_interface(std::unique_ptr<packet_io::PacketIo> io) {
 
 void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConfig& config) {
   fabric->wake_in(epoll_fd_);
+  if (lent_) fabric->watch_regions(&*lent_);
   translate::FabricListener entry;
   entry.options.receive_depth = config.credits;
   entry.fabric = fabric->name();
@@ -194,6 +201,8 @@ void Worker::add_channel(std::unique_ptr<fabric::Fabric> fabric, const ChannelCo
   options.nodes_max = config.fabric.nodes_max;
   options.joined_max = config.joined_max;
   options.endpoint.receive_depth = config.fabric.credits;
+  options.lent = lent_ ? &*lent_ : nullptr;
+  options.lent_ms_max = config_.lent_ms_max;
   if (config.fabric.uses_pools()) {
     // Half of the spare slots stay for what the interfaces receive.
     options.endpoint.receive_memory = {ingress_.get(), &ingress_region_,

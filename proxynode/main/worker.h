@@ -12,6 +12,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@
 #include "lwproto/daemon/admin_server.h"
 #include "lwproto/daemon/service_manager.h"
 #include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/lent_memory.h"
 #include "netnode/packet_io/channel_io.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/admin/pages.h"
@@ -91,6 +93,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;
   buffer::MemoryRegion egress_region_;
+  std::optional<fabric::LentMemory> lent_;  // where network nodes connect by channel
   std::unique_ptr<buffer::SlotPool> ingress_;
   std::unique_ptr<buffer::SlotPool> egress_;
   std::vector<std::unique_ptr<fabric::Fabric>> fabrics_;

@@ -171,6 +171,7 @@ void Translator::evict_idle(const FabricListener* from) {
 }
 
 void Translator::flush_channels() {
+  if (returns_first_ != kNone) give_back_returns();
   for (std::size_t i = 0; i < dirty_.size(); ++i) {
     Stream& s = streams_[dirty_[i]];
     if (!s.has(kDirty)) continue;
@@ -242,7 +243,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
 void Translator::reap_dead_nodes() {
   any_dead_ = false;
   std::erase_if(present_, [this](const AppNode* node) {
-    const bool finished = node->dead && node->stream_count == 0;
+    const bool finished = node->dead && node->stream_count == 0 && node->returns_due == 0;
     any_dead_ = any_dead_ || (node->dead && !finished);
     if (finished) nodes_[node->index].reset();
     return finished;

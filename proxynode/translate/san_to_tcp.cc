@@ -167,20 +167,61 @@ void Translator::release_records(Stream& s, AppNode& node, std::uint64_t up_to) 
   while (s.tx_first != kNone && s.tx_first != s.tx_unwritten &&
          records_[s.tx_first].end_offset <= up_to) {
     const RecordIndex r = s.tx_first;
-    TxRecord& record = records_[r];
-    if (record.loan != fabric::kNoLoan) node.channel->release(record.loan);
-    if (record.egress != buffer::kNoSlot) egress_.release(record.egress);
+    const TxRecord& record = records_[r];
     if (record.egress != buffer::kNoSlot ||
         (node.receives_into_egress && record.loan != fabric::kNoLoan)) {
       --s.egress_slots;
-      slots_released_ = true;
     }
     s.tx_first = record.next;
-    record.next = records_free_;
-    records_free_ = r;
-    --records_used_;
+    const bool holds = record.loan != fabric::kNoLoan || record.egress != buffer::kNoSlot;
+    if (holds && options_.lent != nullptr && !options_.lent->all_done()) {
+      give_back_later(r, node);
+    } else {
+      give_back(r, node);
+    }
   }
   if (s.tx_first == kNone) s.tx_last = kNone;
+}
+
+void Translator::give_back(RecordIndex r, AppNode& node) {
+  TxRecord& record = records_[r];
+  if (record.loan != fabric::kNoLoan) node.channel->release(record.loan);
+  if (record.egress != buffer::kNoSlot) egress_.release(record.egress);
+  if (record.egress != buffer::kNoSlot ||
+      (node.receives_into_egress && record.loan != fabric::kNoLoan)) {
+    slots_released_ = true;
+  }
+  record.next = records_free_;
+  records_free_ = r;
+  --records_used_;
+}
+
+// A network node may still read what the client has acknowledged: a packet that was sent again, or
+// one of a connection that is gone. The record outlives its stream, so it says whose it is.
+void Translator::give_back_later(RecordIndex r, AppNode& node) {
+  TxRecord& record = records_[r];
+  record.end_offset = options_.lent->mark();
+  record.length = node.index;
+  record.next = kNone;
+  if (returns_last_ == kNone) {
+    returns_first_ = r;
+  } else {
+    records_[returns_last_].next = r;
+  }
+  returns_last_ = r;
+  ++node.returns_due;
+  ++counters_.returned_late;
+}
+
+void Translator::give_back_returns() {
+  while (returns_first_ != kNone && options_.lent->is_done(records_[returns_first_].end_offset)) {
+    const RecordIndex r = returns_first_;
+    returns_first_ = records_[r].next;
+    AppNode& node = *nodes_[records_[r].length];
+    --node.returns_due;
+    give_back(r, node);
+  }
+  if (returns_first_ == kNone) returns_last_ = kNone;
 }
 
 void Translator::on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) {

@@ -74,9 +74,11 @@ struct Stream {
 
 // A piece of application memory that the stack refers to until the client has acknowledged it.
 struct TxRecord {
-  std::uint64_t end_offset;  // in the stream, behind the last byte of the piece
+  // In the stream, behind the last byte of the piece. Of one that waits to be given back
+  // (san_to_tcp.cc): the LentMemory::mark() that it waits for.
+  std::uint64_t end_offset;
   const std::byte* data;
-  std::uint32_t length;
+  std::uint32_t length;  // likewise: the index of the application node
   RecordIndex next;
   fabric::Loan loan;         // given back with this piece; kNoLoan on all but the last of a loan
   buffer::SlotIndex egress;  // a copy in the EgressPool instead, given back with this piece

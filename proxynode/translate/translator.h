@@ -40,6 +40,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
+#include "lwproto/fabric/lent_memory.h"
 #include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
@@ -65,6 +66,9 @@ struct TranslatorOptions {
   HeartbeatOptions heartbeat = {};
   std::uint32_t probes_max = 256;  // at a time; connections_max + probes_max <= 2^24
   const Clock* clock = nullptr;    // null: the system's
+  // What interfaces pass on to network nodes is not given back before they have done with it; null:
+  // none does. Outlives the translator.
+  fabric::LentMemory* lent = nullptr;
   std::vector<auth::Key> keys = {};
   service::RateLimits limits = {};
 };
@@ -74,6 +78,7 @@ struct TranslatorCounters {
   std::uint64_t copied_inline = 0;     // payload bytes copied because they are small
   std::uint64_t copied_isolation = 0;  // copied into a channel's own region
   std::uint64_t copied_pressure = 0;   // copied because a pool ran low
+  std::uint64_t returned_late = 0;     // loans that waited for a network node
   std::uint64_t requests = 0, accepts = 0, rejects = 0, active_requests = 0;
   std::uint64_t unserved = 0;  // no application node could take the connection
   std::uint64_t closed_node_died = 0, closed_protocol = 0, closed_no_memory = 0;
@@ -149,6 +154,7 @@ struct AppNode {
   std::uint32_t stream_count = 0;  // bound, orphans included
   std::uint32_t open_streams = 0;  // known to the application
   std::uint32_t open_probes = 0;   // likewise, of our own
+  std::uint32_t returns_due = 0;   // of its loans, that network nodes still read from
   Heartbeat heartbeat;
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
   // Messages that cannot be made again from a stream's state (answers, terminal CLOSE and REJECT)
@@ -227,6 +233,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   service::ServiceTable& services() { return services_; }
   std::uint32_t bound_streams() const { return bound_streams_; }
   std::uint32_t records_used() const { return records_used_; }
+  const fabric::LentMemory* lent_memory() const { return options_.lent; }
   void for_each_listener(const std::function<void(const FabricListener&)>& fn) const {
     for (const FabricListener& from : listeners_) fn(from);
   }
@@ -319,6 +326,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
                         const channel::Payload& payload);
   void write_records(Stream& s, StreamIndex index);
   void release_records(Stream& s, AppNode& node, std::uint64_t up_to);
+  void give_back(RecordIndex r, AppNode& node);
+  void give_back_later(RecordIndex r, AppNode& node);
+  void give_back_returns();
   void on_credit(AppNode& node, const wire::Message& message);
   Status send_credit(Stream& s, AppNode& node);
 
@@ -378,8 +388,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   RecordIndex records_free_ = kNone;
   std::uint32_t records_touched_ = 0;
   std::uint32_t records_used_ = 0;
-  std::vector<StreamIndex> dirty_;    // reserved to connections_max
-  std::vector<StreamIndex> starved_;  // likewise
+  RecordIndex returns_first_ = kNone, returns_last_ = kNone;  // wait for LentMemory, oldest first
+  std::vector<StreamIndex> dirty_;                            // reserved to connections_max
+  std::vector<StreamIndex> starved_;                          // likewise
   std::uint32_t bound_streams_ = 0;
   std::vector<Probe> probes_;  // probes_max
   std::uint32_t probes_in_use_ = 0;

@@ -32,6 +32,10 @@ class Channels:
         got = one.curl(one.url("/bytes/20000000", family=self.family), "-o", "/dev/null", "-w",
                        "%{http_code} %{size_download}", text=True)
         self.assertEqual(got.stdout, "200 20000000", got.stderr)
+        # The network node read the payload where the application had put it.
+        # Copied is the answer's head alone: inline, so that it lay in the stack's own memory.
+        self.assertLessEqual(self.total(one, "bytes_copied_total", "network_node"), 1024)
+        self.assertGreater(self.total(one, "interface_payload_lent_total"), 19_000_000)
         upload(self, self.socket(one, 7), 20_000_000)
         (node,) = one.network_nodes()
         # Both ways far fewer packets than an MTU of 1500 would make.
@@ -70,8 +74,12 @@ class Channels:
         self.assertEqual(self.drops(one), 0)
 
     def drops(self, one):
-        return sum(value for name, value in one.metrics().items()
-                   if name.startswith("sanproxy_network_nodes_total") and "breached" in name)
+        return self.total(one, "network_nodes_total", "breached")
+
+    @staticmethod
+    def total(one, name, label=""):
+        return sum(value for full, value in one.metrics().items()
+                   if full.startswith(f"sanproxy_{name}") and label in full)
 
 
 globals().update(case.over(Channels, topologies=("channel",), shared=True))

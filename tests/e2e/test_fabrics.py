@@ -196,7 +196,7 @@ class Copies:
         copied = {reason: value - before[reason] for reason, value in self.copied(one).items()}
         # A head, a tail or an answer that is small goes inline; a payload above that limit never.
         self.assertLessEqual(copied.pop("inline"), 4096)
-        self.assertEqual(copied, {"isolation": 0, "pressure": 0, "stack": 0})
+        self.assertEqual(copied, {"isolation": 0, "pressure": 0, "stack": 0, "network_node": 0})
 
     def test_downloads_are_not_copied(self):
         one = self.lab()

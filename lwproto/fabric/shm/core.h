@@ -59,6 +59,9 @@ class Core {
   void unwatch_doorbell(int fd);
   void wake_in(int epoll_fd);
 
+  void watch_regions(RegionWatcher* watcher) { region_watcher_ = watcher; }
+  RegionWatcher* region_watcher() const { return region_watcher_; }
+
   void add(ShmEndpoint* endpoint);
   void remove(ShmEndpoint* endpoint);
   void add(Handshaker* handshaker);
@@ -91,6 +94,7 @@ class Core {
   std::uint32_t disarms_ = 0;
   std::uint64_t pumped_ns_ = 0;
   bool ticking_ = false;
+  RegionWatcher* region_watcher_ = nullptr;
   std::vector<ShmEndpoint*> endpoints_;
   std::vector<Handshaker*> handshakers_;
 };

@@ -75,6 +75,9 @@ ShmEndpoint::~ShmEndpoint() {
   close_socket();
   core_->unwatch_doorbell(doorbell_.get());
   core_->remove(this);
+  for (PeerRegion& region : peer_regions_) {
+    if (region.key != 0) unmap(region);
+  }
 }
 
 Status ShmEndpoint::closed_status() const {
@@ -84,24 +87,45 @@ Status ShmEndpoint::closed_status() const {
   return Status::error(Code::kDisconnected, "the channel has ended");
 }
 
-Result<RegionKey> ShmEndpoint::attach(const buffer::MemoryRegion& region) {
+Result<RegionKey> ShmEndpoint::attach_memory(int fd, std::uint64_t bytes) {
   if (state_ != State::kOpen) return closed_status();
-  if (!region.valid()) return Status::error(Code::kInvalidArgument, "attach an empty region");
+  if (fd < 0 || bytes == 0) return Status::error(Code::kInvalidArgument, "attach an empty region");
   const Sizes& theirs = peer_.sizes();
-  if (own_region_bytes_.size() >= theirs.regions_max ||
-      region.size() > theirs.region_bytes_max - own_region_total_) {
+  const auto free_place = std::find_if(own_regions_.begin(), own_regions_.end(),
+                                       [](const OwnRegion& region) { return region.key == 0; });
+  const auto place = static_cast<std::uint32_t>(free_place - own_regions_.begin());
+  if (place >= std::min(theirs.regions_max, kRegionPlacesMax) ||
+      bytes > theirs.region_bytes_max - own_region_total_) {
     return Status::error(Code::kExhausted, "the peer takes no more regions");
   }
   RegionMessage message;
-  message.key = static_cast<std::uint32_t>(own_region_bytes_.size() + 1);
-  message.bytes = region.size();
-  const int fd = region.fd();
+  message.key = free_place == own_regions_.end()
+                    ? make_region_key(place, 0)
+                    : make_region_key(place, region_generation(free_place->last_key) + 1);
+  message.bytes = bytes;
   Status sent =
       send_message(socket_.get(), std::as_bytes(std::span(&message, 1)), {}, std::span(&fd, 1));
   if (!sent.ok()) return sent;
-  own_region_bytes_.push_back(region.size());
-  own_region_total_ += region.size();
+  if (free_place == own_regions_.end()) own_regions_.emplace_back();
+  own_regions_[place] = {message.key, message.key, bytes};
+  own_region_total_ += bytes;
   return message.key;
+}
+
+Status ShmEndpoint::detach(RegionKey key) {
+  if (state_ != State::kOpen) return closed_status();
+  const std::uint32_t place = region_place(key);
+  if (place >= own_regions_.size() || own_regions_[place].key != key) {
+    return Status::error(Code::kInvalidArgument, "detach a region not attached");
+  }
+  RegionMessage message;
+  message.magic = kDetachMagic;
+  message.key = key;
+  Status sent = send_message(socket_.get(), std::as_bytes(std::span(&message, 1)), {}, {});
+  if (!sent.ok()) return sent;
+  own_region_total_ -= own_regions_[place].bytes;
+  own_regions_[place].key = 0;
+  return {};
 }
 
 // Reads how far the peer has got with our ring.
@@ -149,10 +173,11 @@ Status ShmEndpoint::check_refs(std::size_t inline_bytes, std::span<const GatherR
   }
   std::uint64_t total = inline_bytes;
   for (const GatherRef& ref : refs) {
-    if (ref.region == 0 || ref.region > own_region_bytes_.size()) {
+    const std::uint32_t place = region_place(ref.region);
+    if (ref.region == 0 || place >= own_regions_.size() || own_regions_[place].key != ref.region) {
       return Status::error(Code::kInvalidArgument, "a reference to a region not attached");
     }
-    const std::uint64_t region_bytes = own_region_bytes_[ref.region - 1];
+    const std::uint64_t region_bytes = own_regions_[place].bytes;
     if (ref.length == 0 || ref.offset > region_bytes || ref.length > region_bytes - ref.offset) {
       return Status::error(Code::kInvalidArgument, "a reference outside its region");
     }
@@ -262,6 +287,8 @@ void ShmEndpoint::release(Loan loan) {
   SANPROXY_CHECK(slot.used && slot.generation == loan >> 32);
   slot.used = false;
   ++slot.generation;
+  for (std::uint32_t i = 0; i < slot.ref_count; ++i) --peer_regions_[slot.places[i]].refs;
+  slot.ref_count = 0;
   free_loans_.push_back(static_cast<std::uint32_t>(index));
   if (state_ != State::kOpen) return;
   own_.returns()[returns_ & (own_.sizes().return_entries - 1)] = slot.token;

@@ -10,10 +10,12 @@
 //   2. tail_ <= cursor_ <= seen_head_ <= tail_ + the peer's ring size. Bytes in [tail_, cursor_)
 //      were delivered by the last poll() and are still readable.
 //   3. outstanding_ slots of sends_ are in use; a slot's token is on its way to or from the peer.
-//   4. open -> draining (the peer is gone, its last transfers are delivered) -> failing (cookies
+//   4. A peer's region stays mapped while anything of it is on loan, or the endpoint lives.
+//   5. open -> draining (the peer is gone, its last transfers are delivered) -> failing (cookies
 //      come back) -> done; a local disconnection goes from open or draining to failing.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -46,7 +48,13 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   ShmEndpoint& operator=(const ShmEndpoint&) = delete;
 
   const PeerIdentity& peer() const override { return identity_; }
-  Result<RegionKey> attach(const buffer::MemoryRegion& region) override;
+  Result<RegionKey> attach(const buffer::MemoryRegion& region) override {
+    return attach_memory(region.fd(), region.size());
+  }
+  Result<RegionKey> attach_passed(const PassedRegion& region) override {
+    return attach_memory(region.fd, region.bytes);
+  }
+  Status detach(RegionKey key) override;
   Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) override;
   Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                      std::uint64_t cookie) override;
@@ -74,11 +82,27 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
     std::uint32_t token = 0;
     std::uint32_t generation = 1;
     bool used = false;
+    std::uint8_t ref_count = 0;
+    std::array<std::uint16_t, kGatherRefsMax> places{};  // of the regions it is of
+  };
+  // A region that we show to the peer, by its place.
+  struct OwnRegion {
+    RegionKey key = 0;       // 0: free
+    RegionKey last_key = 0;  // the place's
+    std::uint64_t bytes = 0;
+  };
+  struct PeerRegion {
+    RegionKey key = 0;  // 0: free
+    RegionKey last_key = 0;
+    std::uint32_t refs = 0;  // on loan to our owner
+    Mapping mapping;
+    UniqueFd fd;  // kept where there is somebody to pass it on
   };
 
   explicit ShmEndpoint(EndpointParts parts);
 
   Status closed_status() const;
+  Result<RegionKey> attach_memory(int fd, std::uint64_t bytes);
   Status check_refs(std::size_t inline_bytes, std::span<const GatherRef> refs) const;
   bool refresh_room();  // false after a breach
   void ring_peer();
@@ -86,7 +110,11 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
 
   void on_events(std::uint32_t events) override;
   void drain_socket();
-  Status take_region(const ReceivedMessage& message, std::span<const std::byte> bytes);
+  Status take_region_message(ReceivedMessage& message, std::span<const std::byte> bytes);
+  Status take_region(const RegionMessage& region, UniqueFd fd);
+  Status lose_region(const RegionMessage& region);
+  void unmap(PeerRegion& region);
+  bool knows_region(RegionKey key) const;
   void on_end();
   void breach(const char* text) { disconnect(Status::error(Code::kProtocol, text)); }
   bool see_head(std::uint64_t head);
@@ -94,8 +122,9 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::size_t take_returns(std::span<Completion> out, std::uint64_t returns_head);
   std::size_t take_transfers(std::span<Completion> out);
   bool take_transfer(Completion& out);
-  bool take_refs(const std::byte* at, std::uint32_t count, std::uint64_t total, Completion& out);
-  bool take_loan(std::uint32_t token, Completion& out);
+  bool take_refs(const std::byte* at, std::uint32_t count, std::uint64_t total, LoanSlot& loan,
+                 Completion& out);
+  LoanSlot* take_loan(std::uint32_t token, Completion& out);
   std::size_t poll_failing(std::span<Completion> out);
 
   std::shared_ptr<Core> core_;
@@ -132,7 +161,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::vector<std::uint32_t> free_sends_;
   std::size_t outstanding_ = 0;
   std::size_t failing_next_ = 0;
-  std::vector<std::uint64_t> own_region_bytes_;  // by key - 1
+  std::vector<OwnRegion> own_regions_;
   std::uint64_t own_region_total_ = 0;
 
   // Receiving.
@@ -149,7 +178,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::uint64_t posted_ = 0;
   std::vector<LoanSlot> loans_;
   std::vector<std::uint32_t> free_loans_;
-  std::vector<Mapping> peer_regions_;  // by key - 1
+  std::vector<PeerRegion> peer_regions_;
   std::uint64_t peer_region_total_ = 0;
   std::uint32_t regions_max_ = 0;
   std::uint64_t peer_region_bytes_max_ = 0;

@@ -1,9 +1,11 @@
 // The part of ShmEndpoint that takes bytes from the peer. Every value from the peer's memory or
 // socket is copied to a local once, checked, and only then used: the peer can change its memory at
 // any moment.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "lwproto/fabric/shm/endpoint.h"
 
@@ -146,9 +148,9 @@ bool ShmEndpoint::take_transfer(Completion& out) {
     out.segment_count = 1;
   }
   if (header.ref_count != 0) {
-    if (!take_refs(at + entry_bytes(header.inline_bytes, 0), header.ref_count, header.inline_bytes,
-                   out) ||
-        !take_loan(header.token, out)) {
+    LoanSlot* const loan = take_loan(header.token, out);
+    if (loan == nullptr || !take_refs(at + entry_bytes(header.inline_bytes, 0), header.ref_count,
+                                      header.inline_bytes, *loan, out)) {
       return false;
     }
   }
@@ -157,26 +159,36 @@ bool ShmEndpoint::take_transfer(Completion& out) {
   return true;
 }
 
+bool ShmEndpoint::knows_region(RegionKey key) const {
+  const std::uint32_t place = region_place(key);
+  return key != 0 && place < peer_regions_.size() && peer_regions_[place].key == key;
+}
+
 bool ShmEndpoint::take_refs(const std::byte* at, std::uint32_t count, std::uint64_t total,
-                            Completion& out) {
+                            LoanSlot& loan, Completion& out) {
   for (std::uint32_t i = 0; i < count; ++i, at += sizeof(EntryRef)) {
     const auto ref = copy_once<EntryRef>(at);
     // A region's description may still be in the socket: it was sent before the reference.
-    if (ref.region > peer_regions_.size()) {
+    if (!knows_region(ref.region)) {
       drain_socket();
       if (state_ == State::kFailing) return false;
     }
-    if (ref.region == 0 || ref.region > peer_regions_.size()) {
+    if (!knows_region(ref.region)) {
       breach("a reference to an unknown region");
       return false;
     }
-    const Mapping& region = peer_regions_[ref.region - 1];
-    if (ref.length == 0 || ref.offset > region.size() || ref.length > region.size() - ref.offset) {
+    const std::uint32_t place = region_place(ref.region);
+    PeerRegion& region = peer_regions_[place];
+    const std::uint64_t bytes = region.mapping.size();
+    if (ref.length == 0 || ref.offset > bytes || ref.length > bytes - ref.offset) {
       breach("a reference outside its region");
       return false;
     }
     total += ref.length;
-    out.segments[out.segment_count++] = Segment{region.data() + ref.offset, ref.length, false};
+    ++region.refs;
+    loan.places[loan.ref_count++] = static_cast<std::uint16_t>(place);
+    out.segments[out.segment_count++] =
+        Segment{region.mapping.data() + ref.offset, ref.length, false};
   }
   if (total > transfer_bytes_max_) {
     breach("a transfer longer than agreed");
@@ -185,10 +197,10 @@ bool ShmEndpoint::take_refs(const std::byte* at, std::uint32_t count, std::uint6
   return true;
 }
 
-bool ShmEndpoint::take_loan(std::uint32_t token, Completion& out) {
+ShmEndpoint::LoanSlot* ShmEndpoint::take_loan(std::uint32_t token, Completion& out) {
   if (free_loans_.empty()) {
     breach("the peer has more outstanding than agreed");
-    return false;
+    return nullptr;
   }
   const std::uint32_t index = free_loans_.back();
   free_loans_.pop_back();
@@ -196,7 +208,7 @@ bool ShmEndpoint::take_loan(std::uint32_t token, Completion& out) {
   slot.token = token;
   slot.used = true;
   out.loan = (Loan{slot.generation} << 32) | (index + 1);
-  return true;
+  return &slot;
 }
 
 std::size_t ShmEndpoint::poll_failing(std::span<Completion> out) {
@@ -229,8 +241,10 @@ void ShmEndpoint::on_events(std::uint32_t /*events*/) { drain_socket(); }
 
 void ShmEndpoint::drain_socket() {
   std::array<std::byte, kMessageBytesMax> bytes;
-  // Ends: each pass takes a message, and regions_max of them are the most that are good.
-  while (state_ == State::kOpen) {
+  // All that a good peer can have to say at a time: that each region goes, and that another comes
+  // in its place. Who says more is heard again when the socket is reported again.
+  const std::uint64_t messages_max = std::uint64_t{regions_max_} * 2 + 1;
+  for (std::uint64_t i = 0; i < messages_max && state_ == State::kOpen; ++i) {
     ReceivedMessage message = receive_message(socket_.get(), bytes);
     switch (message.kind) {
       case ReceivedMessage::Kind::kNothing:
@@ -242,31 +256,73 @@ void ShmEndpoint::drain_socket() {
         breach("a malformed message on the peer's socket");
         return;
       case ReceivedMessage::Kind::kMessage: {
-        const Status taken = take_region(message, std::span(bytes).first(message.bytes));
+        const Status taken = take_region_message(message, std::span(bytes).first(message.bytes));
         if (!taken.ok()) disconnect(taken);
       }
     }
   }
 }
 
-Status ShmEndpoint::take_region(const ReceivedMessage& message, std::span<const std::byte> bytes) {
+Status ShmEndpoint::take_region_message(ReceivedMessage& message,
+                                        std::span<const std::byte> bytes) {
   RegionMessage region;
-  if (bytes.size() != sizeof(region) || message.fd_count != kRegionFds) {
+  if (bytes.size() != sizeof(region)) {
     return Status::error(Code::kProtocol, "not the description of a region");
   }
   std::memcpy(&region, bytes.data(), sizeof(region));
-  if (region.magic != kRegionMagic || region.key != peer_regions_.size() + 1) {
+  if (region.magic == kDetachMagic && message.fd_count == 0) return lose_region(region);
+  if (region.magic != kRegionMagic || message.fd_count != kRegionFds) {
+    return Status::error(Code::kProtocol, "not the description of a region");
+  }
+  return take_region(region, std::move(message.fds[0]));
+}
+
+Status ShmEndpoint::take_region(const RegionMessage& region, UniqueFd fd) {
+  const std::uint32_t place = region_place(region.key);
+  if (place > peer_regions_.size()) {
     return Status::error(Code::kProtocol, "not the description of the next region");
   }
-  if (peer_regions_.size() >= regions_max_ ||
+  const bool fresh = place == peer_regions_.size();
+  const RegionKey expected =
+      fresh ? make_region_key(place, 0)
+            : make_region_key(place, region_generation(peer_regions_[place].last_key) + 1);
+  if (region.key != expected || (!fresh && peer_regions_[place].key != 0)) {
+    return Status::error(Code::kProtocol, "not the description of the next region");
+  }
+  if (place >= std::min(regions_max_, kRegionPlacesMax) ||
       region.bytes > peer_region_bytes_max_ - peer_region_total_) {
     return Status::error(Code::kProtocol, "more regions than agreed");
   }
-  auto mapping = map_peer_region(message.fds[0].get(), region.bytes);
+  auto mapping = map_peer_region(fd.get(), region.bytes);
   if (!mapping.ok()) return mapping.status();
   peer_region_total_ += region.bytes;
-  peer_regions_.push_back(std::move(*mapping));
+  if (fresh) peer_regions_.emplace_back();
+  PeerRegion& entry = peer_regions_[place];
+  entry.key = entry.last_key = region.key;
+  entry.mapping = std::move(*mapping);
+  if (RegionWatcher* const watcher = core_->region_watcher(); watcher != nullptr) {
+    entry.fd = std::move(fd);
+    watcher->on_region({entry.mapping.data(), region.bytes, entry.fd.get()});
+  }
   return {};
+}
+
+Status ShmEndpoint::lose_region(const RegionMessage& region) {
+  if (!knows_region(region.key) || region.bytes != 0) {
+    return Status::error(Code::kProtocol, "the end of a region that is not there");
+  }
+  PeerRegion& entry = peer_regions_[region_place(region.key)];
+  if (entry.refs != 0) return Status::error(Code::kProtocol, "the end of a region that is on loan");
+  peer_region_total_ -= entry.mapping.size();
+  unmap(entry);
+  return {};
+}
+
+void ShmEndpoint::unmap(PeerRegion& region) {
+  if (region.fd.valid()) core_->region_watcher()->on_region_gone(region.mapping.data());
+  region.key = 0;
+  region.fd.reset();
+  region.mapping = Mapping();
 }
 
 // The socket has ended: closed by the peer or by its death. What it published before counts.

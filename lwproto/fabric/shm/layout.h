@@ -86,8 +86,9 @@ constexpr std::uint32_t token_generation(std::uint32_t token) { return token >> 
 
 // --- messages on the Unix socket
 
-inline constexpr std::uint64_t kMagic = 0x31304d4853'4e4153ull;        // "SANSHM01"
-inline constexpr std::uint64_t kRegionMagic = 0x4e4f49474552'4153ull;  // "SAREGION"
+inline constexpr std::uint64_t kMagic = 0x31304d4853'4e4153ull;         // "SANSHM01"
+inline constexpr std::uint64_t kRegionMagic = 0x4e4f49474552'4153ull;   // "SAREGION"
+inline constexpr std::uint64_t kDetachMagic = 0x4843415445'44'4153ull;  // "SADETACH"
 inline constexpr std::uint32_t kVersion = 1;
 inline constexpr std::size_t kPrivateBytesMax = kPrivateDataBytesMax;
 
@@ -137,7 +138,18 @@ struct AnswerMessage {
 };
 inline constexpr std::size_t kAnswerFds = 3;
 
-// Either way, after the handshake. Descriptor: the region's memfd. Keys count 1, 2, 3...
+// A key names a place in the receiver's table of regions and the place's generation. New places are
+// taken in order, beginning with generation 0, so that keys count 1, 2, 3... until one is free
+// again.
+inline constexpr std::uint32_t kRegionPlacesMax = 0xffff;
+constexpr std::uint32_t make_region_key(std::uint32_t place, std::uint32_t generation) {
+  return (generation << 16) | (place + 1);
+}
+constexpr std::uint32_t region_place(std::uint32_t key) { return (key & 0xffffu) - 1; }
+constexpr std::uint32_t region_generation(std::uint32_t key) { return key >> 16; }
+
+// Either way, after the handshake. kRegionMagic: a region comes; descriptor: its memfd.
+// kDetachMagic: it goes; `bytes` is 0, no descriptor, and nothing of it is on loan any more.
 struct RegionMessage {
   std::uint64_t magic = kRegionMagic;
   std::uint32_t key = 0;

@@ -43,6 +43,7 @@ class ShmFabric final : public Fabric {
 
   int event_fd() const override { return core_->event_fd(); }
   void wake_in(int epoll_fd) override { core_->wake_in(epoll_fd); }
+  void watch_regions(RegionWatcher* watcher) override { core_->watch_regions(watcher); }
   bool arm() override { return core_->arm(); }
   void disarm() override { core_->disarm(); }
 

@@ -246,6 +246,13 @@ struct RawShmPeer {
     region.bytes = bytes;
     return send_raw(message(region), {fd});
   }
+  bool send_detach(std::uint32_t key, const std::vector<int>& fds = {}, std::uint64_t bytes = 0) {
+    shm::RegionMessage region;
+    region.magic = shm::kDetachMagic;
+    region.key = key;
+    region.bytes = bytes;
+    return send_raw(message(region), fds);
+  }
   // True once the server has closed the socket.
   bool closed() const {
     std::array<std::byte, 8192> bytes;

@@ -197,6 +197,96 @@ TEST_F(ShmHostile, ABadRegionIsABreach) {
   });
 }
 
+TEST_F(ShmHostile, ABadEndOfARegionIsABreach) {
+  const auto attached = [](const char* what, auto commit) {
+    return Breach{what, [=](RawShmPeer& raw) {
+                    const int fd = raw.make_memfd(kRegionBytes, RawShmPeer::kSeals);
+                    raw.send_region(fd, kRegionBytes);
+                    commit(raw, fd);
+                  }};
+  };
+  const auto refer = [](RawShmPeer& raw, std::uint32_t key) {
+    const EntryRef ref{key, 16, 0};
+    raw.put_transfer({}, {&ref, 1}, 7);
+    raw.publish();
+  };
+  run({
+      attached("of none", [](RawShmPeer& raw, int) { raw.send_detach(0); }),
+      attached("of an unknown one", [](RawShmPeer& raw, int) { raw.send_detach(2); }),
+      attached("of another generation", [](RawShmPeer& raw, int) { raw.send_detach(0x10001); }),
+      attached("twice",
+               [](RawShmPeer& raw, int) {
+                 raw.send_detach(1);
+                 raw.send_detach(1);
+               }),
+      attached("with a descriptor", [](RawShmPeer& raw, int fd) { raw.send_detach(1, {fd}); }),
+      attached("with a size", [](RawShmPeer& raw, int) { raw.send_detach(1, {}, kRegionBytes); }),
+      attached("and a reference to it",
+               [=](RawShmPeer& raw, int) {
+                 raw.send_detach(1);
+                 refer(raw, 1);
+               }),
+      attached("and the same key again",
+               [](RawShmPeer& raw, int fd) {
+                 raw.send_detach(1);
+                 raw.next_region_key = 1;
+                 raw.send_region(fd, kRegionBytes);
+               }),
+      attached("and a key of the generation after the next",
+               [](RawShmPeer& raw, int fd) {
+                 raw.send_detach(1);
+                 raw.next_region_key = 0x20001;
+                 raw.send_region(fd, kRegionBytes);
+               }),
+      attached("and a reference to the old one after the new one came",
+               [=](RawShmPeer& raw, int fd) {
+                 raw.send_detach(1);
+                 raw.next_region_key = 0x10001;
+                 raw.send_region(fd, kRegionBytes);
+                 refer(raw, 1);
+               }),
+  });
+}
+
+TEST_F(ShmHostile, TheEndOfARegionThatIsOnLoanIsABreachAndTheLoanStaysReadable) {
+  start();
+  RawShmPeer raw;
+  join(raw);
+  const int fd = raw.make_memfd(kRegionBytes, RawShmPeer::kSeals);
+  ASSERT_TRUE(raw.send_region(fd, kRegionBytes));
+  const EntryRef ref{1, 16, 0};
+  raw.put_transfer({}, {&ref, 1}, 7);
+  raw.publish();
+  ASSERT_TRUE(eventually([&] { return victim_.poll() == 1; }));
+  ASSERT_TRUE(raw.send_detach(1));
+  expect_breach(raw, "on loan");
+  EXPECT_TRUE(victim_.received.front().intact());
+  victim_.endpoint->release(victim_.received.front().loan);
+}
+
+TEST_F(ShmHostile, RegionsThatComeAndGoWithoutEndHarmNobody) {
+  start();
+  RawShmPeer raw;
+  join(raw);
+  const int fd = raw.make_memfd(kRegionBytes, RawShmPeer::kSeals);
+  for (std::uint32_t i = 0; i < 1000; ++i) {
+    const std::uint32_t key = (i << 16) | 1;
+    raw.next_region_key = key;
+    ASSERT_TRUE(raw.send_region(fd, kRegionBytes));
+    if (i % 40 == 39) {  // a reference makes the server read all of it
+      const EntryRef ref{key, 16, 0};
+      raw.put_transfer({}, {&ref, 1}, 7);
+      raw.publish();
+      ASSERT_TRUE(eventually([&] { return victim_.poll() == 1; })) << i;
+      victim_.endpoint->release(victim_.received.front().loan);
+      victim_.received.clear();
+      expect_the_others_work();
+    }
+    ASSERT_TRUE(raw.send_detach(key));
+  }
+  EXPECT_FALSE(victim_.disconnected);
+}
+
 TEST_F(ShmHostile, GarbageOnTheSocketIsABreach) {
   run({
       {"one byte", [](RawShmPeer& raw) { raw.send_raw(pattern(1, 1), {}); }},

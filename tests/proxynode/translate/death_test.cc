@@ -16,6 +16,7 @@ class NodeDeath : public World, public ::testing::WithParamInterface<Fabric> {
     options.lend_ingress = GetParam().lend;
     make(options);
   }
+  fabric::LentMemory lent_{1};
 };
 
 TEST_P(NodeDeath, ItsConnectionsAreResetItsServiceIsClosedAndOthersGoOn) {
@@ -116,6 +117,35 @@ TEST_P(NodeDeath, InTheMiddleOfADownloadIsAReset) {
   node.die();
   run();
   EXPECT_TRUE(client->reset);
+  expect_nothing_held();
+}
+
+TEST_P(NodeDeath, WhatANetworkNodeStillReadsOutlivesItsConnection) {
+  WorldOptions options;
+  options.translator.lent = &lent_;
+  make_with(options);
+  Node& node = add_member();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  const fabric::LentMemory::Lend first = lent_.begin();  // an interface has passed something on
+  node.send(id, pattern(200'000));
+  run();
+  EXPECT_EQ(client->received.size(), 200'000u);
+  EXPECT_GT(node.cookies_out(), 0u) << "the client has all, but a network node may still read it";
+  const fabric::LentMemory::Lend second = lent_.begin();
+  lent_.end(first);
+  run();
+  EXPECT_EQ(node.cookies_out(), 0u) << "nothing was acknowledged after the second";
+  node.send(id, pattern(100'000));
+  run();
+  EXPECT_GT(node.cookies_out(), 0u);
+  node.die();
+  run();
+  EXPECT_TRUE(client->reset);
+  EXPECT_NE(node_in_proxy("node"), nullptr) << "its memory is still read from";
+  lent_.end(second);
+  run();
+  EXPECT_EQ(node_in_proxy("node"), nullptr);
   expect_nothing_held();
 }
 

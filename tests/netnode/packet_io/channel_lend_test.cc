@@ -1,0 +1,133 @@
+// Payload that a proxy passes on to network nodes where it lies, and what is copied instead.
+#include "tests/netnode/packet_io/channel_fixture.h"
+
+namespace sanproxy::packet_io {
+namespace {
+
+class PassedOnPackets : public ChannelPackets {};
+
+TEST_P(PassedOnPackets, PayloadThatCanBePassedOnIsNotCopiedAndStaysInUseUntilTheNodeHasDoneWithIt) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up();
+  ASSERT_TRUE(until([&] { return send_lent(9000, 4096); }));
+  EXPECT_EQ(io_->counters().tx_bytes_copied, 0u);
+  EXPECT_EQ(io_->counters().tx_bytes_copied_unlent, passes_on() ? 0u : 8960u);
+  EXPECT_EQ(io_->counters().tx_bytes_lent, passes_on() ? 8960u : 0u);
+  LinkReceived received;
+  ASSERT_TRUE(until([&] { return node.link->receive({&received, 1}) == 1; }));
+  EXPECT_EQ(bytes_of(received), packet_of(9000));
+  for (int i = 0; i < 10; ++i) round();
+  EXPECT_EQ(lent_.all_done(), !passes_on()) << "the node has not released it";
+  node.link->release_received();
+  EXPECT_TRUE(until([&] { return lent_.all_done(); }));
+}
+
+TEST_P(PassedOnPackets, HeadersAreNeverPassedOnAndPiecesFromManyPlacesArriveWhole) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up();
+  // Of 20 pieces every second one can be passed on: more references than a transfer has.
+  Bytes expected = packet_of(40 + 19 * 100);
+  Bytes own = expected;
+  std::memcpy(third_.data(), expected.data(), expected.size());
+  SendPacket out;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < kSendPiecesMax; ++i) {
+    const std::size_t length = i == 0 ? 40 : 100;
+    void* from = i % 2 == 0 ? static_cast<void*>(own.data() + at) : third_.data() + at;
+    out.pieces[out.piece_count++] = {from, length};
+    at += length;
+  }
+  out.length = static_cast<std::uint32_t>(at);
+  out.offload.checksum_partial = true;
+  out.offload.checksum_start = 20;
+  out.offload.checksum_offset = 16;
+  ASSERT_TRUE(until([&] {
+    const bool taken = io_->send({&out, 1}) == 1;
+    io_->flush();
+    return taken;
+  }));
+  std::memset(own.data(), 0, own.size());  // it was copied
+  Bytes back;
+  LinkReceived received;
+  ASSERT_TRUE(next_at(node, back, received));
+  EXPECT_EQ(back, expected);
+  // One that begins in memory of others: they could change the header while it is checked.
+  out.pieces[0].iov_base = third_.data();
+  out.piece_count = 1;
+  out.pieces[0].iov_len = out.length;
+  const std::uint64_t lent_before = io_->counters().tx_bytes_lent;
+  ASSERT_TRUE(until([&] {
+    const bool taken = io_->send({&out, 1}) == 1;
+    io_->flush();
+    return taken;
+  }));
+  ASSERT_TRUE(next_at(node, back, received));
+  EXPECT_EQ(back, expected);
+  EXPECT_EQ(io_->counters().tx_bytes_lent, lent_before);
+}
+
+// Over a fabric that passes memory on.
+class LentPackets : public ChannelPackets {};
+
+TEST_P(LentPackets, ANodeThatKeepsWhatItWasLentIsCutOffAndThePayloadComesBack) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) {
+    options.lent = &lent_;
+    options.lent_ms_max = 300;
+  });
+  Node& node = up();
+  ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+  LinkReceived received;
+  ASSERT_TRUE(until([&] { return node.link->receive({&received, 1}) == 1; }));
+  // It goes on telling that it lives.
+  ASSERT_TRUE(until([&] { return io_->counters().peers_cut_off == 1; }));
+  EXPECT_TRUE(until([&] { return lent_.all_done(); }));
+  EXPECT_EQ(bytes_of(received), packet_of(9000)) << "readable as long as it is not released";
+  node.link->release_received();
+  EXPECT_TRUE(until([&] { return node.link->state() == LinkState::kUp; })) << "and comes again";
+  ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+}
+
+TEST_P(LentPackets, ARegionThatGoesIsTakenBackFromTheNodeAndAnotherTakesItsPlace) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up();
+  LinkReceived received;
+  Bytes back;
+  for (int round_number = 0; round_number < 200; ++round_number) {  // more than its table holds
+    ASSERT_TRUE(until([&] { return send_lent(3000, 0); }));
+    ASSERT_TRUE(next_at(node, back, received));
+    ASSERT_EQ(back, packet_of(3000));
+    ASSERT_TRUE(until([&] { return lent_.all_done(); }));
+    lent_.on_region_gone(third_.data());
+    lend_third();
+  }
+  EXPECT_EQ(io_->counters().tx_bytes_copied_unlent, 0u);
+  EXPECT_EQ(node.link->counters().disconnects, 0u);
+}
+
+TEST_P(PassedOnPackets, WithoutAPlaceForTheRegionPayloadIsCopiedAndCounted) {
+  const buffer::MemoryRegion a = std::move(buffer::MemoryRegion::create("a", 4096)).value();
+  const buffer::MemoryRegion b = std::move(buffer::MemoryRegion::create("b", 4096)).value();
+  lent_.on_region({a.data(), a.size(), a.fd()});
+  lent_.on_region({b.data(), b.size(), b.fd()});
+  lend_third();
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up();
+  ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+  Bytes back;
+  LinkReceived received;
+  ASSERT_TRUE(next_at(node, back, received));
+  EXPECT_EQ(back, packet_of(9000));
+  EXPECT_EQ(io_->counters().tx_bytes_copied_unlent, 8960u);
+  EXPECT_EQ(lent_.regions_refused(), 1u);
+  EXPECT_TRUE(lent_.all_done());
+}
+
+INSTANTIATE_TEST_SUITE_P(Fabrics, PassedOnPackets, ::testing::ValuesIn(all_ways()), name_of);
+INSTANTIATE_TEST_SUITE_P(Fabrics, LentPackets, ::testing::Values(shm_way()), name_of);
+
+}  // namespace
+}  // namespace sanproxy::packet_io
