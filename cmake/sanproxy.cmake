@@ -14,6 +14,20 @@ if(SANPROXY_SANITIZE)
   target_link_options(sanproxy_flags INTERFACE -fsanitize=address,undefined)
 endif()
 
+# Files that are compiled several in one (a unity build) share one anonymous namespace. These do not
+# go together with their neighbours: names or headers clash.
+function(sanproxy_apart)
+  set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
+
+# sanproxy_command_line(FILES...): what reads a program's options. CLI11 is one large header, over
+# which the optimizer takes longer than over anything of ours. Not for programs that move data: of
+# an inline function that two files have the linker keeps either.
+function(sanproxy_command_line)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O0
+    SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON)
+endfunction()
+
 # sanproxy_library(NAME SOURCES... [LIBS ...]): the target of one folder.
 function(sanproxy_library name)
   cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
@@ -33,10 +47,11 @@ function(sanproxy_program name)
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS})
 endfunction()
 
-# sanproxy_test(NAME SOURCES... [GUEST] [LIBS ...] [LABELS ...]): a GoogleTest program known to
-# ctest; with GUEST, one that needs RDMA and is run in the soft-RoCE guest instead (tests/vm).
+# sanproxy_test(NAME SOURCES... [GUEST] [LONG] [LIBS ...] [LABELS ...]): a GoogleTest program known
+# to ctest; with GUEST, one that needs RDMA and is run in the soft-RoCE guest instead (tests/vm);
+# LONG ones are started first.
 function(sanproxy_test name)
-  cmake_parse_arguments(arg "GUEST" "" "LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "GUEST;LONG" "" "LIBS;LABELS" ${ARGN})
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS} GTest::gmock GTest::gtest_main)
@@ -61,4 +76,7 @@ function(sanproxy_test name)
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS "unit;${arg_LABELS}")
+  if(arg_LONG)
+    set_tests_properties(${name} PROPERTIES COST 100)
+  endif()
 endfunction()

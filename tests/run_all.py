@@ -4,15 +4,22 @@
 unit: the GoogleTest programs, through ctest; asan: the same under ASan and UBSan; e2e: real
 programs in network namespaces; vm: RDMA, in guests under QEMU; lint: format, static checks, layers.
 A skipped test is named with its reason; under CI=true it counts as failed.
+
+The guests of vm keep little more than one core busy. With --beside-vm, lint and the build of the
+sanitizers' preset take what they leave, at the lowest priority, and are reported afterwards.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 import unittest
 import xml.etree.ElementTree
 
@@ -156,14 +163,99 @@ def flatten(suite):
             yield item
 
 
+class Beside:
+    """Functions of a Tally in a process of their own, one after the other, at the lowest priority.
+    What they print comes out in one piece, when they are joined."""
+
+    def __init__(self, functions):
+        self._output = tempfile.TemporaryFile("w+")
+        self._result = tempfile.TemporaryFile()
+        sys.stdout.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._run(functions)
+
+    def _run(self, functions):
+        status = 1
+        try:
+            os.setsid()
+            os.nice(19)
+            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+                file.write("19")    # sessions share the processor before processes do
+            os.dup2(self._output.fileno(), 1)
+            os.dup2(self._output.fileno(), 2)
+            tally = Tally()
+            for function in functions:
+                function(tally)
+            pickle.dump(tally, self._result)
+            self._result.flush()
+            status = 0
+        except Exception:  # pylint: disable=broad-except
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def join(self, tally):
+        os.waitpid(self._pid, 0)
+        self._pid = None
+        self._output.seek(0)
+        print(self._output.read(), end="", flush=True)
+        self._result.seek(0)
+        try:
+            done = pickle.load(self._result)
+        except EOFError:
+            tally.failed.append("what ran beside the guests has ended early")
+            return
+        tally.passed += done.passed
+        tally.failed += done.failed
+        tally.skipped += done.skipped
+
+    def end(self):
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGTERM)
+            os.waitpid(self._pid, 0)
+
+
+def build_asan(tally):
+    if subprocess.run([os.path.join(ROOT, "run"), "build", "--preset", "asan"],
+                      check=False).returncode != 0:
+        tally.failed.append("asan: it does not build")
+
+
+def run_beside_vm(options, tally):
+    beside = []
+    if "asan" in options.suites:
+        beside.append(build_asan)
+    if "lint" in options.suites:
+        beside.append(lambda own: run_lint(options.filter, own))
+    step("beside the guests: " + ", ".join(
+        word for word, suite in (("building for the sanitizers", "asan"), ("lint", "lint"))
+        if suite in options.suites))
+    other = Beside(beside)
+    try:
+        run_programs("vm", "tests in soft-RoCE guests", options.filter, tally)
+        other.join(tally)
+    finally:
+        other.end()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--filter", help="only tests whose name contains this")
+    parser.add_argument("--beside-vm", action="store_true",
+                        help="lint, and the build for asan, while the guests run")
     parser.add_argument("suites", nargs="+", choices=("unit", "asan", "e2e", "vm", "lint"))
     options = parser.parse_args()
     tally = Tally()
+    beside = options.beside_vm and "vm" in options.suites
     for suite in options.suites:
-        if suite == "unit":
+        if beside and suite == "lint":
+            continue
+        if beside and suite == "vm":
+            run_beside_vm(options, tally)
+        elif suite == "unit":
             run_unit("release", options.filter, tally)
         elif suite == "asan":
             run_unit("asan", options.filter, tally)

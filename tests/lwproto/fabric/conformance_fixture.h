@@ -12,6 +12,7 @@
 
 #include "gtest/gtest.h"
 #include "lwproto/buffer/memory_region.h"
+#include "tests/lwproto/base/sanitized.h"
 #include "tests/lwproto/fabric/channel_pair.h"
 #include "tests/lwproto/fabric/fabrics_under_test.h"
 #include "tests/lwproto/fabric/seed.h"
@@ -53,6 +54,12 @@ class Conformance : public testing::TestWithParam<FabricUnderTest> {
     out.receive_depth = depth;
     out.send_depth = 256;
     return out;
+  }
+  // How often two threads that sleep wake one another; on a device of the guest it is the emulator
+  // that takes the time.
+  static unsigned ping_pongs() {
+    return GetParam().scaled(GetParam().needs_device ? 20'000 : 100'000) /
+           sanproxy::test::kSanitizedShare;
   }
   static EndpointOptions small_options(std::uint32_t depth = 8) {
     EndpointOptions out = options(depth);

@@ -8,7 +8,7 @@ namespace sanproxy::fabric::test {
 namespace {
 
 TEST_P(Conformance, PingPongsLoseNoWakeUp) {
-  const unsigned rounds = GetParam().scaled(100'000);
+  const unsigned rounds = ping_pongs();
   connect_pair();
   server_.replenish = client_.replenish = true;
   server_.release_at_once = client_.release_at_once = true;
@@ -50,7 +50,7 @@ TEST_P(Conformance, PingPongsLoseNoWakeUp) {
 class BlockedSender : public Conformance {
  protected:
   void connect() {
-    transfers_ = GetParam().scaled(20'000);
+    transfers_ = GetParam().scaled(20'000 / sanproxy::test::kSanitizedShare);
     EndpointOptions with;
     with.receive_depth = 128;
     with.send_depth = 16;

@@ -1,14 +1,17 @@
 // Seeds of tests that leave something to chance: what one has shown, it shows again.
 //
 // Environment: SANPROXY_SEED=N replays one seed; SANPROXY_SEEDS=N runs so many instead of the few
-// that are enough for every day.
+// that are enough for every day (a share of them under the sanitizers).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "tests/lwproto/base/sanitized.h"
 
 namespace sanproxy::fabric::test {
 
@@ -20,7 +23,8 @@ inline std::optional<std::uint64_t> number_of_environment(const char* name) {
 inline std::uint64_t one_seed() { return number_of_environment("SANPROXY_SEED").value_or(1); }
 inline std::vector<std::uint64_t> seeds(unsigned count) {
   if (const auto only = number_of_environment("SANPROXY_SEED")) return {*only};
-  std::vector<std::uint64_t> out(number_of_environment("SANPROXY_SEEDS").value_or(count));
+  const unsigned usual = std::max(count / sanproxy::test::kSanitizedShare, std::min(count, 3u));
+  std::vector<std::uint64_t> out(number_of_environment("SANPROXY_SEEDS").value_or(usual));
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = i + 1;
   return out;
 }

@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "lwproto/wire/codec.h"
+#include "tests/lwproto/base/sanitized.h"
 #include "tests/lwproto/wire/slow_checker.h"
 
 namespace sanproxy::wire {
 namespace {
 
-constexpr std::size_t kRounds = 1'000'000;
+constexpr std::size_t kRounds = 1'000'000 / test::kSanitizedShare;
 constexpr std::uint64_t kSeed = 20240607;
 
 class Mutator {
