@@ -100,6 +100,7 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   send_memory_key_ = *key;
   hold_ = std::make_unique<ChannelHold>();
   hold_->channel = std::make_unique<channel::Channel>(std::move(endpoint), hello_, *peer, *this);
+  hold_->channel->wake_early();  // the proxy writes each reply to the network
   lost_ = false;
   keys_sent_ = keys_answered_ = 0;
   our_reason_ = nullptr;

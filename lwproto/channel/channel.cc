@@ -124,6 +124,7 @@ Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
   counters_.data_bytes_out += payload.size();
   counters_.inline_bytes_out += payload.size();
   urgent_ = true;
+  wake_early_when_due();
   return {};
 }
 
@@ -188,6 +189,7 @@ Status Channel::send_packet_inline(const PacketInfo& info, std::span<const std::
   counters_.data_bytes_out += packet.size();
   counters_.inline_bytes_out += packet.size();
   urgent_ = true;
+  wake_early_when_due();
   return {};
 }
 
@@ -247,6 +249,11 @@ void Channel::flush() {
   endpoint_->flush();
   urgent_ = false;
   published_calls_ = 0;
+  early_ = 0;
+}
+
+void Channel::wake_early_when_due() {
+  if (wake_early_ && ++early_ % kEarlyMessages == 0 && endpoint_->peer_sleeps()) flush();
 }
 
 void Channel::publish() {

@@ -126,6 +126,9 @@ class Channel {
   // only bulk data, CREDITs and returns have gathered, a sleeping peer is woken after a few calls
   // or when the loop sleeps, not at once. A wake-up costs both sides more than a message.
   void publish();
+  // For a side whose messages are made faster than the peer works them off: a peer that sleeps is
+  // woken as soon as a few have gathered, and wakes while the rest is being made.
+  void wake_early() { wake_early_ = true; }
   // on_writable() will follow as if a send had returned kAgain: for a delegate that has senders in
   // waiting and serves them in turn.
   void ask_writable() { blocked_ = true; }
@@ -150,6 +153,7 @@ class Channel {
 
  private:
   static constexpr std::size_t kPollBatch = 32;
+  static constexpr std::uint32_t kEarlyMessages = 8;
 
   Status send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                       const void* body, std::size_t body_bytes, std::span<const std::byte> tail,
@@ -167,6 +171,7 @@ class Channel {
   };
   static constexpr std::uint32_t kNoCookie = 0xffff'ffff;
 
+  void wake_early_when_due();
   Status open_transfer(std::size_t bytes, bool control);
   Status finish_open();
   bool join(std::uint64_t connection, std::uint64_t offset, std::span<const fabric::GatherRef> refs,
@@ -209,6 +214,8 @@ class Channel {
   std::uint32_t received_since_grant_ = 0;
   bool urgent_ = false;                // since the last flush: something that somebody waits for
   std::uint32_t published_calls_ = 0;  // publish() since the last flush
+  bool wake_early_ = false;
+  std::uint32_t early_ = 0;  // small messages since the last flush
   ChannelCounters counters_;
   // Of poll(). Kept: making them anew costs more than a poll that finds nothing.
   std::array<fabric::Completion, kPollBatch> completions_;

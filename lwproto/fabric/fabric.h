@@ -216,6 +216,9 @@ class Endpoint {
   // Likewise, but a sleeping peer need not be woken before the next flush() or Fabric::arm(): for
   // senders that will have more in a moment.
   virtual void publish() { flush(); }
+  // A hint, cheap: the peer sleeps and nobody has rung yet, so an early flush() would have it awake
+  // by the time the rest is written. Always false where a flush costs a system call either way.
+  virtual bool peer_sleeps() const { return false; }
 
   // Takes up to out.size() completions; 0 when there is none. Never blocks.
   virtual std::size_t poll(std::span<Completion> out) = 0;

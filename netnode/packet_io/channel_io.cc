@@ -154,6 +154,7 @@ void ChannelIo::admit(const fabric::ConnectRequest& request) {
   } while (last_number_ == 0 || find(last_number_) != nullptr);
   node->channel = std::make_unique<channel::Channel>(std::move(endpoint).value(), ours, *hello,
                                                      static_cast<channel::Delegate&>(*this));
+  node->channel->wake_early();  // the network node writes each packet to the network
   node->channel->user = node.get();
   node->about = {.number = last_number_,
                  .name = node->channel->peer_name(),

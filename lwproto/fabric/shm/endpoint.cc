@@ -264,6 +264,12 @@ void ShmEndpoint::flush() {
   }
 }
 
+bool ShmEndpoint::peer_sleeps() const {
+  if (state_ != State::kOpen) return false;
+  const std::uint64_t epoch = peer_.sleep().epoch.load(std::memory_order_relaxed);
+  return (epoch & 1) != 0 && epoch != peer_kicked_;
+}
+
 void ShmEndpoint::ring_peer() {
   const char ring = 1;
   // Cannot fail in a way that matters: the queue is full only if the peer never empties it, and a

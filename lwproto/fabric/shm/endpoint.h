@@ -60,6 +60,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
                      std::uint64_t cookie) override;
   void flush() override;
   void publish() override;
+  bool peer_sleeps() const override;
   void empty_doorbell();  // of old rings, so that it never fills
   std::size_t poll(std::span<Completion> out) override;
   void release(Loan loan) override;

@@ -257,6 +257,41 @@ TEST_F(Packing, PublishShowsBulkAtOnceAndWakesForItWithinAFewCalls) {
   settle();
 }
 
+// --- wake_early()
+
+TEST_F(Packing, ASleeperIsWokenOnceAFewSmallMessagesHaveGathered) {
+  make();
+  a_.channel->wake_early();
+  a_.endpoint->sleeper = true;
+  int sent = 0;
+  while (a_.endpoint->flushes == 0) {
+    ASSERT_LT(sent, 64) << "nobody has woken it";
+    ASSERT_TRUE(a_.channel->send_data_inline(1, sent, pattern(1, 1)).ok());
+    ++sent;
+  }
+  EXPECT_GT(sent, 1) << "one message waits for the end of the round";
+  b_.poll();
+  EXPECT_EQ(b_.recorder.data.size(), static_cast<std::size_t>(sent));
+  a_.endpoint->sleeper = false;
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_TRUE(a_.channel->send_data_inline(1, sent + i, pattern(1, 1)).ok());
+  }
+  EXPECT_EQ(a_.endpoint->flushes, 1u) << "who is awake needs no more";
+  a_.channel->flush();
+  settle();
+}
+
+TEST_F(Packing, WithoutWakeEarlyASleeperWaitsForTheFlush) {
+  make();
+  a_.endpoint->sleeper = true;
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_TRUE(a_.channel->send_data_inline(1, i, pattern(1, 1)).ok());
+  }
+  EXPECT_EQ(a_.endpoint->flushes, 0u);
+  a_.channel->flush();
+  settle();
+}
+
 TEST_F(Packing, PublishAfterTheEndDoesNothing) {
   make();
   a_.channel->close(wire::CloseCode::kReset, "end");

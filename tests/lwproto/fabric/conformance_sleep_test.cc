@@ -46,6 +46,20 @@ TEST_P(Conformance, PingPongsLoseNoWakeUp) {
   EXPECT_EQ(count, rounds);
 }
 
+// A hint that stays true after the ring would have each message of a burst ring again.
+TEST_P(Conformance, AHintOfASleeperEndsWithTheRing) {
+  connect_pair();
+  EXPECT_FALSE(client_.endpoint->peer_sleeps()) << "nobody has armed";
+  ASSERT_TRUE(eventually([&] { return server_fabric_->arm(); }));
+  const bool hinted = client_.endpoint->peer_sleeps();
+  EXPECT_EQ(hinted, std::string(client_fabric_->name()) == "shm");
+  ASSERT_TRUE(send(client_, pattern(64, 1)).ok());
+  EXPECT_FALSE(client_.endpoint->peer_sleeps());
+  server_fabric_->disarm();
+  ASSERT_TRUE(run_until([&] { return !server_.received.empty(); }));
+  EXPECT_FALSE(client_.endpoint->peer_sleeps());
+}
+
 // The sender runs out of queue or send depth over and over, and sleeps each time.
 class BlockedSender : public Conformance {
  protected:

@@ -38,6 +38,7 @@ class SimEndpoint final : public Endpoint {
   std::uint32_t replenish() override;
   void disconnect(Status reason) override;
   bool connected() const override { return !mine().ended; }
+  bool peer_sleeps() const override { return sleeper; }
 
   // For Fabric::arm(): there is something to poll, or room of which the owner may not know.
   bool take_work();
@@ -54,6 +55,7 @@ class SimEndpoint final : public Endpoint {
   bool keep_buffers = false;      // replenish() posts nothing
   bool misuse_is_failure = true;  // of the test, not only of the call
   std::uint64_t flushes = 0, publishes = 0;
+  bool sleeper = false;  // what peer_sleeps() answers
 
  private:
   LinkSide& mine() { return link_->side[side_]; }
