@@ -139,6 +139,7 @@ class Samples:
 BULK_SIZES = (65536, 4096)
 
 
+ROUND_TRIP_TURNS = 3  # in a round
 WAYS = {"": True, ", sleeping": False}  # suffix of a row: whether both sides poll without sleeping
 
 
@@ -158,20 +159,30 @@ def measure_verbs(tools, samples):
             samples.add(f"endpoint {label}", found["mb_per_s"], "MB/s")
             samples.add(f"rsockets {label}",
                         size / rstream(tools, size, 1, count, address), "MB/s")
-        count = int(samples.seconds * 18000)  # about as long as ours take
+        measure_round_trips(tools, samples, address, own)
+        samples.add("channel small messages",
+                    tools.ours(own, "streams", SMALL)["messages_per_s"], "messages/s")
+        count = int(samples.seconds * 36000)
+        samples.add("rsockets small messages",
+                    1e6 / rstream(tools, SMALL, 1, count, address), "messages/s")
+
+
+def measure_round_trips(tools, samples, address, own):
+    """Short ones, in turn: the emulated machine changes its pace from one process to the next, and
+    each side is to meet its better pace as often as the others."""
+    seconds = samples.seconds / ROUND_TRIP_TURNS
+    times = ["--seconds", str(seconds)]
+    count = int(seconds * 18000)  # about as long as ours take
+    for _ in range(ROUND_TRIP_TURNS):
         for suffix, spin in WAYS.items():
             found = perftest(tools, "ib_send_lat", SMALL, count, address, sleeping=not spin)
             samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
-            found = tools.ours(own, "channel-round-trips", SMALL, spin=spin)
+            found = tools.ours(own, "channel-round-trips", SMALL, spin=spin, times=times)
             samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
             samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
-        samples.add("endpoint round trip",
-                    tools.ours(own, "round-trips", SMALL, spin=True)["p50_us"], "us")
+        found = tools.ours(own, "round-trips", SMALL, spin=True, times=times)
+        samples.add("endpoint round trip", found["p50_us"], "us")
         samples.add("rsockets round trip", 2 * rstream(tools, SMALL, count, 1, address), "us")
-        samples.add("channel small messages",
-                    tools.ours(own, "streams", SMALL)["messages_per_s"], "messages/s")
-        samples.add("rsockets small messages",
-                    1e6 / rstream(tools, SMALL, 1, 2 * count, address), "messages/s")
 
 
 def verbs_rows(samples):
