@@ -372,6 +372,8 @@ bool Session::write_some(std::map<std::string, std::string>& wanted) {
       client_.call("/v3/kv/txn", transaction(json::array(), std::move(operations)));
   if (!answer.ok) {
     written_ = before;
+    // Somebody may have deleted one of them meanwhile: written_ does not know of it any more.
+    list_again_ = list_again_ || answer.too_large;
     if (answer.too_large && count > 1) {
       operations_max_ = count / 2;
       return true;

@@ -230,6 +230,9 @@ class Endpoint {
   // Ends the channel; `reason` is what our own kDisconnected will carry. Idempotent.
   virtual void disconnect(Status reason) = 0;
   virtual bool connected() const = 0;
+  // Likewise, but asks the system: false as soon as the peer has died or closed, also while poll()
+  // has yet to come to it. For who is about to use memory that is the peer's again then.
+  virtual bool peer_present() const { return connected(); }
 };
 
 // A peer that asks to connect, not yet answered.

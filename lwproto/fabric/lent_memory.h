@@ -58,6 +58,7 @@ class LentMemory final : public RegionWatcher {
   Lend mark() const { return begun_; }
   bool is_done(Lend mark) const { return done_ >= mark; }
   bool all_done() const { return done_ == begun_; }
+  Lend oldest() const { return all_done() ? 0 : done_ + 1; }  // that is still out
 
  private:
   bool holds(Place place, const std::byte* data, std::size_t length) const;

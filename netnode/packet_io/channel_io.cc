@@ -161,7 +161,7 @@ void ChannelIo::admit(const fabric::ConnectRequest& request) {
                  .address = request.peer.address,
                  .connected = true};
   node->region_key = key;
-  node->heard_ns = node->lends_ns = clock_.now_ns();
+  node->heard_ns = clock_.now_ns();
   if (channel_options_.lent != nullptr) {
     node->attached.resize(channel_options_.lent->regions_max());
   }
@@ -227,10 +227,9 @@ void ChannelIo::on_time() {
   // Who was away himself (stopped, or a virtual machine that was paused) cannot tell who is silent.
   const bool was_away = now - looked_ns_ >= kBeatsMissed * ns(channel_options_.heartbeat_ms);
   looked_ns_ = now;
+  judge_lends(now, was_away);
   for (const auto& node : nodes_) {
-    if (node->dead) continue;
-    judge_lends(*node, now, was_away);
-    if (node->channel->closed()) continue;
+    if (node->dead || node->channel->closed()) continue;
     if (was_away) node->heard_ns = now;
     const std::uint64_t heard = node->channel->counters().transfers_in;
     if (heard != node->transfers_heard) {
@@ -473,12 +472,11 @@ void ChannelIo::flush() {
   }
 }
 
-void ChannelIo::on_sent(channel::Channel& channel, std::uint64_t cookie, bool) {
+void ChannelIo::on_sent(channel::Channel&, std::uint64_t cookie, bool) {
   const auto slot = static_cast<buffer::SlotIndex>(cookie);
   slots_.release(slot);
-  if (lends_[slot] == 0) return;
-  channel_options_.lent->end(std::exchange(lends_[slot], 0));
-  ++static_cast<Node*>(channel.user)->lends_done;
+  if (lends_[slot].lend == 0) return;
+  channel_options_.lent->end(std::exchange(lends_[slot], {}).lend);
 }
 
 }  // namespace sanproxy::packet_io

@@ -20,8 +20,9 @@
 //      packets taken from channels and not yet yielded by one batch of transfers.
 //   4. A full node does not hold up the others: its packets go by way of another one. When none has
 //      room, send() takes no more: back-pressure.
-//   5. What a network node sends can end its own channel, nothing else. One that keeps what it was
-//      lent for lent_ms_max is cut off, because it holds up the memory of others.
+//   5. What a network node sends can end its own channel, nothing else. One that keeps a
+//      packet of what it was lent for lent_ms_max is cut off, because it holds up the memory of
+//      others.
 #pragma once
 
 #include <array>
@@ -114,9 +115,6 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
     std::size_t unpublished_bytes = 0;      // sent to the channel, perhaps not seen by the node yet
     std::vector<fabric::Loan> batch_loans;  // of packets without a loan of their own
     std::vector<Attached> attached;         // by LentMemory's places
-    std::uint64_t lends_begun = 0, lends_done = 0;
-    std::uint64_t lends_judged = 0;  // lends_done when it was last judged
-    std::uint64_t lends_ns = 0;      // since when none is back
   };
   // What a packet that is too large for a transfer is sent as.
   struct Reference {
@@ -161,7 +159,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   fabric::RegionKey key_for(Node& node, fabric::LentMemory::Place place);
   bool take_back(Node& node, Attached& entry);
   void take_back_gone_regions();
-  void judge_lends(Node& node, std::uint64_t now_ns, bool was_away);
+  void judge_lends(std::uint64_t now_ns, bool was_away);
   static void publish(Node& node);
   bool send_one(const SendPacket& packet);
   void say_status(Node& node);
@@ -173,8 +171,14 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   buffer::SlotPool slots_;
   buffer::MemoryRegion joined_region_;
   buffer::SlotPool joined_;
-  std::vector<fabric::LentMemory::Lend> lends_;  // by slot
-  std::uint64_t regions_gone_ = 0;               // as far as they are taken back from all nodes
+  struct LentSlot {
+    fabric::LentMemory::Lend lend = 0;  // 0: nothing lent
+    Node* node = nullptr;               // whose completion ends it, before the node goes
+  };
+  std::vector<LentSlot> lends_;  // by slot
+  fabric::LentMemory::Lend oldest_lend_ = 0;
+  std::uint64_t oldest_lend_ns_ = 0;  // when it was first seen to be the oldest
+  std::uint64_t regions_gone_ = 0;    // as far as they are taken back from all nodes
   std::unique_ptr<fabric::Listener> listener_;
   std::vector<std::unique_ptr<Node>> nodes_;  // live and dying; at most 2 * nodes_max
   std::vector<Loan> loans_;                   // [0] is not used

@@ -139,22 +139,27 @@ Status ChannelIo::send_by_reference(Node& node, const SendPacket& packet,
   counters_.tx_bytes_copied_unlent +=
       reference.copied_bytes - std::min(reference.copied_bytes, header_bytes_of(packet));
   if (reference.lent_bytes != 0) {
-    lends_[slot] = channel_options_.lent->begin();
-    ++node.lends_begun;
+    lends_[slot] = {channel_options_.lent->begin(), &node};
     counters_.tx_bytes_lent += reference.lent_bytes;
   }
   return status;
 }
 
-// What a node keeps holds up the memory of everybody.
-void ChannelIo::judge_lends(Node& node, std::uint64_t now_ns, bool was_away) {
-  if (was_away || node.lends_begun == node.lends_done || node.lends_judged != node.lends_done) {
-    node.lends_judged = node.lends_done;
-    node.lends_ns = now_ns;
-  } else if (now_ns - node.lends_ns >= channel_options_.lent_ms_max * kNsPerMs) {
-    ++counters_.peers_cut_off;
-    node.channel->close(wire::CloseCode::kTimedOut, "the network node keeps what it was lent");
+// The oldest packet that is still out holds up the memory of everybody, whatever else comes back.
+void ChannelIo::judge_lends(std::uint64_t now_ns, bool was_away) {
+  if (channel_options_.lent == nullptr) return;
+  const fabric::LentMemory::Lend oldest = channel_options_.lent->oldest();
+  if (was_away || oldest == 0 || oldest != oldest_lend_) {
+    oldest_lend_ = oldest;
+    oldest_lend_ns_ = now_ns;
+    return;
   }
+  if (now_ns - oldest_lend_ns_ < channel_options_.lent_ms_max * kNsPerMs) return;
+  const auto at = std::find_if(lends_.begin(), lends_.end(),
+                               [&](const LentSlot& slot) { return slot.lend == oldest; });
+  if (at == lends_.end() || at->node->channel->closed()) return;  // another interface's
+  ++counters_.peers_cut_off;
+  at->node->channel->close(wire::CloseCode::kTimedOut, "the network node keeps what it was lent");
 }
 
 }  // namespace sanproxy::packet_io

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "lwproto/base/check.h"
 #include "lwproto/channel/channel.h"
@@ -80,6 +81,7 @@ struct ChannelLink::Impl final : channel::Delegate {
   void pump();
   void release_all();
   bool received_all();
+  bool peer_present();
   void look_after_channel();
   bool send_one(const LinkSend& packet);
 
@@ -106,7 +108,8 @@ struct ChannelLink::Impl final : channel::Delegate {
 
   std::vector<LinkReceived> incoming;
   std::vector<fabric::Loan> loans;
-  std::size_t handed_out = 0;  // of incoming
+  std::optional<bool> present;  // whether the peer is, as this pump() has found
+  std::size_t handed_out = 0;   // of incoming
   bool unreleased = false;
   std::uint32_t slots_out = 0;
   ChannelLinkCounters counters;
@@ -195,7 +198,7 @@ void ChannelLink::Impl::on_packet(channel::Channel& from, const channel::PacketI
   if (!direction.ok()) return from.close(wire::CloseCode::kProtocolError, direction.text());
   // A channel that has ended gives back what it lent: those bytes may be another client's by now.
   if (payload.loan != fabric::kNoLoan && options.endpoint.receive_memory.pool == nullptr &&
-      !from.endpoint().connected()) {
+      !peer_present()) {
     ++counters.rx_dropped_ended;
     return;
   }
@@ -237,10 +240,17 @@ void ChannelLink::Impl::on_message(channel::Channel& from, const wire::Message& 
   }
 }
 
+// Asked once for what one pump() takes.
+bool ChannelLink::Impl::peer_present() {
+  if (!present) present = channel->endpoint().peer_present();
+  return *present;
+}
+
 // Takes from the channel what it has, once everything of the last time is done with.
 void ChannelLink::Impl::pump() {
   if (channel == nullptr || closed || !received_all()) return;
   release_all();
+  present.reset();
   channel->poll(kTransfersMax);
 }
 

@@ -47,7 +47,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("egress_pool_bytes", config.egress_pool_bytes, 65'536, 1024 * kGiB);
   r.number("channel_region_bytes", config.channel_region_bytes, 1u << 20, 1024 * kGiB);
   r.number("max_lent_regions", config.lent_regions_max, 0, 16'384);
-  r.number("max_lent_ms", config.lent_ms_max, 100, 60'000);
+  r.number("max_lent_ms", config.lent_ms_max, 500, 60'000);
   r.number("time_wait_ms", s.time_wait_ms, 0, 600'000);
   r.number("keepalive_idle_ms", s.keepalive_idle_ms, 0, kU32);
   r.number("keepalive_interval_ms", s.keepalive_interval_ms, 1000, kU32);

@@ -40,6 +40,7 @@ Heartbeat::Step Heartbeat::look(std::uint64_t now_ns, std::uint64_t in, std::uin
   step.ask = !owed_ && !(heard && said);
   if (step.ask) {
     owed_ = true;
+    asked_ns_ = now_ns;
     ++number_;
   }
   due_ns_ = now_ns + (step.ask || !heard ? timeout_ns_ : interval_ns_);

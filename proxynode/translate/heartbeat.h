@@ -10,6 +10,7 @@
 //      in which one of the two sides has said nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -47,9 +48,10 @@ class Heartbeat {
   std::uint32_t number() const { return number_; }
   bool up() const { return !health_.down(); }
   std::uint64_t missed() const { return missed_; }  // in all
-  // For how long nothing has come although it was asked for; 0 where nothing is owed.
+  // For how long nothing has come since it was asked for; 0 where nothing is owed.
   std::uint64_t silent_ns(std::uint64_t now_ns) const {
-    return owed_ && now_ns > heard_ns_ ? now_ns - heard_ns_ : 0;
+    const std::uint64_t since_ns = std::max(heard_ns_, asked_ns_);
+    return owed_ && now_ns > since_ns ? now_ns - since_ns : 0;
   }
 
  private:
@@ -59,6 +61,7 @@ class Heartbeat {
   flow::Health health_;
   std::uint64_t due_ns_ = UINT64_MAX;
   std::uint64_t heard_ns_ = 0;
+  std::uint64_t asked_ns_ = 0;      // what is owed
   std::uint64_t in_ = 0, out_ = 0;  // transfers at the last look
   std::uint64_t missed_ = 0;
   std::uint32_t number_ = 0;

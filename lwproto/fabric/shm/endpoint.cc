@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -268,6 +269,14 @@ bool ShmEndpoint::peer_sleeps() const {
   if (state_ != State::kOpen) return false;
   const std::uint64_t epoch = peer_.sleep().epoch.load(std::memory_order_relaxed);
   return (epoch & 1) != 0 && epoch != peer_kicked_;
+}
+
+bool ShmEndpoint::peer_present() const {
+  if (state_ != State::kOpen) return false;
+  if (peer_.control().published.close_code.load(std::memory_order_acquire) != 0) return false;
+  char byte;
+  const ssize_t n = ::recv(socket_.get(), &byte, sizeof(byte), MSG_PEEK | MSG_DONTWAIT);
+  return n > 0 || (n < 0 && errno == EAGAIN);
 }
 
 void ShmEndpoint::ring_peer() {

@@ -67,6 +67,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::uint32_t replenish() override;
   void disconnect(Status reason) override;
   bool connected() const override { return state_ == State::kOpen; }
+  bool peer_present() const override;
 
   // For arm(): poll() would deliver something or make room, or has made room of which the owner
   // may not know yet (said once: it may have lost interest).

@@ -108,7 +108,7 @@ class Core {
   static constexpr std::uint64_t kPumpIntervalNs = 200'000;
   // For a loop that is never idle: a system call each time would cost more than the rest of a
   // round.
-  static constexpr std::uint32_t kDisarmsPerPump = 256;
+  static constexpr std::uint32_t kDisarmsPerPump = 32;
 
   // What an event of the epoll set is about.
   struct Watch {

@@ -61,7 +61,7 @@ std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
 std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
   std::size_t count = 0;
   // The device had no more a moment ago: that is not asked again.
-  bool emptied = stash_count_ != 0 && stash_count_ < stash_.size();
+  bool emptied = stash_next_ != stash_count_ && stash_count_ < stash_.size();
   for (;;) {
     const bool delivering = state_ == State::kOpen || state_ == State::kDraining;
     // Whoever ends the channel gets all cookies as failed, at the end.

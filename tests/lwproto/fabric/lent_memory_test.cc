@@ -73,10 +73,13 @@ TEST_F(LentMemoryTest, AMarkIsDoneWhenEveryLendUpToItHasEnded) {
   const LentMemory::Lend b = lent.begin();
   const LentMemory::Lend mark = lent.mark();
   const LentMemory::Lend c = lent.begin();
+  EXPECT_EQ(lent.oldest(), a);
   lent.end(b);
   lent.end(c);
   EXPECT_FALSE(lent.is_done(mark));
+  EXPECT_EQ(lent.oldest(), a) << "whatever else has come back";
   lent.end(a);
+  EXPECT_EQ(lent.oldest(), 0u);
   EXPECT_TRUE(lent.is_done(mark));
   EXPECT_TRUE(lent.all_done());
 }

@@ -255,7 +255,7 @@ TEST(ConfigError, EveryNumberIsRefusedJustOutsideItsRangeAndTakenAtItsEnds) {
                              {"egress_pool_bytes", 65'536, kTiB},
                              {"channel_region_bytes", 1u << 20, kTiB},
                              {"max_lent_regions", 0, 16'384},
-                             {"max_lent_ms", 100, 60'000},
+                             {"max_lent_ms", 500, 60'000},
                              {"time_wait_ms", 0, 600'000},
                              {"keepalive_idle_ms", 0, kU32},
                              {"keepalive_interval_ms", 1000, kU32},

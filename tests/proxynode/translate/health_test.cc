@@ -169,6 +169,21 @@ TEST_F(Health, HeartbeatsCanBeginChangeAndEndWhileNodesAreHere) {
   EXPECT_EQ(node.heartbeats.size(), asked);
 }
 
+// Its silence before somebody asked is not held against it.
+TEST_F(Health, AnIdleNodeIsNotDeadBeforeItIsAsked) {
+  WorldOptions options = beating(2'000);
+  options.translator.heartbeat.interval_ms = 0;
+  make(options);
+  Node& node = add_member({.name = "a"});
+  run_ms(60'000);
+  translator_->set_heartbeat(
+      {.interval_ms = 5000, .timeout_ms = 1000, .thresholds = {.rise = 2, .fall = 3}});
+  run_ms(60'000);
+  EXPECT_EQ(node.closed, 0);
+  EXPECT_FALSE(node.heartbeats.empty());
+  EXPECT_EQ(counters().channels_timed_out, 0u);
+}
+
 struct BadAnswer {
   const char* name;
   void (*say)(Node&);
