@@ -152,7 +152,7 @@ void link_metrics(const Node& node, Metrics& m) {
   const char* bytes = "Bytes over the proxy's channel";
   const char* lost = "Packets that the proxy's channel did not take, or that it lost";
   const char* events = "What happened to the proxy's channel";
-  const std::array<Row, 15> rows = {{
+  const std::array<Row, 16> rows = {{
       {"netnode_link_packets_total", packets, "direction=\"out\"", &C::tx_packets},
       {"netnode_link_packets_total", packets, "direction=\"in\"", &C::rx_packets},
       {"netnode_link_bytes_total", bytes, "direction=\"out\"", &C::tx_bytes},
@@ -167,6 +167,8 @@ void link_metrics(const Node& node, Metrics& m) {
       {"netnode_link_not_sent_total", lost, "reason=\"lost\"", &C::tx_lost},
       {"netnode_link_malformed_total", "Packets of the proxy that were none", "",
        &C::rx_dropped_malformed},
+      {"netnode_link_dropped_ended_total", "Packets of a proxy that had gone before they were read",
+       "", &C::rx_dropped_ended},
       {"netnode_link_events_total", events, "event=\"connected\"", &C::connects},
       {"netnode_link_events_total", events, "event=\"failed\"", &C::connect_failures},
       {"netnode_link_events_total", events, "event=\"ended\"", &C::disconnects},

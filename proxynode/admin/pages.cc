@@ -132,6 +132,8 @@ void translate_metrics(const Sources& in, Metrics& m) {
             "kind=\"application_payload\"");
   m.counter("backpressure_total", "Times that a sender was held back", c.waiting_rounds,
             "kind=\"channels_not_polled\"");
+  m.counter("backpressure_total", "Times that a sender was held back", c.returned_late,
+            "kind=\"lent_to_network_node\"");
 }
 
 void health_metrics(const Sources& in, Metrics& m) {
