@@ -50,9 +50,9 @@ TEST_P(Conformance, PingPongsLoseNoWakeUp) {
 TEST_P(Conformance, AHintOfASleeperEndsWithTheRing) {
   connect_pair();
   EXPECT_FALSE(client_.endpoint->peer_sleeps()) << "nobody has armed";
+  if (std::string(client_fabric_->name()) != "shm") return;  // the others never have the hint
   ASSERT_TRUE(eventually([&] { return server_fabric_->arm(); }));
-  const bool hinted = client_.endpoint->peer_sleeps();
-  EXPECT_EQ(hinted, std::string(client_fabric_->name()) == "shm");
+  EXPECT_TRUE(client_.endpoint->peer_sleeps());
   ASSERT_TRUE(send(client_, pattern(64, 1)).ok());
   EXPECT_FALSE(client_.endpoint->peer_sleeps());
   server_fabric_->disarm();
