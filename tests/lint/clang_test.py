@@ -82,8 +82,10 @@ def compile_flags():
 
 
 def apart():
-    """Files that are not to be read together with others (cmake/sanproxy.cmake)."""
-    found = set()
+    """Files that are not to be read together with others (cmake/sanproxy.cmake), or that a folder's
+    own checks hold for."""
+    found = {name for config in tracked(".clang-tidy") if os.path.dirname(config)
+             for name in tracked(".cc") if name.startswith(os.path.dirname(config) + "/")}
     for name in tracked("CMakeLists.txt"):
         for files in re.findall(r"^sanproxy_apart\(([^)]*)\)", text_of(name), re.MULTILINE):
             found |= {os.path.join(os.path.dirname(name), one) for one in files.split()}
@@ -106,8 +108,8 @@ def check(names, flags):
 
 
 def tidy(path, flags):
-    result = subprocess.run(["clang-tidy-14", "--quiet", f"--header-filter={HEADERS}",
-                             f"--config-file={ROOT}/.clang-tidy", path, "--", *flags], cwd=ROOT,
+    result = subprocess.run(["clang-tidy-14", "--quiet", f"--header-filter={HEADERS}", path, "--",
+                             *flags], cwd=ROOT,
                             capture_output=True, text=True, timeout=TIDY_TIMEOUT_S, check=False)
     if result.returncode == 0:
         return ""

