@@ -125,7 +125,9 @@ void Session::lost(const std::string& why) {
 }
 
 bool Session::come_up() {
-  operations_max_ = kOperationsMax;  // it may be another etcd
+  // It may be another etcd, or the same with other limits.
+  operations_max_ = kOperationsMax;
+  std::erase_if(left_out_, [](const auto& one) { return one.second.by_etcd; });
   if (options_.registers && !keep_lease()) return false;
   if (!list()) return false;
   if (options_.registers && !write_announced()) return false;
@@ -294,7 +296,8 @@ bool Session::write_announced() {
   }
   leave_out_bad(wanted);
   const std::uint64_t before = status_.writes;
-  while (written_ != wanted) {
+  while (written_ != wanted && !stopping_) {
+    if (clock_.now_ns() >= beat_at_ns_ && !keep_lease()) return false;  // many of them take long
     if (!write_some(wanted)) return false;
   }
   if (status_.writes != before) write_at_ns_ = clock_.now_ns() + kWritePauseNs;
@@ -304,28 +307,35 @@ bool Session::write_announced() {
 // Records that nobody could read. What has been looked at before is not parsed again.
 void Session::leave_out_bad(std::map<std::string, std::string>& wanted) {
   std::erase_if(left_out_, [&](const auto& one) { return !wanted.contains(one.first); });
-  std::vector<std::pair<std::string, std::string>> bad;
+  std::vector<std::pair<std::string, LeftOut>> bad;
   for (const auto& [key, value] : wanted) {
     const auto there = written_.find(key);
     if (there != written_.end() && there->second == value) continue;
     const auto before = left_out_.find(key);
     if (before != left_out_.end() && before->second.text_hash == std::hash<std::string>()(value)) {
-      bad.emplace_back(key, before->second.why);
-    } else if (root_.size() + key.size() > kKeyBytesMax) {
-      bad.emplace_back(key, "the key is longer than " + std::to_string(kKeyBytesMax) + " bytes");
-    } else if (value.size() > options_.etcd.bounds.value_bytes_max) {
-      bad.emplace_back(key, std::to_string(value.size()) + " bytes are more than max_value_bytes");
-    } else if (Parsed parsed = parse_entry(key, value); !parsed.error.empty()) {
-      bad.emplace_back(key, parsed.error);
+      bad.emplace_back(key, before->second);
+    } else if (std::string why = check(key, value); !why.empty()) {
+      bad.emplace_back(key, LeftOut{.why = std::move(why)});
     } else {
       left_out_.erase(key);
     }
   }
-  for (const auto& [key, why] : bad) leave_out(key, wanted, why);
+  for (const auto& [key, one] : bad) leave_out(key, wanted, one.why, one.by_etcd);
+}
+
+// "" for a record that others will understand.
+std::string Session::check(const std::string& key, const std::string& value) const {
+  if (root_.size() + key.size() > kKeyBytesMax) {
+    return "the key is longer than " + std::to_string(kKeyBytesMax) + " bytes";
+  }
+  if (value.size() > options_.etcd.bounds.value_bytes_max) {
+    return std::to_string(value.size()) + " bytes are more than max_value_bytes";
+  }
+  return parse_entry(key, value).error;
 }
 
 void Session::leave_out(const std::string& key, std::map<std::string, std::string>& wanted,
-                        const std::string& why) {
+                        const std::string& why, bool by_etcd) {
   const auto record = wanted.find(key);
   const std::size_t hash = std::hash<std::string>()(record->second);
   const auto [known, fresh] = left_out_.try_emplace(key);
@@ -334,7 +344,7 @@ void Session::leave_out(const std::string& key, std::map<std::string, std::strin
     const std::lock_guard<std::mutex> lock(mutex_);
     ++status_.records_refused;
   }
-  known->second = {hash, why};
+  known->second = {hash, why, by_etcd};
   const auto there = written_.find(key);
   if (there == written_.end()) {
     wanted.erase(record);
@@ -379,7 +389,7 @@ bool Session::write_some(std::map<std::string, std::string>& wanted) {
       return true;
     }
     if (answer.too_large && !last_put.empty()) {
-      leave_out(last_put, wanted, answer.error);
+      leave_out(last_put, wanted, answer.error, /*by_etcd=*/true);
       return true;
     }
     // The lease has run out between two beats: the next attempt gets another.

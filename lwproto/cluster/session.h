@@ -81,8 +81,9 @@ class Session {
   bool write_announced();
   bool write_some(std::map<std::string, std::string>& wanted);
   void leave_out_bad(std::map<std::string, std::string>& wanted);
+  std::string check(const std::string& key, const std::string& value) const;
   void leave_out(const std::string& key, std::map<std::string, std::string>& wanted,
-                 const std::string& why);
+                 const std::string& why, bool by_etcd);
   void on_watch(const WatchAnswer& answer);
   void note_own(const WatchEvent& event);
   void hand_over();
@@ -105,6 +106,7 @@ class Session {
   struct LeftOut {
     std::size_t text_hash = 0;  // of the record that was refused
     std::string why;
+    bool by_etcd = false;  // which may think otherwise the next time that we meet it
   };
   std::map<std::string, LeftOut> left_out_;  // of what is announced
   std::size_t operations_max_;               // of a transaction, that this etcd takes

@@ -115,15 +115,16 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   }
   for (steer::ProxyConfig& proxy : out.proxies) {
     // A weight and a drain of a proxy are those of its workers.
-    const std::string& node = proxy.node.empty() ? proxy.name : proxy.node;
+    const std::string& node = proxy.node_name();
     const std::string name = cluster::proxy_of_worker(node);
     if (const auto it = entries.find(cluster::proxy_policy_key(name)); it != entries.end()) {
       const auto weight = std::get<cluster::ProxyPolicy>(it->second).weight;
       proxy.weight_said = proxy.weight_said || weight.has_value();
       proxy.weight = std::min(weight.value_or(proxy.weight), steer::kWeightMax);
     }
-    if (entries.contains(cluster::drain_key(cluster::NodeKind::kProxy, name))) {
-      proxy.draining = true;
+    for (const std::string& drained : {name, proxy.name}) {
+      if (entries.contains(cluster::drain_key(cluster::NodeKind::kProxy, drained)))
+        proxy.draining = true;
     }
     const auto record = entries.find(cluster::node_key(cluster::NodeKind::kProxy, node));
     if (record != entries.end()) {

@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "lwproto/cluster/model.h"
 #include "netnode/main/channels.h"
 #include "netnode/main/pages.h"
 
@@ -90,10 +91,12 @@ void Node::join_cluster() {
   publish();
 }
 
-bool Node::is_up(const std::string& proxy) const {
-  const std::uint16_t place = path_.forwarder().find(proxy);
-  return place != steer::FlowTable::kNone &&
-         path_.forwarder().proxies()[place].state != steer::ProxyState::kDown;
+bool Node::is_up(const std::string& node) const {
+  const auto& all = path_.forwarder().proxies();
+  return std::any_of(all.begin(), all.end(), [&](const steer::Forwarder::Proxy& one) {
+    return one.in_use && one.state != steer::ProxyState::kDown &&
+           cluster::proxy_of_worker(one.config.node_name()) == node;
+  });
 }
 
 void Node::follow_cluster() {

@@ -54,6 +54,8 @@ struct ProxyConfig {
   std::uint16_t gue_port = net::kGuePort;
   std::uint16_t clamp_mss = 0;  // 0: SYNs pass as they are
   ProbeSettings probe;
+
+  const std::string& node_name() const { return node.empty() ? name : node; }
   bool operator==(const ProxyConfig&) const = default;
 };
 

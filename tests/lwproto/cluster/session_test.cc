@@ -300,6 +300,12 @@ TEST_F(SessionTest, AnEtcdThatTakesLessGetsLessAndLosesOnlyWhatIsTooLargeForIt) 
   EXPECT_TRUE(etcd.wait_for([&] { return session->status().records_refused == 1; }));
   EXPECT_TRUE(is_logged("p1/40 cannot be registered"));
   EXPECT_EQ(session->status().losses, 0u);
+  etcd.stop();
+  EXPECT_TRUE(etcd.wait_for([&] { return !session->status().connected; }));
+  etcd.set_request_bytes_max(1'000'000);
+  etcd.start();
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + "node/appnode/p1/40").has_value(); }));
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().refused.empty(); }));
 }
 
 TEST_F(SessionTest, WhoOnlyLooksTakesNoLeaseAndSeesItsPartAlone) {

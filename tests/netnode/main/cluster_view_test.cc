@@ -81,17 +81,20 @@ TEST(ClusterView, AProxyThatTellsAnAddressOfNobodyIsLeftOut) {
       << left_out[0];
 }
 
-TEST(ClusterView, AWayOfAnotherNameIsDrainedWithTheNodeThatItLeadsTo) {
+TEST(ClusterView, AWayOfAnotherNameIsDrainedByItOrWithTheNodeThatItLeadsTo) {
   steer::ProxySet file = two_proxies();
   file.proxies[0].node = "q1";
   file.proxies[1].node = "q2";
   Entries entries;
-  put(entries, "drain/proxy/q1", "{}");
   put(entries, "drain/proxy/p2", "{}");
+  EXPECT_FALSE(view(file, entries).proxies[0].draining);
+  EXPECT_TRUE(view(file, entries).proxies[1].draining);
+  entries.clear();
+  put(entries, "drain/proxy/q1", "{}");
   put(entries, "node/proxy/q2", R"({"weight": 7})");
   auto set = view(file, entries);
   EXPECT_TRUE(set.proxies[0].draining);
-  EXPECT_FALSE(set.proxies[1].draining) << "it leads to another one";
+  EXPECT_FALSE(set.proxies[1].draining);
   EXPECT_EQ(set.proxies[1].weight, 7u);
   put(entries, "node/proxy/q2", R"({"state": "draining"})");
   set = view(file, entries);
