@@ -51,7 +51,7 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s, fewer rows")
     parser.add_argument("--only", action="append", metavar="NAME",
                         help="rows whose name starts with NAME or matches the pattern NAME: "
-                             "http-tun, download, '*-packet', idle, random, workers, copied, micro; repeat")
+                             "http-tun, download, '*-packet', idle, random, copied, micro; repeat")
     parser.add_argument("--seconds", type=float, help="of one measurement (2)")
     parser.add_argument("--warmup", type=float, default=0.4, help="seconds before each (0.4)")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (5)")
@@ -64,13 +64,16 @@ def parse_arguments():
                         help="run everything on these processors only, e.g. 0; with --docs this "
                              "writes the second table of the document")
     parser.add_argument("--netnode", action="store_true",
-                        help="the rows of a network node in front, and no others")
+                        help="the rows of network nodes and workers, and no others; with --docs "
+                             "this writes their table")
     parser.add_argument("--fabric", choices=fabrics.KINDS,
                         help="a fabric by itself against the raw tools: verbs (in the guest), tcp "
                              "(over loopback), or wan (tcp over a long link, in the guest); with "
                              "--docs this writes that fabric's table")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     arguments = parser.parse_args()
+    if arguments.docs and arguments.only:
+        parser.error("--docs writes whole tables: not with --only")
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick or arguments.fabric else 2.0)
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
     return arguments
@@ -310,19 +313,19 @@ class Bench:
     def run_all(self):
         if self.arguments.netnode:
             netnode.measure(self)
+            self.run_workers()
             return
         self.run_idle()  # first: memory for a connection shows on a proxy that has none to reuse
         for work in WORKS:
             self.run_work(work)
-        self.run_workers()
         self.run_copied()
         self.run_micro()
 
 
-def write_documents(rows, cpus, fabric):
+def write_documents(rows, cpus, part):
     document = os.path.join(ROOT, "docs/benchmarks.md")
-    if fabric:
-        report.update_document(document, {fabric: report.markdown_table(rows) + "\n" +
+    if part:
+        report.update_document(document, {part: report.markdown_table(rows) + "\n" +
                                           report.shortfalls(rows)})
         return
     if cpus:
@@ -369,12 +372,13 @@ def main():
     arguments = parse_arguments()
     if arguments.list:
         print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
-        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "workers", "copied")
+        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied")
                         for d in DRIVERS))
         print("random-peers")
         print("micro")
         print("\n".join(f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS))
-        print("netnode-nat-http\nnetnode-micro")
+        print("netnode-nat-http\nnetnode-packets\nnetnode-micro")
+        print("\n".join(f"workers-{d}" for d in DRIVERS))
         return 0
     if os.geteuid() != 0:
         print("bench: network namespaces need root: use ./run bench", file=sys.stderr)
@@ -393,7 +397,8 @@ def main():
     if arguments.json:
         report.write_json(arguments.json, rows)
     if arguments.docs and not failed:
-        write_documents(rows, arguments.cpus, arguments.fabric)
+        write_documents(rows, arguments.cpus,
+                        "netnode" if arguments.netnode else arguments.fabric)
     short = [row for row in rows if row["holds"] is False]
     print(f"\n{len(rows)} rows, {len(short)} below their bar")
     return 1 if failed else 0

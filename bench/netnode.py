@@ -2,7 +2,7 @@
 
 Channel: the TUN device is the node's, packets go on to proxynode over shared memory; against
 proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy; against HAProxy
-at the end of a veth pair. All of it on one machine, so that the node's own work takes processor time
+at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without anything behind them. All of it on one machine, so that the node's own work takes processor time
 from everybody else: these are the figures of the worst case.
 """
 
@@ -160,10 +160,35 @@ def _micro(bench):
         bench.rows.append(report.make_row(f"netnode-micro {name}", unit, values, at_most=bar))
 
 
+def _packets(bench):
+    """Small packets a second through the drivers of a veth, by themselves."""
+    samples = {"xdp": [], "packet": []}
+    for number in range(bench.arguments.rounds):
+        for driver, found in samples.items():
+            argv = [bench.lab.program("packet_bench"), "--driver", driver,
+                    "--seconds", str(bench.arguments.seconds)]
+            result = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+            if result.returncode != 0:
+                raise BenchError(f"packet_bench: {result.stderr.strip()[-400:]}")
+            found.append(json.loads(result.stdout.splitlines()[-1]))
+            bench.progress(f"netnode-packets  {driver}, received", number, found[-1]["in_per_s"],
+                           "packets/s")
+    mode = samples["xdp"][0]["mode"]
+    for figure, text, unit in (("in_per_s", "received", "packets/s"),
+                               ("in_ns", "received, CPU", "CPU-ns/packet"),
+                               ("out_per_s", "sent", "packets/s"),
+                               ("out_ns", "sent, CPU", "CPU-ns/packet")):
+        ours, peer = ([one[figure] for one in samples[driver]] for driver in ("xdp", "packet"))
+        bench.rows.append(report.make_row(f"netnode-packets AF_XDP ({mode}) {text}", unit, ours,
+                                          "AF_PACKET", peer))
+
+
 def measure(bench):
     """All rows of `--netnode`."""
     if bench.wanted("netnode-micro"):
         _micro(bench)
+    if bench.wanted("netnode-packets"):
+        _packets(bench)
     by_name = {work.name: work for work in WORKS}
     channel = [by_name[name] for name in CHANNEL_BARS]
     if any(bench.wanted(f"netnode-channel-{work.name}") for work in channel):
