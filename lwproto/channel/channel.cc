@@ -289,8 +289,8 @@ std::size_t Channel::poll(std::size_t budget) {
   }
   if (closed_) return handled;
   // Also without a completion: a loan released since the last poll may have freed a buffer.
-  ledger_.on_posted(endpoint_->replenish());
-  return_credits();
+  if (const std::uint32_t posted = endpoint_->replenish(); posted != 0) ledger_.on_posted(posted);
+  if (ledger_.grant_due() || received_since_grant_ >= kReturnAfterBytes) return_credits();
   if (blocked_ && ledger_.may_send_data()) {
     blocked_ = false;
     delegate_.on_writable(*this);
@@ -329,10 +329,8 @@ void Channel::on_transfer(const fabric::Completion& completion) {
 
 Status Channel::dispatch(wire::TransferReader& reader, const fabric::Completion& completion) {
   wire::Message message;
-  while (!closed_) {
-    const Status status = reader.next(message);
-    if (status.code() == Code::kNotFound) return {};
-    if (!status.ok()) return status;
+  while (!closed_ && !reader.at_end()) {
+    if (const Status status = reader.next(message); !status.ok()) return status;
     ++counters_.messages_in;
     if (message.type == wire::MessageType::kData) {
       dispatch_data(message, completion);
@@ -400,7 +398,6 @@ void Channel::release(fabric::Loan loan) {
 }
 
 void Channel::return_credits() {
-  if (!ledger_.grant_due() && received_since_grant_ < kReturnAfterBytes) return;
   if (open_ || !ledger_.may_send_control()) return;  // the open transfer will carry it
   auto space = endpoint_->begin_send(sizeof(wire::TransferHeader));
   if (!space.ok()) return;  // tried again at the next poll

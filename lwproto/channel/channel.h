@@ -186,7 +186,7 @@ class Channel {
   Status dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
   void dispatch_data(const wire::Message& message, const fabric::Completion& completion);
   void dispatch_packet(const wire::Message& message, const fabric::Completion& completion);
-  void return_credits();
+  void return_credits();  // when they are due
   void breach(const Status& status);
   void finish_close(const Status& status);
 

@@ -155,6 +155,8 @@ class TransferReader {
   // kInlinePayloadBytesMax being the rest of the transfer (in the first segment or behind it).
   // After anything but ok, `out` is unspecified.
   Status next(Message& out);
+  // next() would say kNotFound.
+  bool at_end() const { return remaining_ == 0 && !spent_; }
 
  private:
   Status read_data(const MessageHeader& header, Message& out);

@@ -33,13 +33,16 @@ Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std:
   // A device without enough pieces makes us copy, so a whole transfer must find room; twice, since
   // one cannot go around the end of the ring.
   const std::size_t transfer = aligned(limits.transfer_bytes) + aligned(kHandshakeBytesMax);
-  auto region = buffer::MemoryRegion::create("verbs-send", std::max(ring_bytes, 4 * transfer));
+  auto region =
+      buffer::MemoryRegion::create("verbs-send", std::bit_ceil(std::max(ring_bytes, 4 * transfer)));
   if (!region.ok()) return region.status();
   auto key = queue_pair.device().register_region(*region);
   if (!key.ok()) return key.status();
   std::unique_ptr<SendQueue> out(new SendQueue());
   out->ring_ = std::move(*region);
   out->key_ = std::move(*key);
+  out->ring_mask_ = out->ring_.size() - 1;
+  SANPROXY_CHECK(std::has_single_bit(out->ring_.size()));
   out->limits_ = limits;
   out->depth_ = queue_pair.send_depth();
   out->gather_max_ = queue_pair.gather_max();
@@ -60,20 +63,20 @@ Result<std::span<std::byte>> SendQueue::begin(std::size_t inline_bytes) {
   if (next_ - retired_ + kReserved >= depth_ || refs_ >= limits_.refs_max) return Status::again();
   if (limits_.window_bytes != 0 && bytes_ >= limits_.window_bytes) return Status::again();
   const std::size_t room = aligned(room_for(inline_bytes));
-  const std::size_t position = ring_head_ % ring_.size();
+  const std::size_t position = ring_head_ & ring_mask_;
   // A transfer does not go around the end: what is left there is given up with it.
   const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
   if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) return Status::again();
   ring_head_ += skipped;
   begun_ = true;
   space_bytes_ = inline_bytes;
-  return std::span(ring_.data() + ring_head_ % ring_.size(), inline_bytes);
+  return std::span(ring_.data() + (ring_head_ & ring_mask_), inline_bytes);
 }
 
 // Copies leading pieces behind the inline part until the rest fits the device's gather list.
 std::size_t SendQueue::copy_what_does_not_fit(std::size_t inline_bytes,
                                               std::span<const ibv_sge>& pieces) {
-  std::byte* to = ring_.data() + ring_head_ % ring_.size() + inline_bytes;
+  std::byte* to = ring_.data() + (ring_head_ & ring_mask_) + inline_bytes;
   std::size_t copied = 0;
   while (!pieces.empty() && pieces.size() + (inline_bytes + copied != 0) > gather_max_) {
     const ibv_sge& piece = pieces.front();
@@ -97,13 +100,13 @@ void SendQueue::commit(Kind kind, std::size_t inline_bytes, std::span<const ibv_
 
 bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes) {
   if (chain_full() || next_ - retired_ >= depth_) return false;
-  const std::size_t position = ring_head_ % ring_.size();
+  const std::size_t position = ring_head_ & ring_mask_;
   const std::size_t room = aligned(bytes.size());
   const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
   if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) return false;
   ring_head_ += skipped;
   begun_ = false;
-  std::copy(bytes.begin(), bytes.end(), ring_.data() + ring_head_ % ring_.size());
+  std::copy(bytes.begin(), bytes.end(), ring_.data() + (ring_head_ & ring_mask_));
   chain(kind, number, bytes.size(), {}, false, 0);
   requests_[chained_ - 1].send_flags |= IBV_SEND_SIGNALED;
   return true;
@@ -117,7 +120,7 @@ void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
   int count = 0;
   std::uint64_t bytes = inline_bytes;
   if (inline_bytes != 0) {
-    list[0].addr = reinterpret_cast<std::uintptr_t>(ring_.data() + ring_head_ % ring_.size());
+    list[0].addr = reinterpret_cast<std::uintptr_t>(ring_.data() + (ring_head_ & ring_mask_));
     list[0].length = static_cast<std::uint32_t>(inline_bytes);
     list[0].lkey = key_->local();
     count = 1;

@@ -113,7 +113,8 @@ class SendQueue {
              std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
   std::size_t copy_what_does_not_fit(std::size_t inline_bytes, std::span<const ibv_sge>& pieces);
 
-  buffer::MemoryRegion ring_;
+  buffer::MemoryRegion ring_;  // of a size that is a power of two
+  std::uint64_t ring_mask_ = 0;
   std::shared_ptr<MemoryKey> key_;
   SendLimits limits_;
   std::uint32_t depth_ = 0;
