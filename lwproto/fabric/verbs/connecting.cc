@@ -96,7 +96,12 @@ Status VerbsConnecting::dial() {
     }
   }
   sockaddr_storage to = system_address(address_);
-  if (::rdma_resolve_addr(id_.get(), nullptr, reinterpret_cast<sockaddr*>(&to),
+  // The server takes further queue pairs from the host of the first alone: a host that has several
+  // ways to it goes the same one each time.
+  sockaddr_storage from{};
+  if (queue_pair_) from = queue_pair_->local_host();
+  if (::rdma_resolve_addr(id_.get(), queue_pair_ ? reinterpret_cast<sockaddr*>(&from) : nullptr,
+                          reinterpret_cast<sockaddr*>(&to),
                           static_cast<int>(core_->options().handshake_timeout_ms)) != 0) {
     if (errno == ENODEV) {
       return Status::error(Code::kUnsupported, "no RDMA device leads to this address", errno);

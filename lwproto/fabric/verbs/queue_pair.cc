@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 namespace sanproxy::fabric::verbs {
 namespace {
@@ -245,6 +246,23 @@ PeerIdentity QueuePair::peer() const {
   PeerIdentity identity;
   identity.address = peer_address(*id_);
   return identity;
+}
+
+sockaddr_storage QueuePair::local_host() const {
+  sockaddr_storage out{};
+  const sockaddr* address = ::rdma_get_local_addr(id_.get());
+  if (address->sa_family == AF_INET6) {
+    sockaddr_in6 in{};
+    std::memcpy(&in, address, sizeof(in));
+    in.sin6_port = 0;
+    std::memcpy(&out, &in, sizeof(in));
+  } else {
+    sockaddr_in in{};
+    std::memcpy(&in, address, sizeof(in));
+    in.sin_port = 0;
+    std::memcpy(&out, &in, sizeof(in));
+  }
+  return out;
 }
 
 void QueuePair::on_queue_event() {

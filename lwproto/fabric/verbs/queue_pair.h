@@ -14,6 +14,8 @@
 //      target, and fail together.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -64,6 +66,7 @@ class QueuePair {
   Status accept(const CmHeader& header, const LinkParameters& link);
   void fail();  // all lanes to the error state: the device gives all work requests back
   PeerIdentity peer() const;
+  sockaddr_storage local_host() const;  // our address on this way to the peer, with any port
   // What is in force.
   int service_level() const { return service_level_; }
   int traffic_class() const { return traffic_class_; }
