@@ -38,6 +38,11 @@ struct FabricConfig {
   std::string certificate, key, ca;  // all or none
   std::uint32_t streams_max = 16;    // that a node may ask for
   std::size_t window_bytes_max = std::size_t{256} << 20;
+  // verbs
+  std::uint32_t queue_pairs_max = 64;           // that a node may ask for
+  std::uint32_t further_queue_pairs_max = 128;  // of all handshakes, beyond their first
+  // Of all: handshakes that have no answer yet.
+  std::uint32_t handshakes_max = 128;
 
   // Whether what nodes send arrives in slots of the EgressPool, and what clients send leaves from
   // slots of the IngressPool; on shm everybody shows their own memory instead.

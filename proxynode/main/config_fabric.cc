@@ -3,6 +3,7 @@
 #include <set>
 
 #include "lwproto/fabric/address.h"
+#include "lwproto/fabric/link_parameters.h"
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_reader.h"
 
@@ -41,6 +42,13 @@ void check_listening_keys(const FabricConfig& fabric, const std::set<std::string
   for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
     only(fabric, given, key, fabric.scheme == "tcp", "tcp");
   }
+  for (const char* key : {"max_queue_pairs", "max_further_queue_pairs"}) {
+    only(fabric, given, key, fabric.scheme == "verbs", "verbs");
+  }
+  if (fabric.queue_pairs_max - 1 > fabric.further_queue_pairs_max) {
+    throw std::invalid_argument(
+        "max_further_queue_pairs is too small for the handshake of one channel of max_queue_pairs");
+  }
   if (!fabric.advertise.empty() && !fabric.advertise.starts_with(fabric.scheme + ":")) {
     throw std::invalid_argument("advertise is \"" + fabric.advertise + "\", but \"" +
                                 fabric.listen +
@@ -78,6 +86,9 @@ void listening_keys(TableReader& r, FabricConfig& out) {
   r.text("ca", [&](const std::string& v) { out.ca = v; });
   r.number("max_streams", out.streams_max, 1, 64);
   r.number("max_window_bytes", out.window_bytes_max, 65'536, kGiB);
+  r.number("max_queue_pairs", out.queue_pairs_max, 1, fabric::kQueuePairsMax);
+  r.number("max_further_queue_pairs", out.further_queue_pairs_max, 0, 65'536);
+  r.number("max_handshakes", out.handshakes_max, 1, 65'536);
 }
 
 void read_fabric(const std::string& path, const toml::table& table, ProxyConfig& config) {

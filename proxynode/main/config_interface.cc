@@ -36,7 +36,8 @@ void check_allow(const FabricConfig& fabric) {
 void check_keys(const std::string& driver, const std::set<std::string>& given) {
   const bool channel = driver == "channel";
   for (const char* key : {"listen", "advertise", "allow", "credits", "max_nodes", "certificate",
-                          "key", "ca", "max_streams", "max_window_bytes", "max_joined"}) {
+                          "key", "ca", "max_streams", "max_window_bytes", "max_queue_pairs",
+                          "max_further_queue_pairs", "max_handshakes", "max_joined"}) {
     if (!channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }

@@ -16,19 +16,28 @@ Result<std::unique_ptr<fabric::Fabric>> make_tcp(const FabricConfig& config) {
   options.authority_file = config.ca;
   options.streams_max = config.streams_max;
   options.window_bytes_max = config.window_bytes_max;
+  options.half_open_max = config.handshakes_max;
   return fabric::make_tcp_fabric(options);
 }
 
-Result<std::unique_ptr<fabric::Fabric>> make_verbs() {
-  auto fabric = fabric::make_verbs_fabric();
-  if (!fabric.ok()) return fabric.status();
-  return std::unique_ptr<fabric::Fabric>(std::move(fabric).value());
+Result<std::unique_ptr<fabric::Fabric>> make_verbs(const FabricConfig& config) {
+  fabric::VerbsOptions options;
+  options.half_open_max = config.handshakes_max;
+  options.queue_pairs_max = config.queue_pairs_max;
+  options.further_queue_pairs_max = config.further_queue_pairs_max;
+  return fabric::make_verbs_fabric(options);
+}
+
+Result<std::unique_ptr<fabric::Fabric>> make_shm(const FabricConfig& config) {
+  fabric::ShmOptions options;
+  options.half_open_max = config.handshakes_max;
+  return fabric::make_shm_fabric(options);
 }
 
 Result<std::unique_ptr<fabric::Fabric>> make(const FabricConfig& config) {
-  if (config.scheme == "shm") return fabric::make_shm_fabric();
+  if (config.scheme == "shm") return make_shm(config);
   if (config.scheme == "tcp") return make_tcp(config);
-  if (config.scheme == "verbs") return make_verbs();
+  if (config.scheme == "verbs") return make_verbs(config);
   return Status::error(Code::kUnsupported, "this build has no such fabric");
 }
 

@@ -33,7 +33,8 @@ const BadFile kBadFiles[] = {
      "unknown key \"max_conections\" in [proxy]; known: at_max_connections, channel_region_bytes"},
     {"an_unknown_interface_key", kMoreInterface + "mtuu = 1500\n", 6,
      "unknown key \"mtuu\" in [[interface]]; known: addresses, advertise, allow, ca, certificate, "
-     "credits, decapsulate_from, driver, gateways, gue_port, key, listen, max_joined, max_nodes, "
+     "credits, decapsulate_from, driver, gateways, gue_port, key, listen, "
+     "max_further_queue_pairs, max_handshakes, max_joined, max_nodes, max_queue_pairs, "
      "max_streams, "
      "max_window_bytes, mtu, name, "
      "segmentation_offload"},
@@ -42,7 +43,8 @@ const BadFile kBadFiles[] = {
      "channel_region_bytes, "
      "credits, dead_after_ms, "
      "key, listen, "
-     "max_nodes, max_streams, max_window_bytes, trust"},
+     "max_further_queue_pairs, max_handshakes, "
+     "max_nodes, max_queue_pairs, max_streams, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
      "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},
     {"an_unknown_health_key", kService + "health = { request = \"x\", path = 5 }\n", 8,
@@ -137,6 +139,15 @@ const BadFile kBadFiles[] = {
     {"a_channel_over_shm_with_streams",
      kFabric + "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\nmax_streams = 2\n", 3,
      "[[interface]]: max_streams is for tcp, not for shm"},
+    {"a_fabric_over_tcp_with_queue_pairs",
+     kInterface + "[[fabric]]\nlisten = \"tcp://10.0.0.1:1\"\nmax_queue_pairs = 2\n", 4,
+     "[[fabric]]: max_queue_pairs is for verbs, not for tcp"},
+    {"more_queue_pairs_than_a_channel_has",
+     kInterface + "[[fabric]]\nlisten = \"verbs://10.0.0.1:1\"\nmax_queue_pairs = 65\n", 6,
+     "[[fabric]].max_queue_pairs: expected an integer from 1 to 64"},
+    {"queue_pairs_that_no_handshake_has_room_for",
+     kInterface + "[[fabric]]\nlisten = \"verbs://10.0.0.1:1\"\nmax_further_queue_pairs = 62\n", 4,
+     "[[fabric]]: max_further_queue_pairs is too small for the handshake of one channel"},
     {"a_proxy_id_too_large", kProxy + "id = 1024\n", 7,
      "[proxy].id: expected an integer from 1 to 1023"},
     {"a_device_name_too_long",

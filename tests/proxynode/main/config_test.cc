@@ -223,6 +223,9 @@ max_streams = 3
 max_window_bytes = 100_000
 [[fabric]]
 listen = "verbs://[fd77::1]:7471"
+max_handshakes = 7
+max_queue_pairs = 4
+max_further_queue_pairs = 12
 )");
   ASSERT_EQ(config.fabrics.size(), 2u);
   const FabricConfig& tcp = config.fabrics[0];
@@ -242,6 +245,9 @@ listen = "verbs://[fd77::1]:7471"
   EXPECT_EQ(verbs.credits, 64u);
   EXPECT_EQ(verbs.nodes_max, 32u);
   EXPECT_EQ(verbs.channel_region_bytes, std::size_t{64} << 20);
+  EXPECT_EQ(verbs.handshakes_max, 7u);
+  EXPECT_EQ(verbs.queue_pairs_max, 4u);
+  EXPECT_EQ(verbs.further_queue_pairs_max, 12u);
 }
 
 TEST(Config, AnEmptyAdminAddressTurnsItOff) {
