@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 import unittest
 
 import guest
 import settings
-from guests import GuestCase, PairCase, text_of
+from guests import GuestCase, PairCase, check, text_of
 
 E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
 # Everybody who may fall, a receiver that stops, and that no payload is copied: of these classes the
@@ -113,7 +114,84 @@ assert echoed == sent, f"{len(echoed)} bytes came back"
 """
 
 
+# Two connections, one to each application node; the first one's machine vanishes after "open".
+TWO_CONNECTIONS = """
+import socket, time, urllib.request
+def echoes(client, said):
+    client.sendall(said)
+    return client.recv(len(said), socket.MSG_WAITALL) == said
+def serves(address):
+    try:
+        with socket.create_connection((address, 7), timeout=5) as client:
+            return echoes(client, b"again")
+    except OSError:
+        time.sleep(0.1)
+        return False
+def status():
+    return urllib.request.urlopen("http://127.0.0.1:9477/status", timeout=10).read().decode()
+while not (serves("10.77.0.10") and serves("10.77.0.11")):
+    pass
+there = socket.create_connection(("10.77.0.10", 7), timeout=40)
+here = socket.create_connection(("10.77.0.11", 7), timeout=40)
+assert echoes(there, b"one") and echoes(here, b"two")
+print("open", flush=True)
+try:
+    print("got", there.recv(1))
+except ConnectionResetError:
+    print("reset")
+assert echoes(here, b"three") and serves("10.77.0.11"), "the other one's connections do not go on"
+assert "verbs:10.9.1.2" not in status(), status()
+try:
+    socket.create_connection(("10.77.0.10", 7), timeout=40)
+    print("accepted")
+except ConnectionRefusedError:
+    print("refused")
+print("back", flush=True)
+while not serves("10.77.0.10"):
+    pass
+assert echoes(here, b"four")
+print("served again", flush=True)
+"""
+
+
 class ProxyAndNodeOnTwoMachines(PairCase):
+    def test_connections_of_a_machine_that_vanishes_are_reset_and_those_of_others_go_on(self):
+        bin_dir = os.path.join(settings.build_dir, "bin")
+        a, b = self.pair.a, self.pair.b
+        proxy = a.start(f"""cat >/tmp/vanish.toml <<'END'\n{CONFIG}
+[[fabric]]
+listen = "shm:/tmp/vanish.sock"
+END
+            exec {bin_dir}/proxynode --config /tmp/vanish.toml""")
+        echo = [os.path.join(bin_dir, "appnode-echo"), "--mode", "echo"]
+        near = a.start([*echo, "--proxy", "shm:/tmp/vanish.sock", "--service", "10.77.0.11:7"])
+        far = b.start([*echo, "--proxy", "verbs://10.9.1.1:7471", "--service", "10.77.0.10:7"])
+        client = a.start(["/usr/bin/python3", "-c", TWO_CONNECTIONS])
+        try:
+            self.until_said(client, b"open", proxy)
+            # Its answers are lost, those of its RDMA device too. The interface stays up: soft-RoCE
+            # does not get over that (docs/verbs_fabric.md).
+            check(self, b, "tc qdisc replace dev $SANPROXY_VM_INTERFACE root netem loss 100%")
+            self.until_said(client, b"back", proxy)
+        finally:
+            b.run("tc qdisc del dev $SANPROXY_VM_INTERFACE root", timeout_s=30)
+        ended = client.wait(90)
+        said = text_of(ended)
+        self.assertEqual(ended.status, 0, said + text_of_running(proxy))
+        self.assertEqual(said.split("\n")[:-1],
+                         ["open", "reset", "refused", "back", "served again"], said)
+        for process in (far, near, proxy):
+            process.send_signal(15)
+            ended = process.wait(30)
+            self.assertEqual(ended.status, 0, text_of(ended))
+
+    def until_said(self, process, word, proxy, limit_s=90):
+        deadline = time.monotonic() + limit_s
+        while word not in process.output()[0]:
+            self.assertTrue(time.monotonic() < deadline and not process.ended(),
+                            text_of_running(process) + text_of_running(proxy))
+            time.sleep(0.05)
+
     def test_bytes_go_from_a_client_over_one_to_an_application_on_the_other_and_back(self):
         bin_dir = os.path.join(settings.build_dir, "bin")
         a, b = self.pair.a, self.pair.b
