@@ -8,6 +8,7 @@ verbs  an RDMA device, so only inside the guest (./run vm), and all in its one n
 
 import os
 import subprocess
+import threading
 import unittest
 
 from . import settings
@@ -15,6 +16,7 @@ from . import settings
 KINDS = ("shm", "tcp", "tls", "verbs")
 _PORTS = {"tcp": 7471, "tls": 7472, "verbs": 7473}
 _certificates = {}
+_making = threading.Lock()  # tests run side by side and use the same ones
 
 
 def scheme(kind):
@@ -68,8 +70,13 @@ def _openssl(*words):
 
 def certificate(name, authority="ca"):
     """A certificate of that name, signed by the tests' authority (or by another one)."""
-    if (name, authority) in _certificates:
+    with _making:
+        if (name, authority) not in _certificates:
+            _certificates[name, authority] = _make(name, authority)
         return _certificates[name, authority]
+
+
+def _make(name, authority):
     folder = os.path.join(settings.log_dir, "certificates-" + authority)
     ca = os.path.join(folder, "ca")
     ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
@@ -82,5 +89,4 @@ def certificate(name, authority="ca"):
              "-addext", "basicConstraints=critical,CA:FALSE",
              "-CA", ca + ".pem", "-CAkey", ca + ".key", "-keyout", made.key,
              "-out", made.certificate)
-    _certificates[name, authority] = made
     return made
