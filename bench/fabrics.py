@@ -172,17 +172,19 @@ def measure_round_trips(tools, samples, address, own):
     each side is to meet its better pace as often as the others."""
     seconds = samples.seconds / ROUND_TRIP_TURNS
     times = ["--seconds", str(seconds)]
-    count = int(seconds * 18000)  # about as long as ours take
+    # About as long as ours take.
+    counts = {suffix: int(seconds * (18000 if spin else 3000)) for suffix, spin in WAYS.items()}
     for _ in range(ROUND_TRIP_TURNS):
         for suffix, spin in WAYS.items():
-            found = perftest(tools, "ib_send_lat", SMALL, count, address, sleeping=not spin)
+            found = perftest(tools, "ib_send_lat", SMALL, counts[suffix], address,
+                             sleeping=not spin)
             samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
             found = tools.ours(own, "channel-round-trips", SMALL, spin=spin, times=times)
             samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
             samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
         found = tools.ours(own, "round-trips", SMALL, spin=True, times=times)
         samples.add("endpoint round trip", found["p50_us"], "us")
-        samples.add("rsockets round trip", 2 * rstream(tools, SMALL, count, 1, address), "us")
+        samples.add("rsockets round trip", 2 * rstream(tools, SMALL, counts[""], 1, address), "us")
 
 
 def verbs_rows(samples):
