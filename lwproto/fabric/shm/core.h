@@ -77,8 +77,9 @@ class Core {
   static constexpr std::uint64_t kPumpIntervalNs = 200'000;
   static constexpr std::uint32_t kDisarmsPerPump = 32;
   // An honest peer rings once an odd epoch, so once in two. The queue of a socket holds some 270
-  // rings (212,992 bytes of 768 each), and a ring that finds it full wakes nobody.
-  static constexpr std::uint64_t kEpochsPerEmptying = 128;
+  // rings (212,992 bytes of 768 each), and a ring that finds it full wakes nobody. Each costs half
+  // a microsecond to take out, so few at a time: a round trip waits meanwhile.
+  static constexpr std::uint64_t kEpochsPerEmptying = 16;
 
   void tick();
 
