@@ -59,6 +59,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("drain_ms", config.drain_ms, 0, 86'400'000);
   r.flag("outgoing", config.outgoing);
   r.flag("spin", config.spin);
+  r.number("spin_us", config.spin_us, 0, 1000);
   r.read();
 }
 

@@ -70,6 +70,7 @@ struct ProxyConfig {
   std::uint32_t drain_ms = 10'000;
   bool outgoing = true;
   bool spin = false;
+  std::uint32_t spin_us = 50;  // ShortSpin's bound
   std::size_t ingress_pool_bytes = std::size_t{256} << 20;
   std::size_t egress_pool_bytes = std::size_t{16} << 20;
   std::size_t channel_region_bytes = std::size_t{256} << 20;

@@ -1,5 +1,6 @@
 #include "proxynode/main/worker.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
@@ -26,7 +27,7 @@ constexpr std::size_t kBurst = 64;
 // still in a core's own cache when it is copied to its channel.
 constexpr std::size_t kBurstBytes = 192 * 1024;
 constexpr std::size_t kBurstMin = 2;
-// Rounds with work between two looks at listeners, signals and the admin endpoint.
+// Rounds without a sleep between two looks at listeners, signals and the admin endpoint.
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr int kSleepMsMax = 1000;
 
@@ -63,6 +64,7 @@ struct Worker::Interface {
 Worker::Worker(const ProxyConfig& config, std::string version)
     : config_(config),
       version_(std::move(version)),
+      spin_(std::uint64_t{config.spin_us} * 1000),
       start_ns_(clock_.now_ns()),
       epoch_(new_epoch()) {
   buffer::PoolInputs inputs;
@@ -383,12 +385,23 @@ void Worker::on_event(int fd) {
   }
 }
 
+// After a round that did so much.
+bool Worker::stay_awake(std::size_t work) {
+  if (work != 0) {
+    spin_.on_work(spin_.waiting() ? clock_.now_ns() : 0, work);
+    return true;
+  }
+  if (!spin_.enabled() || !spin_.look_again(clock_.now_ns())) return false;
+  sched_yield();  // who has something to do here answers sooner
+  return true;
+}
+
 void Worker::run() {
   if (control_) control_->say_ready();
   manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
-    if (work == 0) {
+    if (!stay_awake(work)) {
       idle();
     } else if (loop_.rounds % kRoundsBetweenChores == 0) {
       wait(0);

@@ -31,6 +31,7 @@
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
 #include "proxynode/main/retired_addresses.h"
+#include "proxynode/main/short_spin.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
 
@@ -66,6 +67,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::size_t receive(Interface& interface);
   std::size_t receive_lent(Interface& interface);
   std::size_t round();
+  bool stay_awake(std::size_t work);
   void idle();
   void wait(int timeout_ms);
   int sleep_ms() const;
@@ -89,6 +91,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::string version_;
   SteadyClock clock_;
   daemon::ServiceManager manager_;
+  ShortSpin spin_;
   std::uint64_t start_ns_ = 0;
   std::uint16_t epoch_ = 0;
   buffer::MemoryRegion ingress_region_;

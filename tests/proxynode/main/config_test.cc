@@ -33,6 +33,7 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   EXPECT_EQ(config.drain_ms, 10'000u);
   EXPECT_TRUE(config.outgoing);
   EXPECT_FALSE(config.spin);
+  EXPECT_EQ(config.spin_us, 50u);
   EXPECT_EQ(config.admin_listen, "127.0.0.1:9477");
   ASSERT_EQ(config.interfaces.size(), 1u);
   EXPECT_EQ(config.interfaces[0].driver, "tun");
@@ -112,6 +113,7 @@ min_rto_ms = 1019
 drain_ms = 1020
 outgoing = false
 spin = true
+spin_us = 23
 )" + kInterface + kFabric);
   EXPECT_EQ(config.name, "edge-7");
   EXPECT_EQ(config.log_level, "debug");
@@ -139,6 +141,7 @@ spin = true
   EXPECT_EQ(config.drain_ms, 1020u);
   EXPECT_FALSE(config.outgoing);
   EXPECT_TRUE(config.spin);
+  EXPECT_EQ(config.spin_us, 23u);
 }
 
 TEST(Config, EveryKeyOfTheOtherSectionsLandsInItsField) {
