@@ -1,6 +1,9 @@
 // What only verbs has: gather limits, link parameters on a queue pair, addresses.
+#include <chrono>
 #include <cstdlib>
+#include <functional>
 #include <string>
+#include <string_view>
 
 #include "gtest/gtest.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
@@ -53,6 +56,30 @@ TEST_F(VerbsDevice, AWindowBoundsWhatIsUnderWay) {
     return server_.received.size() == 50;
   }));
   for (const auto& received : server_.received) server_.endpoint->release(received.loan);
+}
+
+// Who spins never arms: poll() alone has to take what the device gives back, also right after a
+// poll that has taken all there was.
+TEST_F(VerbsDevice, AnEndedChannelGivesEverythingBackToAnOwnerWhoOnlyPolls) {
+  connect();
+  const auto poll_until = [&](const std::function<bool()>& done) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!done() && std::chrono::steady_clock::now() < deadline) {
+      client_.poll();
+      if (!done()) server_.poll();
+    }
+    return done();
+  };
+  ASSERT_TRUE(server_.send(pattern(100, 1), {}, 0).ok());
+  server_.endpoint->flush();
+  ASSERT_TRUE(poll_until([&] { return client_.received.size() == 1; }));
+  client_.endpoint->disconnect(Status::error(Code::kDisconnected, "that was it"));
+  ASSERT_TRUE(poll_until([&] { return client_.disconnected && server_.disconnected; }));
+  for (const NamedCount& count : client_fabric_->counts()) {
+    if (std::string_view(count.name) == "unflushed_queues") {
+      EXPECT_EQ(count.value, 0u);
+    }
+  }
 }
 
 TEST_F(VerbsDevice, ARateHoldsTransfersBackUntilTheirTime) {
