@@ -188,7 +188,7 @@ Status Channel::send_packet_inline(const PacketInfo& info, std::span<const std::
   ++counters_.messages_out;
   counters_.data_bytes_out += packet.size();
   counters_.inline_bytes_out += packet.size();
-  urgent_ = true;
+  urgent_ = urgent_ || !info.can_wait;
   wake_early_when_due();
   return {};
 }
@@ -210,7 +210,7 @@ Status Channel::send_packet_reference(const PacketInfo& info,
   }
   ++counters_.messages_out;
   counters_.data_bytes_out += bytes;
-  urgent_ = true;
+  urgent_ = urgent_ || !info.can_wait;
   return {};
 }
 
@@ -265,6 +265,10 @@ void Channel::publish() {
 }
 
 std::size_t Channel::poll(std::size_t budget) {
+  if (end_held_ && !close_reported_) {
+    finish_close(close_status_);
+    return 1;
+  }
   std::size_t handled = 0;
   while (handled < budget) {
     const std::size_t want = std::min(budget - handled, completions_.size());
@@ -407,15 +411,30 @@ void Channel::return_credits() {
 
 void Channel::close(wire::CloseCode code, const char* text) {
   if (closed_) return;
+  close_code_ = code;
+  close_status_ = Status::error(Code::kDisconnected, text);
+  closed_ = true;
+  end_held_ = hold_end_;
+  if (!end_held_) tell_end();
+}
+
+void Channel::finish_end() {
+  if (!std::exchange(end_held_, false)) return;
+  tell_end();
+  while (poll() != 0) {
+  }
+}
+
+void Channel::tell_end() {
+  const char* const text = close_status_.text();
   const std::size_t length = std::min(std::strlen(text), wire::kErrorTextBytesMax);
   wire::ErrorBody body{0, static_cast<std::uint32_t>(length)};
+  closed_ = false;
   // Best effort: without a credit the peer learns of the end from the fabric alone.
-  (void)send_message(wire::MessageType::kError, 0, code, &body, sizeof(body),
+  (void)send_message(wire::MessageType::kError, 0, close_code_, &body, sizeof(body),
                      std::as_bytes(std::span(text, length)), true);
   flush();
   closed_ = true;
-  close_code_ = code;
-  close_status_ = Status::error(Code::kDisconnected, text);
   endpoint_->disconnect(close_status_);
 }
 

@@ -47,6 +47,7 @@ struct Payload {
 struct PacketInfo {
   std::uint8_t flags = 0;  // wire::kFlagChecksumPartial, ...
   wire::PacketBody body = {};
+  bool can_wait = false;  // sending: like bulk data, see publish()
 };
 
 class Delegate {
@@ -142,6 +143,13 @@ class Channel {
   // Ends the channel by our decision (sends ERROR code, text). on_closed() follows from poll().
   void close(wire::CloseCode code, const char* text);
   bool closed() const { return closed_; }
+  // For a side that has passed on what its peer lent it: when the channel ends by our decision the
+  // delegate is told as always, and the peer, which takes its memory back then, only by
+  // finish_end(). The last on_sent() come there too, behind on_closed(). Destruction finishes the
+  // end without an ERROR.
+  void hold_end() { hold_end_ = true; }
+  bool end_held() const { return end_held_; }
+  void finish_end();
 
   fabric::Endpoint& endpoint() { return *endpoint_; }
   const wire::HelloBody& our_hello() const { return ours_; }
@@ -188,6 +196,7 @@ class Channel {
   void dispatch_packet(const wire::Message& message, const fabric::Completion& completion);
   void return_credits();  // when they are due
   void breach(const Status& status);
+  void tell_end();
   void finish_close(const Status& status);
 
   std::unique_ptr<fabric::Endpoint> endpoint_;
@@ -205,6 +214,8 @@ class Channel {
   bool blocked_ = false;              // somebody got kAgain since the last on_writable()
   bool closed_ = false;               // no more sends
   bool close_reported_ = false;
+  bool hold_end_ = false;
+  bool end_held_ = false;  // closed_, and the peer does not know
   wire::CloseCode close_code_ = wire::CloseCode::kNone;
   Status close_status_;
   std::uint32_t send_sequence_ = 0;

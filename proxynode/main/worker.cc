@@ -105,6 +105,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
 
   translate::TranslatorOptions options;
   options.lent = lent_ ? &*lent_ : nullptr;
+  options.lent_ms_max = config.lent_ms_max;
   options.name = config.name;
   options.epoch = epoch_;
   options.workers = config.workers;
@@ -437,6 +438,10 @@ void Worker::shut_down() {
   // The channels report their end, their connections are reset, the packets leave.
   constexpr int kLastRounds = 4;
   for (int i = 0; i < kLastRounds; ++i) (void)round();
+  const std::uint64_t end_ns = clock_.now_ns() + std::uint64_t{config_.lent_ms_max} * 1'000'000;
+  while (translator_->holds_ends() && clock_.now_ns() < end_ns) {
+    if (round() == 0) idle();
+  }
   for (auto* channel : channels_) {
     channel->close_all(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   }

@@ -129,6 +129,7 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   node->chunks = node->own_chunks ? node->own_chunks.get() : from.shared_chunks.get();
   node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
   node->channel->user = node.get();
+  if (options_.lent != nullptr && !node->receives_into_egress) node->channel->hold_end();
   node->name = node->channel->peer_name();
   node->drained = name_is_drained(node->name);
   node->owed_max = std::min(hello->streams_max, options_.connections_max) + kAnswersOwedMax;
@@ -213,6 +214,9 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
   SANPROXY_CHECK(!node.dead);
   node.dead = true;
   any_dead_ = true;
+  if (channel.end_held()) {
+    node.end_by_ns = clock_.now_ns() + std::uint64_t{options_.lent_ms_max} * 1'000'000;
+  }
   ++counters_.channels_closed;
   const bool breached = status.code() == Code::kProtocol ||
                         code == wire::CloseCode::kProtocolError ||
@@ -244,6 +248,11 @@ void Translator::reap_dead_nodes() {
   any_dead_ = false;
   std::erase_if(present_, [this](const AppNode* node) {
     const bool finished = node->dead && node->stream_count == 0 && node->returns_due == 0;
+    if (node->dead && node->channel->end_held()) {
+      // Told of its end it takes its memory back, from which others may still read.
+      node->channel->poll();
+      if (finished || clock_.now_ns() >= node->end_by_ns) node->channel->finish_end();
+    }
     any_dead_ = any_dead_ || (node->dead && !finished);
     if (finished) nodes_[node->index].reset();
     return finished;
@@ -263,6 +272,11 @@ void Translator::close_all_channels(wire::CloseCode code, const char* text) {
   for (AppNode* node : present_) {
     if (!node->dead) node->channel->close(code, text);
   }
+}
+
+bool Translator::holds_ends() const {
+  return std::any_of(present_.begin(), present_.end(),
+                     [](const AppNode* node) { return node->channel->end_held(); });
 }
 
 void Translator::for_each_node(const std::function<void(const AppNode&)>& fn) const {

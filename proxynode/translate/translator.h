@@ -69,6 +69,7 @@ struct TranslatorOptions {
   // What interfaces pass on to network nodes is not given back before they have done with it; null:
   // none does. Outlives the translator.
   fabric::LentMemory* lent = nullptr;
+  std::uint32_t lent_ms_max = 1'000;  // an application node's end is held back for no longer
   std::vector<auth::Key> keys = {};
   service::RateLimits limits = {};
 };
@@ -147,8 +148,9 @@ struct AppNode {
   bool lend_ingress = false;
   bool receives_into_egress = false;  // what it sends arrives in slots of the EgressPool
   bool dead = false;
-  bool drained = false;     // gets no new connections
-  bool has_joined = false;  // a service, at any time
+  std::uint64_t end_by_ns = 0;  // dead by our decision, which it is told then at the latest
+  bool drained = false;         // gets no new connections
+  bool has_joined = false;      // a service, at any time
   std::uint64_t connected_ns = 0;
   StreamIndex streams_head = kNone;
   std::uint32_t stream_count = 0;  // bound, orphans included
@@ -233,6 +235,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   service::ServiceTable& services() { return services_; }
   std::uint32_t bound_streams() const { return bound_streams_; }
   std::uint32_t records_used() const { return records_used_; }
+  // Some application node is not told yet that its channel has ended, because network nodes read
+  // from its memory: come back with poll_channels().
+  bool holds_ends() const;
   const fabric::LentMemory* lent_memory() const { return options_.lent; }
   void for_each_listener(const std::function<void(const FabricListener&)>& fn) const {
     for (const FabricListener& from : listeners_) fn(from);

@@ -257,6 +257,36 @@ TEST_F(Packing, PublishShowsBulkAtOnceAndWakesForItWithinAFewCalls) {
   settle();
 }
 
+// --- hold_end()
+
+TEST_F(Packing, AHeldEndIsToldToThePeerWhenItIsFinished) {
+  make();
+  a_.channel->hold_end();
+  ASSERT_TRUE(a_.channel->send_data_inline(1, 0, pattern(5, 1)).ok());
+  a_.channel->flush();
+  a_.channel->close(wire::CloseCode::kTimedOut, "it is slow");
+  EXPECT_TRUE(a_.channel->closed());
+  EXPECT_EQ(a_.recorder.closed, 0) << "not from inside close()";
+  EXPECT_EQ(a_.leave(1).code(), Code::kDisconnected);
+  a_.poll();
+  EXPECT_EQ(a_.recorder.closed, 1);
+  b_.poll();
+  EXPECT_EQ(b_.recorder.data.size(), 1u) << "what was sent before arrives";
+  EXPECT_EQ(b_.recorder.closed, 0);
+  ASSERT_TRUE(b_.leave(1).ok());
+  b_.channel->flush();
+  a_.poll();
+  EXPECT_TRUE(a_.recorder.messages.empty()) << "what comes meanwhile is for nobody";
+  EXPECT_TRUE(a_.channel->end_held());
+  a_.channel->finish_end();
+  a_.channel->finish_end();
+  EXPECT_FALSE(a_.channel->end_held());
+  b_.poll();
+  EXPECT_EQ(b_.recorder.closed, 1);
+  a_.poll();
+  EXPECT_EQ(a_.recorder.closed, 1) << "told once";
+}
+
 // --- wake_early()
 
 TEST_F(Packing, ASleeperIsWokenOnceAFewSmallMessagesHaveGathered) {

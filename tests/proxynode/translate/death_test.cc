@@ -149,6 +149,52 @@ TEST_P(NodeDeath, WhatANetworkNodeStillReadsOutlivesItsConnection) {
   expect_nothing_held();
 }
 
+TEST_P(NodeDeath, WhoseChannelTheProxyEndsLearnsItWhenNobodyReadsItsMemory) {
+  WorldOptions options;
+  options.translator.lent = &lent_;
+  make_with(options);
+  Node& node = add_member();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  const fabric::LentMemory::Lend read = lent_.begin();
+  node.send(id, pattern(200'000));
+  run();
+  translator_->close_all_channels(wire::CloseCode::kTimedOut, "it is slow");
+  run();
+  EXPECT_TRUE(client->reset) << "clients need not wait";
+  EXPECT_EQ(node.closed, 0) << "it would write to its memory";
+  EXPECT_TRUE(translator_->holds_ends());
+  lent_.end(read);
+  run();
+  EXPECT_EQ(node.closed, 1);
+  EXPECT_EQ(node.code, wire::CloseCode::kTimedOut);
+  EXPECT_FALSE(translator_->holds_ends());
+  EXPECT_EQ(node_in_proxy("node"), nullptr);
+  expect_nothing_held();
+}
+
+TEST_P(NodeDeath, WhoseMemoryIsReadForeverLearnsItsEndAllTheSame) {
+  WorldOptions options;
+  options.translator.lent = &lent_;
+  options.translator.lent_ms_max = 500;
+  make_with(options);
+  Node& node = add_member();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  const fabric::LentMemory::Lend read = lent_.begin();
+  node.send(id, pattern(200'000));
+  run();
+  translator_->close_all_channels(wire::CloseCode::kTimedOut, "it is slow");
+  run_ms(400);
+  EXPECT_EQ(node.closed, 0);
+  run_ms(200);
+  EXPECT_EQ(node.closed, 1);
+  EXPECT_NE(node_in_proxy("node"), nullptr) << "what is lent is not forgotten";
+  lent_.end(read);
+  run();
+  EXPECT_EQ(node_in_proxy("node"), nullptr);
+}
+
 TEST_P(NodeDeath, BehindItsHalfCloseIsAReset) {
   make_with();
   Node& node = add_member();
