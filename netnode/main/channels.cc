@@ -205,6 +205,7 @@ std::size_t Channels::round() {
     if (count == 0) continue;
     path_.flush();
     link->channel.release_received();
+    link->channel.flush();  // what was released
     work += count;
   }
   // What came back may be for a link that has had its turn; what waited may have room now.

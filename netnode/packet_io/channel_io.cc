@@ -401,6 +401,7 @@ Status ChannelIo::send_by(Node& node, const SendPacket& packet, std::uint8_t fla
     if (!gather(packet, block.data(), block.size())) {
       return Status::error(Code::kInvalidArgument, "the pieces are not what the length says");
     }
+    info->can_wait = is_mere_ack({block.data(), packet.length});
     status = node.channel->send_packet_inline(*info, {block.data(), packet.length});
     if (status.ok()) counters_.tx_bytes_copied += packet.length;
   } else {

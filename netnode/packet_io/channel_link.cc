@@ -281,6 +281,7 @@ bool ChannelLink::Impl::send_one(const LinkSend& packet) {
   const std::byte* const data = pool.data(packet.slot) + packet.offset;
   Status status;
   if (packet.length <= wire::kInlinePayloadBytesMax) {
+    info->can_wait = is_mere_ack({data, packet.length});
     status = channel->send_packet_inline(*info, {data, packet.length});
     if (status.ok()) {
       counters.tx_bytes_copied += packet.length;

@@ -1,5 +1,8 @@
 #include "netnode/packet_io/channel_packet.h"
 
+#include "netnode/net/packet.h"
+#include "netnode/net/tcp_header.h"
+
 namespace sanproxy::packet_io {
 
 std::optional<channel::PacketInfo> info_from_offload(const Offload& offload, std::uint32_t length) {
@@ -34,6 +37,18 @@ bool offload_from_info(const channel::PacketInfo& info, std::uint8_t first, Offl
   out.checksum_start = info.body.checksum_start;
   out.checksum_offset = info.body.checksum_offset;
   return true;
+}
+
+bool is_mere_ack(std::span<const std::byte> packet) {
+  constexpr std::size_t kTcpHeaderBytesMax = 60;
+  constexpr std::size_t kBytesMax = net::kIpv6HeaderBytes + kTcpHeaderBytesMax;
+  if (packet.size() > kBytesMax) return false;
+  net::ParsedPacket parsed;
+  if (net::parse_packet(packet, parsed) != net::DropReason::kNone || parsed.l4 != net::L4::kTcp ||
+      parsed.l4_bytes() != parsed.l4_header_bytes) {
+    return false;
+  }
+  return net::load_tcp_header(packet.data() + parsed.l3_header_bytes).flags == net::kTcpAck;
 }
 
 }  // namespace sanproxy::packet_io

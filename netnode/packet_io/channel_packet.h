@@ -5,6 +5,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 
 #include "lwproto/channel/channel.h"
 #include "netnode/packet_io/packet_io.h"
@@ -17,5 +18,8 @@ std::optional<channel::PacketInfo> info_from_offload(const Offload& offload, std
 // first byte is `first`.
 [[nodiscard]] bool offload_from_info(const channel::PacketInfo& info, std::uint8_t first,
                                      Offload& out);
+// A TCP segment that acknowledges and does nothing else. Nobody waits for the one of them; what it
+// makes room for is bulk.
+bool is_mere_ack(std::span<const std::byte> packet);
 
 }  // namespace sanproxy::packet_io

@@ -148,7 +148,7 @@ struct StackOptions {
   std::uint32_t half_open_max = 8'192;                   // SYN_RCVD at a time
   bool refuse_with_reset = true;                         // at connections_max: RST, else no answer
   std::uint32_t receive_window_bytes = 4 * 1024 * 1024;  // 64 KB .. 4 MB
-  std::uint32_t send_buffer_bytes = 1024 * 1024;         // 64 KB .. 4 MB
+  std::uint32_t send_buffer_bytes = 2 * 1024 * 1024;     // 64 KB .. 4 MB
   std::size_t heap_bytes_max = std::size_t{1} << 30;
   std::uint32_t time_wait_ms = 60'000;
   std::uint32_t keepalive_idle_ms = 7'200'000;  // 0 is off
