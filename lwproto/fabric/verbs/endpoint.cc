@@ -226,13 +226,18 @@ void VerbsEndpoint::start_draining(Status reason) {
   if (state_ != State::kOpen) return;
   state_ = State::kDraining;
   reason_ = reason;
-  queue_pair_->fail();
-  set_deadline(kFlushWaitNs);
+  fail();
 }
 
 void VerbsEndpoint::start_flushing() {
   state_ = State::kFlushing;
+  fail();
+}
+
+// The device gives everything back, for which kFlushWaitNs are more than enough.
+void VerbsEndpoint::fail() {
   queue_pair_->fail();
+  send_->post_last(*queue_pair_);
   set_deadline(kFlushWaitNs);
 }
 

@@ -89,6 +89,7 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   void start_draining(Status reason);
   void explain(Status reason);
   void start_flushing();
+  void fail();
   void start_reporting();
   void set_deadline(std::uint64_t wait_ns);
 

@@ -175,6 +175,11 @@ int SendQueue::post(QueuePair& queue_pair) {
   return queue_pair.post(requests_.data());
 }
 
+void SendQueue::post_last(QueuePair& queue_pair) {
+  // What is chained is given back unsent. Where the device takes nothing, the deadline ends it.
+  if (post(queue_pair) == 0 && commit_control(Kind::kBye, 0, {})) (void)post(queue_pair);
+}
+
 // The last transfer of each lane is signalled.
 int SendQueue::post_lanes(QueuePair& queue_pair) {
   const auto lanes = static_cast<std::uint32_t>(lanes_.size());

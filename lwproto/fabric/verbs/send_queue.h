@@ -14,7 +14,7 @@
 //   3. Whenever begin() says kAgain for lack of room, a signalled transfer is under way or chained;
 //      a transfer with references is covered by a signal at the latest at the end of its post().
 //      With several lanes every transfer is: a lane cannot know when it will be used again.
-//   4. One work request is left for the BYE.
+//   4. One work request is left for the BYE, and one for post_last().
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -64,6 +64,10 @@ class SendQueue {
   // Hands the chain to the device; an errno, or 0.
   int post(QueuePair& queue_pair);
 
+  // On a queue pair that has failed: a work request whose completion says that all before it are
+  // over. Unsignalled ones that had gone well tell of themselves by no other.
+  void post_last(QueuePair& queue_pair);
+
   // A completion of this transfer (from its work request's id): it and all before it are done.
   void on_done(std::uint64_t id) {
     if (id < done_ || id >= posted_) return;
@@ -89,7 +93,7 @@ class SendQueue {
 
  private:
   static constexpr std::uint32_t kChainMax = 32;
-  static constexpr std::uint32_t kReserved = 1;  // for the BYE
+  static constexpr std::uint32_t kReserved = 2;  // for the BYE and post_last()
 
   struct Record {
     std::uint64_t ring_end = 0;
