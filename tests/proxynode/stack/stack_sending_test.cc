@@ -93,7 +93,7 @@ TEST_F(StackSending, write_is_all_or_nothing_and_send_room_says_which) {
   Peer peer;
   const ConnIndex conn = open(peer);
   const std::uint32_t room = stack_->send_room(conn);
-  EXPECT_EQ(room, 1024u * 1024u);
+  EXPECT_EQ(room, StackOptions{}.send_buffer_bytes);
   const Bytes data = pattern(room + 1);
   EXPECT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).is_again());
   EXPECT_TRUE(take().empty());
