@@ -55,51 +55,61 @@ std::size_t Translator::poll_listeners() {
   return admitted;
 }
 
-void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
-  const auto refuse = [&](wire::CloseCode code, const char* why) {
-    ++counters_.channels_refused;
-    if (may_log()) {
-      spdlog::warn("channel from {} refused: {} ({})", request.peer.address, why,
-                   wire::close_code_name(code));
-    }
-    wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
-                               static_cast<std::uint16_t>(code), sizeof(wire::MessageHeader)};
-    from.listener->reject(request, std::as_bytes(std::span(&reason, 1)));
-  };
-  const auto hello = wire::decode_hello(request.private_data);
-  if (!hello.ok()) {
-    return refuse(hello.status().code() == Code::kUnsupported ? wire::CloseCode::kVersionMismatch
-                                                              : wire::CloseCode::kProtocolError,
-                  hello.status().text());
+void Translator::refuse(FabricListener& from, const fabric::ConnectRequest& request,
+                        wire::CloseCode code, const char* why) {
+  ++counters_.channels_refused;
+  if (may_log()) {
+    spdlog::warn("channel from {} refused: {} ({})", request.peer.address, why,
+                 wire::close_code_name(code));
   }
-  if (wire::role_of(*hello) != wire::Role::kApplicationNode) {
-    return refuse(wire::CloseCode::kNotPermitted,
-                  "this address is for application nodes, and it is a network node");
+  wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
+                             static_cast<std::uint16_t>(code), sizeof(wire::MessageHeader)};
+  from.listener->reject(request, std::as_bytes(std::span(&reason, 1)));
+}
+
+// Why this one may not come in: a code and a text, or nothing.
+std::optional<std::pair<wire::CloseCode, const char*>> Translator::objection(
+    const FabricListener& from, const wire::HelloBody& hello) {
+  using Objection = std::pair<wire::CloseCode, const char*>;
+  if (wire::role_of(hello) != wire::Role::kApplicationNode) {
+    return Objection{wire::CloseCode::kNotPermitted,
+                     "this address is for application nodes, and it is a network node"};
   }
-  if (hello->workers != 0) {
-    return refuse(wire::CloseCode::kProtocolError, "HELLO of a node names workers");
+  if (hello.workers != 0) {
+    return Objection{wire::CloseCode::kProtocolError, "HELLO of a node names workers"};
   }
-  if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
+  if (draining_) return Objection{wire::CloseCode::kProxyShutdown, "the proxy is shutting down"};
   if (present_.size() >= options_.nodes_max) {
     evict_idle(nullptr);
-    return refuse(wire::CloseCode::kLimitReached, "max_nodes is reached");
+    return Objection{wire::CloseCode::kLimitReached, "max_nodes is reached"};
   }
   const auto here = std::count_if(present_.begin(), present_.end(),
                                   [&](const AppNode* node) { return node->from == &from; });
   if (static_cast<std::size_t>(here) >= from.nodes_max) {
     evict_idle(&from);
-    return refuse(wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached");
+    return Objection{wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached"};
   }
-  // Indexes go round, so that a number in a log names one node for a long time.
-  while (nodes_[node_search_ % options_.nodes_max] != nullptr) ++node_search_;
-  const NodeIndex index = node_search_++ % options_.nodes_max;
+  return std::nullopt;
+}
+
+void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
+  const auto hello = wire::decode_hello(request.private_data);
+  if (!hello.ok()) {
+    return refuse(from, request,
+                  hello.status().code() == Code::kUnsupported ? wire::CloseCode::kVersionMismatch
+                                                              : wire::CloseCode::kProtocolError,
+                  hello.status().text());
+  }
+  if (const auto no = objection(from, *hello)) return refuse(from, request, no->first, no->second);
 
   std::unique_ptr<ChunkRegion> own_chunks;
   if (from.shared_chunks == nullptr) {
     auto region = buffer::MemoryRegion::create(
         "sanproxy-channel",
         from.channel_region_bytes != 0 ? from.channel_region_bytes : options_.channel_region_bytes);
-    if (!region.ok()) return refuse(wire::CloseCode::kLimitReached, region.status().text());
+    if (!region.ok()) {
+      return refuse(from, request, wire::CloseCode::kLimitReached, region.status().text());
+    }
     own_chunks = std::make_unique<ChunkRegion>(std::move(*region));
   }
   wire::HelloBody ours =
@@ -109,49 +119,55 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
   std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
   wire::encode_hello(ours, bytes);
   auto endpoint = from.listener->accept(request, bytes);
-  if (!endpoint.ok()) {
-    ++counters_.channels_refused;
-    spdlog::warn("channel from {} failed: {}", request.peer.address, endpoint.status().to_string());
-    return;
+  Status status = endpoint.status();
+  if (status.ok()) {
+    auto node = std::make_unique<AppNode>();
+    node->own_chunks = std::move(own_chunks);
+    node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
+    status = set_up(*node, from, request.peer, *hello);
+    if (status.ok()) return enter(std::move(node));
   }
-  auto node = std::make_unique<AppNode>();
-  node->index = index;
-  node->peer = request.peer;
-  node->from = &from;
-  node->connected_ns = clock_.now_ns();
-  node->peer_key = peer_key(request.peer);
-  node->heartbeat = Heartbeat(options_.heartbeat, node->connected_ns);
-  node->who.uid = request.peer.uid;
-  node->who.certificate_name = request.peer.certificate_name;
-  node->lend_ingress = from.lend_ingress;
-  node->receives_into_egress = from.options.receive_memory.pool == &egress_;
-  node->own_chunks = std::move(own_chunks);
-  node->chunks = node->own_chunks ? node->own_chunks.get() : from.shared_chunks.get();
-  node->channel = std::make_unique<channel::Channel>(std::move(*endpoint), ours, *hello, *this);
-  node->channel->user = node.get();
-  if (options_.lent != nullptr && !node->receives_into_egress) node->channel->hold_end();
-  node->name = node->channel->peer_name();
-  node->drained = name_is_drained(node->name);
-  node->owed_max = std::min(hello->streams_max, options_.connections_max) + kAnswersOwedMax;
-  auto chunk_key = node->channel->endpoint().attach(node->chunks->region());
-  Status attached = chunk_key.status();
-  if (chunk_key.ok()) node->chunk_key = *chunk_key;
-  if (attached.ok() && from.lend_ingress) {
-    auto ingress_key = node->channel->endpoint().attach(ingress_region_);
-    attached = ingress_key.status();
-    if (ingress_key.ok()) node->ingress_key = *ingress_key;
-  }
-  if (!attached.ok()) {
-    ++counters_.channels_refused;
-    spdlog::warn("channel from {} failed: {}", request.peer.address, attached.to_string());
-    return;
-  }
+  ++counters_.channels_refused;
+  spdlog::warn("channel from {} failed: {}", request.peer.address, status.to_string());
+}
+
+// All of a node but its place in the tables.
+Status Translator::set_up(AppNode& node, FabricListener& from, const fabric::PeerIdentity& peer,
+                          const wire::HelloBody& hello) {
+  node.peer = peer;
+  node.from = &from;
+  node.connected_ns = clock_.now_ns();
+  node.peer_key = peer_key(peer);
+  node.heartbeat = Heartbeat(options_.heartbeat, node.connected_ns);
+  node.who.uid = peer.uid;
+  node.who.certificate_name = peer.certificate_name;
+  node.lend_ingress = from.lend_ingress;
+  node.receives_into_egress = from.options.receive_memory.pool == &egress_;
+  node.chunks = node.own_chunks ? node.own_chunks.get() : from.shared_chunks.get();
+  node.channel->user = &node;
+  if (options_.lent != nullptr && !node.receives_into_egress) node.channel->hold_end();
+  node.name = node.channel->peer_name();
+  node.drained = name_is_drained(node.name);
+  node.owed_max = std::min(hello.streams_max, options_.connections_max) + kAnswersOwedMax;
+  auto chunk_key = node.channel->endpoint().attach(node.chunks->region());
+  if (!chunk_key.ok()) return chunk_key.status();
+  node.chunk_key = *chunk_key;
+  if (!from.lend_ingress) return {};
+  auto ingress_key = node.channel->endpoint().attach(ingress_region_);
+  if (ingress_key.ok()) node.ingress_key = *ingress_key;
+  return ingress_key.status();
+}
+
+void Translator::enter(std::unique_ptr<AppNode> node) {
+  // Indexes go round, so that a number in a log names one node for a long time.
+  while (nodes_[node_search_ % options_.nodes_max] != nullptr) ++node_search_;
+  node->index = node_search_++ % options_.nodes_max;
   present_.push_back(node.get());
   nodes_due_ns_ = std::min(nodes_due_ns_, node->heartbeat.due_ns());
   ++counters_.channels_opened;
-  spdlog::info("application node {} \"{}\" connected from {}", index, node->name,
+  spdlog::info("application node {} \"{}\" connected from {}", node->index, node->name,
                node->peer.address);
-  nodes_[index] = std::move(node);
+  nodes_[node->index] = std::move(node);
 }
 
 // Channels that were opened and never used must not keep out those who would. The newcomer is

@@ -250,6 +250,13 @@ class Translator final : public stack::Delegate, public channel::Delegate {
  private:
   // nodes.cc
   void admit(FabricListener& from, const fabric::ConnectRequest& request);
+  void refuse(FabricListener& from, const fabric::ConnectRequest& request, wire::CloseCode code,
+              const char* why);
+  std::optional<std::pair<wire::CloseCode, const char*>> objection(const FabricListener& from,
+                                                                   const wire::HelloBody& hello);
+  Status set_up(AppNode& node, FabricListener& from, const fabric::PeerIdentity& peer,
+                const wire::HelloBody& hello);
+  void enter(std::unique_ptr<AppNode> node);
   void evict_idle(const FabricListener* from);
   void reap_dead_nodes();
   AppNode& node_of_channel(channel::Channel& channel) {
