@@ -153,6 +153,7 @@ bool DataPath::post(Interface& in, std::size_t i) {
 
 std::size_t DataPath::receive() {
   std::size_t count = 0;
+  received_bytes_ = 0;
   for (const auto& interface : interfaces_) count += receive(*interface);
   return count;
 }
@@ -164,6 +165,7 @@ std::size_t DataPath::receive_lent(Interface& in) {
   for (std::size_t i = 0; i < count; ++i) {
     const packet_io::ReceivedPacket& packet = in.packets[i];
     const buffer::SlotIndex slot = pool_.acquire();
+    received_bytes_ += packet.length;
     pool_.mark_received(slot);
     std::memcpy(pool_.data(slot) + kLentOffset, packet.lent, packet.length);
     in.io->release(packet.loan);
@@ -187,6 +189,7 @@ std::size_t DataPath::receive(Interface& in) {
     pool_.mark_received(slot);
     in.here[i] = {slot, packet.offset, packet.length, packet.offload};
   }
+  received_bytes_ += bytes;
   if (bytes != 0) in.burst = std::clamp(kBurstBytes * count / bytes, kBurstMin, kBurstMax);
   judge({in.here.data(), count});
   const std::size_t used = count == 0 ? 0 : in.packets[count - 1].buffer + std::size_t{1};

@@ -62,6 +62,7 @@ class DataPath {
 
   // One burst from each interface; returns the packets received. flush() comes after.
   std::size_t receive();
+  std::size_t received_bytes() const { return received_bytes_; }  // by the last receive()
   void flush();
   // A packet that the channel of proxy `from` brought for a client.
   void to_client(std::uint16_t from, std::span<const iovec> pieces, std::uint32_t length,
@@ -130,6 +131,7 @@ class DataPath {
   std::vector<Here> held_;  // by token, which is the slot
   std::vector<IpAddress> answered_for_;
   std::array<steer::Verdict, steer::kBurstMax> verdicts_;
+  std::size_t received_bytes_ = 0;
   DataPathCounters counters_;
 };
 

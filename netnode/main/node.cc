@@ -1,5 +1,6 @@
 #include "netnode/main/node.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr std::uint64_t kTimePeriodNs = 50'000'000;
+constexpr std::size_t kBulkBytes = 32 * 1024;  // of a round
 constexpr std::uint64_t kPublishPauseNs = 300'000'000;
 constexpr std::size_t kSlotBytes = (packet_io::kReceiveBufferBytesMin + 4095) / 4096 * 4096;
 
@@ -297,6 +299,7 @@ void Node::on_time() {
 std::size_t Node::round() {
   ++rounds_;
   std::size_t work = path_.receive();
+  if (work != 0) bulk_ = path_.received_bytes() >= kBulkBytes;
   path_.flush();
   work += channels_->round();
   if (clock_.now_ns() >= next_time_ns_) on_time();
@@ -345,11 +348,20 @@ void Node::on_signal() {
   }
 }
 
+// Before a sleep: who waits for this processor may have something for us by then, and needs to wake
+// nobody. Not in bulk, where the others had better go on undisturbed.
+bool Node::look_again() {
+  if (bulk_ || std::exchange(looked_again_, true)) return false;
+  sched_yield();
+  return true;
+}
+
 void Node::run() {
   manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
-    if (work == 0) {
+    if (work != 0) looked_again_ = false;
+    if (work == 0 && !look_again()) {
       idle(true);
     } else if (rounds_ % kRoundsBetweenChores == 0) {
       idle(false);

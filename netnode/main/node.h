@@ -90,6 +90,7 @@ class Node {
   };
 
   std::size_t round();
+  bool look_again();
   void idle(bool sleep);
   void on_signal();
   void follow_cluster();
@@ -120,6 +121,8 @@ class Node {
   int epoll_fd_ = -1;
   int signal_fd_ = -1;
   std::uint64_t rounds_ = 0;
+  bool bulk_ = false;          // what the last round with packets of clients brought
+  bool looked_again_ = false;  // since the last work
   std::uint64_t next_time_ns_ = 0;
   std::uint64_t stop_ns_ = 0;
   std::uint64_t steered_ = 0;        // packets, when on_time() last looked
