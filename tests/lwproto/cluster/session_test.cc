@@ -299,6 +299,7 @@ TEST_F(SessionTest, AnEtcdThatTakesLessGetsLessAndLosesOnlyWhatIsTooLargeForIt) 
   EXPECT_FALSE(etcd.get(kRoot + "node/appnode/p1/40"));
   EXPECT_TRUE(etcd.wait_for([&] { return session->status().records_refused == 1; }));
   EXPECT_TRUE(is_logged("p1/40 cannot be registered"));
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().connected; }));
   EXPECT_EQ(session->status().losses, 0u);
   etcd.stop();
   EXPECT_TRUE(etcd.wait_for([&] { return !session->status().connected; }));
