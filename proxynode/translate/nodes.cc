@@ -232,6 +232,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
   any_dead_ = true;
   if (channel.end_held()) {
     node.end_by_ns = clock_.now_ns() + std::uint64_t{options_.lent_ms_max} * 1'000'000;
+    ends_due_ns_ = std::min(ends_due_ns_, node.end_by_ns);
   }
   ++counters_.channels_closed;
   const bool breached = status.code() == Code::kProtocol ||
@@ -262,12 +263,14 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
 
 void Translator::reap_dead_nodes() {
   any_dead_ = false;
+  ends_due_ns_ = UINT64_MAX;
   std::erase_if(present_, [this](const AppNode* node) {
     const bool finished = node->dead && node->stream_count == 0 && node->returns_due == 0;
     if (node->dead && node->channel->end_held()) {
       // Told of its end it takes its memory back, from which others may still read.
       node->channel->poll();
       if (finished || clock_.now_ns() >= node->end_by_ns) node->channel->finish_end();
+      if (node->channel->end_held()) ends_due_ns_ = std::min(ends_due_ns_, node->end_by_ns);
     }
     any_dead_ = any_dead_ || (node->dead && !finished);
     if (finished) nodes_[node->index].reset();

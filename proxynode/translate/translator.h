@@ -192,7 +192,9 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::size_t poll_listeners();  // application nodes that want in
   void replenish_channels();     // before sleeping: receive buffers that were held by others
   // When poll_channels() has something to do by the clock alone (Clock time).
-  std::uint64_t next_timer_ns() const { return std::min(nodes_due_ns_, probes_due_ns_); }
+  std::uint64_t next_timer_ns() const {
+    return std::min({nodes_due_ns_, probes_due_ns_, ends_due_ns_});
+  }
 
   // --- changed while running (operations.cc)
   // The policy of a service: instead of the configured one, or (nothing) that again. Members that
@@ -407,6 +409,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::vector<Probe> probes_;  // probes_max
   std::uint32_t probes_in_use_ = 0;
   std::uint64_t nodes_due_ns_ = UINT64_MAX, probes_due_ns_ = UINT64_MAX;
+  std::uint64_t ends_due_ns_ = UINT64_MAX;  // the first end_by_ns of an end that is held back
   std::uint32_t node_search_ = 0;
   SteadyClock steady_clock_;
   const Clock& clock_;

@@ -16,6 +16,26 @@ class NodeDeath : public World, public ::testing::WithParamInterface<Fabric> {
     options.lend_ingress = GetParam().lend;
     make(options);
   }
+  // A node whose channel the proxy ends while a network node reads what it has sent.
+  struct Closed {
+    Node* node = nullptr;
+    Client* client = nullptr;
+    fabric::LentMemory::Lend read = {};
+  };
+  Closed close_while_read(std::uint32_t lent_ms_max) {
+    WorldOptions options;
+    options.translator.lent = &lent_;
+    options.translator.lent_ms_max = lent_ms_max;
+    make_with(options);
+    Closed out;
+    out.node = &add_member();
+    const std::uint64_t id = open(out.client, *out.node);
+    out.read = lent_.begin();
+    out.node->send(id, pattern(200'000));
+    run();
+    translator_->close_all_channels(wire::CloseCode::kTimedOut, "it is slow");
+    return out;
+  }
   fabric::LentMemory lent_{1};
 };
 
@@ -150,45 +170,27 @@ TEST_P(NodeDeath, WhatANetworkNodeStillReadsOutlivesItsConnection) {
 }
 
 TEST_P(NodeDeath, WhoseChannelTheProxyEndsLearnsItWhenNobodyReadsItsMemory) {
-  WorldOptions options;
-  options.translator.lent = &lent_;
-  make_with(options);
-  Node& node = add_member();
-  Client* client = nullptr;
-  const std::uint64_t id = open(client, node);
-  const fabric::LentMemory::Lend read = lent_.begin();
-  node.send(id, pattern(200'000));
-  run();
-  translator_->close_all_channels(wire::CloseCode::kTimedOut, "it is slow");
+  const auto [node, client, read] = close_while_read(1'000);
   run();
   EXPECT_TRUE(client->reset) << "clients need not wait";
-  EXPECT_EQ(node.closed, 0) << "it would write to its memory";
+  EXPECT_EQ(node->closed, 0) << "it would write to its memory";
   EXPECT_TRUE(translator_->holds_ends());
   lent_.end(read);
   run();
-  EXPECT_EQ(node.closed, 1);
-  EXPECT_EQ(node.code, wire::CloseCode::kTimedOut);
+  EXPECT_EQ(node->closed, 1);
+  EXPECT_EQ(node->code, wire::CloseCode::kTimedOut);
   EXPECT_FALSE(translator_->holds_ends());
   EXPECT_EQ(node_in_proxy("node"), nullptr);
   expect_nothing_held();
 }
 
 TEST_P(NodeDeath, WhoseMemoryIsReadForeverLearnsItsEndAllTheSame) {
-  WorldOptions options;
-  options.translator.lent = &lent_;
-  options.translator.lent_ms_max = 500;
-  make_with(options);
-  Node& node = add_member();
-  Client* client = nullptr;
-  const std::uint64_t id = open(client, node);
-  const fabric::LentMemory::Lend read = lent_.begin();
-  node.send(id, pattern(200'000));
-  run();
-  translator_->close_all_channels(wire::CloseCode::kTimedOut, "it is slow");
+  const auto [node, client, read] = close_while_read(500);
   run_ms(400);
-  EXPECT_EQ(node.closed, 0);
+  EXPECT_EQ(node->closed, 0);
+  EXPECT_LE(translator_->next_timer_ns(), clock_.now_ns() + 120'000'000) << "it sleeps no longer";
   run_ms(200);
-  EXPECT_EQ(node.closed, 1);
+  EXPECT_EQ(node->closed, 1);
   EXPECT_NE(node_in_proxy("node"), nullptr) << "what is lent is not forgotten";
   lent_.end(read);
   run();
