@@ -84,6 +84,13 @@ class Process:
         with self._changed:
             return tuple(bytes(kept) for kept in self._output.values())
 
+    def wait_for_output(self, word, timeout_s):
+        """Until it has printed `word`. False if it has ended without, or the time is over."""
+        with self._changed:
+            said = lambda: any(word in kept for kept in self._output.values())  # noqa: E731
+            self._changed.wait_for(lambda: said() or self._ended.is_set(), timeout_s)
+            return said()
+
     def wait(self, timeout_s=None):
         """Its Result. Past `timeout_s` the command is killed and GuestTimeout raised."""
         if not self._ended.wait(timeout_s):
@@ -107,6 +114,7 @@ class Process:
                 return
             with self._changed:
                 self._output[kind] += payload
+                self._changed.notify_all()
                 if len(self._output[kind]) > kept_output_bytes_max:
                     self._output[kind].clear()
                     self.end(failure="the command printed more than "

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import unittest
 
 import guest
@@ -185,12 +184,9 @@ END
             ended = process.wait(30)
             self.assertEqual(ended.status, 0, text_of(ended))
 
-    def until_said(self, process, word, proxy, limit_s=90):
-        deadline = time.monotonic() + limit_s
-        while word not in process.output()[0]:
-            self.assertTrue(time.monotonic() < deadline and not process.ended(),
-                            text_of_running(process) + text_of_running(proxy))
-            time.sleep(0.05)
+    def until_said(self, process, word, proxy):
+        self.assertTrue(process.wait_for_output(word, timeout_s=90),
+                        text_of_running(process) + text_of_running(proxy))
 
     def test_bytes_go_from_a_client_over_one_to_an_application_on_the_other_and_back(self):
         bin_dir = os.path.join(settings.build_dir, "bin")
