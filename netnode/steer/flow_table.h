@@ -5,17 +5,20 @@
 //   whatever it forgets is found again by session tag or Maglev.
 // Owner: a Forwarder. Thread: its.
 // Invariants:
-//   1. Memory is fixed at construction. A set of kWays that is full gives up an expired flow, else
-//      the half-open or closing one unused for longest, else (for a packet of an established flow
-//      only) the established one unused for longest: a flood of SYNs displaces no established flow.
+//   1. Memory is fixed, and touched, at construction. A set of kWays that is full gives up an
+//      expired flow, else the half-open or closing one unused for longest, else (for a packet of an
+//      established flow only) the established one unused for longest: a flood of SYNs displaces no
+//      established flow.
 //   2. A flow is known by 64 bits of a seeded hash. Two flows that share them share a proxy, which
 //      harms nobody but them.
 //   3. flows_of(p) is the number of entries that name p.
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
-#include <vector>
+
+#include "lwproto/base/reserved_array.h"
 
 namespace sanproxy::steer {
 
@@ -50,11 +53,15 @@ class FlowTable {
   // The entry of a flow that is known and not expired, for reading and for touch().
   Entry* find(std::uint64_t hash, std::uint32_t now_s) {
     Set& set = sets_[hash & mask_];
-    for (std::size_t i = 0; i < kWays; ++i) {
-      if (set.hashes[i] == hash && set.entries[i].state != FlowState::kFree) {
-        if (expired(set.entries[i], now_s)) return nullptr;
-        return &set.entries[i];
-      }
+    // While the table is nearly empty it is the first place. Else any: all are looked at, because a
+    // branch for each would be guessed wrong.
+    unsigned places = set.hashes[0] == hash ? 1 : 0;
+    if (places == 0) [[unlikely]] {
+      for (std::size_t i = 1; i < kWays; ++i) places |= unsigned{set.hashes[i] == hash} << i;
+    }
+    for (; places != 0; places &= places - 1) {
+      Entry& entry = set.entries[static_cast<std::size_t>(std::countr_zero(places))];
+      if (entry.state != FlowState::kFree) return expired(entry, now_s) ? nullptr : &entry;
     }
     return nullptr;
   }
@@ -67,8 +74,8 @@ class FlowTable {
   void age(std::uint32_t now_s, std::size_t sets);
 
   std::uint32_t size() const { return size_; }
-  std::uint32_t capacity() const { return static_cast<std::uint32_t>(sets_.size() * kWays); }
-  std::size_t memory_bytes() const { return sets_.size() * sizeof(Set); }
+  std::uint32_t capacity() const { return static_cast<std::uint32_t>(sets_.capacity() * kWays); }
+  std::size_t memory_bytes() const { return sets_.capacity() * sizeof(Set); }
   std::uint32_t flows_of(std::uint16_t proxy) const { return flows_[proxy]; }
   std::uint64_t evicted() const { return evicted_; }
   std::uint64_t refused() const { return refused_; }
@@ -85,8 +92,8 @@ class FlowTable {
   }
   void free(Entry& entry);
 
-  std::vector<Set> sets_;
-  std::uint64_t mask_ = 0;
+  ReservedArray<Set> sets_;
+  std::uint64_t mask_ = 0;  // of the sets, less one
   std::array<std::uint32_t, 4> idle_s_{};
   std::array<std::uint32_t, kProxiesMax> flows_{};
   std::uint32_t size_ = 0;
