@@ -20,6 +20,14 @@ function(sanproxy_apart)
   set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
 
+# sanproxy_hot(FILES...): what every message goes through, a few short functions in a row: the compiler
+# is to make one of them where it can.
+function(sanproxy_hot)
+  if(NOT SANPROXY_SANITIZE)
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O3)
+  endif()
+endfunction()
+
 # sanproxy_command_line(FILES...): what reads a program's options. CLI11 is one large header, over
 # which the optimizer takes longer than over anything of ours. Not for programs that move data: of
 # an inline function that two files have the linker keeps either.

@@ -49,7 +49,7 @@ Status Channel::blocked(std::uint64_t& counter) {
   return Status::again();
 }
 
-Status Channel::open_transfer(std::size_t bytes, bool control) {
+inline Status Channel::open_transfer(std::size_t bytes, bool control) {
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (open_) {
     if (!joining_ && writer_.room() >= bytes) return {};
@@ -68,7 +68,7 @@ Status Channel::open_transfer(std::size_t bytes, bool control) {
 }
 
 // Sends the open transfer with what has joined it.
-Status Channel::finish_open() {
+inline Status Channel::finish_open() {
   if (!joining_) return finish_transfer({}, 0);
   joining_ = false;
   // There is room: it was looked for when the first of them came.
@@ -85,7 +85,8 @@ Status Channel::finish_referenced(std::span<const fabric::GatherRef> refs,
   return status;
 }
 
-Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie) {
+inline Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs,
+                                       std::uint64_t cookie) {
   const std::size_t inline_bytes = writer_.finish(send_sequence_, ledger_.granted_total());
   open_ = false;
   const Status status = endpoint_->commit_send(inline_bytes, refs, cookie);
@@ -112,8 +113,8 @@ Status Channel::send_message(wire::MessageType type, std::uint8_t flags, wire::C
   return {};
 }
 
-Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
-                                 std::span<const std::byte> payload) {
+[[gnu::hot]] Status Channel::send_data_inline(std::uint64_t connection, std::uint64_t offset,
+                                              std::span<const std::byte> payload) {
   const std::size_t bytes = wire::kDataHeaderBytes + payload.size();
   const std::size_t padded = (bytes + wire::kAlignment - 1) & ~(wire::kAlignment - 1);
   if (const Status status = open_transfer(padded, false); !status.ok()) return status;
@@ -242,7 +243,7 @@ void Channel::tell_unsent() {
   tell_sent(std::exchange(unsent_, kNoCookie), false);
 }
 
-void Channel::flush() {
+[[gnu::hot]] void Channel::flush() {
   if (open_ && !closed_) {
     if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
   }
@@ -256,7 +257,7 @@ void Channel::wake_early_when_due() {
   if (wake_early_ && ++early_ % kEarlyMessages == 0 && endpoint_->peer_sleeps()) flush();
 }
 
-void Channel::publish() {
+[[gnu::hot]] void Channel::publish() {
   if (urgent_ || ++published_calls_ >= kPublishCallsMax) return flush();
   if (open_ && !closed_) {
     if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
@@ -264,7 +265,7 @@ void Channel::publish() {
   endpoint_->publish();
 }
 
-std::size_t Channel::poll(std::size_t budget) {
+[[gnu::hot]] std::size_t Channel::poll(std::size_t budget) {
   if (end_held_ && !close_reported_) {
     finish_close(close_status_);
     return 1;
@@ -302,7 +303,7 @@ std::size_t Channel::poll(std::size_t budget) {
   return handled;
 }
 
-void Channel::on_transfer(const fabric::Completion& completion) {
+[[gnu::hot]] inline void Channel::on_transfer(const fabric::Completion& completion) {
   dispatching_loan_ = completion.loan;
   loan_retained_ = false;
   if (!closed_) {
@@ -331,7 +332,8 @@ void Channel::on_transfer(const fabric::Completion& completion) {
   dispatching_loan_ = fabric::kNoLoan;
 }
 
-Status Channel::dispatch(wire::TransferReader& reader, const fabric::Completion& completion) {
+inline Status Channel::dispatch(wire::TransferReader& reader,
+                                const fabric::Completion& completion) {
   wire::Message message;
   while (!closed_ && !reader.at_end()) {
     if (const Status status = reader.next(message); !status.ok()) return status;
@@ -380,7 +382,8 @@ void Channel::dispatch_packet(const wire::Message& message, const fabric::Comple
   delegate_.on_packet(*this, {message.flags, message.packet}, payload);
 }
 
-void Channel::dispatch_data(const wire::Message& message, const fabric::Completion& completion) {
+inline void Channel::dispatch_data(const wire::Message& message,
+                                   const fabric::Completion& completion) {
   fabric::Segment whole;
   Payload payload = payload_of(message, completion, whole);
   counters_.data_bytes_in += payload.length;

@@ -1,21 +1,15 @@
 #include "lwproto/wire/codec.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "lwproto/wire/message_rules.h"
 
 namespace sanproxy::wire {
 namespace {
 
-constexpr Status broken(const char* text) { return Status::error(Code::kProtocol, text); }
+using detail::copy_out;
 
-// The one way in which the reader looks at headers. The fence keeps the compiler from loading a
-// field a second time from memory that the peer may have changed since.
-inline void copy_out(void* to, const std::byte* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
-  std::atomic_signal_fence(std::memory_order_acq_rel);
-}
+constexpr Status broken(const char* text) { return Status::error(Code::kProtocol, text); }
 
 }  // namespace
 
@@ -39,13 +33,6 @@ Result<SocketAddress> from_wire(const WireAddress& address) {
 }
 
 // --- writer
-
-TransferWriter::TransferWriter(std::span<std::byte> space)
-    : space_(space.first(std::min(space.size(), kTransferInlineBytesMax))) {
-  // A span without room for the header takes nothing at all.
-  if (space_.size() < sizeof(TransferHeader)) space_ = {};
-  used_ = space_.empty() ? 0 : sizeof(TransferHeader);
-}
 
 bool TransferWriter::append_referenced(MessageType type, std::uint8_t flags, const void* body,
                                        std::size_t body_bytes, std::uint32_t payload_bytes) {
@@ -73,87 +60,12 @@ bool TransferWriter::append_packet_header(std::uint8_t flags, const PacketBody& 
   return append_referenced(MessageType::kPacket, flags, &body, sizeof(body), bytes);
 }
 
-std::size_t TransferWriter::finish(std::uint32_t sequence, std::uint32_t credits_granted) {
-  const std::size_t inline_bytes = used_;
-  if (inline_bytes != 0) {
-    const TransferHeader header{static_cast<std::uint32_t>(inline_bytes + referenced_bytes_),
-                                message_count_, 0, sequence, credits_granted};
-    std::memcpy(space_.data(), &header, sizeof(header));
-  }
-  *this = TransferWriter();
-  return inline_bytes;
-}
-
 // --- reader
-
-TransferReader::TransferReader(std::span<const std::byte> head, std::size_t rest_bytes)
-    : head_(head), rest_bytes_(rest_bytes) {}
 
 [[gnu::cold]] Status TransferReader::refuse(const char* text) {
   spent_ = true;
   remaining_ = 0;
   return broken(text);
-}
-
-Result<TransferHeader> TransferReader::begin() {
-  TransferHeader header;
-  if (head_.size() < sizeof(header)) return refuse("the transfer is shorter than its header");
-  // The bounds keep the sum of the lengths from overflowing, whatever a fabric counted.
-  if (head_.size() > kTransferBytesMax || rest_bytes_ > kDataPayloadBytesMax) {
-    return refuse("the transfer is too long");
-  }
-  copy_out(&header, head_.data(), sizeof(header));
-  if (header.length != head_.size() + rest_bytes_) {
-    return refuse("the transfer's length is not what was received");
-  }
-  if (header.length > kTransferBytesMax) return refuse("the transfer is too long");
-  if (header.reserved != 0) return refuse("a reserved field of the transfer is not zero");
-  if (header.message_count == 0 && header.length != sizeof(header)) {
-    return refuse("a transfer without messages has bytes behind its header");
-  }
-  position_ = sizeof(header);
-  remaining_ = header.message_count;
-  return header;
-}
-
-Status TransferReader::next(Message& out) {
-  if (remaining_ == 0) [[unlikely]] {
-    if (spent_) return broken("the transfer was refused before");
-    return Status::error(Code::kNotFound, "no message is left");
-  }
-  MessageHeader header;
-  if (head_.size() - position_ < sizeof(header)) {
-    return refuse("a message header lies outside the transfer");
-  }
-  copy_out(&header, head_.data() + position_, sizeof(header));
-  out.type = static_cast<MessageType>(header.type);
-  out.flags = header.flags;
-  out.code = static_cast<CloseCode>(header.code);
-  if (out.type == MessageType::kData) [[likely]]
-    return read_data(header, out);
-  if (out.type == MessageType::kPacket) return read_packet(header, out);
-  return read_other(header, out);
-}
-
-inline Status TransferReader::read_data(const MessageHeader& header, Message& out) {
-  // Unsigned: a length below the header's wraps to something above every limit.
-  const std::size_t payload_bytes = std::size_t{header.length} - kDataHeaderBytes;
-  if (payload_bytes - 1 >= kDataPayloadBytesMax) {
-    return refuse("the length of a DATA is out of range");
-  }
-  if (header.flags != 0 || header.code != 0) return refuse("a DATA has flags or a code");
-  if (head_.size() - position_ < kDataHeaderBytes) {
-    return refuse("a message body lies outside the transfer");
-  }
-  copy_out(&out.data, head_.data() + position_ + sizeof(header), sizeof(out.data));
-  if (out.data.connection == 0) return refuse("connection 0 does not exist");
-  out.payload_bytes = static_cast<std::uint32_t>(payload_bytes);
-  if (payload_bytes > kInlinePayloadBytesMax) {
-    return read_referenced(kDataHeaderBytes, payload_bytes, out);
-  }
-  out.referenced = false;
-  out.payload = {head_.data() + position_ + kDataHeaderBytes, payload_bytes};
-  return advance(header.length);
 }
 
 Status TransferReader::read_packet(const MessageHeader& header, Message& out) {
@@ -221,26 +133,6 @@ Status TransferReader::read_other(const MessageHeader& header, Message& out) {
   if (text_bytes != 0) {
     out.payload = {text, text_bytes};
     out.payload_bytes = static_cast<std::uint32_t>(text_bytes);
-  }
-  return {};
-}
-
-// Steps over a message of the inline part, with its padding.
-inline Status TransferReader::advance(std::size_t length) {
-  const std::size_t whole = padded(length);
-  if (head_.size() - position_ < whole) return refuse("a message lies outside the transfer");
-  for (std::size_t i = length; i < whole; ++i) {
-    if (head_[position_ + i] != std::byte{0}) return refuse("padding is not zero");
-  }
-  position_ += whole;
-  if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
-  return finish_message();
-}
-
-// The last message is yielded only when it ends where the transfer does.
-inline Status TransferReader::finish_message() {
-  if (--remaining_ == 0 && (position_ != head_.size() || rest_bytes_ != 0)) {
-    return refuse("bytes follow the last message");
   }
   return {};
 }

@@ -107,7 +107,7 @@ Result<RegionKey> VerbsEndpoint::attach(const buffer::MemoryRegion& region) {
   return static_cast<RegionKey>(regions_.size());
 }
 
-Result<std::span<std::byte>> VerbsEndpoint::begin_send(std::size_t inline_bytes) {
+[[gnu::hot]] Result<std::span<std::byte>> VerbsEndpoint::begin_send(std::size_t inline_bytes) {
   if (send_->chain_full()) flush();
   if (state_ != State::kOpen) [[unlikely]]
     return closed_status();
@@ -129,9 +129,9 @@ Result<std::span<std::byte>> VerbsEndpoint::begin_send(std::size_t inline_bytes)
   return space;
 }
 
-Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
-                             std::array<ibv_sge, kGatherRefsMax>& pieces,
-                             std::uint64_t& total) const {
+inline Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                                    std::array<ibv_sge, kGatherRefsMax>& pieces,
+                                    std::uint64_t& total) const {
   if (refs.size() > kGatherRefsMax) {
     return Status::error(Code::kInvalidArgument, "too many references");
   }
@@ -156,8 +156,9 @@ Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const GatherRef
   return {};
 }
 
-Status VerbsEndpoint::commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
-                                  std::uint64_t cookie) {
+[[gnu::hot]] Status VerbsEndpoint::commit_send(std::size_t inline_bytes,
+                                               std::span<const GatherRef> refs,
+                                               std::uint64_t cookie) {
   if (state_ != State::kOpen) [[unlikely]]
     return closed_status();
   if (!send_->begun() || inline_bytes > send_->space_bytes()) [[unlikely]] {
@@ -170,22 +171,18 @@ Status VerbsEndpoint::commit_send(std::size_t inline_bytes, std::span<const Gath
     return status;
   }
   pacer_.on_sent(total);
-  if (refs.empty()) {
-    send_->commit(Kind::kInline, inline_bytes, {}, std::nullopt);
-  } else {
-    send_->commit(Kind::kReferenced, inline_bytes, std::span(pieces).first(refs.size()), cookie);
-  }
+  send_->commit(inline_bytes, std::span(pieces).first(refs.size()), cookie);
   return {};
 }
 
-void VerbsEndpoint::flush() {
+[[gnu::hot]] void VerbsEndpoint::flush() {
   if (state_ != State::kOpen || !send_->anything_chained()) return;
   if (const int error = send_->post(*queue_pair_); error != 0) {
     start_draining(Status::error(Code::kSystem, "post sends", error));
   }
 }
 
-std::uint32_t VerbsEndpoint::replenish() {
+[[gnu::hot]] std::uint32_t VerbsEndpoint::replenish() {
   if (state_ != State::kOpen || receive_->full()) return 0;
   int error = 0;
   const std::uint32_t more = receive_->replenish(*queue_pair_, error);

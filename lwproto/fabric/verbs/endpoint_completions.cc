@@ -35,7 +35,7 @@ Status failure_of(const ibv_wc& completion) {
 
 }  // namespace
 
-bool VerbsEndpoint::fill_stash() {
+[[gnu::hot]] bool VerbsEndpoint::fill_stash() {
   const int count = queue_pair_->poll(stash_);
   stash_next_ = 0;
   stash_count_ = count > 0 ? static_cast<std::size_t>(count) : 0;
@@ -44,7 +44,7 @@ bool VerbsEndpoint::fill_stash() {
   return stash_count_ != 0;
 }
 
-std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
+[[gnu::hot]] std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
   if (receive_->any_transients()) receive_->end_transients();
   // A loop that spins comes here most of the time.
   if (nothing_left() && !fill_stash() && state_ == State::kOpen) return 0;
@@ -58,7 +58,7 @@ std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
   return count;
 }
 
-std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
+[[gnu::hot]] inline std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
   std::size_t count = 0;
   // The device had no more a moment ago: that is not asked again.
   bool emptied = stash_next_ != stash_count_ && stash_count_ < stash_.size();
@@ -94,7 +94,7 @@ std::size_t VerbsEndpoint::take_completions(std::span<Completion> out) {
 }
 
 // True if `out` was filled.
-bool VerbsEndpoint::handle(const ibv_wc& completion, Completion* out) {
+inline bool VerbsEndpoint::handle(const ibv_wc& completion, Completion* out) {
   if ((completion.wr_id & kReceiveBit) == 0) {
     handle_send(completion);
     return false;
@@ -109,14 +109,14 @@ bool VerbsEndpoint::handle(const ibv_wc& completion, Completion* out) {
 }
 
 // True if `out` was filled; else the slot is free again.
-bool VerbsEndpoint::handle_receive(const Arrival& arrival, buffer::SlotIndex slot,
-                                   Completion* out) {
+inline bool VerbsEndpoint::handle_receive(const Arrival& arrival, buffer::SlotIndex slot,
+                                          Completion* out) {
   if (deliver(arrival, slot, out)) return true;
   receive_->give_back(slot);
   return false;
 }
 
-void VerbsEndpoint::handle_send(const ibv_wc& completion) {
+inline void VerbsEndpoint::handle_send(const ibv_wc& completion) {
   if (completion.status == IBV_WC_SUCCESS) return send_->on_done(completion.wr_id);
   send_->on_failed(completion.wr_id);
   handle_failed(completion);
@@ -134,7 +134,8 @@ void VerbsEndpoint::handle_failed(const ibv_wc& completion) {
   }
 }
 
-bool VerbsEndpoint::deliver(const Arrival& arrival, buffer::SlotIndex slot, Completion* out) {
+inline bool VerbsEndpoint::deliver(const Arrival& arrival, buffer::SlotIndex slot,
+                                   Completion* out) {
   const std::uint32_t immediate = arrival.immediate;
   const std::uint32_t number = number_of(immediate);
   if (out == nullptr) {
@@ -168,7 +169,8 @@ bool VerbsEndpoint::deliver(const Arrival& arrival, buffer::SlotIndex slot, Comp
   }
 }
 
-bool VerbsEndpoint::deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out) {
+inline bool VerbsEndpoint::deliver_inline(std::uint32_t length, buffer::SlotIndex slot,
+                                          Completion& out) {
   if (length == 0 || length > options_.inline_bytes_max) {
     breach("an inline part that is empty or too large");
     return false;
@@ -182,8 +184,8 @@ bool VerbsEndpoint::deliver_inline(std::uint32_t length, buffer::SlotIndex slot,
   return true;
 }
 
-bool VerbsEndpoint::deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length,
-                                       buffer::SlotIndex slot, Completion& out) {
+inline bool VerbsEndpoint::deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length,
+                                              buffer::SlotIndex slot, Completion& out) {
   if (inline_bytes >= length || inline_bytes > options_.inline_bytes_max) {
     breach("a transfer whose inline part is longer than allowed");
     return false;
@@ -199,7 +201,7 @@ bool VerbsEndpoint::deliver_referenced(std::uint32_t inline_bytes, std::uint32_t
 }
 
 // Moves an ending channel on.
-void VerbsEndpoint::look_at_progress() {
+inline void VerbsEndpoint::look_at_progress() {
   if (state_ == State::kClosing && (send_->drained() || core_->now_ns() >= deadline_ns_)) {
     start_flushing();
   }

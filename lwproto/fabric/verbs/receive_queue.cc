@@ -1,7 +1,5 @@
 #include "lwproto/fabric/verbs/receive_queue.h"
 
-#include <arpa/inet.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -16,6 +14,8 @@ constexpr std::size_t kSlotAlignment = 64;
 // Slots of an own pool for each receive of the depth: half of them may be on loan.
 constexpr std::uint32_t kSlotsPerReceive = 2;
 constexpr std::uint32_t kHandshakes = 1;
+// So small a part of the depth that the peer never waits for a batch to be full.
+constexpr std::uint32_t kBatchesPerDepth = 16;
 
 std::size_t aligned(std::size_t bytes) {
   return (bytes + kSlotAlignment - 1) & ~(kSlotAlignment - 1);
@@ -23,16 +23,12 @@ std::size_t aligned(std::size_t bytes) {
 
 }  // namespace
 
-Arrival arrival_of(const ibv_wc& completion) {
-  const bool marked = (completion.wc_flags & IBV_WC_WITH_IMM) != 0;
-  return {completion.byte_len, marked ? ntohl(completion.imm_data) : 0};
-}
-
 Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair,
                                                            const EndpointOptions& options,
                                                            std::uint64_t first) {
   std::unique_ptr<ReceiveQueue> out(new ReceiveQueue());
   out->depth_ = options.receive_depth;
+  out->batch_ = std::max(out->depth_ / kBatchesPerDepth, 1u);
   out->slot_bytes_ = options.transfer_bytes_max;
   out->memory_ = options.receive_memory;
   if (!options.receive_memory.pool) {
@@ -93,8 +89,8 @@ ibv_sge ReceiveQueue::piece_of(buffer::SlotIndex slot) const {
 }
 
 // As many as there are slots, up to `count`; adds to `done`.
-int ReceiveQueue::post(QueuePair& queue_pair, std::uint32_t count, bool spare,
-                       std::uint32_t& done) {
+[[gnu::hot]] int ReceiveQueue::post(QueuePair& queue_pair, std::uint32_t count, bool spare,
+                                    std::uint32_t& done) {
   std::array<ibv_recv_wr, kChainMax> requests;
   std::array<ibv_sge, kChainMax> pieces;
   for (;;) {
@@ -137,7 +133,7 @@ Status ReceiveQueue::post_all(QueuePair& queue_pair, std::uint32_t extra) {
   return {};
 }
 
-std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
+[[gnu::hot]] std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
   error = 0;
   const std::uint32_t target = depth_ + kSpare;
   const auto missing = [&] { return target - static_cast<std::uint32_t>(outstanding()); };
@@ -158,45 +154,9 @@ std::uint32_t ReceiveQueue::replenish(QueuePair& queue_pair, int& error) {
   return more;
 }
 
-// A device that gives back what it was not given is beyond help.
-std::uint64_t ReceiveQueue::next_of_lane(const ibv_wc& completion) {
-  const std::uint64_t lane = completion.wr_id & ~kReceiveBit;
-  SANPROXY_CHECK(lane < lanes_.size() && lanes_[lane] < next_);
-  const std::uint64_t number = lanes_[lane];
-  lanes_[lane] += lanes_.size();
-  --posted_;
-  return number;
-}
-
-bool ReceiveQueue::arrived(const ibv_wc& completion, Arrival& arrival) {
-  arrival = arrival_of(completion);
-  const std::uint64_t number = next_of_lane(completion);
-  if (number == first_) return true;
-  Receive& receive = receives_[number & mask()];
-  receive.early = true;
-  receive.arrival = arrival;
-  ++early_;
-  return false;
-}
-
-buffer::SlotIndex ReceiveQueue::take() {
-  return std::exchange(receives_[first_++ & mask()].slot, buffer::kNoSlot);
-}
-
-buffer::SlotIndex ReceiveQueue::take_early(Arrival& arrival) {
-  arrival = receives_[first_ & mask()].arrival;
-  --early_;
-  return take();
-}
-
 void ReceiveQueue::failed(const ibv_wc& completion) {
   Receive& receive = receives_[next_of_lane(completion) & mask()];
   give_back(std::exchange(receive.slot, buffer::kNoSlot));
-}
-
-void ReceiveQueue::end_transients() {
-  for (const buffer::SlotIndex slot : transients_) give_back(slot);
-  transients_.clear();
 }
 
 void ReceiveQueue::release(Loan loan) {

@@ -13,10 +13,14 @@
 //   3. A slot is posted (the device's), transient (until end_transients()) or lent (the caller's).
 #pragma once
 
+#include <arpa/inet.h>
+
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "lwproto/base/check.h"
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/fabric/verbs/queue_pair.h"
 
@@ -30,7 +34,10 @@ struct Arrival {
   std::uint32_t bytes = 0;
   std::uint32_t immediate = 0;
 };
-Arrival arrival_of(const ibv_wc& completion);
+inline Arrival arrival_of(const ibv_wc& completion) {
+  const bool marked = (completion.wc_flags & IBV_WC_WITH_IMM) != 0;
+  return {completion.byte_len, marked ? ntohl(completion.imm_data) : 0};
+}
 
 class ReceiveQueue {
  public:
@@ -47,18 +54,37 @@ class ReceiveQueue {
 
   // The first posting: receive_depth, the spare ones and `extra`; kExhausted if the pool has less.
   Status post_all(QueuePair& queue_pair, std::uint32_t extra);
-  // replenish() would do nothing.
-  bool full() const { return next_ - first_ >= depth_ + kSpare && granted_ - received_ >= depth_; }
+  // replenish() would do nothing, or so little that it can wait: posting one by one costs a channel
+  // that takes one message at a time more than anything else here.
+  bool full() const {
+    return next_ - first_ + batch_ > depth_ + kSpare && granted_ - received_ + batch_ > depth_;
+  }
   // Posts what was consumed and tells how many more the peer may send; an errno in `error`.
   std::uint32_t replenish(QueuePair& queue_pair, int& error);
 
   // The oldest slot of a lane was filled. True if this is the transfer whose turn it is: take() it.
   // Else it is kept until next_is_here().
-  bool arrived(const ibv_wc& completion, Arrival& arrival);
+  bool arrived(const ibv_wc& completion, Arrival& arrival) {
+    arrival = arrival_of(completion);
+    const std::uint64_t number = next_of_lane(completion);
+    if (number == first_) [[likely]]
+      return true;
+    Receive& receive = receives_[number & mask()];
+    receive.early = true;
+    receive.arrival = arrival;
+    ++early_;
+    return false;
+  }
   bool next_is_here() const { return early_ != 0 && receives_[first_ & mask()].early; }
   // The slot of the next transfer; with its arrival, if next_is_here().
-  buffer::SlotIndex take();
-  buffer::SlotIndex take_early(Arrival& arrival);
+  buffer::SlotIndex take() {
+    return std::exchange(receives_[first_++ & mask()].slot, buffer::kNoSlot);
+  }
+  buffer::SlotIndex take_early(Arrival& arrival) {
+    arrival = receives_[first_ & mask()].arrival;
+    --early_;
+    return take();
+  }
   // The oldest slot of a lane was given back unfilled. No transfer from that on can be delivered.
   void failed(const ibv_wc& completion);
   // With the device.
@@ -72,7 +98,10 @@ class ReceiveQueue {
 
   const std::byte* data(buffer::SlotIndex slot) const { return pool_of(slot).data(index_of(slot)); }
   void make_transient(buffer::SlotIndex slot) { transients_.push_back(slot); }
-  void end_transients();
+  void end_transients() {
+    for (const buffer::SlotIndex slot : transients_) give_back(slot);
+    transients_.clear();
+  }
   bool any_transients() const { return !transients_.empty(); }
   void give_back(buffer::SlotIndex slot) { pool_of(slot).release(index_of(slot)); }
   Loan lend(buffer::SlotIndex slot) {
@@ -95,7 +124,15 @@ class ReceiveQueue {
 
   ReceiveQueue() = default;
   std::uint64_t mask() const { return receives_.size() - 1; }
-  std::uint64_t next_of_lane(const ibv_wc& completion);
+  std::uint64_t next_of_lane(const ibv_wc& completion) {
+    const std::uint64_t lane = completion.wr_id & ~kReceiveBit;
+    // A device that gives back what it was not given is beyond help.
+    SANPROXY_CHECK(lane < lanes_.size() && lanes_[lane] < next_);
+    const std::uint64_t number = lanes_[lane];
+    lanes_[lane] += lanes_.size();
+    --posted_;
+    return number;
+  }
   std::uint64_t outstanding() const { return next_ - first_; }
   buffer::SlotPool& pool_of(buffer::SlotIndex slot) const {
     return (slot & kSpareBit) != 0 ? *spare_pool_ : *memory_.pool;
@@ -116,6 +153,7 @@ class ReceiveQueue {
   ReceiveMemory memory_;          // as given, or over the own pool
   std::uint32_t slot_bytes_ = 0;  // that a receive offers: transfer_bytes_max
   std::uint32_t depth_ = 0;
+  std::uint32_t batch_ = 1;           // receives that are posted together
   std::vector<Receive> receives_;     // a ring, a power of two, by number
   std::vector<std::uint64_t> lanes_;  // of each, the oldest receive that is with the device
   std::uint64_t first_ = 0;           // the transfer that is to be delivered next

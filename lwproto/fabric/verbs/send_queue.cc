@@ -11,15 +11,10 @@
 namespace sanproxy::fabric::verbs {
 namespace {
 
-constexpr std::size_t kRingAlignment = 64;
 // Of each resource, before one transfer is signalled: so the last quarter is never waited for.
 constexpr std::uint32_t kSignalsPerQueue = 4;
 // Transfers without references beside the send_depth that have them.
 constexpr std::uint32_t kInlineTransfers = 256;
-
-std::size_t aligned(std::size_t bytes) {
-  return (bytes + kRingAlignment - 1) & ~(kRingAlignment - 1);
-}
 
 }  // namespace
 
@@ -53,26 +48,6 @@ Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std:
   return out;
 }
 
-// What begin() must find so that commit() cannot fail.
-std::size_t SendQueue::room_for(std::size_t inline_bytes) const {
-  return gather_max_ < kPiecesMax ? std::max<std::size_t>(inline_bytes, limits_.transfer_bytes)
-                                  : inline_bytes;
-}
-
-Result<std::span<std::byte>> SendQueue::begin(std::size_t inline_bytes) {
-  if (next_ - retired_ + kReserved >= depth_ || refs_ >= limits_.refs_max) return Status::again();
-  if (limits_.window_bytes != 0 && bytes_ >= limits_.window_bytes) return Status::again();
-  const std::size_t room = aligned(room_for(inline_bytes));
-  const std::size_t position = ring_head_ & ring_mask_;
-  // A transfer does not go around the end: what is left there is given up with it.
-  const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
-  if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) return Status::again();
-  ring_head_ += skipped;
-  begun_ = true;
-  space_bytes_ = inline_bytes;
-  return std::span(ring_.data() + (ring_head_ & ring_mask_), inline_bytes);
-}
-
 // Copies leading pieces behind the inline part until the rest fits the device's gather list.
 std::size_t SendQueue::copy_what_does_not_fit(std::size_t inline_bytes,
                                               std::span<const ibv_sge>& pieces) {
@@ -88,14 +63,16 @@ std::size_t SendQueue::copy_what_does_not_fit(std::size_t inline_bytes,
   return copied;
 }
 
-void SendQueue::commit(Kind kind, std::size_t inline_bytes, std::span<const ibv_sge> pieces,
-                       std::optional<std::uint64_t> cookie) {
+[[gnu::hot]] void SendQueue::commit(std::size_t inline_bytes, std::span<const ibv_sge> pieces,
+                                    std::uint64_t cookie) {
   SANPROXY_CHECK(begun_ && !chain_full());
   begun_ = false;
-  const std::uint32_t number =
-      kind == Kind::kReferenced ? static_cast<std::uint32_t>(inline_bytes) : 0;
-  const std::size_t copied = copy_what_does_not_fit(inline_bytes, pieces);
-  chain(kind, number, inline_bytes + copied, pieces, cookie.has_value(), cookie.value_or(0));
+  if (pieces.empty()) return chain(Kind::kInline, 0, inline_bytes, {}, false, 0);
+  const std::size_t copied = pieces.size() + (inline_bytes != 0) > gather_max_
+                                 ? copy_what_does_not_fit(inline_bytes, pieces)
+                                 : 0;
+  chain(Kind::kReferenced, static_cast<std::uint32_t>(inline_bytes), inline_bytes + copied, pieces,
+        true, cookie);
 }
 
 bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes) {
@@ -112,8 +89,9 @@ bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const 
   return true;
 }
 
-void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
-                      std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie) {
+[[gnu::hot]] inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
+                                          std::span<const ibv_sge> pieces, bool has_refs,
+                                          std::uint64_t cookie) {
   ibv_send_wr& request = requests_[chained_];
   auto& list = pieces_[chained_];
   ++chained_;
@@ -129,13 +107,13 @@ void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
     list[static_cast<std::size_t>(count++)] = piece;
     bytes += piece.length;
   }
-  request = {};
+  // Only what a send has: the rest was zeroed once.
   request.wr_id = next_;
   request.sg_list = list.data();
   request.num_sge = count;
   request.opcode = IBV_WR_SEND_WITH_IMM;
   request.imm_data = htonl(make_immediate(kind, number));
-  if (bytes <= device_inline_bytes_) request.send_flags |= IBV_SEND_INLINE;
+  request.send_flags = bytes <= device_inline_bytes_ ? IBV_SEND_INLINE : 0;
 
   const std::size_t ring_bytes = aligned(inline_bytes);
   ring_head_ += ring_bytes;
@@ -156,14 +134,14 @@ void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
   }
 }
 
-void SendQueue::signal(ibv_send_wr& request) {
+inline void SendQueue::signal(ibv_send_wr& request) {
   request.send_flags |= IBV_SEND_SIGNALED;
   unsignalled_ = 0;
   unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
   unsignalled_refs_ = false;
 }
 
-int SendQueue::post(QueuePair& queue_pair) {
+[[gnu::hot]] int SendQueue::post(QueuePair& queue_pair) {
   if (chained_ == 0) return 0;
   if (lanes_.size() != 1) return post_lanes(queue_pair);
   ibv_send_wr& last = requests_[chained_ - 1];

@@ -19,6 +19,7 @@
 
 #include <infiniband/verbs.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -51,13 +52,28 @@ class SendQueue {
   void set_window(std::uint64_t window_bytes) { limits_.window_bytes = window_bytes; }
 
   // Space for an inline part, or kAgain. The rest of begin_send() is the endpoint's.
-  Result<std::span<std::byte>> begin(std::size_t inline_bytes);
+  Result<std::span<std::byte>> begin(std::size_t inline_bytes) {
+    if (next_ - retired_ + kReserved >= depth_ || refs_ >= limits_.refs_max ||
+        (limits_.window_bytes != 0 && bytes_ >= limits_.window_bytes)) [[unlikely]] {
+      return Status::again();
+    }
+    const std::size_t room = aligned(room_for(inline_bytes));
+    const std::size_t position = ring_head_ & ring_mask_;
+    // A transfer does not go around the end: what is left there is given up with it.
+    const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
+    if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) [[unlikely]]
+      return Status::again();
+    ring_head_ += skipped;
+    begun_ = true;
+    space_bytes_ = inline_bytes;
+    return std::span(ring_.data() + (ring_head_ & ring_mask_), inline_bytes);
+  }
   bool begun() const { return begun_; }
   std::size_t space_bytes() const { return space_bytes_; }
   void abandon() { begun_ = false; }
   // Precondition: begin() succeeded, and the pieces fit the limits and their regions.
-  void commit(Kind kind, std::size_t inline_bytes, std::span<const ibv_sge> pieces,
-              std::optional<std::uint64_t> cookie);
+  // `cookie` is told if there are pieces.
+  void commit(std::size_t inline_bytes, std::span<const ibv_sge> pieces, std::uint64_t cookie);
   // A transfer of the handshake, or the BYE; signalled. False if there is no room.
   bool commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes);
   bool chain_full() const { return chained_ == kChainMax; }
@@ -92,6 +108,10 @@ class SendQueue {
   bool has_done() const { return retired_ != done_; }
 
  private:
+  static constexpr std::size_t kRingAlignment = 64;
+  static std::size_t aligned(std::size_t bytes) {
+    return (bytes + kRingAlignment - 1) & ~(kRingAlignment - 1);
+  }
   static constexpr std::uint32_t kChainMax = 32;
   static constexpr std::uint32_t kReserved = 2;  // for the BYE and post_last()
 
@@ -112,7 +132,11 @@ class SendQueue {
   void on_lane_done(std::uint64_t id);
   void signal(ibv_send_wr& request);
   int post_lanes(QueuePair& queue_pair);
-  std::size_t room_for(std::size_t inline_bytes) const;
+  // What begin() must find so that commit() cannot fail.
+  std::size_t room_for(std::size_t inline_bytes) const {
+    return gather_max_ < kPiecesMax ? std::max<std::size_t>(inline_bytes, limits_.transfer_bytes)
+                                    : inline_bytes;
+  }
   void chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
              std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
   std::size_t copy_what_does_not_fit(std::size_t inline_bytes, std::span<const ibv_sge>& pieces);
