@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-from harness import admin, case, lab, programs, settings, wait
+from harness import admin, case, lab, netns, programs, settings, wait
 from harness.pattern import Pattern
 
 BYTES = Pattern("health")
@@ -74,6 +74,80 @@ class DeadAfter(case.LabTest):
         self.assertEqual(ask(self.socket(one, 7)), b"hello")
 
 
+class TwoWays:
+    """Another host, as the network has it: two ways between a lab's proxy and a namespace, through
+    bridges of a third one. A way that is cut says nothing to either end."""
+
+    here, there = "10.66.0.1", "10.66.0.2"
+
+    def __init__(self, test, near):
+        self.near, self.far, self.middle = near, netns.Namespace("f"), netns.Namespace("m")
+        test.addCleanup(self.middle.remove)
+        test.addCleanup(self.far.remove)
+        for way in "ab":
+            self.middle.ip("link", "add", "bridge-" + way, "type", "bridge")
+            self.middle.ip("link", "set", "bridge-" + way, "up")
+            for name, end in (("near", self.near), ("far", self.far)):
+                end.ip("link", "add", "way-" + way, "type", "veth", "peer", "name",
+                       f"{name}-{way}", "netns", self.middle.name)
+                end.ip("link", "set", "way-" + way, "up")
+                self.middle.ip("link", "set", f"{name}-{way}", "master", "bridge-" + way, "up")
+        self.near.ip("address", "add", self.here + "/32", "dev", "lo")
+        self.far.ip("address", "add", self.there + "/32", "dev", "lo")
+        self.go("a")
+
+    def go(self, way):
+        for end, own, other in ((self.near, self.here, self.there),
+                                (self.far, self.there, self.here)):
+            end.ip("route", "replace", other, "dev", "way-" + way, "src", own)
+
+    def set(self, way, state):
+        self.middle.ip("link", "set", "bridge-" + way, state)
+
+
+class AnotherHost(case.LabTest):
+    kind = "tcp"
+
+    def setUp(self):
+        self.one = self.lab(config={"heartbeat": HEARTBEAT},
+                            fabric={"listen": "tcp://0.0.0.0:7471",
+                                    "dead_after_ms": 1000 * settings.slowness})
+        self.ways = TwoWays(self, self.one.proxy_ns)
+        self.one.start_echo()
+        self.one.start("echo-far", programs.echo_argv(
+            "echo", [f"tcp://{self.ways.here}:7471"], lab.service_address(4, 8), ()),
+            self.ways.far)
+        self.until_there(1)
+
+    def until_there(self, count):
+        wait.until(lambda: self.one.node_count(8) == count, f"{count} nodes on the other host")
+
+    def test_a_change_of_the_route_harms_no_connection(self):
+        sock = self.socket(self.one, 8)
+        self.assertEqual(ask(sock), b"hello")
+        self.ways.go("b")
+        self.ways.set("a", "down")
+        sent = BYTES.slice(0, 50_000)
+        self.assertEqual(ask(sock, sent), sent)
+        self.assertEqual(self.one.metrics()['sanproxy_channels_total{event="timed_out"}'], 0)
+
+    def test_a_host_that_vanishes_loses_its_connections_alone_and_comes_back(self):
+        there, here = self.socket(self.one, 8), self.socket(self.one, 7)
+        self.assertEqual((ask(there), ask(here)), (b"hello", b"hello"))
+        self.ways.set("a", "down")
+        with self.assertRaises(ConnectionResetError):
+            while there.recv(1):
+                pass
+        self.assertEqual(self.one.metrics()['sanproxy_channels_total{event="timed_out"}'], 1)
+        self.until_there(0)
+        with self.assertRaises(ConnectionRefusedError):
+            self.socket(self.one, 8)
+        self.assertEqual((ask(here), ask(self.socket(self.one, 7))), (b"hello", b"hello"))
+        self.ways.set("a", "up")
+        self.until_there(1)
+        self.assertEqual((ask(self.socket(self.one, 8)), ask(here)), (b"hello", b"hello"))
+
+
 class HealthChecks(case.LabTest):
     def test_a_member_whose_check_fails_gets_nothing_until_it_is_well(self):
         request = "GET /healthz HTTP/1.0\r\n\r\n"
@@ -113,4 +187,4 @@ class HealthChecks(case.LabTest):
 globals().update(case.over(Heartbeats, topologies=("tun",), families=(4,),
                            network=("tcp", "verbs")))
 if settings.in_guest:
-    del DeadAfter, HealthChecks
+    del AnotherHost, DeadAfter, HealthChecks
