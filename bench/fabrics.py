@@ -116,8 +116,7 @@ def rstream(tools, size, iterations, count, address):
 
 
 class Samples:
-    def __init__(self, rounds, seconds, best=False):
-        self.best = best  # each side's best round counts, not the median
+    def __init__(self, rounds, seconds):
         self.rounds = rounds
         self.seconds = seconds
         self.values = {}
@@ -131,7 +130,7 @@ class Samples:
 
     def row(self, name, unit, ours, peer=None, **bar):
         return report.make_row(name, unit, self.values[ours], peer,
-                               self.values[peer] if peer else None, best=self.best, **bar)
+                               self.values[peer] if peer else None, **bar)
 
 
 # --- verbs
@@ -174,17 +173,29 @@ def measure_round_trips(tools, samples, address, own):
     times = ["--seconds", str(seconds)]
     # About as long as ours take.
     counts = {suffix: int(seconds * (18000 if spin else 3000)) for suffix, spin in WAYS.items()}
-    for _ in range(ROUND_TRIP_TURNS):
-        for suffix, spin in WAYS.items():
-            found = perftest(tools, "ib_send_lat", SMALL, counts[suffix], address,
-                             sleeping=not spin)
-            samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
-            found = tools.ours(own, "channel-round-trips", SMALL, spin=spin, times=times)
-            samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
-            samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
+
+    def raw(suffix, spin):
+        found = perftest(tools, "ib_send_lat", SMALL, counts[suffix], address, sleeping=not spin)
+        samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
+
+    def channel(suffix, spin):
+        found = tools.ours(own, "channel-round-trips", SMALL, spin=spin, times=times)
+        samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
+        samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
+
+    def endpoint():
         found = tools.ours(own, "round-trips", SMALL, spin=True, times=times)
         samples.add("endpoint round trip", found["p50_us"], "us")
+
+    def rsockets():
         samples.add("rsockets round trip", 2 * rstream(tools, SMALL, counts[""], 1, address), "us")
+
+    runs = [rsockets, lambda: channel("", True), lambda: raw("", True), endpoint,
+            lambda: raw(", sleeping", False), lambda: channel(", sleeping", False)]
+    for turn in range(ROUND_TRIP_TURNS):
+        # Those that are compared are neighbours, and each of two comes first as often.
+        for run in runs if (samples.round * ROUND_TRIP_TURNS + turn) % 2 == 0 else runs[::-1]:
+            run()
 
 
 def verbs_rows(samples):
@@ -302,7 +313,7 @@ def wan_rows(samples):
 # --- running
 
 def measure_here(arguments):
-    samples = Samples(arguments.rounds, arguments.seconds, best=arguments.fabric == "verbs")
+    samples = Samples(arguments.rounds, arguments.seconds)
     if arguments.fabric == "verbs":
         measure_verbs(Tools(arguments.bin, arguments.seconds, arguments.warmup, *PINS, SERVER_WORDS,
                             CLIENT_WORDS), samples)

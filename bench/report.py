@@ -15,16 +15,14 @@ def number(value):
     return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def make_row(bench, unit, ours, peer=None, peer_values=None, at_least=None, at_most=None,
-             best=False):
+def make_row(bench, unit, ours, peer=None, peer_values=None, at_least=None, at_most=None):
     """`ours` and `peer_values` are lists, one value a round, of the same length. The ratio is the
-    median of the rounds' ratios; the spread is the smallest and the largest of them. `best`: each
-    side's best round stands for it, and the ratio is that of those two."""
-    middle = (min if at_most is not None or unit == "us" else max) if best else statistics.median
+    median of the rounds' ratios; the spread is the smallest and the largest of them."""
+    middle = statistics.median
     ratios = [a / b for a, b in zip(ours, peer_values) if b] if peer_values else []
     judged = middle(ours)
     if ratios:
-        judged = middle(ours) / middle(peer_values) if best else statistics.median(ratios)
+        judged = middle(ratios)
     bar = holds = None
     # A bar on a ratio says nothing when the peer did not run.
     can_judge = bool(ratios) or peer is None
