@@ -86,8 +86,8 @@ int parse_request_line(std::string_view line, RequestHead& out) {
   const std::string_view method = line.substr(0, first);
   out.target = line.substr(first + 1, last - first - 1);
   const std::string_view version = line.substr(last + 1);
-  if (!is_token(method)) return kBadRequest;
   out.method = method_of(method);
+  if (out.method == Method::kUnknown && !is_token(method)) return kBadRequest;
   const bool plain = std::all_of(out.target.begin(), out.target.end(), [](char c) {
     return static_cast<unsigned char>(c) > 0x20 && static_cast<unsigned char>(c) < 0x7f;
   });
@@ -179,10 +179,10 @@ int parse_head(std::string_view head, RequestHead& out) {
   Seen seen;
   bool first = true;
   while (head.size() > 2) {
-    const std::size_t end = head.find('\n');
-    const std::string_view line = head.substr(0, end - 1);
-    head.remove_prefix(end + 1);
-    if (line.find('\r') != std::string_view::npos) return kBadRequest;
+    const std::size_t end = head.find('\r');
+    if (end >= head.size() - 1 || head[end + 1] != '\n') return kBadRequest;  // a bare CR
+    const std::string_view line = head.substr(0, end);
+    head.remove_prefix(end + 2);
     const int status = first ? parse_request_line(line, out) : parse_field(line, out, seen);
     if (status != 0) return status;
     first = false;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 
 namespace examples {
@@ -19,9 +20,13 @@ class HeadWriter {
  public:
   HeadWriter& add(std::string_view text) {
     const std::size_t n = std::min(text.size(), sizeof(buffer_) - used_);
-    std::copy_n(text.data(), n, buffer_ + used_);
+    std::memcpy(buffer_ + used_, text.data(), n);
     used_ += n;
     return *this;
+  }
+  template <std::size_t kSize>  // a literal: its length is known, so nothing is called
+  HeadWriter& add(const char (&text)[kSize]) {
+    return add(std::string_view(text, kSize - 1));
   }
   HeadWriter& add(std::uint64_t number) {
     char digits[20];
@@ -182,11 +187,17 @@ void HttpSession::refuse(app::Connection& connection, int status) {
 // Sends the head for content_ and as much of the body as goes: `body` or content_'s own.
 void HttpSession::start(app::Connection& connection, std::string_view body) {
   HeadWriter head;
-  head.add("HTTP/1.1 ").add(static_cast<std::uint64_t>(content_.status)).add(" ");
-  head.add(reason_phrase(content_.status)).add("\r\nServer: appnode-httpd\r\n");
-  head.add(site_.date_line());
-  if (content_.status == 405)
-    head.add(receives_path_ ? "Allow: POST, PUT\r\n" : "Allow: GET, HEAD\r\n");
+  if (content_.status == 200) {
+    head.add(site_.ok_lines());
+  } else {
+    head.add("HTTP/1.1 ").add(static_cast<std::uint64_t>(content_.status)).add(" ");
+    head.add(std::string_view(reason_phrase(content_.status)));
+    head.add("\r\nServer: appnode-httpd\r\n").add(site_.date_line());
+  }
+  if (content_.status == 405) {
+    head.add("Allow: ").add(std::string_view(receives_path_ ? "POST, PUT" : "GET, HEAD"));
+    head.add("\r\n");
+  }
   if (content_.status == 301) head.add("Location: ").add(location_).add("\r\n");
   head.add("Content-Type: ").add(content_.type).add("\r\nContent-Length: ");
   head.add(content_.length).add("\r\n");
@@ -205,7 +216,7 @@ void HttpSession::start(app::Connection& connection, std::string_view body) {
     content_.kind = Content::Kind::kNone;
   }
   const std::size_t sent = connection.send(head.text());
-  unsent_ = head.text().substr(sent);
+  if (sent < head.size()) unsent_ = head.text().substr(sent);  // it was empty
   state_ = State::kAnswer;
   pump(connection);
 }

@@ -26,8 +26,8 @@ constexpr std::string_view kIndex =
     "POST /upload   counts and hashes the body\n"
     "POST /sink     counts the body\n";
 
-const char* type_of(std::string_view path) {
-  static const std::unordered_map<std::string_view, const char*> kTypes = {
+std::string_view type_of(std::string_view path) {
+  static const std::unordered_map<std::string_view, std::string_view> kTypes = {
       {"html", "text/html; charset=utf-8"},
       {"htm", "text/html; charset=utf-8"},
       {"css", "text/css; charset=utf-8"},
@@ -153,8 +153,8 @@ void HttpSite::refresh_date() {
   gmtime_r(&now, &parts);
   std::strftime(text, sizeof(text), "Date: %a, %d %b %Y %H:%M:%S GMT\r\n", &parts);
   date_line_ = text;
-  hello_answer_ = "HTTP/1.1 200 OK\r\nServer: appnode-httpd\r\n";
-  hello_answer_.append(date_line_).append("Content-Type: text/plain; charset=utf-8\r\n");
+  ok_lines_ = "HTTP/1.1 200 OK\r\nServer: appnode-httpd\r\n" + date_line_;
+  hello_answer_ = ok_lines_ + "Content-Type: text/plain; charset=utf-8\r\n";
   hello_answer_.append("Content-Length: ").append(std::to_string(kHello.size()));
   hello_answer_.append("\r\n\r\n").append(kHello);
 }
@@ -162,6 +162,11 @@ void HttpSite::refresh_date() {
 std::string_view HttpSite::date_line() {
   refresh_date();
   return date_line_;
+}
+
+std::string_view HttpSite::ok_lines() {
+  refresh_date();
+  return ok_lines_;
 }
 
 std::string_view HttpSite::hello_answer() {

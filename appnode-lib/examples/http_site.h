@@ -36,7 +36,7 @@ struct Content {
   enum class Kind : std::uint8_t { kNone, kMemory, kPattern, kFile };
   Kind kind = Kind::kNone;
   int status = 200;
-  const char* type = "text/plain; charset=utf-8";
+  std::string_view type = "text/plain; charset=utf-8";
   const app::RegisteredMemory* memory = nullptr;  // kMemory, kPattern
   std::size_t offset = 0;                         // kMemory: inside `memory`
   std::shared_ptr<int> file;                      // kFile: an open descriptor
@@ -54,6 +54,8 @@ class HttpSite {
   Content error(int status);
   // "Date: ...\r\n", written once a second.
   std::string_view date_line();
+  // The status line of a 200, and the fields that every answer has; written once a second.
+  std::string_view ok_lines();
   // The whole answer to GET /hello of a connection that stays open.
   std::string_view hello_answer();
 
@@ -63,7 +65,7 @@ class HttpSite {
     std::uint64_t size = 0;
     std::int64_t modified_ns = 0;
     std::time_t checked_at = 0;
-    const char* type = "";
+    std::string_view type;
   };
 
   void refresh_date();
@@ -84,6 +86,7 @@ class HttpSite {
   std::unordered_map<std::string, CachedFile> files_;
   std::time_t now_ = 0;
   std::string date_line_;
+  std::string ok_lines_;
   std::string hello_answer_;
 };
 
