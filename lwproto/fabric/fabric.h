@@ -84,13 +84,16 @@ struct Completion {
 struct PassedRegion {
   const std::byte* data = nullptr;
   std::uint64_t bytes = 0;
-  int fd = -1;  // of the memory; stays the fabric's
+  int fd = -1;                  // of the memory; stays the fabric's
+  const void* owner = nullptr;  // one for all regions of one peer
 };
 
-// Is told of the memory of all peers of a fabric, as it comes and goes.
+// Is told of the memory of all peers of a fabric, as it comes and goes: of what nobody can write
+// but the peer itself.
 class RegionWatcher {
  public:
-  virtual void on_region(const PassedRegion& region) = 0;
+  // False: it is of no use, so that its descriptor need not be kept, and its end not be told.
+  [[nodiscard]] virtual bool on_region(const PassedRegion& region) = 0;
   // `data` of a region that is about to be unmapped here. Who it was passed on to keeps his own
   // mapping of it until it is detached there.
   virtual void on_region_gone(const std::byte* data) = 0;

@@ -14,10 +14,14 @@ LentMemory::LentMemory(std::uint32_t regions_max, std::uint32_t lends_max)
   for (Place place = regions_max; place > 0; --place) free_.push_back(place - 1);
 }
 
-void LentMemory::on_region(const PassedRegion& region) {
-  if (free_.empty()) {
+bool LentMemory::on_region(const PassedRegion& region) {
+  const auto of_owner = static_cast<std::size_t>(
+      std::count_if(by_address_.begin(), by_address_.end(), [&](Place place) {
+        return region.owner != nullptr && regions_[place].memory.owner == region.owner;
+      }));
+  if (free_.size() <= of_owner) {
     ++regions_refused_;
-    return;
+    return false;
   }
   const Place place = free_.back();
   free_.pop_back();
@@ -27,6 +31,7 @@ void LentMemory::on_region(const PassedRegion& region) {
     return regions_[other].memory.data > region.data;
   });
   by_address_.insert(behind, place);
+  return true;
 }
 
 void LentMemory::on_region_gone(const std::byte* data) {

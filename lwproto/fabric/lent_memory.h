@@ -12,7 +12,8 @@
 // Owner: a worker; shared by its interfaces, which lend, and its translator, which gives back.
 // Thread: the worker's. No allocation after construction.
 // Invariants:
-//   1. At most regions_max regions; another one is not lent (regions_refused), so it is copied.
+//   1. At most regions_max regions, and of one owner no more than places are left for the others;
+//      what lies in another one is not lent (regions_refused), so it is copied.
 //   2. At most lends_max lends between the oldest that has not ended and the newest; beyond,
 //      has_room() is false and payload is copied.
 //   3. done_ <= begun_; finished_ holds the lends in (done_, begun_] that have ended.
@@ -41,7 +42,7 @@ class LentMemory final : public RegionWatcher {
   explicit LentMemory(std::uint32_t regions_max, std::uint32_t lends_max = 8192);
 
   // --- regions
-  void on_region(const PassedRegion& region) override;
+  bool on_region(const PassedRegion& region) override;
   void on_region_gone(const std::byte* data) override;
   // Where [data, data + length) lies whole; kNoPlace: not in memory that can be passed on.
   Place find(const std::byte* data, std::size_t length);

@@ -67,7 +67,7 @@ ChannelIo::ChannelIo(const InterfaceOptions& options, ChannelIoOptions channel_o
       slots_(region_.bytes(), kSlotBytes),
       joined_region_(std::move(joined_region)),
       joined_(joined_region_.bytes(), kSlotBytes),
-      lends_(slots_.slot_count()),
+      sent_(slots_.slot_count()),
       loans_(std::size_t{channel_options_.loans_max} + 1),
       next_beat_ns_(clock.now_ns()) {
   for (PacketLoan i = channel_options_.loans_max; i > 0; --i) {
@@ -76,6 +76,7 @@ ChannelIo::ChannelIo(const InterfaceOptions& options, ChannelIoOptions channel_o
   }
   pending_.reserve(kTransfersMax * kPacketsPerTransferMax);
   nodes_.reserve(std::size_t{channel_options_.nodes_max} * 2);
+  without_lends_.reserve(channel_options_.nodes_max);
 }
 
 ChannelIo::~ChannelIo() {
@@ -162,6 +163,10 @@ void ChannelIo::admit(const fabric::ConnectRequest& request) {
                  .connected = true};
   node->region_key = key;
   node->heard_ns = clock_.now_ns();
+  node->uid = request.peer.uid;
+  for (const WithoutLends& one : without_lends_) {
+    if (one.uid == node->uid) node->lend_from_ns = one.until_ns;
+  }
   if (channel_options_.lent != nullptr) {
     node->attached.resize(channel_options_.lent->regions_max());
   }
@@ -227,9 +232,10 @@ void ChannelIo::on_time() {
   // Who was away himself (stopped, or a virtual machine that was paused) cannot tell who is silent.
   const bool was_away = now - looked_ns_ >= kBeatsMissed * ns(channel_options_.heartbeat_ms);
   looked_ns_ = now;
-  judge_lends(now, was_away);
+  judge_sent(now, was_away);
   for (const auto& node : nodes_) {
     if (node->dead || node->channel->closed()) continue;
+    node->socket_full = false;
     if (was_away) node->heard_ns = now;
     const std::uint64_t heard = node->channel->counters().transfers_in;
     if (heard != node->transfers_heard) {
@@ -426,7 +432,9 @@ bool ChannelIo::send_one(const SendPacket& packet) {
   bool full = false;
   for (std::size_t i = 0; i <= nodes_.size(); ++i) {
     Node* const node = i == 0 ? first : nodes_[(next_sender_ + i - 1) % nodes_.size()].get();
-    if (node == nullptr || node->dead || (i > 0 && node == first)) continue;
+    if (node == nullptr || node->dead || node->channel->closed() || (i > 0 && node == first)) {
+      continue;
+    }
     const Status status = send_by(*node, packet, 0);
     if (status.ok()) {
       ++counters_.tx_packets;
@@ -476,8 +484,9 @@ void ChannelIo::flush() {
 void ChannelIo::on_sent(channel::Channel&, std::uint64_t cookie, bool) {
   const auto slot = static_cast<buffer::SlotIndex>(cookie);
   slots_.release(slot);
-  if (lends_[slot].lend == 0) return;
-  channel_options_.lent->end(std::exchange(lends_[slot], {}).lend);
+  const SentSlot sent = std::exchange(sent_[slot], {});
+  --sent.node->slots_out;
+  if (sent.lend != 0) channel_options_.lent->end(sent.lend);
 }
 
 }  // namespace sanproxy::packet_io

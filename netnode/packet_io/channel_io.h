@@ -22,7 +22,9 @@
 //      room, send() takes no more: back-pressure.
 //   5. What a network node sends can end its own channel, nothing else. One that keeps a
 //      packet of what it was lent for lent_ms_max is cut off, because it holds up the memory of
-//      others.
+//      others, and nobody of its user is lent anything for kWithoutLendsShare times as long. One
+//      that keeps a copied packet for dead_after_ms is cut off as well.
+//   6. No node has more packets out than slots are left for the others.
 #pragma once
 
 #include <array>
@@ -60,6 +62,9 @@ struct ChannelIoOptions {
   std::uint32_t lent_ms_max = 1'000;    // a node that keeps what it was lent for so long, too
   std::function<bool(const fabric::PeerIdentity&)> allow;  // null: nobody
 };
+
+// For so many times lent_ms_max nothing is lent to whoever has kept what it was lent.
+inline constexpr std::uint64_t kWithoutLendsShare = 64;
 
 class ChannelIo final : public PacketIo, private channel::Delegate {
  public:
@@ -101,7 +106,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
  private:
   // A region of LentMemory, as the node knows it.
   struct Attached {
-    fabric::RegionKey key = 0;          // 0: the node does not take it
+    fabric::RegionKey key = 0;          // 0: the node does not take it, as long as it has no place
     std::uint32_t generation = 0;       // of the region's place; another one: it is gone
     fabric::LentMemory::Lend last = 0;  // nothing of it was lent after this one
   };
@@ -112,6 +117,10 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
     std::uint64_t transfers_heard = 0;
     std::uint64_t heard_ns = 0;
     bool dead = false;
+    std::int64_t uid = -1;
+    std::uint64_t lend_from_ns = 0;         // nothing is lent before
+    std::size_t slots_out = 0;              // of the send pool
+    bool socket_full = false;               // regions are told of again at the next beat
     std::size_t unpublished_bytes = 0;      // sent to the channel, perhaps not seen by the node yet
     std::vector<fabric::Loan> batch_loans;  // of packets without a loan of their own
     std::vector<Attached> attached;         // by LentMemory's places
@@ -159,7 +168,8 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   fabric::RegionKey key_for(Node& node, fabric::LentMemory::Place place);
   bool take_back(Node& node, Attached& entry);
   void take_back_gone_regions();
-  void judge_lends(std::uint64_t now_ns, bool was_away);
+  void judge_sent(std::uint64_t now_ns, bool was_away);
+  void cut_off(Node& node, bool lent, std::uint64_t now_ns);
   static void publish(Node& node);
   bool send_one(const SendPacket& packet);
   void say_status(Node& node);
@@ -171,14 +181,19 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   buffer::SlotPool slots_;
   buffer::MemoryRegion joined_region_;
   buffer::SlotPool joined_;
-  struct LentSlot {
+  struct SentSlot {
     fabric::LentMemory::Lend lend = 0;  // 0: nothing lent
     Node* node = nullptr;               // whose completion ends it, before the node goes
+    std::uint64_t seen_ns = 0;          // by judge_sent(), first; 0: not yet
   };
-  std::vector<LentSlot> lends_;  // by slot
-  fabric::LentMemory::Lend oldest_lend_ = 0;
-  std::uint64_t oldest_lend_ns_ = 0;  // when it was first seen to be the oldest
-  std::uint64_t regions_gone_ = 0;    // as far as they are taken back from all nodes
+  std::vector<SentSlot> sent_;  // by slot
+  // Users whose network nodes have kept what they were lent, the latest last; at most nodes_max.
+  struct WithoutLends {
+    std::int64_t uid = -1;
+    std::uint64_t until_ns = 0;
+  };
+  std::vector<WithoutLends> without_lends_;
+  std::uint64_t regions_gone_ = 0;  // as far as they are taken back from all nodes
   std::unique_ptr<fabric::Listener> listener_;
   std::vector<std::unique_ptr<Node>> nodes_;  // live and dying; at most 2 * nodes_max
   std::vector<Loan> loans_;                   // [0] is not used

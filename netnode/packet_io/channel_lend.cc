@@ -34,9 +34,12 @@ fabric::RegionKey ChannelIo::key_for(Node& node, fabric::LentMemory::Place place
   const fabric::LentMemory::Region& region = channel_options_.lent->region(place);
   Attached& entry = node.attached[place];
   if (entry.generation == region.generation) return entry.key;
-  if (!take_back(node, entry)) return 0;
+  if (node.socket_full || !take_back(node, entry)) return 0;
   auto key = node.channel->endpoint().attach_passed(region.memory);
-  if (!key.ok() && key.status().is_again()) return 0;
+  if (!key.ok() && key.status().is_again()) {
+    node.socket_full = true;
+    return 0;
+  }
   entry = {key.ok() ? *key : 0, region.generation, 0};
   if (!key.ok()) {
     ++counters_.regions_not_taken;
@@ -51,7 +54,15 @@ bool ChannelIo::take_back(Node& node, Attached& entry) {
   if (entry.key == 0) return true;
   const fabric::LentMemory& lent = *channel_options_.lent;
   if (!lent.is_done(std::min(entry.last, lent.mark()))) return false;
-  if (node.channel->endpoint().detach(entry.key).is_again()) return false;
+  if (node.socket_full) return false;
+  if (node.channel->endpoint().detach(entry.key).is_again()) {
+    node.socket_full = true;
+    return false;
+  }
+  // There is room for what the node had no place for.
+  for (Attached& other : node.attached) {
+    if (other.key == 0) other.generation = 0;
+  }
   entry = {};
   return true;
 }
@@ -99,8 +110,8 @@ bool ChannelIo::pass_on(Node& node, const iovec& piece, Reference& out) {
 bool ChannelIo::describe(Node& node, const SendPacket& packet, buffer::SlotIndex slot,
                          Reference& out) {
   const std::uint32_t headers = header_bytes_of(packet);
-  const bool may_lend =
-      headers != 0 && channel_options_.lent != nullptr && channel_options_.lent->has_room();
+  const bool may_lend = headers != 0 && channel_options_.lent != nullptr &&
+                        channel_options_.lent->has_room() && node.lend_from_ns <= looked_ns_;
   std::byte* const to = slots_.data(slot);
   std::uint32_t left = packet.length;
   for (std::uint32_t i = 0; i < packet.piece_count; ++i) {
@@ -123,6 +134,7 @@ bool ChannelIo::describe(Node& node, const SendPacket& packet, buffer::SlotIndex
 
 Status ChannelIo::send_by_reference(Node& node, const SendPacket& packet,
                                     const channel::PacketInfo& info) {
+  if (node.slots_out >= slots_.free_count()) return Status::again();
   const buffer::SlotIndex slot = slots_.acquire();
   if (slot == buffer::kNoSlot) return Status::again();
   slots_.mark_received(slot);
@@ -138,28 +150,50 @@ Status ChannelIo::send_by_reference(Node& node, const SendPacket& packet,
   }
   counters_.tx_bytes_copied_unlent +=
       reference.copied_bytes - std::min(reference.copied_bytes, header_bytes_of(packet));
+  ++node.slots_out;
+  sent_[slot] = {0, &node, 0};
   if (reference.lent_bytes != 0) {
-    lends_[slot] = {channel_options_.lent->begin(), &node};
+    sent_[slot].lend = channel_options_.lent->begin();
     counters_.tx_bytes_lent += reference.lent_bytes;
   }
   return status;
 }
 
-// The oldest packet that is still out holds up the memory of everybody, whatever else comes back.
-void ChannelIo::judge_lends(std::uint64_t now_ns, bool was_away) {
-  if (channel_options_.lent == nullptr) return;
-  const fabric::LentMemory::Lend oldest = channel_options_.lent->oldest();
-  if (was_away || oldest == 0 || oldest != oldest_lend_) {
-    oldest_lend_ = oldest;
-    oldest_lend_ns_ = now_ns;
-    return;
+// What is lent holds up the memory of everybody, what is copied a slot.
+void ChannelIo::judge_sent(std::uint64_t now_ns, bool was_away) {
+  for (SentSlot& sent : sent_) {
+    if (sent.node == nullptr) continue;
+    if (was_away || sent.seen_ns == 0) {
+      sent.seen_ns = now_ns;
+      continue;
+    }
+    const bool lent = sent.lend != 0;
+    const std::uint64_t limit_ms =
+        lent ? channel_options_.lent_ms_max : channel_options_.dead_after_ms;
+    if (now_ns - sent.seen_ns < limit_ms * kNsPerMs || sent.node->channel->closed()) continue;
+    cut_off(*sent.node, lent, now_ns);
   }
-  if (now_ns - oldest_lend_ns_ < channel_options_.lent_ms_max * kNsPerMs) return;
-  const auto at = std::find_if(lends_.begin(), lends_.end(),
-                               [&](const LentSlot& slot) { return slot.lend == oldest; });
-  if (at == lends_.end() || at->node->channel->closed()) return;  // another interface's
+}
+
+void ChannelIo::cut_off(Node& node, bool lent, std::uint64_t now_ns) {
   ++counters_.peers_cut_off;
-  at->node->channel->close(wire::CloseCode::kTimedOut, "the network node keeps what it was lent");
+  if (lent) {
+    const std::uint64_t until_ns =
+        now_ns + kWithoutLendsShare * channel_options_.lent_ms_max * kNsPerMs;
+    std::erase_if(without_lends_, [&](const WithoutLends& one) { return one.uid == node.uid; });
+    if (without_lends_.size() >= channel_options_.nodes_max) {
+      without_lends_.erase(without_lends_.begin());
+    }
+    without_lends_.push_back({node.uid, until_ns});
+    for (const auto& other : nodes_) {
+      if (other->uid == node.uid) other->lend_from_ns = until_ns;
+    }
+    spdlog::warn(
+        "network node {} \"{}\" kept what it was lent: nothing is lent to user {} for {} s",
+        node.about.number, node.about.name, node.uid,
+        kWithoutLendsShare * channel_options_.lent_ms_max / 1000);
+  }
+  node.channel->close(wire::CloseCode::kTimedOut, "the network node keeps what it was sent");
 }
 
 }  // namespace sanproxy::packet_io

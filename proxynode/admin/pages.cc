@@ -134,6 +134,12 @@ void translate_metrics(const Sources& in, Metrics& m) {
             "kind=\"channels_not_polled\"");
   m.counter("backpressure_total", "Times that a sender was held back", c.returned_late,
             "kind=\"lent_to_network_node\"");
+  if (const fabric::LentMemory* const lent = in.translator->lent_memory(); lent != nullptr) {
+    m.gauge("lent_regions", "Regions of memory that network nodes may read in place",
+            lent->region_count());
+    m.counter("lent_regions_refused_total", "Regions that there was no place for: copied",
+              lent->regions_refused());
+  }
 }
 
 void health_metrics(const Sources& in, Metrics& m) {

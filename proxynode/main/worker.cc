@@ -100,7 +100,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
 
   if (config.lent_regions_max != 0 && !config.channels.empty()) {
     lent_.emplace(config.lent_regions_max);
-    lent_->on_region({egress_region_.data(), egress_region_.size(), egress_region_.fd()});
+    (void)lent_->on_region({egress_region_.data(), egress_region_.size(), egress_region_.fd()});
   }
 
   translate::TranslatorOptions options;

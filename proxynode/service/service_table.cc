@@ -133,9 +133,9 @@ void ServiceTable::override_policy(const SocketAddress& address, std::optional<P
   in_force.address = address;
   std::erase_if(policies_, is_it);
   if (policy) policies_.push_back(in_force);
-  const auto live = by_address_.find(address);
-  if (live == by_address_.end()) return;
-  Service& service = *services_.at(live->second);
+  Service* const live = find(address);
+  if (live == nullptr) return;
+  Service& service = *live;
   const bool same_health = service.policy_.health == in_force.health;
   service.policy_ = std::move(in_force);
   for (Member& member : service.members_) {
@@ -224,6 +224,11 @@ void ServiceTable::erase(ServiceId id) {
   if (it == services_.end()) return;
   by_address_.erase(it->second->address());
   services_.erase(it);
+}
+
+Service* ServiceTable::find(const SocketAddress& address) {
+  const auto it = by_address_.find(address);
+  return it == by_address_.end() ? nullptr : find(it->second);
 }
 
 Service* ServiceTable::find(ServiceId id) {

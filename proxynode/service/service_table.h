@@ -156,6 +156,7 @@ class ServiceTable {
   void erase(ServiceId service);
 
   Service* find(ServiceId service);
+  Service* find(const SocketAddress& address);
   // The services that `node` is a member of.
   std::vector<ServiceId> services_of(NodeId node) const;
   std::size_t size() const { return services_.size(); }

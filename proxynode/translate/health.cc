@@ -192,8 +192,16 @@ void Translator::send_probe(Probe& probe) {
   probe.asked = true;
 }
 
-// `say`: the application node does not know of the end yet.
 void Translator::end_probe(Probe& probe, bool good, const char* why, bool say) {
+  service::Member* const member = finish_probe(probe, say);
+  service::Service* const service = services_.find(probe.service);
+  if (member != nullptr && service->policy().health) {
+    take_probe_result(*service, *member, good, why);
+  }
+}
+
+// `say`: the application node does not know of the end yet. Returns who was asked.
+service::Member* Translator::finish_probe(Probe& probe, bool say) {
   AppNode& node = *nodes_[probe.node];
   probe.in_use = false;
   --probes_in_use_;
@@ -202,10 +210,17 @@ void Translator::end_probe(Probe& probe, bool good, const char* why, bool say) {
   service::Service* service = services_.find(probe.service);
   service::Member* member = service == nullptr ? nullptr : service->find(probe.node);
   // Those who have left meanwhile, or left and joined again, are others.
-  if (member == nullptr || member->membership != probe.membership) return;
+  if (member == nullptr || member->membership != probe.membership) return nullptr;
   member->being_probed = false;
   probes_due_ns_ = std::min(probes_due_ns_, member->probe_at_ns);
-  if (service->policy().health) take_probe_result(*service, *member, good, why);
+  return member;
+}
+
+// The service has another check now, by which the answer to an old question says nothing.
+void Translator::forget_probes(service::ServiceId service) {
+  for (Probe& probe : probes_) {
+    if (probe.in_use && probe.service == service) (void)finish_probe(probe, true);
+  }
 }
 
 void Translator::take_probe_result(service::Service& service, service::Member& member, bool good,

@@ -14,7 +14,7 @@ namespace {
 
 // Writes wait while less than this share of the stack's memory is left.
 constexpr std::size_t kHeapReserveShare = 16;
-constexpr std::uint64_t kMemoryPatienceNs = 500'000'000;
+constexpr std::uint64_t kMemoryPatienceMs = 500;
 // A channel is short of receive buffers when it has no more than this share of them posted, or so
 // few that they are all for control messages (channel::make_hello).
 constexpr std::uint32_t kPostedShare = 8;
@@ -54,7 +54,11 @@ bool Translator::must_wait_for_memory() {
   }
   const std::uint64_t now = clock_.now_ns();
   if (copies_wait) ++counters_.waiting_rounds;
-  if (low_since_ns_ == 0 || now - low_since_ns_ > kMemoryPatienceNs) {
+  // A network node that keeps what it was lent is cut off first, and its clients hear again what it
+  // has kept.
+  const std::uint64_t patience_ms =
+      kMemoryPatienceMs + (options_.lent == nullptr ? 0 : options_.lent_ms_max);
+  if (low_since_ns_ == 0 || now - low_since_ns_ > patience_ms * 1'000'000) {
     if (low_since_ns_ != 0) end_largest_holder();
     low_since_ns_ = now;
     remember_largest_holder();

@@ -7,7 +7,10 @@
 namespace sanproxy::translate {
 
 void Translator::set_policy(const SocketAddress& address, std::optional<service::Policy> policy) {
+  service::Service* const live = services_.find(address);
+  const auto check = live == nullptr ? std::nullopt : live->policy().health;
   services_.override_policy(address, std::move(policy));
+  if (live != nullptr && live->policy().health != check) forget_probes(live->id());
   probes_due_ns_ = 0;
   // A list for every address, or for one of them, decides about members of other services as well.
   struct Member {

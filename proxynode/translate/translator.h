@@ -295,6 +295,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void begin_probe(service::Service& service, service::Member& member, std::uint64_t now_ns);
   void send_probe(Probe& probe);
   void end_probe(Probe& probe, bool good, const char* why, bool say);
+  service::Member* finish_probe(Probe& probe, bool say);
+  void forget_probes(service::ServiceId service);
   void judge_probe(Probe& probe, bool say);
   void take_probe_result(service::Service& service, service::Member& member, bool good,
                          const char* why);

@@ -111,7 +111,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   void close_socket();
 
   void on_events(std::uint32_t events) override;
-  void drain_socket();
+  bool drain_socket();
   Status take_region_message(ReceivedMessage& message, std::span<const std::byte> bytes);
   Status take_region(const RegionMessage& region, UniqueFd fd);
   Status lose_region(const RegionMessage& region);
@@ -140,7 +140,6 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   bool room_news_ = false;   // poll() has found some since
   bool ring_due_ = false;    // published, but the peer may still sleep
   bool tail_dirty_ = false;  // room was given back since the last flush()
-  bool draining_socket_ = false;
   Status reason_;
 
   // Limits agreed on in the handshake.

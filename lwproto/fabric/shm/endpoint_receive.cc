@@ -12,6 +12,10 @@
 namespace sanproxy::fabric::shm {
 namespace {
 
+// A socket holds fewer messages than are read in so many looks, as the system comes (212,992
+// bytes).
+constexpr int kSocketLooksMax = 128;
+
 // Copies from memory that may change while we look. The fence keeps the compiler from reading the
 // source again instead of the copy.
 template <typename T>
@@ -168,10 +172,12 @@ bool ShmEndpoint::take_refs(const std::byte* at, std::uint32_t count, std::uint6
                             LoanSlot& loan, Completion& out) {
   for (std::uint32_t i = 0; i < count; ++i, at += sizeof(EntryRef)) {
     const auto ref = copy_once<EntryRef>(at);
-    // A region's description may still be in the socket: it was sent before the reference.
-    if (!knows_region(ref.region)) {
-      drain_socket();
+    // A region's description may still be in the socket: it was sent before the reference, perhaps
+    // behind many others.
+    for (int looks = 0; looks < kSocketLooksMax && !knows_region(ref.region); ++looks) {
+      const bool more = drain_socket();
       if (state_ == State::kFailing) return false;
+      if (!more) break;
     }
     if (!knows_region(ref.region)) {
       breach("a reference to an unknown region");
@@ -237,30 +243,32 @@ std::size_t ShmEndpoint::poll_failing(std::span<Completion> out) {
   return n;
 }
 
-void ShmEndpoint::on_events(std::uint32_t /*events*/) { drain_socket(); }
+void ShmEndpoint::on_events(std::uint32_t /*events*/) { (void)drain_socket(); }
 
-void ShmEndpoint::drain_socket() {
+// True: the peer may have said more than was read.
+bool ShmEndpoint::drain_socket() {
   std::array<std::byte, kMessageBytesMax> bytes;
-  // All that a good peer can have to say at a time: that each region goes, and that another comes
-  // in its place. Who says more is heard again when the socket is reported again.
+  // That each region goes, and that another comes in its place. Who says more is heard again when
+  // the socket is reported again.
   const std::uint64_t messages_max = std::uint64_t{regions_max_} * 2 + 1;
   for (std::uint64_t i = 0; i < messages_max && state_ == State::kOpen; ++i) {
     ReceivedMessage message = receive_message(socket_.get(), bytes);
     switch (message.kind) {
       case ReceivedMessage::Kind::kNothing:
-        return;
+        return false;
       case ReceivedMessage::Kind::kEnd:
         on_end();
-        return;
+        return false;
       case ReceivedMessage::Kind::kMalformed:
         breach("a malformed message on the peer's socket");
-        return;
+        return false;
       case ReceivedMessage::Kind::kMessage: {
         const Status taken = take_region_message(message, std::span(bytes).first(message.bytes));
         if (!taken.ok()) disconnect(taken);
       }
     }
   }
+  return state_ == State::kOpen;
 }
 
 Status ShmEndpoint::take_region_message(ReceivedMessage& message,
@@ -300,9 +308,11 @@ Status ShmEndpoint::take_region(const RegionMessage& region, UniqueFd fd) {
   PeerRegion& entry = peer_regions_[place];
   entry.key = entry.last_key = region.key;
   entry.mapping = std::move(*mapping);
-  if (RegionWatcher* const watcher = core_->region_watcher(); watcher != nullptr) {
+  RegionWatcher* const watcher = core_->region_watcher();
+  // What others could write must not reach them: it would be their word under its owner's name.
+  if (watcher != nullptr && sealed_against_writing(fd.get()) &&
+      watcher->on_region({entry.mapping.data(), region.bytes, fd.get(), this})) {
     entry.fd = std::move(fd);
-    watcher->on_region({entry.mapping.data(), region.bytes, entry.fd.get()});
   }
   return {};
 }

@@ -72,6 +72,11 @@ Result<Mapping> map_peer_region(int fd, std::uint64_t bytes) {
   return map_file(fd, bytes, 0, PROT_READ);
 }
 
+bool sealed_against_writing(int fd) {
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+}
+
 Result<OwnSleepPage> OwnSleepPage::create() {
   auto fd = make_memfd("sanproxy-sleep", kPageBytes);
   if (!fd.ok()) return fd.status();

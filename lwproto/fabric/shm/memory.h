@@ -45,6 +45,10 @@ class Mapping {
 // sealed against shrinking.
 Result<Mapping> map_peer_region(int fd, std::uint64_t bytes);
 
+// Whether nobody who gets the descriptor can write what is in it: only who has mapped it before
+// can.
+bool sealed_against_writing(int fd);
+
 // A page-sized sealed memfd for the sleep epoch.
 class OwnSleepPage {
  public:

@@ -60,6 +60,22 @@ TEST_F(LentMemoryTest, ARegionBeyondTheBoundIsRefusedAndCounted) {
   EXPECT_NE(lent.find(memory[3].data(), 1), LentMemory::kNoPlace);
 }
 
+TEST_F(LentMemoryTest, AnOwnerGetsNoMorePlacesThanAreLeftForOthers) {
+  LentMemory lent(4);
+  const auto of = [&](std::size_t i, const void* owner) {
+    PassedRegion region = at(i);
+    region.owner = owner;
+    return region;
+  };
+  const int one = 0, other = 0;
+  EXPECT_TRUE(lent.on_region(of(0, &one)));
+  EXPECT_TRUE(lent.on_region(of(1, &one)));
+  EXPECT_FALSE(lent.on_region(of(2, &one)));
+  EXPECT_EQ(lent.regions_refused(), 1u);
+  EXPECT_TRUE(lent.on_region(of(3, &other)));
+  EXPECT_FALSE(lent.on_region(of(2, &other)));
+}
+
 TEST_F(LentMemoryTest, WithoutPlacesNothingIsLent) {
   LentMemory lent(0);
   lent.on_region(at(0));

@@ -1,5 +1,12 @@
 // Memory that goes through a middleman: an owner gives a region to a server, which passes it on to
 // a reader, who reads it without anybody's help.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/lent_memory.h"
 #include "tests/lwproto/fabric/shm_fixture.h"
 
@@ -124,6 +131,60 @@ TEST_F(ShmPassOn, APlaceIsUsedAgainAfterItsRegionWasTakenBack) {
     EXPECT_EQ(to_reader_.endpoint->commit_send(0, {&ref, 1}, 1).code(), Code::kInvalidArgument);
   }
   EXPECT_FALSE(reader_.disconnected);
+}
+
+TEST_F(ShmPassOn, MemoryThatOthersCouldWriteIsReadAndNotPassedOn) {
+  const UniqueFd fd(::memfd_create("writable", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const Bytes bytes = pattern(kBytes, 1);
+  ASSERT_EQ(::write(fd.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  ASSERT_EQ(::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+  auto key = owner_.endpoint->attach_passed({bytes.data(), kBytes, fd.get()});
+  ASSERT_TRUE(key.ok());
+  const Received* at_server = lend(region_, *key, 5000, 0);
+  EXPECT_TRUE(at_server->intact());
+  EXPECT_EQ(lent_.find(at_server->segments[0].data, 1), LentMemory::kNoPlace);
+  ASSERT_EQ(::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+  key = owner_.endpoint->attach_passed({bytes.data(), kBytes, fd.get()});
+  ASSERT_TRUE(key.ok());
+  at_server = lend(region_, *key, 5000, 0);
+  EXPECT_NE(lent_.find(at_server->segments[0].data, 1), LentMemory::kNoPlace);
+}
+
+TEST_F(ShmPassOn, NoDescriptorIsKeptOfWhatIsNotPassedOn) {
+  const auto descriptors = [] {
+    const std::filesystem::directory_iterator all("/proc/self/fd");
+    return std::distance(begin(all), end(all));
+  };
+  region_ = filled(1);
+  const auto before = descriptors();
+  RegionKey last = 0;
+  for (int i = 0; i < 20; ++i) {
+    auto key = owner_.endpoint->attach(region_);
+    ASSERT_TRUE(key.ok());
+    last = *key;
+  }
+  (void)lend(region_, last, 100, 0);
+  EXPECT_EQ(lent_.region_count(), 4u) << "half of the places";
+  EXPECT_EQ(lent_.regions_refused(), 16u);
+  EXPECT_EQ(descriptors() - before, 4);
+}
+
+TEST_F(ShmPassOn, ARegionIsFoundBehindAllThatWasSaidOfOthersThatWereNotUsed) {
+  connect_reader({.regions_max = 1});
+  region_ = filled(1);
+  const PassedRegion memory{region_.data(), region_.size(), region_.fd()};
+  for (int i = 0; i < 60; ++i) {
+    auto key = to_reader_.endpoint->attach_passed(memory);
+    ASSERT_TRUE(key.ok()) << key.status().to_string();
+    ASSERT_TRUE(to_reader_.endpoint->detach(*key).ok());
+  }
+  auto key = to_reader_.endpoint->attach_passed(memory);
+  ASSERT_TRUE(key.ok());
+  const GatherRef ref{*key, 100, 0};
+  ASSERT_TRUE(to_reader_.send({}, {&ref, 1}, 1).ok());
+  reader_.poll();
+  EXPECT_FALSE(reader_.disconnected);
+  EXPECT_EQ(reader_.received.size(), 1u);
 }
 
 TEST_F(ShmPassOn, MoreRegionsThanTheReaderTakesAreRefusedBeforeTheyAreSent) {

@@ -112,7 +112,7 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     if (address_.rfind("tcp:", 0) == 0) address_ = io_->address();
   }
 
-  Node& add_node() {
+  Node& add_node(const std::function<void(ChannelLinkOptions&)>& change = nullptr) {
     auto node = std::make_unique<Node>();
     node->fabric = GetParam().make();
     node->region = std::move(buffer::MemoryRegion::create("node", kSlots * kSlotBytes)).value();
@@ -128,6 +128,7 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     if (GetParam().own_memory) {
       options.endpoint.receive_memory = {node->receive_pool.get(), &node->receive_region, 0};
     }
+    if (change) change(options);
     node->link =
         std::make_unique<ChannelLink>(*node->fabric, options, *node->pool, node->region, clock_);
     nodes_.push_back(std::move(node));
@@ -175,8 +176,8 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     }
     return done();
   }
-  Node& up() {
-    Node& node = add_node();
+  Node& up(const std::function<void(ChannelLinkOptions&)>& change = nullptr) {
+    Node& node = add_node(change);
     EXPECT_TRUE(until([&] { return node.link->state() == LinkState::kUp; }))
         << node.link->last_error().to_string();
     return node;
@@ -208,19 +209,24 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     io_->flush();
     return taken;
   }
-  // A packet whose payload lies in memory of a third party, at `offset`.
-  bool send_lent(std::size_t bytes, std::size_t offset) {
-    const Bytes packet = packet_of(bytes);
-    std::memcpy(third_.data() + offset, packet.data() + 40, bytes - 40);
+  // A packet whose payload is copied to `at`, in memory of a third party.
+  static SendPacket lent_packet(const Bytes& packet, std::byte* at, PeerNumber to = 1) {
+    std::memcpy(at, packet.data() + 40, packet.size() - 40);
     SendPacket out;
     out.pieces[0] = {const_cast<std::uint8_t*>(packet.data()), 40};
-    out.pieces[1] = {third_.data() + offset, bytes - 40};
+    out.pieces[1] = {at, packet.size() - 40};
     out.piece_count = 2;
-    out.length = static_cast<std::uint32_t>(bytes);
+    out.length = static_cast<std::uint32_t>(packet.size());
     out.offload.checksum_partial = true;
     out.offload.checksum_start = 20;
     out.offload.checksum_offset = 16;
-    out.to = 1;
+    out.to = to;
+    return out;
+  }
+  // A packet whose payload lies in memory of a third party, at `offset`.
+  bool send_lent(std::size_t bytes, std::size_t offset, PeerNumber to = 1) {
+    const Bytes packet = packet_of(bytes);
+    const SendPacket out = lent_packet(packet, third_.data() + offset, to);
     const bool taken = io_->send({&out, 1}) == 1;
     io_->flush();
     return taken;

@@ -87,7 +87,104 @@ TEST_P(LentPackets, ANodeThatKeepsWhatItWasLentIsCutOffAndThePayloadComesBack) {
   EXPECT_EQ(bytes_of(received), packet_of(9000)) << "readable as long as it is not released";
   node.link->release_received();
   EXPECT_TRUE(until([&] { return node.link->state() == LinkState::kUp; })) << "and comes again";
+}
+
+TEST_P(LentPackets, WhoHasKeptWhatItWasLentIsLentNothingForLongHoweverOftenItConnects) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) {
+    options.lent = &lent_;
+    options.lent_ms_max = 300;
+    options.dead_after_ms = 3'000'000;
+  });
+  Node& node = up();
+  Node& of_same_user = up();
   ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+  LinkReceived received;
+  ASSERT_TRUE(until([&] { return node.link->receive({&received, 1}) == 1; }));
+  ASSERT_TRUE(until([&] { return io_->counters().peers_cut_off == 1; }));
+  const std::uint64_t lent = io_->counters().tx_bytes_lent;
+  node.link->release_received();
+  const auto connected = [&] {
+    return node.link->counters().connects == 2 && node.link->state() == LinkState::kUp &&
+           of_same_user.link->state() == LinkState::kUp;
+  };
+  const auto peer = [&] { return io_->peers().back().number; };
+  ASSERT_TRUE(until(connected));
+  const auto pass_one = [&](Node& to, PeerNumber number) {
+    ASSERT_TRUE(until([&] { return send_lent(9000, 0, number); }));
+    Bytes back;
+    ASSERT_TRUE(next_at(to, back, received));
+    EXPECT_EQ(back, packet_of(9000));
+  };
+  pass_one(node, peer());
+  pass_one(of_same_user, 2);
+  EXPECT_EQ(io_->counters().tx_bytes_lent, lent) << "copied for it, and for its user's others";
+  for (std::uint64_t ms = 0; ms < kWithoutLendsShare * 300; ms += 100) {
+    clock_.advance_ns(100'000'000);
+    round();
+  }
+  ASSERT_TRUE(until(connected));
+  pass_one(node, peer());
+  EXPECT_GT(io_->counters().tx_bytes_lent, lent);
+}
+
+TEST_P(LentPackets, ANodeThatKeepsCopiesLeavesTheOthersTheirShareAndIsCutOffInTheEnd) {
+  listen([](ChannelIoOptions& options) { options.dead_after_ms = 1'000; });
+  Node& first = up();
+  Node& second = up();
+  LinkReceived kept;
+  ASSERT_TRUE(until([&] { return send_from_proxy(packet_of(9000), 1); }));
+  ASSERT_TRUE(until([&] { return first.link->receive({&kept, 1}) == 1; }));
+  for (int i = 0; i < 30; ++i) (void)send_from_proxy(packet_of(9000), 1);
+  EXPECT_LE(io_->peers()[0].packets_out, 8u) << "of 16 slots";
+  Bytes back;
+  LinkReceived received;
+  ASSERT_TRUE(next_at(second, back, received));
+  EXPECT_EQ(back, packet_of(9000)) << "what has no room goes by the other";
+  ASSERT_TRUE(until([&] {
+    while (second.link->receive({&received, 1}) == 1) second.link->release_received();
+    return io_->counters().peers_cut_off == 1;
+  }));
+  EXPECT_EQ(second.link->counters().disconnects, 0u);
+  first.link->release_received();
+}
+
+TEST_P(LentPackets, WhatTheNodeHadNoPlaceForIsOfferedAgainWhenThereIsOne) {
+  const buffer::MemoryRegion other = std::move(buffer::MemoryRegion::create("a", 9000)).value();
+  lend_third();
+  (void)lent_.on_region({other.data(), other.size(), other.fd()});
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up([](ChannelLinkOptions& options) { options.endpoint.regions_max = 2; });
+  const auto pass_one = [&] {
+    ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+    Bytes back;
+    LinkReceived received;
+    ASSERT_TRUE(next_at(node, back, received));
+    ASSERT_EQ(back, packet_of(9000));
+    ASSERT_TRUE(until([&] { return lent_.all_done(); }));
+  };
+  const auto pass_other = [&] {
+    const Bytes packet = packet_of(9000);
+    SendPacket out = lent_packet(packet, other.data());
+    ASSERT_TRUE(until([&] {
+      const bool taken = io_->send({&out, 1}) == 1;
+      io_->flush();
+      return taken;
+    }));
+    Bytes back;
+    LinkReceived received;
+    ASSERT_TRUE(next_at(node, back, received));
+    ASSERT_TRUE(until([&] { return lent_.all_done(); }));
+  };
+  pass_other();  // the node's second place; the first is for the proxy's own memory
+  pass_one();
+  EXPECT_EQ(io_->counters().tx_bytes_lent, 8960u);
+  EXPECT_EQ(io_->counters().regions_not_taken, 1u);
+  lent_.on_region_gone(other.data());
+  ASSERT_TRUE(until([&] {
+    pass_one();
+    return io_->counters().tx_bytes_lent == 2 * 8960u;
+  }));
 }
 
 TEST_P(LentPackets, ARegionThatGoesIsTakenBackFromTheNodeAndAnotherTakesItsPlace) {

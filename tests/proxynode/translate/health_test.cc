@@ -400,6 +400,23 @@ TEST_F(Health, ACheckIsTakenAwayAndGivenWhileRunning) {
   EXPECT_EQ(counters().probes, before + 1) << "the configured one again, at once";
 }
 
+TEST_F(Health, AnAnswerToTheQuestionOfACheckThatHasChangedMeanwhileCountsForNothing) {
+  make(probing());
+  Node& node = add_member({.name = "a"});
+  run_ms(100);
+  ASSERT_EQ(probes_at(node), 1u) << "under way";
+  translator_->set_policy(kAddress, checked("well"));
+  answer_probes(node, "HTTP/1.0 200 OK\r\n\r\n");
+  EXPECT_EQ(counters().probes_bad, 0u);
+  EXPECT_FALSE(member().health.down());
+  EXPECT_EQ(node.closed, 0);
+  run_ms(100);
+  ASSERT_EQ(probes_at(node), 2u) << "asked anew at once";
+  answer_probes(node, "well\n");
+  EXPECT_TRUE(member().health.up());
+  EXPECT_EQ(counters().probes_good, 1u);
+}
+
 TEST_F(Health, MoreMembersThanProbesTakeTurns) {
   WorldOptions options = probing();
   options.translator.probes_max = 1;

@@ -11,8 +11,10 @@ constexpr std::size_t kReserve = 16;  // egress_reserve() of a pool of less than
 class PoolNodes : public World {
  protected:
   // `spare`: slots that streams may hold when one node has all its receive buffers posted.
-  void start(std::size_t spare) {
+  void start(std::size_t spare, fabric::LentMemory* lent = nullptr) {
     WorldOptions options;
+    options.translator.lent = lent;
+    options.translator.lent_ms_max = 5'000;
     options.pool = true;
     options.credits = kCredits;
     options.ingress_slots = 256;
@@ -104,8 +106,8 @@ TEST_F(PoolNodes, SmallAndLargePiecesArriveInOrderHoweverTheyAreHeld) {
 // Clients that acknowledge nothing hold every slot; the application has no credit left.
 class NoSlotLeft : public PoolNodes {
  protected:
-  void fill() {
-    start(2);
+  void fill(fabric::LentMemory* lent = nullptr) {
+    start(2, lent);
     node_ = &add_member();
     node_->piece_bytes = 60'000;
     for (std::size_t i = 0; i < 8; ++i) {
@@ -117,6 +119,7 @@ class NoSlotLeft : public PoolNodes {
     ASSERT_EQ(egress_->free_count(), egress_reserve(*egress_)) << "what is left is for copies";
     ASSERT_FALSE(node_->channel().data_writable());
   }
+  fabric::LentMemory lent_{8};
   Node* node_ = nullptr;
   std::vector<Client*> silent_;
   std::vector<std::uint64_t> ids_;
@@ -128,6 +131,14 @@ TEST_F(NoSlotLeft, TheApplicationGoesOnAsSoonAsOneClientTakesItsBytes) {
   run_ms(20'000);
   for (Client* client : silent_) EXPECT_TRUE(client->received == pattern(240'000));
   EXPECT_EQ(counters().closed_no_memory, 0u);
+}
+
+TEST_F(NoSlotLeft, NobodyIsEndedWhileANetworkNodeMayBeKeepingWhatItWasLent) {
+  fill(&lent_);
+  run_ms(5'000);
+  EXPECT_EQ(counters().closed_no_memory, 0u);
+  run_ms(2'000);
+  EXPECT_GT(counters().closed_no_memory, 0u);
 }
 
 TEST_F(NoSlotLeft, ConnectionsThatDoNotGetOnAreEndedUntilTheOthersAreServed) {
