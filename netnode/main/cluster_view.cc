@@ -138,4 +138,11 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   return out;
 }
 
+bool is_up(std::span<const steer::Forwarder::Proxy> ways, const std::string& proxy) {
+  return std::any_of(ways.begin(), ways.end(), [&](const steer::Forwarder::Proxy& way) {
+    return way.in_use && way.state != steer::ProxyState::kDown &&
+           cluster::proxy_of_worker(way.config.node_name()) == proxy;
+  });
+}
+
 }  // namespace sanproxy::netnode

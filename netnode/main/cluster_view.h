@@ -15,10 +15,12 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "lwproto/cluster/state.h"
+#include "netnode/steer/forwarder.h"
 #include "netnode/steer/proxy_set.h"
 
 namespace sanproxy::netnode {
@@ -37,6 +39,10 @@ class ClusterEntries {
   std::map<std::string, cluster::Entry> entries_;
   std::set<std::string> held_;  // proxies (and workers of such) without a record
 };
+
+// Whether a proxy of that name is up or draining, by any of the ways that lead to it or to one of
+// its workers, whatever those ways are called.
+bool is_up(std::span<const steer::Forwarder::Proxy> ways, const std::string& proxy);
 
 // `entries`: by key behind the cluster's root. What cannot be taken is appended to `left_out`, for
 // people.

@@ -93,12 +93,8 @@ void Node::join_cluster() {
   publish();
 }
 
-bool Node::is_up(const std::string& node) const {
-  const auto& all = path_.forwarder().proxies();
-  return std::any_of(all.begin(), all.end(), [&](const steer::Forwarder::Proxy& one) {
-    return one.in_use && one.state != steer::ProxyState::kDown &&
-           cluster::proxy_of_worker(one.config.node_name()) == node;
-  });
+bool Node::is_up(const std::string& proxy) const {
+  return netnode::is_up(path_.forwarder().proxies(), proxy);
 }
 
 void Node::follow_cluster() {

@@ -95,7 +95,7 @@ class Node {
   void on_signal();
   void follow_cluster();
   void take_over(const std::optional<steer::ProxySet>& set);
-  bool is_up(const std::string& node) const;
+  bool is_up(const std::string& proxy) const;
   void publish();
   void on_answers();
   void on_time();

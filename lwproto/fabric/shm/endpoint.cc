@@ -1,5 +1,6 @@
 #include "lwproto/fabric/shm/endpoint.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -7,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -274,9 +274,9 @@ bool ShmEndpoint::peer_sleeps() const {
 bool ShmEndpoint::peer_present() const {
   if (state_ != State::kOpen) return false;
   if (peer_.control().published.close_code.load(std::memory_order_acquire) != 0) return false;
-  char byte;
-  const ssize_t n = ::recv(socket_.get(), &byte, sizeof(byte), MSG_PEEK | MSG_DONTWAIT);
-  return n > 0 || (n < 0 && errno == EAGAIN);
+  // Not by reading: the end shows behind what was said before it.
+  pollfd end{socket_.get(), POLLRDHUP, 0};
+  return ::poll(&end, 1, 0) == 0;
 }
 
 void ShmEndpoint::ring_peer() {

@@ -46,6 +46,18 @@ Breach header(const char* what, EntryHeader bad) {
           }};
 }
 
+TEST_F(ShmHostile, APeerIsPresentUntilItHasGoneWhateverItSaidBefore) {
+  start();
+  RawShmPeer raw;
+  join(raw);
+  EXPECT_TRUE(victim_.endpoint->peer_present());
+  const int fd = raw.make_memfd(kRegionBytes, RawShmPeer::kSeals);
+  ASSERT_TRUE(raw.send_region(fd, kRegionBytes));
+  EXPECT_TRUE(victim_.endpoint->peer_present());
+  raw.hang_up();  // as by its death: no word of it in its memory
+  EXPECT_FALSE(victim_.endpoint->peer_present()) << "nothing was polled yet";
+}
+
 TEST_F(ShmHostile, ARingHeadThatJumpsIsABreach) {
   std::vector<Breach> breaches;
   for (const std::uint64_t head :

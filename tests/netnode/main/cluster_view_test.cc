@@ -167,6 +167,27 @@ TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {
   EXPECT_EQ(set.services[1].address.to_string(), "10.77.0.10:80");
 }
 
+TEST(IsUp, ByAnyWayThatLeadsToTheProxyOrOneOfItsWorkersWhateverTheWayIsCalled) {
+  std::vector<steer::Forwarder::Proxy> ways(4);
+  const auto set = [&](std::size_t i, const char* name, const char* node, steer::ProxyState state) {
+    ways[i].config.name = name;
+    ways[i].config.node = node;
+    ways[i].state = state;
+    ways[i].in_use = true;
+  };
+  set(0, "p1", "", steer::ProxyState::kDown);
+  set(1, "p1-tunnel", "p1", steer::ProxyState::kDown);
+  set(2, "p2.w1", "", steer::ProxyState::kDraining);
+  EXPECT_FALSE(is_up(ways, "p1"));
+  EXPECT_TRUE(is_up(ways, "p2")) << "a worker's way; it drains";
+  set(1, "p1-tunnel", "p1", steer::ProxyState::kUp);
+  EXPECT_TRUE(is_up(ways, "p1"));
+  EXPECT_FALSE(is_up(ways, "p1-tunnel")) << "no proxy has that name";
+  ways[1].in_use = false;
+  EXPECT_FALSE(is_up(ways, "p1"));
+  EXPECT_FALSE(is_up(ways, ""));
+}
+
 // Which records hold when they go from etcd.
 struct ClusterEntriesTest : ::testing::Test {
   ClusterEntries entries;

@@ -89,6 +89,49 @@ TEST_P(LentPackets, ANodeThatKeepsWhatItWasLentIsCutOffAndThePayloadComesBack) {
   EXPECT_TRUE(until([&] { return node.link->state() == LinkState::kUp; })) << "and comes again";
 }
 
+TEST_P(LentPackets, OneThatKeepsAPacketIsCutOffAndNotAnotherThatGivesBackLaterOnes) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) {
+    options.lent = &lent_;
+    options.lent_ms_max = 300;
+  });
+  Node& first = up();
+  Node& second = up();
+  LinkReceived kept, received;
+  ASSERT_TRUE(until([&] { return send_lent(9000, 0, 1); }));
+  ASSERT_TRUE(until([&] { return first.link->receive({&kept, 1}) == 1; }));
+  int passed = 0;
+  ASSERT_TRUE(until([&] {
+    // While the second has no credit it goes to the first.
+    (void)send_lent(9000, 16'384, 2);
+    if (second.link->receive({&received, 1}) == 1) ++passed;
+    second.link->release_received();
+    return io_->counters().peers_cut_off != 0;
+  }));
+  EXPECT_GT(passed, 50) << "while the first kept its packet";
+  EXPECT_TRUE(until([&] { return lent_.all_done(); }));
+  first.link->release_received();
+  EXPECT_TRUE(until([&] { return first.link->counters().disconnects == 1; }));
+  EXPECT_EQ(second.link->counters().disconnects, 0u);
+}
+
+TEST_P(LentPackets, WhatRefersToTheMemoryOfAProxyThatIsGoneIsDroppedAndCounted) {
+  lend_third();
+  listen([&](ChannelIoOptions& options) { options.lent = &lent_; });
+  Node& node = up();
+  ASSERT_TRUE(until([&] { return send_lent(9000, 0); }));
+  ASSERT_TRUE(send_from_proxy(packet_of(60), 1));
+  io_.reset();  // the application has its memory back, and writes other things there
+  std::vector<LinkReceived> out(4);
+  ASSERT_TRUE(until([&] {
+    EXPECT_LE(node.link->receive(out), 1u) << "the small one does not refer to anything";
+    node.link->release_received();
+    return node.link->counters().disconnects == 1;
+  }));
+  EXPECT_EQ(node.link->counters().rx_dropped_ended, 1u);
+  EXPECT_EQ(node.link->counters().rx_packets, 1u);
+}
+
 TEST_P(LentPackets, WhoHasKeptWhatItWasLentIsLentNothingForLongHoweverOftenItConnects) {
   lend_third();
   listen([&](ChannelIoOptions& options) {
