@@ -1,5 +1,6 @@
 """The whole path over verbs: real clients, a proxy on a TUN device, application nodes over RDMA."""
 
+import json
 import os
 import re
 import subprocess
@@ -151,6 +152,89 @@ while not serves("10.77.0.10"):
 assert echoes(here, b"four")
 print("served again", flush=True)
 """
+
+
+NETWORK_NODE = """\
+[node]
+name = "n1"
+maglev_entries = 5003
+
+[[interface]]
+driver = "tun"
+name = "nn0"
+addresses = ["10.77.0.1/24"]
+
+[[service]]
+address = "10.77.0.10:80"
+
+[[service]]
+address = "10.77.0.10:7"
+
+[[proxy]]
+name = "one"
+mode = "channel"
+address = "verbs://ADDRESS:7470"
+id = 1
+
+[admin]
+listen = "127.0.0.1:9478"
+"""
+BEHIND_IT = """\
+[proxy]
+name = "one"
+id = 1
+ingress_pool_bytes = 67_108_864
+
+[[interface]]
+driver = "channel"
+name = "net"
+listen = "verbs://ADDRESS:7470"
+allow = ["any"]
+max_nodes = 2
+
+[[fabric]]
+listen = "verbs://ADDRESS:7471"
+allow = ["any"]
+max_nodes = 4
+channel_region_bytes = 8_388_608
+"""
+
+
+class NetworkNode(GuestCase):
+    def test_packets_reach_a_proxy_over_verbs_and_its_application_nodes_too(self):
+        bin_dir = os.path.join(settings.build_dir, "bin")
+        address = self.check("echo $SANPROXY_VM_ADDRESS").strip()
+        files = "".join(f"cat >/tmp/over-{name}.toml <<'END'\n{text}END\n"
+                        for name, text in (("netnode", NETWORK_NODE.replace("ADDRESS", address)),
+                                           ("proxynode", BEHIND_IT.replace("ADDRESS", address))))
+        self.check(files)
+        node = [f"{bin_dir}/appnode-httpd", "--proxy", f"verbs://{address}:7471", "--service",
+                "10.77.0.10:80", "--root", guest.CHECKOUT]
+        echo = [f"{bin_dir}/appnode-echo", "--mode", "echo", "--proxy", f"verbs://{address}:7471",
+                "--service", "10.77.0.10:7"]
+        running = [self.guest.start(f"exec {bin_dir}/{name} --config /tmp/over-{name}.toml")
+                   for name in ("proxynode", "netnode")]
+        running += [self.guest.start(words) for words in (node, echo)]
+        result = self.guest.run("""
+            until curl -sf --max-time 5 -o /tmp/page http://10.77.0.10/README.md; do
+              sleep 0.2
+            done
+            cmp /tmp/page README.md || exit 1
+            until /usr/bin/python3 -c "$ECHO" 2>/tmp/why; do
+              grep -q ConnectionRefused /tmp/why || { cat /tmp/why; exit 1; }
+              sleep 0.2
+            done
+            curl -s --max-time 10 http://127.0.0.1:9477/status""", timeout_s=120, env={"ECHO": ECHO})
+        said = text_of(result)
+        everybody = said + "".join(map(text_of_running, running))
+        self.assertEqual(result.status, 0, everybody)
+        (seen,) = json.loads(said)["network_nodes"]
+        self.assertTrue(seen["peer"].startswith("verbs:"), seen)
+        self.assertGreater(seen["bytes_in"], 1 << 20)
+        for process in reversed(running):
+            process.send_signal(15)
+            ended = process.wait(30)
+            self.assertEqual(ended.status, 0, text_of(ended))
 
 
 class ProxyAndNodeOnTwoMachines(PairCase):
