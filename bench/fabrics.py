@@ -26,6 +26,7 @@ KINDS = ("verbs", "tcp", "wan")
 NEEDS_GUEST = ("verbs", "wan")
 SMALL = 64
 MIB = 1.048576  # perftest says MB and means MiB
+PERFTEST_ATTEMPTS = 5
 # Over verbs both ends are pinned, ours and those of the raw tools alike: soft-RoCE works in whoever
 # sends, and a scheduler that puts both ends on one of two processors for a while decides more than
 # what is compared.
@@ -98,8 +99,15 @@ def perftest(tools, program, size, count, address, sleeping=False):
     """The last line of figures, as numbers. `sleeping`: on completion events, else polling."""
     argv = [program, "-d", os.environ["SANPROXY_VM_DEVICE"], "-s", str(size), "-n", str(count),
             *(["-e"] if sleeping else [])]
-    text = tools.pair(argv, [*argv, address], lambda _: until(
-        lambda: ":18515 " in output_of("ss", "-Htln"), f"{program} listens"))
+    # It measures its clock first, and says now and then that it could not.
+    for attempt in range(PERFTEST_ATTEMPTS):
+        try:
+            text = tools.pair(argv, [*argv, address], lambda _: until(
+                lambda: ":18515 " in output_of("ss", "-Htln"), f"{program} listens"))
+            break
+        except BenchError as error:
+            if "Correlation coefficient" not in str(error) or attempt + 1 == PERFTEST_ATTEMPTS:
+                raise
     found = re.search(rf"^ *{size} +.*$", text, re.MULTILINE)
     if not found:
         raise BenchError(f"{program} printed no figures: {text[-400:]}")
