@@ -35,7 +35,7 @@ def fill(sock):
 def check_echo(sock, total):
     """Half-closes, then reads and verifies everything that was sent."""
     sock.setblocking(True)
-    sock.settimeout(30)
+    sock.settimeout(30 * settings.slowness)
     sock.shutdown(socket.SHUT_WR)
     offset = 0
     while piece := sock.recv(262144):
