@@ -6,6 +6,7 @@ falls on all of them. Method and results: docs/benchmarks.md.
 """
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import os
@@ -27,6 +28,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DRIVERS = ("tun", "packet")
 MICRO_PROGRAMS = ("sanproxy_microbench",)
 IDLE_COUNTS = (1_000, 10_000, 50_000)
+REQUEST_TURNS_IN_ROUND = 4   # of in_turns()
 
 
 def processors(text):
@@ -239,29 +241,50 @@ class Bench:
                     f"{few} connections", [one[figure] for one in base],
                     **(bar if judged else {})))
 
+    # --- sides that are near to each other
+    def in_turns(self, name, work, taking_part):
+        """The figures of each side, a list for each, one for a turn. What the machine does in
+        between lasts for seconds, so the sides take short turns, neighbours in time are compared,
+        and who goes first alternates. Bulk has one long turn a round: its windows have to open."""
+        turns = 1 if work.per == "GB" else REQUEST_TURNS_IN_ROUND
+        found = [[] for _ in taking_part]
+        order = list(range(len(taking_part)))
+        for number in range(self.arguments.rounds):
+            for _ in range(turns):
+                for i in order:
+                    found[i].append(run_once(self.lab, work, taking_part[i],
+                                             self.arguments.seconds / turns,
+                                             self.arguments.warmup / min(turns, 2)))
+                order.reverse()
+            for side, figures in zip(taking_part, found):
+                latest = [one["speed"] for one in figures[-turns:]]
+                self.progress(f"{name}  {side.name}", number, statistics.median(latest), work.unit)
+        return found
+
     # --- the same proxy node with one worker and with two
     def run_workers(self):
+        http = next(one for one in WORKS if one.name == "http")
+        # A client of one thread is busier than one worker. A second one would take the processor from
+        # that client, and be compared with a worker that has no rival: as many threads as processors.
+        threads = len(os.sched_getaffinity(0))
+        work = dataclasses.replace(http, flags={**http.flags, "threads": threads})
         for driver in DRIVERS:
             name = f"workers-{driver}"
             if self.arguments.peers_only or not self.wanted(name):
                 continue
-            pair = {count: sides.make_ours(self.lab, driver, count, f"w{count}")[0]
-                    for count in (1, 2)}
-            work = next(one for one in WORKS if one.name == "http")
-            samples = {count: [] for count in pair}
-            for number in range(self.arguments.rounds):
-                for count, side in pair.items():
-                    found = run_once(self.lab, work, side, self.arguments.seconds,
-                                     self.arguments.warmup)
-                    samples[count].append(found)
-                    self.progress(f"{name}  {count}", number, found["speed"], work.unit)
+            pair = [sides.make_ours(self.lab, driver, count, f"w{count}")[0] for count in (1, 2)]
+            for side, text in zip(pair, ("1 worker", "2 workers")):
+                side.name = text
+            one, two = self.in_turns(name, work, pair)
             for figure, suffix, unit, bar in (("speed", "", work.unit, {}),
                                               ("proxy_cpu", " proxy CPU", cpu_unit(work),
                                                {"at_most": 1.1}),
-                                              ("app_cpu", " application CPU", cpu_unit(work), {})):
+                                              ("app_cpu", " application CPU", cpu_unit(work), {}),
+                                              ("all_cpu", " CPU of all and the client",
+                                               cpu_unit(work), {})):
                 self.rows.append(report.make_row(
-                    f"{name} 2{suffix}", unit, self.series(samples, 2, figure), "1 worker",
-                    self.series(samples, 1, figure), **bar))
+                    f"{name} 2{suffix}", unit, [turn[figure] for turn in two], "1 worker",
+                    [turn[figure] for turn in one], **bar))
 
     # --- copies of payload bytes, as the proxy counts them
     def run_copied(self):

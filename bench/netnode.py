@@ -14,7 +14,7 @@ import subprocess
 import report
 import sides
 from lab import BenchError
-from works import WORKS, run_once
+from works import WORKS
 
 CHANNEL_BARS = {"http": 0.8, "download": 0.85, "upload": 0.85}
 NAT_BARS = {"http": 0.8}
@@ -128,17 +128,12 @@ def _compare(bench, name, works, direct, through, bars):
     for work in works:
         if not bench.wanted(f"netnode-{name}-{work.name}"):
             continue
-        samples = {side.name: [] for side in (direct, through)}
-        for number in range(bench.arguments.rounds):
-            for side in (direct, through):
-                found = run_once(bench.lab, work, side, bench.arguments.seconds,
-                                 bench.arguments.warmup)
-                samples[side.name].append(found["speed"])
-                bench.progress(f"netnode-{name}-{work.name}  {side.name}", number, found["speed"],
-                               work.unit)
-        bench.rows.append(report.make_row(f"netnode-{name}-{work.name}", work.unit,
-                                          samples[through.name], f"{direct.name} directly",
-                                          samples[direct.name], at_least=bars[work.name]))
+        name_of_work = f"netnode-{name}-{work.name}"
+        without, behind = ([turn["speed"] for turn in turns] for turns in
+                           bench.in_turns(name_of_work, work, (direct, through)))
+        bench.rows.append(report.make_row(name_of_work, work.unit, behind,
+                                          f"{direct.name} directly", without,
+                                          at_least=bars[work.name]))
 
 
 def _micro(bench):

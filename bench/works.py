@@ -58,7 +58,8 @@ WORKS = [
 
 
 def figures(work, side, result):
-    """The figures of one run: name -> value. CPU is in µs, or in seconds per GB."""
+    """The figures of one run: name -> value. CPU is in µs, or in seconds per GB; `all_cpu` is that of
+    proxy, application and client."""
     proxy_s, app_s = side.cpu(result, work.function)
     if work.per == "GB":
         amount, scale = result[work.count] / 1e9, 1.0
@@ -68,6 +69,7 @@ def figures(work, side, result):
     out = {"speed": result[work.speed], "app_cpu": app_s / amount * scale}
     if proxy_s is not None:
         out["proxy_cpu"] = proxy_s / amount * scale
+        out["all_cpu"] = (proxy_s + app_s + result["cpu_s"]["self"]) / amount * scale
     if work.name == "rtt":
         out["p99"] = result["p99_us"]
     return out

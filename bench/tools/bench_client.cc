@@ -1,4 +1,4 @@
-// bench_client: the load generator of bench/bench.py. One thread, one target, one JSON object.
+// bench_client: the load generator of bench/bench.py. One target, one JSON object.
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
@@ -58,6 +58,8 @@ int main(int argc, char** argv) {
   app.add_option("--source", sources, "client address; repeat to spread connections");
   app.add_option("--path", options.path, "what http, connect, idle and random ask for");
   app.add_option("--connections", options.connections)->check(CLI::Range(1, 1'000'000));
+  app.add_option("--threads", options.threads, "http: threads that share the connections")
+      ->check(CLI::Range(1, 64));
   app.add_option("--active", options.active, "random: requests under way at a time");
   app.add_option("--seconds", options.seconds)->check(CLI::Range(0.01, 3600.0));
   app.add_option("--warmup", options.warmup_seconds)->check(CLI::Range(0.0, 600.0));

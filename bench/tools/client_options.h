@@ -19,7 +19,8 @@ struct ClientOptions {
   std::vector<IpAddress> sources;  // empty: the kernel's choice
   std::string path = "/bytes/13";
   std::uint32_t connections = 1;
-  std::uint32_t active = 1;  // random mode: requests under way at a time
+  std::uint32_t threads = 1;  // http mode: what its connections are spread over
+  std::uint32_t active = 1;   // random mode: requests under way at a time
   double seconds = 2;
   double warmup_seconds = 0.5;
   std::uint32_t message_bytes = 64;

@@ -33,6 +33,11 @@ class LatencyHistogram {
     return 0;
   }
 
+  void add(const LatencyHistogram& other) {
+    for (std::size_t i = 0; i < buckets_.size(); ++i) buckets_[i] += other.buckets_[i];
+    count_ += other.count_;
+  }
+
   void clear() {
     buckets_.fill(0);
     count_ = 0;
