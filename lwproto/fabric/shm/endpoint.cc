@@ -47,6 +47,7 @@ ShmEndpoint::ShmEndpoint(EndpointParts parts)
       identity_(std::move(parts.identity)) {
   const Sizes& ours = own_.sizes();
   const Sizes& theirs = peer_.sizes();
+  bound_sending(socket_.get());
   own_.close_fd();
   inline_bytes_max_ = std::min(ours.inline_bytes_max, theirs.inline_bytes_max);
   transfer_bytes_max_ = std::min(ours.transfer_bytes_max, theirs.transfer_bytes_max);

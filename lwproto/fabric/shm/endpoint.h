@@ -111,7 +111,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   void close_socket();
 
   void on_events(std::uint32_t events) override;
-  bool drain_socket();
+  void drain_socket();
   Status take_region_message(ReceivedMessage& message, std::span<const std::byte> bytes);
   Status take_region(const RegionMessage& region, UniqueFd fd);
   Status lose_region(const RegionMessage& region);
@@ -182,6 +182,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::vector<PeerRegion> peer_regions_;
   std::uint64_t peer_region_total_ = 0;
   std::uint32_t regions_max_ = 0;
+  std::uint32_t messages_left_ = 0;  // of the peer's socket, before poll() or on_events() ends
   std::uint64_t peer_region_bytes_max_ = 0;
 };
 

@@ -12,10 +12,6 @@
 namespace sanproxy::fabric::shm {
 namespace {
 
-// A socket holds fewer messages than are read in so many looks, as the system comes (212,992
-// bytes).
-constexpr int kSocketLooksMax = 128;
-
 // Copies from memory that may change while we look. The fence keeps the compiler from reading the
 // source again instead of the copy.
 template <typename T>
@@ -47,6 +43,7 @@ std::size_t ShmEndpoint::poll(std::span<Completion> out) {
 
 std::size_t ShmEndpoint::poll_slow(std::span<Completion> out) {
   std::size_t n = 0;
+  messages_left_ = kSocketMessagesMax;
   if (state_ == State::kOpen) {
     if (waiting_) {
       const std::uint64_t before = peer_tail_;
@@ -173,11 +170,10 @@ bool ShmEndpoint::take_refs(const std::byte* at, std::uint32_t count, std::uint6
   for (std::uint32_t i = 0; i < count; ++i, at += sizeof(EntryRef)) {
     const auto ref = copy_once<EntryRef>(at);
     // A region's description may still be in the socket: it was sent before the reference, perhaps
-    // behind many others.
-    for (int looks = 0; looks < kSocketLooksMax && !knows_region(ref.region); ++looks) {
-      const bool more = drain_socket();
+    // behind many others, but not behind more than the socket holds.
+    if (!knows_region(ref.region)) {
+      drain_socket();
       if (state_ == State::kFailing) return false;
-      if (!more) break;
     }
     if (!knows_region(ref.region)) {
       breach("a reference to an unknown region");
@@ -243,32 +239,30 @@ std::size_t ShmEndpoint::poll_failing(std::span<Completion> out) {
   return n;
 }
 
-void ShmEndpoint::on_events(std::uint32_t /*events*/) { (void)drain_socket(); }
+void ShmEndpoint::on_events(std::uint32_t /*events*/) {
+  messages_left_ = kSocketMessagesMax;
+  drain_socket();
+}
 
-// True: the peer may have said more than was read.
-bool ShmEndpoint::drain_socket() {
+// Reads what the peer has said, but no more than `messages_left_`. Who says more is heard again
+// when the socket is reported again.
+void ShmEndpoint::drain_socket() {
   std::array<std::byte, kMessageBytesMax> bytes;
-  // That each region goes, and that another comes in its place. Who says more is heard again when
-  // the socket is reported again.
-  const std::uint64_t messages_max = std::uint64_t{regions_max_} * 2 + 1;
-  for (std::uint64_t i = 0; i < messages_max && state_ == State::kOpen; ++i) {
+  for (; messages_left_ != 0 && state_ == State::kOpen; --messages_left_) {
     ReceivedMessage message = receive_message(socket_.get(), bytes);
     switch (message.kind) {
       case ReceivedMessage::Kind::kNothing:
-        return false;
+        return;
       case ReceivedMessage::Kind::kEnd:
-        on_end();
-        return false;
+        return on_end();
       case ReceivedMessage::Kind::kMalformed:
-        breach("a malformed message on the peer's socket");
-        return false;
+        return breach("a malformed message on the peer's socket");
       case ReceivedMessage::Kind::kMessage: {
         const Status taken = take_region_message(message, std::span(bytes).first(message.bytes));
         if (!taken.ok()) disconnect(taken);
       }
     }
   }
-  return state_ == State::kOpen;
 }
 
 Status ShmEndpoint::take_region_message(ReceivedMessage& message,

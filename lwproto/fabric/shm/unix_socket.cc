@@ -125,6 +125,10 @@ Result<UniqueFd> make_socket() {
   return fd;
 }
 
+void bound_sending(int socket) {
+  (void)::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &kSocketSendBytes, sizeof(kSocketSendBytes));
+}
+
 Result<UniqueFd> listen_at(const std::string& path, unsigned mode) {
   std::error_code error;
   std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);

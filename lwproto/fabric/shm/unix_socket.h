@@ -21,6 +21,11 @@ namespace sanproxy::fabric::shm {
 
 inline constexpr std::size_t kMessageFdsMax = 4;
 inline constexpr std::size_t kMessageBytesMax = 8192;
+// What a socket's sender may have under way, as the kernel counts (it doubles what is asked for),
+// whatever the system's default. A message costs it at least 576 bytes, so there are never more
+// than so many that nobody has read yet.
+inline constexpr int kSocketSendBytes = 106'496;
+inline constexpr std::uint32_t kSocketMessagesMax = 512;
 
 struct ReceivedMessage {
   enum class Kind { kMessage, kNothing, kEnd, kMalformed };
@@ -38,6 +43,8 @@ Status send_message(int socket, std::span<const std::byte> first, std::span<cons
                     std::span<const int> fds);
 
 Result<UniqueFd> make_socket();
+// To kSocketSendBytes.
+void bound_sending(int socket);
 // Binds and listens at `path`: creates a missing parent folder, replaces the socket of a server
 // that is gone, and never removes anything else.
 Result<UniqueFd> listen_at(const std::string& path, unsigned mode);

@@ -7,6 +7,7 @@
 #include <csignal>
 #include <thread>
 
+#include "lwproto/fabric/shm/unix_socket.h"
 #include "tests/lwproto/fabric/shm_fixture.h"
 
 namespace sanproxy::fabric::test {
@@ -297,6 +298,66 @@ TEST_F(ShmHostile, RegionsThatComeAndGoWithoutEndHarmNobody) {
     ASSERT_TRUE(raw.send_detach(key));
   }
   EXPECT_FALSE(victim_.disconnected);
+}
+
+// How many messages a socket of the fabric holds that nobody reads.
+int socket_holds() {
+  std::array<int, 2> ends{};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+    return 0;
+  }
+  shm::bound_sending(ends[0]);
+  const shm::RegionMessage message;
+  int count = 0;
+  while (::send(ends[0], &message, sizeof(message), 0) > 0) ++count;
+  for (const int fd : ends) ::close(fd);
+  return count;
+}
+
+// Says that regions come and go, an odd number of messages, and publishes a reference to the last.
+void refer_behind(RawShmPeer& raw, int messages) {
+  const int fd = raw.make_memfd(kRegionBytes, RawShmPeer::kSeals);
+  std::uint32_t key = 1;
+  for (int i = 1; i < messages; i += 2, key += 0x10000) {
+    raw.next_region_key = key;
+    ASSERT_TRUE(raw.send_region(fd, kRegionBytes));
+    ASSERT_TRUE(raw.send_detach(key));
+  }
+  raw.next_region_key = key;
+  ASSERT_TRUE(raw.send_region(fd, kRegionBytes));
+  const EntryRef ref{key, 16, 0};
+  raw.put_transfer({}, {&ref, 1}, 7);
+  raw.publish();
+}
+
+TEST_F(ShmHostile, AReferenceBehindAsMuchAsASocketHoldsIsTaken) {
+  const int holds = socket_holds();
+  ASSERT_GT(holds, 100);
+  ASSERT_LT(holds, static_cast<int>(shm::kSocketMessagesMax));
+  start();
+  RawShmPeer raw;
+  join(raw);
+  if (HasFatalFailure()) return;
+  shm::bound_sending(raw.socket);
+  refer_behind(raw, (holds - 1) | 1);
+  if (HasFatalFailure()) return;
+  ASSERT_EQ(victim_.poll(), 1u);
+  victim_.endpoint->release(victim_.received.front().loan);
+}
+
+TEST_F(ShmHostile, AReferenceBehindMoreThanASocketOfTheFabricHoldsIsABreach) {
+  start();
+  RawShmPeer raw;
+  join(raw);
+  if (HasFatalFailure()) return;
+  const int bytes = 8 << 20;
+  if (::setsockopt(raw.socket, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)) != 0) {
+    GTEST_SKIP() << "needs CAP_NET_ADMIN";
+  }
+  refer_behind(raw, 2 * static_cast<int>(shm::kSocketMessagesMax) + 1);
+  if (HasFatalFailure()) return;
+  victim_.poll();
+  expect_breach(raw, "behind 1,024 others");
 }
 
 TEST_F(ShmHostile, GarbageOnTheSocketIsABreach) {
