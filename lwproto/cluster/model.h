@@ -45,6 +45,11 @@ bool name_legal(std::string_view name);
 std::string worker_name(std::string_view proxy, std::uint32_t worker);
 // The proxy of such a name; the name itself if it is none.
 std::string proxy_of_worker(std::string_view name);
+// What operators may say instead of an application node's whole name, which ends in :PID by
+// default: what stands before its last ':'. The name itself if there is none.
+inline std::string_view name_before_pid(std::string_view name) {
+  return name.substr(0, name.rfind(':'));
+}
 // Application nodes call themselves what they like: as a part of a key, other bytes are %XX.
 std::string encode_name(std::string_view name);
 std::optional<std::string> decode_name(std::string_view text);

@@ -34,8 +34,9 @@ httplib::Client client_of(const std::string& address) {
 [[noreturn]] void refused(const std::string& address, const std::string& path, int status,
                           std::string why) {
   while (!why.empty() && why.back() == '\n') why.pop_back();
-  throw Failure(address + path + ": " +
-                (why.empty() ? "HTTP status " + std::to_string(status) : why));
+  throw Failure(
+      address + path + ": " + (why.empty() ? "HTTP status " + std::to_string(status) : why),
+      status == 400 ? kExitUsage : 1);
 }
 
 std::string percent_encode(const std::string& text, const char* also_safe) {
@@ -105,6 +106,19 @@ std::map<std::string, double> parse_metrics(const std::string& text) {
     char* stop = nullptr;
     const double value = std::strtod(line.c_str() + space + 1, &stop);
     if (*stop == '\0') out[line.substr(0, space)] = value;
+  }
+  return out;
+}
+
+double sum_of_series(const std::map<std::string, double>& metrics, const std::string& name,
+                     const std::string& label) {
+  double out = 0;
+  for (auto it = metrics.lower_bound(name); it != metrics.end() && it->first.starts_with(name);
+       ++it) {
+    const std::string rest = it->first.substr(name.size());
+    if (!rest.empty() && rest[0] != '{') continue;
+    if (rest.find("worker=\"") != std::string::npos) continue;
+    if (rest.find(label) != std::string::npos) out += it->second;
   }
   return out;
 }

@@ -29,5 +29,9 @@ std::string encode_segment(const std::string& text);
 
 // Samples of the Prometheus text format by "name" or "name{labels}"; what is malformed is left out.
 std::map<std::string, double> parse_metrics(const std::string& text);
+// The sum of all series of a metric whose labels contain `label`. Series of single workers are left
+// out: a node with several tells their sum as well.
+double sum_of_series(const std::map<std::string, double>& metrics, const std::string& name,
+                     const std::string& label = "");
 
 }  // namespace sanproxy::sanctl

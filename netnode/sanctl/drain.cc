@@ -15,8 +15,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLookPause{300};
 
-bool named(const NodeRow& row, const DrainOptions& how) {
-  return row.name == how.name && (how.kind.empty() || row.kind == how.kind);
+// An application node is meant by what stands before its PID as well: so the proxies take it.
+bool named(const NodeRow& row, const std::string& name, const std::string& kind) {
+  if (!kind.empty() && row.kind != kind) return false;
+  return row.name == name || (row.kind == "appnode" && cluster::name_before_pid(row.name) == name);
 }
 
 // Which kind of node has that name. A proxy that only files of network nodes name (an ordinary
@@ -24,7 +26,7 @@ bool named(const NodeRow& row, const DrainOptions& how) {
 std::string kind_of(const Options& options, const View& view, const DrainOptions& how) {
   std::string kind;
   for (const NodeRow& row : view.nodes) {
-    if (!named(row, how)) continue;
+    if (!named(row, how.name, how.kind)) continue;
     if (!kind.empty() && kind != row.kind) {
       throw Failure("there is a " + kind + " and a " + row.kind + " named \"" + how.name +
                         "\": say which with --kind",
@@ -82,7 +84,7 @@ Progress progress(const Options& options, const DrainOptions& how, const std::st
   }
   Progress out{0, true, true};
   for (const NodeRow& row : view.nodes) {
-    if (row.name != how.name || row.kind != kind) continue;
+    if (!named(row, how.name, kind)) continue;
     out.gone = false;
     out.connections += row.connections.value_or(0);
     if (row.state != "drained") out.done = false;

@@ -101,7 +101,7 @@ void add_drains(CLI::App& app, const Options& options, Chosen& chosen) {
   out->add_flag("!--no-wait", out_how->wait, "Do not wait until it is empty");
   out->add_option("--timeout", out_how->timeout_s,
                   "Wait at most so many seconds (then exit status 3)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(0.1, 1e7));
   out->callback(
       [&options, &chosen, how = out_how] { chosen = [&options, how] { drain(options, *how); }; });
   const auto [in, in_how] = add("undrain", "In again for new sessions", "sanctl undrain proxy-2");

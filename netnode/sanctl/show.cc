@@ -71,13 +71,16 @@ void show_status(const Options& options) {
     ++counts[row.kind][row.state];
     if (row.kind == "proxy") connections += row.connections.value_or(0);
   }
-  if (options.whole_cluster()) std::printf("cluster   %s\n", options.cluster.c_str());
+  if (options.whole_cluster()) {
+    std::printf("cluster   %s\n", options.cluster.c_str());
+    if (view.nodes.empty()) std::puts("! nobody has registered here: is it the right name?");
+  }
   for (const auto& [kind, states] : counts) {
     std::string text;
     for (const auto& [state, count] : states) {
       text += (text.empty() ? "" : ", ") + std::to_string(count) + " " + state;
     }
-    std::printf("%-9s %s\n", (kind + "s").c_str(), text.c_str());
+    std::printf("%-9s %s\n", kind == "proxy" ? "proxies" : (kind + "s").c_str(), text.c_str());
   }
   std::printf("services  %zu\nconnections %llu\n", view.services.size(),
               static_cast<unsigned long long>(connections));
@@ -146,20 +149,24 @@ void show_connections(const Options& options, const ConnectionsOptions& what) {
         rows.push_back(std::move(row));
       }
     } catch (const Failure& failure) {
-      if (endpoints.size() == 1) throw;
+      if (endpoints.size() == 1 || failure.exit_status() == kExitUsage) throw;
       unreachable[proxy] = failure.what();
     }
   }
   if (options.json) {
     return print({{"total", total}, {"connections", rows}, {"unreachable", unreachable}});
   }
-  Table table({"CLIENT", "SERVICE", "STATE", "NODE", "PROXY"});
+  std::vector<std::string> head = {"CLIENT", "SERVICE", "STATE", "NODE"};
+  if (options.whole_cluster()) head.emplace_back("PROXY");
+  Table table(std::move(head));
   for (const json& row : rows) {
     if (!row.is_object()) continue;
     const auto cell = [&row](const char* name) {
       return row.contains(name) ? text_of(row[name]) : std::string();
     };
-    table.add({cell("client"), cell("local"), cell("state"), cell("node"), cell("proxy")});
+    std::vector<std::string> cells = {cell("client"), cell("local"), cell("state"), cell("node")};
+    if (options.whole_cluster()) cells.push_back(cell("proxy"));
+    table.add(std::move(cells));
   }
   std::fputs(table.text().c_str(), stdout);
   std::printf("%zu of %llu\n", rows.size(), static_cast<unsigned long long>(total));

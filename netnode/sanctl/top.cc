@@ -23,32 +23,18 @@ struct Sample {
          packets_out = 0, dropped = 0;
 };
 
-// The sum of all series of a metric whose labels contain `label`.
-double sum(const std::map<std::string, double>& metrics, const std::string& name,
-           const std::string& label = "") {
-  double out = 0;
-  for (auto it = metrics.lower_bound(name); it != metrics.end() && it->first.starts_with(name);
-       ++it) {
-    const std::string rest = it->first.substr(name.size());
-    if ((rest.empty() || rest[0] == '{') && rest.find(label) != std::string::npos) {
-      out += it->second;
-    }
-  }
-  return out;
-}
-
 Sample sample(const std::string& address) {
   const auto m = parse_metrics(AdminClient(address).get_text("/metrics"));
   Sample out;
   out.at = Clock::now();
-  out.connections = sum(m, "sanproxy_connections_bound");
-  out.accepted = sum(m, "sanproxy_tcp_accepted_total");
-  out.bytes_in = sum(m, "sanproxy_payload_bytes_total", "direction=\"to_application\"");
-  out.bytes_out = sum(m, "sanproxy_payload_bytes_total", "direction=\"to_client\"");
-  out.packets_in = sum(m, "sanproxy_interface_packets_total", "direction=\"in\"");
-  out.packets_out = sum(m, "sanproxy_interface_packets_total", "direction=\"out\"");
-  out.dropped =
-      sum(m, "sanproxy_packets_dropped_total") + sum(m, "sanproxy_interface_dropped_total");
+  out.connections = sum_of_series(m, "sanproxy_connections_bound");
+  out.accepted = sum_of_series(m, "sanproxy_tcp_accepted_total");
+  out.bytes_in = sum_of_series(m, "sanproxy_payload_bytes_total", "direction=\"to_application\"");
+  out.bytes_out = sum_of_series(m, "sanproxy_payload_bytes_total", "direction=\"to_client\"");
+  out.packets_in = sum_of_series(m, "sanproxy_interface_packets_total", "direction=\"in\"");
+  out.packets_out = sum_of_series(m, "sanproxy_interface_packets_total", "direction=\"out\"");
+  out.dropped = sum_of_series(m, "sanproxy_packets_dropped_total") +
+                sum_of_series(m, "sanproxy_interface_dropped_total");
   return out;
 }
 

@@ -1,6 +1,8 @@
 #include "netnode/sanctl/view.h"
 
 #include <algorithm>
+#include <set>
+#include <tuple>
 
 #include "netnode/sanctl/admin_client.h"
 
@@ -32,34 +34,76 @@ const json& object_in(const json& object, const char* name) {
   return it != object.end() && it->is_object() ? *it : kNone;
 }
 
+// Each worker of a proxy tells of an application node by itself: the n-th of a name at one is the
+// n-th of that name at another.
+class Workers {
+ public:
+  std::uint32_t nth(const std::string& worker, const std::string& name) {
+    return seen_[{worker, name}]++;
+  }
+
+ private:
+  std::map<std::pair<std::string, std::string>, std::uint32_t> seen_;
+};
+
+std::string worker_of(const json& part) {
+  return std::to_string(field<std::uint64_t>(part, "worker", 0));
+}
+
 void add_services(View& view, const std::string& proxy, const json& status) {
   for (const json& one : list_in(status, "services")) {
     if (!one.is_object()) continue;
+    Workers workers;
     ServiceRow& row = view.services[field<std::string>(one, "address", "?")];
     row.address = field<std::string>(one, "address", "?");
     row.balance = field<std::string>(one, "balance", "");
     row.binding = field<std::string>(one, "binding", "");
     row.accepted += field<std::uint64_t>(one, "accepted", 0);
     row.unserved += field<std::uint64_t>(one, "unserved", 0);
+    std::set<std::pair<std::string, std::uint32_t>> members;
     for (const json& member : list_in(one, "members")) {
-      ++row.members;
+      const auto name = field<std::string>(member, "name", "?");
+      members.emplace(name, workers.nth(worker_of(member), name));
       row.connections += field<std::uint64_t>(member, "connections", 0);
     }
+    row.members += members.size();
     row.proxies.push_back(proxy);
   }
 }
 
+void unite(std::vector<std::string>& all, const std::vector<std::string>& more) {
+  for (const std::string& one : more) {
+    if (std::find(all.begin(), all.end(), one) == all.end()) all.push_back(one);
+  }
+}
+
+// Of an application node at several workers.
+void unite(NodeRow& all, const NodeRow& more) {
+  if (more.connections) all.connections = all.connections.value_or(0) + *more.connections;
+  if (all.state != more.state) {
+    all.state = all.state == "down" || more.state == "down" ? "down" : "draining";
+  }
+  unite(all.services, more.services);
+  unite(all.down, more.down);
+}
+
 // The application nodes that a proxy tells of.
 void add_nodes(View& view, const std::string& proxy, const json& status) {
-  std::map<std::uint64_t, std::vector<std::string>> services, down;
+  using Place = std::pair<std::string, std::uint64_t>;  // a worker, and its number of the node
+  std::map<Place, std::vector<std::string>> services, down;
+  const auto place = [](const json& part) {
+    return Place(worker_of(part), field<std::uint64_t>(part, "node", 0));
+  };
   for (const json& one : list_in(status, "services")) {
     for (const json& member : list_in(one, "members")) {
-      const auto node = field<std::uint64_t>(member, "node", 0);
       const auto address = field<std::string>(one, "address", "?");
-      services[node].push_back(address);
-      if (field<std::string>(member, "health", "") == "down") down[node].push_back(address);
+      services[place(member)].push_back(address);
+      if (field<std::string>(member, "health", "") == "down")
+        down[place(member)].push_back(address);
     }
   }
+  Workers workers;
+  std::map<std::pair<std::string, std::uint32_t>, std::size_t> rows;
   for (const json& node : list_in(status, "nodes")) {
     if (field<bool>(node, "dead", false)) continue;
     NodeRow row;
@@ -72,10 +116,16 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
                 : up    ? "running"
                         : "down";
     row.where = field<std::string>(node, "fabric", "");
-    row.services = services[field<std::uint64_t>(node, "node", 0)];
-    row.down = down[field<std::uint64_t>(node, "node", 0)];
+    row.services = services[place(node)];
+    row.down = down[place(node)];
     row.at = proxy;
-    view.nodes.push_back(std::move(row));
+    const auto [known, fresh] =
+        rows.try_emplace({row.name, workers.nth(worker_of(node), row.name)}, view.nodes.size());
+    if (fresh) {
+      view.nodes.push_back(std::move(row));
+    } else {
+      unite(view.nodes[known->second], row);
+    }
   }
 }
 
@@ -136,10 +186,7 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
       if (field<std::string>(status, "name", "") == record.name) {
         view.nodes.push_back(node_row(kind, record.name, status, record.admin));
         view.status[record.name] = status;
-        if (std::string_view(kind) == "proxy") {
-          add_services(view, record.name, status);
-          add_nodes(view, record.name, status);
-        }
+        if (std::string_view(kind) == "proxy") add_told(view, record.name, status);
         return;
       }
       view.unreachable[record.name] = record.admin + " is another node's, seen from here";
@@ -154,22 +201,36 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
   view.nodes.push_back(std::move(row));
 }
 
-// Of a proxy that cannot be asked: what it has registered.
-void add_application(View& view, const cluster::ApplicationRecord& record) {
-  NodeRow row{"appnode",    record.name,     record.state, record.fabric,
-              std::nullopt, record.services, record.proxy, {}};
-  if (record.state != "running") row.connections = record.connections;
-  for (const std::string& address : record.services) {
-    ServiceRow& service = view.services[address];
-    service.address = address;
-    ++service.members;
-    if (std::find(service.proxies.begin(), service.proxies.end(), record.proxy) ==
-        service.proxies.end()) {
-      service.proxies.push_back(record.proxy);
+// Of proxies that cannot be asked: what they have registered.
+class Applications {
+ public:
+  explicit Applications(View& view) : view_(view) {}
+  void add(const cluster::ApplicationRecord& record) {
+    const std::string proxy = cluster::proxy_of_worker(record.proxy);
+    NodeRow row{"appnode",    record.name,     record.state, record.fabric,
+                std::nullopt, record.services, proxy,        {}};
+    if (record.state != "running") row.connections = record.connections;
+    const auto [known, fresh] = rows_.try_emplace(
+        {proxy, record.name, workers_.nth(record.proxy, record.name)}, view_.nodes.size());
+    for (const std::string& address : record.services) {
+      ServiceRow& service = view_.services[address];
+      service.address = address;
+      if (fresh || !serves(view_.nodes[known->second], address)) ++service.members;
+      unite(service.proxies, {proxy});
     }
+    if (fresh) return view_.nodes.push_back(std::move(row));
+    unite(view_.nodes[known->second], row);
   }
-  view.nodes.push_back(std::move(row));
-}
+
+ private:
+  static bool serves(const NodeRow& row, const std::string& address) {
+    return std::find(row.services.begin(), row.services.end(), address) != row.services.end();
+  }
+
+  View& view_;
+  Workers workers_;
+  std::map<std::tuple<std::string, std::string, std::uint32_t>, std::size_t> rows_;
+};
 
 View look_at_cluster(const Options& options) {
   View view;
@@ -182,10 +243,11 @@ View look_at_cluster(const Options& options) {
       view.drains.push_back(key.substr(std::string("drain/").size()));
     }
   }
+  Applications applications(view);
   for (const auto& [key, entry] : entries) {
     const auto* record = std::get_if<cluster::ApplicationRecord>(&entry);
     if (record != nullptr && !view.status.contains(cluster::proxy_of_worker(record->proxy))) {
-      add_application(view, *record);
+      applications.add(*record);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
       ServiceRow& row = view.services[policy->address.to_string()];
@@ -200,6 +262,11 @@ View look_at_cluster(const Options& options) {
 
 }  // namespace
 
+void add_told(View& view, const std::string& proxy, const json& status) {
+  add_services(view, proxy, status);
+  add_nodes(view, proxy, status);
+}
+
 View look(const Options& options) {
   if (options.whole_cluster()) return look_at_cluster(options);
   View view;
@@ -210,8 +277,7 @@ View look(const Options& options) {
   view.nodes.push_back(node_row(is_proxy ? "proxy" : "netnode", name, status, options.admin));
   view.status[name] = status;
   if (is_proxy) {
-    add_services(view, name, status);
-    add_nodes(view, name, status);
+    add_told(view, name, status);
   } else {
     view.network_node = true;
     add_steered(view, name, status);

@@ -42,6 +42,8 @@ struct View {
 };
 
 View look(const Options& options);
+// What a proxy's /status tells of services and application nodes, with its workers as one.
+void add_told(View& view, const std::string& proxy, const nlohmann::json& status);
 // The admin endpoints to ask: the one given, or those of the cluster's proxies by name.
 std::map<std::string, std::string> admin_endpoints(const Options& options);
 

@@ -223,6 +223,7 @@ Page sum_connections(const std::vector<WorkerPage>& workers, std::uint32_t limit
   json rows = json::array();
   std::uint64_t total = 0;
   for (const WorkerPage& worker : workers) {
+    if (worker.page.http_status == 400) return worker.page;  // what was asked is wrong everywhere
     if (!answered(worker)) continue;
     const json page = json::parse(worker.page.body, nullptr, false);
     if (!page.is_object()) continue;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "lwproto/cluster/model.h"
+
 namespace sanproxy::service {
 
 const char* balance_name(Balance balance) {
@@ -105,11 +107,13 @@ void Service::unbind(NodeId node, std::uint32_t membership) {
   if (m != nullptr && m->membership == membership && m->connections > 0) --m->connections;
 }
 
-// By the whole name, or by what stands before its last ':' (names end in :PID by default).
+// By the whole name, or by what stands before the PID.
 void Service::weigh(Member& member) const {
   const auto& weights = policy_.weights;
   auto found = weights.find(member.name);
-  if (found == weights.end()) found = weights.find(member.name.substr(0, member.name.rfind(':')));
+  if (found == weights.end()) {
+    found = weights.find(std::string(cluster::name_before_pid(member.name)));
+  }
   member.weight = found != weights.end() ? found->second : member.joined_weight;
 }
 

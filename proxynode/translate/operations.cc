@@ -2,6 +2,7 @@
 // connections (docs/cluster.md, docs/sanctl.md).
 #include <spdlog/spdlog.h>
 
+#include "lwproto/cluster/model.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {
@@ -63,7 +64,8 @@ void Translator::set_paused(bool paused) {
 
 // Like weights: by the whole name, or by what stands before its last ':'.
 bool Translator::name_is_drained(const std::string& name) const {
-  return drained_names_.contains(name) || drained_names_.contains(name.substr(0, name.rfind(':')));
+  return drained_names_.contains(name) ||
+         drained_names_.contains(std::string(cluster::name_before_pid(name)));
 }
 
 std::vector<std::string> Translator::drained_names() const {

@@ -414,7 +414,8 @@ class OneNode(case.LabTest):
         self.assertIn(name, self.sanctl(one, "nodes"))
         client = f"{sock.getsockname()[0]}:{sock.getsockname()[1]}"
         for words, count in ((("--client", client), 1), (("--service", SERVICE), 1),
-                             (("--node", name), 1), (("--state", "LISTEN"), 0),
+                             (("--node", name), 1), (("--node", name.split(":")[0]), 1),
+                             (("--state", "established"), 1), (("--state", "LISTEN"), 0),
                              (("--client", "10.1.1.1"), 0)):
             found = json.loads(self.sanctl(one, "connections", *words, "--json"))
             self.assertEqual(found["total"], count, words)
@@ -427,6 +428,11 @@ class OneNode(case.LabTest):
         self.assertIn("connections are left", self.sanctl(one, "drain", name, "--timeout", 0.4,
                                                           code=3))
         self.sanctl(one, "undrain", name)
+        self.assertFalse(one.status()["nodes"][0]["drained"])
+        program = name.split(":")[0]
+        self.sanctl(one, "drain", program, "--no-wait")
+        self.assertTrue(one.status()["nodes"][0]["drained"])
+        self.sanctl(one, "undrain", program)
         self.assertFalse(one.status()["nodes"][0]["drained"])
         self.sanctl(one, "drain", "proxy-e2e", "--no-wait")
         with self.assertRaises(ConnectionRefusedError):
@@ -442,6 +448,9 @@ class OneNode(case.LabTest):
         for words, code, part in (
                 (("drain", "nobody"), 2, 'there is no node "nobody"'),
                 (("config", "get"), 2, "--etcd"),
+                (("connections", "--state", "OPEN"), 2, "state is"),
+                (("connections", "--client", "here"), 2, "client is IP"),
+                (("connections", "--service", "web"), 2, "service is IP:PORT"),
                 (("nodes", "--admin", "127.0.0.1:1"), 1, "is the node running"),
                 (("nodes", "--admin", "here"), 2, "not IP:PORT"),
                 (("nodes", "--etcd", "127.0.0.1:2379"), 2, "http://HOST:PORT"),

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 
-from harness import admin, case, load, wait
+from harness import admin, case, etcd, load, wait
 
 CONNECTIONS = 64
 
@@ -34,6 +34,11 @@ class Workers:
         rows = json.loads(one.http_admin("/connections?limit=1000")[1])["connections"]
         return {int(row["client"].rpartition(":")[2]): row["worker"] for row in rows
                 if row["state"] == "ESTABLISHED"}
+
+    def sanctl(self, one, *words):
+        done = etcd.plain(one.proxy_ns, *words, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)
 
     def echoes(self, one):
         with one.connect(7, self.family) as sock:
@@ -92,6 +97,12 @@ class Workers:
         self.assertEqual(sum(w["connections"]["open"] for w in state["workers"]), 24)
         self.assertEqual(sum(m["connections"] for m in
                              admin.nodes(state, admin_address(self.family))), 24)
+        # sanctl shows the sum alone, and each application node once.
+        nodes = self.sanctl(one, "nodes", "--kind", "appnode")
+        self.assertEqual([node["connections"] for node in nodes], [24])
+        self.assertEqual([row["members"] for row in self.sanctl(one, "services")], [1])
+        top = self.sanctl(one, "top", "--count", 1, "--interval", 0.1)
+        self.assertEqual([node["connections"] for node in top], [24])
         # What is configured is for the host: the workers share it.
         self.assertEqual(state["tcp_memory"]["max_bytes"], 1 << 30)
 

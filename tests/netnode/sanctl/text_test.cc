@@ -30,6 +30,16 @@ TEST(SanctlText, MetricsAreReadAndNonsenseIsLeftOut) {
   EXPECT_EQ(metrics, (std::map<std::string, double>{{"a", 1}, {"b{x=\"1\"}", 2.5}, {"d", 3}}));
 }
 
+TEST(SanctlText, WorkersAreNotCountedBesideTheirSum) {
+  const auto metrics = parse_metrics(
+      "a 5\na{worker=\"0\"} 2\na{worker=\"1\"} 3\nab 100\n"
+      "p{direction=\"in\"} 7\np{direction=\"out\"} 9\np{worker=\"0\",direction=\"in\"} 7\n");
+  EXPECT_EQ(sum_of_series(metrics, "a"), 5);
+  EXPECT_EQ(sum_of_series(metrics, "p", "direction=\"in\""), 7);
+  EXPECT_EQ(sum_of_series(metrics, "p"), 16);
+  EXPECT_EQ(sum_of_series(metrics, "nothing"), 0);
+}
+
 TEST(SanctlText, CompletionKnowsTheCommandsBelowCommands) {
   CLI::App app;
   app.add_option("--etcd");

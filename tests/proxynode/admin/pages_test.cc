@@ -326,7 +326,7 @@ TEST_F(Pages, WhatEtcdHasThatIsWrongIsShownWithItsKey) {
 }
 
 TEST_F(Pages, ConnectionsAreChosenByWhatIsAsked) {
-  Node* node = &add_member({.name = "web"});
+  Node* node = &add_member({.name = "web:77"});
   Client* client = nullptr;
   (void)open(client, *node);
   const auto total = [&](const std::string& key, const std::string& value) {
@@ -336,11 +336,26 @@ TEST_F(Pages, ConnectionsAreChosenByWhatIsAsked) {
   };
   EXPECT_EQ(total("service", "10.77.0.10:80"), 1);
   EXPECT_EQ(total("service", "10.77.0.10:81"), 0);
+  EXPECT_EQ(total("node", "web:77"), 1);
   EXPECT_EQ(total("node", "web"), 1);
   EXPECT_EQ(total("node", "other"), 0);
   EXPECT_EQ(total("state", "ESTABLISHED"), 1);
+  EXPECT_EQ(total("state", "established"), 1);
+  EXPECT_EQ(total("state", "CLOSE-WAIT"), 0);
   EXPECT_EQ(total("state", "CLOSE_WAIT"), 0);
+  EXPECT_EQ(total("client", "10.77.0.1"), 1);
   EXPECT_EQ(total("client", "10.1.1.1"), 0);
+}
+
+TEST_F(Pages, AWrongQuestionForConnectionsIsRefusedAndNamed) {
+  for (const auto& [key, value] : std::map<std::string, std::string>{
+           {"service", "web"}, {"state", "ESTABLISH"}, {"client", "10.0.0"}, {"sate", "LISTEN"}}) {
+    PageRequest request{"/connections"};
+    request.parameters[key] = value;
+    const Page page = render(sources(), request);
+    EXPECT_EQ(page.http_status, 400) << key;
+    EXPECT_NE(page.body.find(key == "sate" ? "known" : key), std::string::npos) << page.body;
+  }
 }
 
 TEST_F(Pages, EveryMetricOfTheHandbookExists) {

@@ -104,6 +104,14 @@ TEST(SumConnections, KeepTheLimitAndCountAll) {
   EXPECT_EQ(all["connections"][2]["worker"], 1);
 }
 
+TEST(SumConnections, SayWhatIsWrongWithTheQuestion) {
+  auto refusing = worker(0, "state is a state of TCP\n");
+  refusing.page.http_status = 400;
+  const Page page = sum_connections({refusing, refusing}, 3);
+  EXPECT_EQ(page.http_status, 400);
+  EXPECT_EQ(page.body, "state is a state of TCP\n");
+}
+
 TEST(SumHealth, IsGoodOnlyWhileEveryWorkerServesAndNobodyDrains) {
   std::vector<WorkerPage> workers = {worker(0, ""), worker(1, "")};
   EXPECT_EQ(sum_health(workers, false).http_status, 200);
