@@ -10,9 +10,6 @@
 namespace sanproxy::channel {
 namespace {
 
-// A pure credit return is also due after this many received bytes, so that a peer whose send
-// queue is short of space rather than of credits is woken as well (docs/flow_control.md).
-constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
 // Rounds for which the wake-up for bulk data may wait.
 constexpr std::uint32_t kPublishCallsMax = 4;
 // References under way for which there is room from the start: a fabric's usual send_depth.
@@ -276,23 +273,35 @@ void Channel::wake_early_when_due() {
     const std::size_t count = endpoint_->poll({completions_.data(), want});
     if (count == 0) break;
     handled += count;
-    for (std::size_t i = 0; i < count; ++i) {
-      const fabric::Completion& completion = completions_[i];
-      switch (completion.kind) {
-        case fabric::Completion::Kind::kSend:
-          tell_sent(static_cast<std::uint32_t>(completion.cookie), completion.status.ok());
-          break;
-        case fabric::Completion::Kind::kReceive:
-          on_transfer(completion);
-          break;
-        case fabric::Completion::Kind::kDisconnected:
-          finish_close(completion.status);
-          return handled;
-      }
-    }
+    if (!handle(count)) return handled;
     if (count < want) break;
   }
-  if (closed_) return handled;
+  // A loop that spins comes here most of the time.
+  if (handled == 0 && at_ease()) return 0;
+  if (!closed_) look_after_credits();
+  return handled;
+}
+
+// False if that was the last.
+inline bool Channel::handle(std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const fabric::Completion& completion = completions_[i];
+    switch (completion.kind) {
+      case fabric::Completion::Kind::kSend:
+        tell_sent(static_cast<std::uint32_t>(completion.cookie), completion.status.ok());
+        break;
+      case fabric::Completion::Kind::kReceive:
+        on_transfer(completion);
+        break;
+      case fabric::Completion::Kind::kDisconnected:
+        finish_close(completion.status);
+        return false;
+    }
+  }
+  return true;
+}
+
+void Channel::look_after_credits() {
   // Also without a completion: a loan released since the last poll may have freed a buffer.
   if (const std::uint32_t posted = endpoint_->replenish(); posted != 0) ledger_.on_posted(posted);
   if (ledger_.grant_due() || received_since_grant_ >= kReturnAfterBytes) return_credits();
@@ -300,7 +309,6 @@ void Channel::wake_early_when_due() {
     blocked_ = false;
     delegate_.on_writable(*this);
   }
-  return handled;
 }
 
 [[gnu::hot]] inline void Channel::on_transfer(const fabric::Completion& completion) {

@@ -162,6 +162,9 @@ class Channel {
  private:
   static constexpr std::size_t kPollBatch = 32;
   static constexpr std::uint32_t kEarlyMessages = 8;
+  // A pure credit return is also due after this many received bytes, so that a peer whose send
+  // queue is short of space rather than of credits is woken as well (docs/flow_control.md).
+  static constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
 
   Status send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                       const void* body, std::size_t body_bytes, std::span<const std::byte> tail,
@@ -179,6 +182,13 @@ class Channel {
   };
   static constexpr std::uint32_t kNoCookie = 0xffff'ffff;
 
+  // There is nothing to do but for what comes in.
+  bool at_ease() const {
+    return !closed_ && !blocked_ && received_since_grant_ < kReturnAfterBytes &&
+           ledger_.peer_is_well_off();
+  }
+  bool handle(std::size_t count);
+  void look_after_credits();
   void wake_early_when_due();
   Status open_transfer(std::size_t bytes, bool control);
   Status finish_open();

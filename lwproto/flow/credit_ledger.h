@@ -77,6 +77,9 @@ class CreditLedger {
     const std::uint32_t left_to_peer = granted_sent_ - received_;
     return news >= 2 && (news >= window_ / 2 || left_to_peer <= window_ / 4);
   }
+  // The peer knows of more than half of its credits, so neither a grant nor receive buffers are
+  // missing so much that they could not wait for its next transfer.
+  bool peer_is_well_off() const { return granted_sent_ - received_ > window_ / 2; }
   std::uint32_t unannounced() const { return granted_ - granted_sent_; }
 
  private:

@@ -68,17 +68,17 @@ bool TransferWriter::append_packet_header(std::uint8_t flags, const PacketBody& 
   return broken(text);
 }
 
-Status TransferReader::read_packet(const MessageHeader& header, Message& out) {
+const char* TransferReader::read_packet(const MessageHeader& header, Message& out) {
   const std::size_t bytes = std::size_t{header.length} - kPacketHeaderBytes;
   if (bytes - kPacketBytesMin > kPacketBytesMax - kPacketBytesMin) {
-    return refuse("the length of a PACKET is out of range");
+    return "the length of a PACKET is out of range";
   }
   if (head_.size() - position_ < kPacketHeaderBytes) {
-    return refuse("a message body lies outside the transfer");
+    return "a message body lies outside the transfer";
   }
   copy_out(&out.packet, head_.data() + position_ + sizeof(header), sizeof(out.packet));
   out.payload_bytes = static_cast<std::uint32_t>(bytes);
-  if (const char* rule = broken_rule(out)) return refuse(rule);
+  if (const char* rule = broken_rule(out)) return rule;
   if (bytes > kInlinePayloadBytesMax) return read_referenced(kPacketHeaderBytes, bytes, out);
   out.referenced = false;
   out.payload = {head_.data() + position_ + kPacketHeaderBytes, bytes};
@@ -86,16 +86,16 @@ Status TransferReader::read_packet(const MessageHeader& header, Message& out) {
 }
 
 // The payload is all that is left of the transfer: behind the message, or in the other segments.
-Status TransferReader::read_referenced(std::size_t header_bytes, std::size_t payload_bytes,
-                                       Message& out) {
-  if (remaining_ != 1) return refuse("a message follows a payload by reference");
+const char* TransferReader::read_referenced(std::size_t header_bytes, std::size_t payload_bytes,
+                                            Message& out) {
+  if (remaining_ != 1) return "a message follows a payload by reference";
   position_ += header_bytes;
-  if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
+  if (position_ > kTransferInlineBytesMax) return "the inline part is too long";
   const std::size_t behind_bytes = head_.size() - position_;
   out.referenced = rest_bytes_ != 0;
   if ((out.referenced ? rest_bytes_ : behind_bytes) != payload_bytes ||
       (out.referenced && behind_bytes != 0)) {
-    return refuse("a payload by reference is not the rest of the transfer");
+    return "a payload by reference is not the rest of the transfer";
   }
   out.payload = head_.subspan(position_);
   position_ = head_.size();
@@ -103,12 +103,12 @@ Status TransferReader::read_referenced(std::size_t header_bytes, std::size_t pay
   return finish_message();
 }
 
-Status TransferReader::read_other(const MessageHeader& header, Message& out) {
+const char* TransferReader::read_other(const MessageHeader& header, Message& out) {
   const std::size_t body_bytes = body_bytes_of(header.type);
-  if (body_bytes == 0) return refuse("the message type is unknown");
+  if (body_bytes == 0) return "the message type is unknown";
   const std::size_t fixed_bytes = sizeof(header) + body_bytes;
   if (head_.size() - position_ < fixed_bytes) {
-    return refuse("a message body lies outside the transfer");
+    return "a message body lies outside the transfer";
   }
   const std::byte* body = head_.data() + position_ + sizeof(header);
   out.payload = {};
@@ -122,19 +122,19 @@ Status TransferReader::read_other(const MessageHeader& header, Message& out) {
   std::size_t text_bytes = 0;
   if (out.type == MessageType::kError) {
     text_bytes = out.error.text_bytes;
-    if (text_bytes > kErrorTextBytesMax) return refuse("the text of an ERROR is too long");
+    if (text_bytes > kErrorTextBytesMax) return "the text of an ERROR is too long";
   }
   if (header.length != fixed_bytes + text_bytes) {
-    return refuse("a message has not the length of its type");
+    return "a message has not the length of its type";
   }
-  if (const char* rule = broken_rule(out)) return refuse(rule);
+  if (const char* rule = broken_rule(out)) return rule;
   const std::byte* text = body + body_bytes;
-  if (const Status status = advance(header.length); !status.ok()) return status;
+  if (const char* rule = advance(header.length)) return rule;
   if (text_bytes != 0) {
     out.payload = {text, text_bytes};
     out.payload_bytes = static_cast<std::uint32_t>(text_bytes);
   }
-  return {};
+  return nullptr;
 }
 
 std::string error_text(const Message& message) {

@@ -172,12 +172,15 @@ class TransferReader {
   bool at_end() const { return remaining_ == 0 && !spent_; }
 
  private:
-  Status read_data(const MessageHeader& header, Message& out);
-  Status read_packet(const MessageHeader& header, Message& out);
-  Status read_referenced(std::size_t header_bytes, std::size_t payload_bytes, Message& out);
-  Status read_other(const MessageHeader& header, Message& out);
-  Status advance(std::size_t length);
-  Status finish_message();
+  // The rule that was broken, or null: a Status would be put together anew at each step of the way
+  // out.
+  const char* read(Message& out);
+  const char* read_data(const MessageHeader& header, Message& out);
+  const char* read_packet(const MessageHeader& header, Message& out);
+  const char* read_referenced(std::size_t header_bytes, std::size_t payload_bytes, Message& out);
+  const char* read_other(const MessageHeader& header, Message& out);
+  const char* advance(std::size_t length);
+  const char* finish_message();
   Status refuse(const char* text);
 
   std::span<const std::byte> head_;
@@ -211,37 +214,37 @@ inline TransferReader::TransferReader(std::span<const std::byte> head, std::size
     : head_(head), rest_bytes_(rest_bytes) {}
 
 // Steps over a message of the inline part, with its padding.
-inline Status TransferReader::advance(std::size_t length) {
+inline const char* TransferReader::advance(std::size_t length) {
   const std::size_t whole = padded(length);
-  if (head_.size() - position_ < whole) return refuse("a message lies outside the transfer");
+  if (head_.size() - position_ < whole) return "a message lies outside the transfer";
   for (std::size_t i = length; i < whole; ++i) {
-    if (head_[position_ + i] != std::byte{0}) return refuse("padding is not zero");
+    if (head_[position_ + i] != std::byte{0}) return "padding is not zero";
   }
   position_ += whole;
-  if (position_ > kTransferInlineBytesMax) return refuse("the inline part is too long");
+  if (position_ > kTransferInlineBytesMax) return "the inline part is too long";
   return finish_message();
 }
 
 // The last message is yielded only when it ends where the transfer does.
-inline Status TransferReader::finish_message() {
+inline const char* TransferReader::finish_message() {
   if (--remaining_ == 0 && (position_ != head_.size() || rest_bytes_ != 0)) {
-    return refuse("bytes follow the last message");
+    return "bytes follow the last message";
   }
-  return {};
+  return nullptr;
 }
 
-inline Status TransferReader::read_data(const MessageHeader& header, Message& out) {
+inline const char* TransferReader::read_data(const MessageHeader& header, Message& out) {
   // Unsigned: a length below the header's wraps to something above every limit.
   const std::size_t payload_bytes = std::size_t{header.length} - kDataHeaderBytes;
   if (payload_bytes - 1 >= kDataPayloadBytesMax) {
-    return refuse("the length of a DATA is out of range");
+    return "the length of a DATA is out of range";
   }
-  if (header.flags != 0 || header.code != 0) return refuse("a DATA has flags or a code");
+  if (header.flags != 0 || header.code != 0) return "a DATA has flags or a code";
   if (head_.size() - position_ < kDataHeaderBytes) {
-    return refuse("a message body lies outside the transfer");
+    return "a message body lies outside the transfer";
   }
   detail::copy_out(&out.data, head_.data() + position_ + sizeof(header), sizeof(out.data));
-  if (out.data.connection == 0) return refuse("connection 0 does not exist");
+  if (out.data.connection == 0) return "connection 0 does not exist";
   out.payload_bytes = static_cast<std::uint32_t>(payload_bytes);
   if (payload_bytes > kInlinePayloadBytesMax) {
     return read_referenced(kDataHeaderBytes, payload_bytes, out);
@@ -272,14 +275,10 @@ inline Result<TransferHeader> TransferReader::begin() {
   return header;
 }
 
-inline Status TransferReader::next(Message& out) {
-  if (remaining_ == 0) [[unlikely]] {
-    return Status::error(spent_ ? Code::kProtocol : Code::kNotFound,
-                         spent_ ? "the transfer was refused before" : "no message is left");
-  }
+inline const char* TransferReader::read(Message& out) {
   MessageHeader header;
   if (head_.size() - position_ < sizeof(header)) {
-    return refuse("a message header lies outside the transfer");
+    return "a message header lies outside the transfer";
   }
   detail::copy_out(&header, head_.data() + position_, sizeof(header));
   out.type = static_cast<MessageType>(header.type);
@@ -289,6 +288,16 @@ inline Status TransferReader::next(Message& out) {
     return read_data(header, out);
   if (out.type == MessageType::kPacket) return read_packet(header, out);
   return read_other(header, out);
+}
+
+inline Status TransferReader::next(Message& out) {
+  if (remaining_ == 0) [[unlikely]] {
+    return Status::error(spent_ ? Code::kProtocol : Code::kNotFound,
+                         spent_ ? "the transfer was refused before" : "no message is left");
+  }
+  if (const char* rule = read(out); rule != nullptr) [[unlikely]]
+    return refuse(rule);
+  return {};
 }
 
 // Who receives a message. Most messages may travel one way only, or mean different things.

@@ -129,6 +129,24 @@ Result<RegionKey> VerbsEndpoint::attach(const buffer::MemoryRegion& region) {
   return space;
 }
 
+[[gnu::hot]] Status VerbsEndpoint::commit_send(std::size_t inline_bytes,
+                                               std::span<const GatherRef> refs,
+                                               std::uint64_t cookie) {
+  if (state_ != State::kOpen) [[unlikely]]
+    return closed_status();
+  if (!send_->begun() || inline_bytes > send_->space_bytes()) [[unlikely]] {
+    return Status::error(Code::kInvalidArgument, "commit without space");
+  }
+  if (!refs.empty()) return commit_references(inline_bytes, refs, cookie);
+  if (inline_bytes == 0) [[unlikely]] {
+    send_->abandon();
+    return Status::error(Code::kInvalidArgument, "transfer empty or too large");
+  }
+  pacer_.on_sent(inline_bytes);
+  send_->commit(inline_bytes, {}, cookie);
+  return {};
+}
+
 inline Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
                                     std::array<ibv_sge, kGatherRefsMax>& pieces,
                                     std::uint64_t& total) const {
@@ -156,14 +174,9 @@ inline Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const Ga
   return {};
 }
 
-[[gnu::hot]] Status VerbsEndpoint::commit_send(std::size_t inline_bytes,
-                                               std::span<const GatherRef> refs,
-                                               std::uint64_t cookie) {
-  if (state_ != State::kOpen) [[unlikely]]
-    return closed_status();
-  if (!send_->begun() || inline_bytes > send_->space_bytes()) [[unlikely]] {
-    return Status::error(Code::kInvalidArgument, "commit without space");
-  }
+[[gnu::hot]] Status VerbsEndpoint::commit_references(std::size_t inline_bytes,
+                                                     std::span<const GatherRef> refs,
+                                                     std::uint64_t cookie) {
   std::array<ibv_sge, kGatherRefsMax> pieces;
   std::uint64_t total = 0;
   if (Status status = gather(inline_bytes, refs, pieces, total); !status.ok()) [[unlikely]] {

@@ -84,6 +84,8 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   void on_time(std::uint64_t /*now_ns*/) override {}  // poll() looks at the deadline
 
   Status closed_status() const;
+  Status commit_references(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                           std::uint64_t cookie);
   Status gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
                 std::array<ibv_sge, kGatherRefsMax>& pieces, std::uint64_t& total) const;
   void start_draining(Status reason);
@@ -99,11 +101,14 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
            !receive_->next_is_here();
   }
   bool fill_stash();
+  std::size_t poll_one(std::span<Completion> out);
+  std::size_t poll_rest(std::span<Completion> out);
   std::size_t take_completions(std::span<Completion> out);
   bool handle(const ibv_wc& completion, Completion* out);
   void handle_send(const ibv_wc& completion);
   void handle_failed(const ibv_wc& completion);
   bool handle_receive(const Arrival& arrival, buffer::SlotIndex slot, Completion* out);
+  bool may_come();
   bool deliver(const Arrival& arrival, buffer::SlotIndex slot, Completion* out);
   bool deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out);
   bool deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length, buffer::SlotIndex slot,

@@ -43,6 +43,7 @@ Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair
   out->spare_key_ = std::move(*spare_key);
   const std::uint32_t most = out->depth_ + kSpare + kHandshakes;
   out->receives_.resize(std::bit_ceil(most));
+  out->mask_ = out->receives_.size() - 1;
   const std::uint32_t lanes = queue_pair.lanes();
   out->first_ = out->next_ = first;
   out->next_lane_ = static_cast<std::uint32_t>(first % lanes);
@@ -105,7 +106,7 @@ ibv_sge ReceiveQueue::piece_of(buffer::SlotIndex slot) const {
       requests[n].sg_list = &pieces[n];
       requests[n].num_sge = 1;
       if (n >= lanes) requests[n - lanes].next = &requests[n];
-      receives_[next_ & mask()] = {slot, false, {}};
+      receives_[next_ & mask_] = {slot, false, {}};
       ++next_;
       ++posted_;
       if (++next_lane_ == lanes) next_lane_ = 0;
@@ -154,8 +155,13 @@ Status ReceiveQueue::post_all(QueuePair& queue_pair, std::uint32_t extra) {
   return more;
 }
 
+[[gnu::hot]] void ReceiveQueue::end_transients() {
+  for (const buffer::SlotIndex slot : transients_) give_back(slot);
+  transients_.clear();
+}
+
 void ReceiveQueue::failed(const ibv_wc& completion) {
-  Receive& receive = receives_[next_of_lane(completion) & mask()];
+  Receive& receive = receives_[next_of_lane(completion) & mask_];
   give_back(std::exchange(receive.slot, buffer::kNoSlot));
 }
 
@@ -170,7 +176,7 @@ void ReceiveQueue::release(Loan loan) {
 
 void ReceiveQueue::give_all_back() {
   for (; first_ != next_; ++first_) {
-    const buffer::SlotIndex slot = receives_[first_ & mask()].slot;
+    const buffer::SlotIndex slot = receives_[first_ & mask_].slot;
     if (slot != buffer::kNoSlot) give_back(slot);
   }
   posted_ = early_ = 0;

@@ -69,19 +69,19 @@ class ReceiveQueue {
     const std::uint64_t number = next_of_lane(completion);
     if (number == first_) [[likely]]
       return true;
-    Receive& receive = receives_[number & mask()];
+    Receive& receive = receives_[number & mask_];
     receive.early = true;
     receive.arrival = arrival;
     ++early_;
     return false;
   }
-  bool next_is_here() const { return early_ != 0 && receives_[first_ & mask()].early; }
+  bool next_is_here() const { return early_ != 0 && receives_[first_ & mask_].early; }
   // The slot of the next transfer; with its arrival, if next_is_here().
   buffer::SlotIndex take() {
-    return std::exchange(receives_[first_++ & mask()].slot, buffer::kNoSlot);
+    return std::exchange(receives_[first_++ & mask_].slot, buffer::kNoSlot);
   }
   buffer::SlotIndex take_early(Arrival& arrival) {
-    arrival = receives_[first_ & mask()].arrival;
+    arrival = receives_[first_ & mask_].arrival;
     --early_;
     return take();
   }
@@ -98,10 +98,7 @@ class ReceiveQueue {
 
   const std::byte* data(buffer::SlotIndex slot) const { return pool_of(slot).data(index_of(slot)); }
   void make_transient(buffer::SlotIndex slot) { transients_.push_back(slot); }
-  void end_transients() {
-    for (const buffer::SlotIndex slot : transients_) give_back(slot);
-    transients_.clear();
-  }
+  void end_transients();
   bool any_transients() const { return !transients_.empty(); }
   void give_back(buffer::SlotIndex slot) { pool_of(slot).release(index_of(slot)); }
   Loan lend(buffer::SlotIndex slot) {
@@ -123,7 +120,6 @@ class ReceiveQueue {
   };
 
   ReceiveQueue() = default;
-  std::uint64_t mask() const { return receives_.size() - 1; }
   std::uint64_t next_of_lane(const ibv_wc& completion) {
     const std::uint64_t lane = completion.wr_id & ~kReceiveBit;
     // A device that gives back what it was not given is beyond help.
@@ -153,8 +149,9 @@ class ReceiveQueue {
   ReceiveMemory memory_;          // as given, or over the own pool
   std::uint32_t slot_bytes_ = 0;  // that a receive offers: transfer_bytes_max
   std::uint32_t depth_ = 0;
-  std::uint32_t batch_ = 1;           // receives that are posted together
-  std::vector<Receive> receives_;     // a ring, a power of two, by number
+  std::uint32_t batch_ = 1;        // receives that are posted together
+  std::vector<Receive> receives_;  // a ring, a power of two, by number
+  std::uint64_t mask_ = 0;
   std::vector<std::uint64_t> lanes_;  // of each, the oldest receive that is with the device
   std::uint64_t first_ = 0;           // the transfer that is to be delivered next
   std::uint64_t next_ = 0;            // to be posted

@@ -11,8 +11,6 @@
 namespace sanproxy::fabric::verbs {
 namespace {
 
-// Of each resource, before one transfer is signalled: so the last quarter is never waited for.
-constexpr std::uint32_t kSignalsPerQueue = 4;
 // Transfers without references beside the send_depth that have them.
 constexpr std::uint32_t kInlineTransfers = 256;
 
@@ -43,6 +41,13 @@ Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std:
   out->gather_max_ = queue_pair.gather_max();
   out->device_inline_bytes_ = queue_pair.inline_bytes_max();
   out->records_.resize(std::bit_ceil(out->depth_));
+  out->local_key_ = out->key_->local();
+  out->signal_after_ = out->depth_ / kSignalsPerQueue;
+  out->signal_after_ring_bytes_ = out->ring_.size() / kSignalsPerQueue;
+  for (std::size_t i = 0; i < kChainMax; ++i) {
+    out->requests_[i].sg_list = out->pieces_[i].data();
+    out->requests_[i].opcode = IBV_WR_SEND_WITH_IMM;
+  }
   out->lanes_.resize(queue_pair.lanes());
   for (std::size_t i = 0; i < out->lanes_.size(); ++i) out->lanes_[i] = {i, i};
   return out;
@@ -63,18 +68,6 @@ std::size_t SendQueue::copy_what_does_not_fit(std::size_t inline_bytes,
   return copied;
 }
 
-[[gnu::hot]] void SendQueue::commit(std::size_t inline_bytes, std::span<const ibv_sge> pieces,
-                                    std::uint64_t cookie) {
-  SANPROXY_CHECK(begun_ && !chain_full());
-  begun_ = false;
-  if (pieces.empty()) return chain(Kind::kInline, 0, inline_bytes, {}, false, 0);
-  const std::size_t copied = pieces.size() + (inline_bytes != 0) > gather_max_
-                                 ? copy_what_does_not_fit(inline_bytes, pieces)
-                                 : 0;
-  chain(Kind::kReferenced, static_cast<std::uint32_t>(inline_bytes), inline_bytes + copied, pieces,
-        true, cookie);
-}
-
 bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const std::byte> bytes) {
   if (chain_full() || next_ - retired_ >= depth_) return false;
   const std::size_t position = ring_head_ & ring_mask_;
@@ -87,58 +80,6 @@ bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const 
   chain(kind, number, bytes.size(), {}, false, 0);
   requests_[chained_ - 1].send_flags |= IBV_SEND_SIGNALED;
   return true;
-}
-
-[[gnu::hot]] inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
-                                          std::span<const ibv_sge> pieces, bool has_refs,
-                                          std::uint64_t cookie) {
-  ibv_send_wr& request = requests_[chained_];
-  auto& list = pieces_[chained_];
-  ++chained_;
-  int count = 0;
-  std::uint64_t bytes = inline_bytes;
-  if (inline_bytes != 0) {
-    list[0].addr = reinterpret_cast<std::uintptr_t>(ring_.data() + (ring_head_ & ring_mask_));
-    list[0].length = static_cast<std::uint32_t>(inline_bytes);
-    list[0].lkey = key_->local();
-    count = 1;
-  }
-  for (const ibv_sge& piece : pieces) {
-    list[static_cast<std::size_t>(count++)] = piece;
-    bytes += piece.length;
-  }
-  // Only what a send has: the rest was zeroed once.
-  request.wr_id = next_;
-  request.sg_list = list.data();
-  request.num_sge = count;
-  request.opcode = IBV_WR_SEND_WITH_IMM;
-  request.imm_data = htonl(make_immediate(kind, number));
-  request.send_flags = bytes <= device_inline_bytes_ ? IBV_SEND_INLINE : 0;
-
-  const std::size_t ring_bytes = aligned(inline_bytes);
-  ring_head_ += ring_bytes;
-  Record& record = records_[next_ & (records_.size() - 1)];
-  record = {ring_head_, cookie, bytes, has_refs};
-  ++next_;
-  refs_ += has_refs;
-  bytes_ += bytes;
-  ++unsignalled_;
-  unsignalled_bytes_ += bytes;
-  unsignalled_ring_bytes_ += ring_bytes;
-  unsignalled_refs_ = unsignalled_refs_ || has_refs;
-  if (unsignalled_ >= depth_ / kSignalsPerQueue || refs_ >= limits_.refs_max ||
-      unsignalled_ring_bytes_ >= ring_.size() / kSignalsPerQueue ||
-      (limits_.window_bytes != 0 &&
-       unsignalled_bytes_ >= limits_.window_bytes / kSignalsPerQueue)) {
-    signal(request);
-  }
-}
-
-inline void SendQueue::signal(ibv_send_wr& request) {
-  request.send_flags |= IBV_SEND_SIGNALED;
-  unsignalled_ = 0;
-  unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
-  unsignalled_refs_ = false;
 }
 
 [[gnu::hot]] int SendQueue::post(QueuePair& queue_pair) {

@@ -17,6 +17,7 @@
 //   4. One work request is left for the BYE, and one for post_last().
 #pragma once
 
+#include <arpa/inet.h>
 #include <infiniband/verbs.h>
 
 #include <algorithm>
@@ -27,6 +28,7 @@
 #include <span>
 #include <vector>
 
+#include "lwproto/base/check.h"
 #include "lwproto/fabric/verbs/handshake.h"
 #include "lwproto/fabric/verbs/queue_pair.h"
 
@@ -113,6 +115,8 @@ class SendQueue {
     return (bytes + kRingAlignment - 1) & ~(kRingAlignment - 1);
   }
   static constexpr std::uint32_t kChainMax = 32;
+  // Of each resource, before one transfer is signalled: so the last quarter is never waited for.
+  static constexpr std::uint32_t kSignalsPerQueue = 4;
   static constexpr std::uint32_t kReserved = 2;  // for the BYE and post_last()
 
   struct Record {
@@ -144,6 +148,7 @@ class SendQueue {
   buffer::MemoryRegion ring_;  // of a size that is a power of two
   std::uint64_t ring_mask_ = 0;
   std::shared_ptr<MemoryKey> key_;
+  std::uint32_t local_key_ = 0;
   SendLimits limits_;
   std::uint32_t depth_ = 0;
   std::uint32_t gather_max_ = 0;
@@ -159,8 +164,10 @@ class SendQueue {
   std::uint64_t done_ = 0;
   std::vector<Lane> lanes_;
   std::uint64_t retired_ = 0;
-  std::uint32_t refs_ = 0;   // transfers with references, not retired
-  std::uint64_t bytes_ = 0;  // of all transfers not retired
+  std::uint32_t refs_ = 0;          // transfers with references, not retired
+  std::uint64_t bytes_ = 0;         // of all transfers not retired
+  std::uint32_t signal_after_ = 0;  // so many transfers, so many bytes of the ring
+  std::uint64_t signal_after_ring_bytes_ = 0;
   // Since the last signalled one:
   std::uint32_t unsignalled_ = 0;
   std::uint64_t unsignalled_bytes_ = 0;
@@ -171,5 +178,67 @@ class SendQueue {
   std::array<ibv_send_wr, kChainMax> requests_{};
   std::array<std::array<ibv_sge, kPiecesMax>, kChainMax> pieces_{};
 };
+
+// --- what each small message goes through, so that it becomes part of its caller
+
+inline void SendQueue::commit(std::size_t inline_bytes, std::span<const ibv_sge> pieces,
+                              std::uint64_t cookie) {
+  SANPROXY_CHECK(begun_ && !chain_full());
+  begun_ = false;
+  if (pieces.empty()) return chain(Kind::kInline, 0, inline_bytes, {}, false, 0);
+  const std::size_t copied = pieces.size() + (inline_bytes != 0) > gather_max_
+                                 ? copy_what_does_not_fit(inline_bytes, pieces)
+                                 : 0;
+  chain(Kind::kReferenced, static_cast<std::uint32_t>(inline_bytes), inline_bytes + copied, pieces,
+        true, cookie);
+}
+
+inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
+                             std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie) {
+  ibv_send_wr& request = requests_[chained_];
+  auto& list = pieces_[chained_];
+  ++chained_;
+  int count = 0;
+  std::uint64_t bytes = inline_bytes;
+  if (inline_bytes != 0) {
+    list[0].addr = reinterpret_cast<std::uintptr_t>(ring_.data() + (ring_head_ & ring_mask_));
+    list[0].length = static_cast<std::uint32_t>(inline_bytes);
+    list[0].lkey = local_key_;
+    count = 1;
+  }
+  for (const ibv_sge& piece : pieces) {
+    list[static_cast<std::size_t>(count++)] = piece;
+    bytes += piece.length;
+  }
+  // Only what is not the same for all.
+  request.wr_id = next_;
+  request.num_sge = count;
+  request.imm_data = htonl(make_immediate(kind, number));
+  request.send_flags = bytes <= device_inline_bytes_ ? IBV_SEND_INLINE : 0;
+
+  const std::size_t ring_bytes = aligned(inline_bytes);
+  ring_head_ += ring_bytes;
+  records_[next_ & (records_.size() - 1)] = {ring_head_, cookie, bytes, has_refs};
+  ++next_;
+  refs_ += has_refs;
+  bytes_ += bytes;
+  ++unsignalled_;
+  unsignalled_bytes_ += bytes;
+  unsignalled_ring_bytes_ += ring_bytes;
+  unsignalled_refs_ = unsignalled_refs_ || has_refs;
+  if (unsignalled_ >= signal_after_ || unsignalled_ring_bytes_ >= signal_after_ring_bytes_ ||
+      (has_refs && refs_ >= limits_.refs_max) ||
+      (limits_.window_bytes != 0 && unsignalled_bytes_ >= limits_.window_bytes / kSignalsPerQueue))
+      [[unlikely]] {
+    signal(request);
+  }
+}
+
+inline void SendQueue::signal(ibv_send_wr& request) {
+  request.send_flags |= IBV_SEND_SIGNALED;
+  unsignalled_ = 0;
+  unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
+  unsignalled_refs_ = false;
+}
 
 }  // namespace sanproxy::fabric::verbs
