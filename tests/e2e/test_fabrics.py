@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -113,6 +114,41 @@ class LinkParameters(case.LabTest):
         self.assertEqual(ask(self.socket(one, 7), bytes(BYTES.slice(0, 300_000))),
                          BYTES.slice(0, 300_000))
 
+    # What is asked for: what /status shows, and what the kernel says of both ends' sockets.
+    EACH = {
+        "quality=vbr,rate=400Mbit,peak=800Mbit,burst=128KiB,priority=3,dscp=12":
+            ({"quality": "vbr", "rate": 50_000_000, "peak": 100_000_000, "burst": 131072,
+              "priority": 3, "dscp": 12}, r"tos:0x30 .*pacing_rate \d+bps/800000000bps"),
+        "quality=abr,rate=100Mbit":
+            ({"quality": "abr", "rate": 12_500_000}, r"pacing_rate \d+bps/100000000bps"),
+        "quality=ubr": ({"quality": "ubr", "dscp": 1, "priority": 1}, r"tos:0x4 "),
+        "window=1MiB,skip_slow_start": ({"skip_slow_start": True}, r"cwnd:\d+ "),
+    }
+
+    def test_each_quality_of_service_is_in_force_at_both_ends_and_shown(self):
+        one = self.lab(kinds=("tcp",))
+        # Where slow start comes back after a pause, skipping it is refused.
+        one.proxy_ns.sysctl("net.ipv4.tcp_slow_start_after_idle", "0")
+        for number, (asked, (shown, kernel)) in enumerate(self.EACH.items()):
+            with self.subTest(asked):
+                node = one.start_echo(name=f"n{number}", extra=["--link", asked])
+                link = node_of(one.status(), node)["link"]
+                self.assertEqual({name: link.get(name) for name in shown}, shown)
+                with one.connect(7) as sock:
+                    self.assertEqual(ask(sock), b"hello")
+                said = one.proxy_ns.run("ss", "-tinHO", "--tos", "state", "established", text=True)
+                ends = [line for line in said.stdout.splitlines()
+                        if re.search(r"127\.0\.0\.1:\d+ +127\.0\.0\.1", line)]
+                self.assertEqual(len(ends), 2, said.stdout)
+                for end in ends:
+                    self.assertRegex(end, kernel)
+                    if "skip_slow_start" in shown:
+                        mss, segments = (int(re.search(rf" {what}:(\d+)", end)[1])
+                                         for what in ("mss", "cwnd"))
+                        self.assertGreaterEqual(mss * segments, 1 << 20)
+                self.assertEqual(node.stop(), 0)
+                wait.until(lambda: one.node_count(7) == 0, "it has left")
+
     def test_the_environment_stands_in_for_the_command_line(self):
         one = self.lab(kinds=("tcp",))
         argv = programs.echo_argv("echo", [one.proxy_address], "10.77.0.10:7", [])
@@ -138,10 +174,46 @@ class LinkParameters(case.LabTest):
         for asked, name, kind in (("congestion=nosuchcc", "congestion", "tcp"),
                                   ("queue_pairs=2", "queue_pairs", "tcp"),
                                   ("streams=17", "streams", "tcp"),  # beyond the proxy's limit
-                                  ("window=4MiB", "window", "shm")):
+                                  # Slow start would be back after the first pause.
+                                  ("window=1MiB,skip_slow_start", "skip_slow_start", "tcp"),
+                                  ("window=4MiB", "window", "shm"),
+                                  ("quality=ubr", "quality", "shm")):
             with self.subTest(asked):
                 one, node = self.refused(["--link", asked], kinds=(kind,))
                 node.wait_log(name)
+                self.assertEqual(one.node_count(7), 0)
+                self.assertEqual(node.stop(), 0)
+
+
+class VerbsLinks:
+    def test_what_a_node_asks_of_its_link_is_in_force_and_shown(self):
+        one = self.lab()
+        for asked, shown in (
+                ("queue_pairs=2,window=1MiB,quality=vbr,rate=400Mbit,peak=800Mbit,burst=128KiB,"
+                 "dscp=26",
+                 {"queue_pairs": 2, "window": 1 << 20, "quality": "vbr", "rate": 50_000_000,
+                  "peak": 100_000_000, "burst": 131072, "dscp": 26, "traffic_class": 104}),
+                ("quality=abr,rate=100Mbit,service_level=3,traffic_class=8",
+                 {"quality": "abr", "rate": 12_500_000, "service_level": 3, "traffic_class": 8}),
+                ("quality=ubr", {"quality": "ubr", "traffic_class": 4})):
+            with self.subTest(asked):
+                node = one.start_echo(extra=["--link", asked])
+                link = node_of(one.status(), node)["link"]
+                self.assertEqual({name: link.get(name) for name in shown}, shown)
+                with one.connect(7) as sock:
+                    self.assertEqual(ask(sock), b"hello")
+                self.assertEqual(node.stop(), 0)
+                wait.until(lambda: one.node_count(7) == 0, "it has left")
+
+    def test_what_a_link_cannot_honour_is_refused_by_name_when_it_joins(self):
+        one = self.lab(fabric={"max_queue_pairs": 4})
+        for number, (name, asked) in enumerate((
+                ("streams", "streams=2"), ("priority", "priority=3"),
+                ("congestion", "congestion=reno"), ("queue_pairs", "queue_pairs=5"),
+                ("skip_slow_start", "window=1MiB,skip_slow_start"))):
+            with self.subTest(asked):
+                node = one.start_echo(name=f"n{number}", extra=["--link", asked], joined=False)
+                node.wait_log(f"link parameter {name}")
                 self.assertEqual(one.node_count(7), 0)
                 self.assertEqual(node.stop(), 0)
 
@@ -283,5 +355,6 @@ class BrokenQueuePairs:
         self.assert_served(one, {"first", "second"})
 
 
+globals().update(case.over(VerbsLinks, topologies=(), network=("verbs",)))
 globals().update(case.over(BrokenQueuePairs, topologies=(), network=("verbs",)))
 globals().update(case.over(Copies, topologies=(), network=("tcp", "verbs")))
