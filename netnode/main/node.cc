@@ -21,7 +21,6 @@ namespace {
 
 constexpr std::uint64_t kRoundsBetweenChores = 256;
 constexpr std::uint64_t kTimePeriodNs = 50'000'000;
-constexpr std::size_t kBulkBytes = 32 * 1024;  // of a round
 constexpr std::uint64_t kPublishPauseNs = 300'000'000;
 constexpr std::size_t kSlotBytes = (packet_io::kReceiveBufferBytesMin + 4095) / 4096 * 4096;
 
@@ -295,7 +294,7 @@ void Node::on_time() {
 std::size_t Node::round() {
   ++rounds_;
   std::size_t work = path_.receive();
-  if (work != 0) bulk_ = path_.received_bytes() >= kBulkBytes;
+  second_look_.on_packets(path_.received_bytes());
   path_.flush();
   work += channels_->round();
   if (clock_.now_ns() >= next_time_ns_) on_time();
@@ -344,10 +343,8 @@ void Node::on_signal() {
   }
 }
 
-// Before a sleep: who waits for this processor may have something for us by then, and needs to wake
-// nobody. Not in bulk, where the others had better go on undisturbed.
 bool Node::look_again() {
-  if (bulk_ || std::exchange(looked_again_, true)) return false;
+  if (!second_look_.due()) return false;
   sched_yield();
   return true;
 }
@@ -356,7 +353,7 @@ void Node::run() {
   manager_.ready();
   while (!stop_now_) {
     const std::size_t work = round();
-    if (work != 0) looked_again_ = false;
+    if (work != 0) second_look_.on_work();
     if (work == 0 && !look_again()) {
       idle(true);
     } else if (rounds_ % kRoundsBetweenChores == 0) {

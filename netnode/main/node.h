@@ -25,6 +25,7 @@
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
 #include "netnode/main/prober.h"
+#include "netnode/main/second_look.h"
 
 namespace sanproxy::packet_io {
 class ChannelLink;
@@ -121,8 +122,7 @@ class Node {
   int epoll_fd_ = -1;
   int signal_fd_ = -1;
   std::uint64_t rounds_ = 0;
-  bool bulk_ = false;          // what the last round with packets of clients brought
-  bool looked_again_ = false;  // since the last work
+  SecondLook second_look_;
   std::uint64_t next_time_ns_ = 0;
   std::uint64_t stop_ns_ = 0;
   std::uint64_t steered_ = 0;        // packets, when on_time() last looked
