@@ -19,9 +19,7 @@ constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 class HeadWriter {
  public:
   HeadWriter& add(std::string_view text) {
-    const std::size_t n = std::min(text.size(), sizeof(buffer_) - used_);
-    std::memcpy(buffer_ + used_, text.data(), n);
-    used_ += n;
+    used_ += text.copy(buffer_ + used_, sizeof(buffer_) - used_);  // no text may be no address
     return *this;
   }
   template <std::size_t kSize>  // a literal: its length is known, so nothing is called

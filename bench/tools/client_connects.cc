@@ -59,33 +59,41 @@ class ConnectLoad {
     connection = {};
     connection.opened_ns = monotonic_ns();
     connection.fd = connect_starting(options_, next_source_++);
-    epoll_event event{EPOLLOUT, {.u64 = index}};
+    // Edge-triggered, once for all that is to come: every event is used up.
+    epoll_event event{EPOLLOUT | EPOLLIN | EPOLLRDHUP | EPOLLET, {.u64 = index}};
     if (epoll_ctl(epoll_, EPOLL_CTL_ADD, connection.fd, &event) != 0) fail("epoll_ctl");
   }
 
   void run_until(std::uint64_t deadline_ns) {
     while (monotonic_ns() < deadline_ns) {
       const int n = epoll_wait(epoll_, events_.data(), static_cast<int>(events_.size()), 100);
-      for (int i = 0; i < n; ++i) handle(static_cast<std::uint32_t>(events_[i].data.u64));
+      for (int i = 0; i < n; ++i) {
+        handle(static_cast<std::uint32_t>(events_[i].data.u64), events_[i].events);
+      }
     }
   }
 
-  void handle(std::uint32_t index) {
+  void handle(std::uint32_t index, std::uint32_t events) {
     Connection& connection = connections_[index];
     if (!connection.sent) {
-      send_request(connection, index);
+      if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) send_request(connection, index);
       return;
     }
-    const ssize_t n = recv(connection.fd, buffer_.data(), buffer_.size(), 0);
-    if (n < 0 && errno == EAGAIN) return;
-    if (n > 0) {
+    if (!(events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP))) return;
+    for (;;) {
+      const ssize_t n = recv(connection.fd, buffer_.data(), buffer_.size(), 0);
+      if (n < 0 && errno == EAGAIN) return;
+      if (n <= 0) {
+        finish(index, n == 0 && connection.received_bytes == reply_bytes_);
+        return;
+      }
       if (reply_bytes_ == 0) {
         reply_bytes_ = reply_length({buffer_.data(), static_cast<std::size_t>(n)});
       }
       connection.received_bytes += static_cast<std::uint32_t>(n);
-      return;
+      // All that is here was read; the end of the stream will be an event of its own.
+      if (!(events & EPOLLRDHUP) && static_cast<std::size_t>(n) < buffer_.size()) return;
     }
-    finish(index, n == 0 && connection.received_bytes == reply_bytes_);
   }
 
   void send_request(Connection& connection, std::uint32_t index) {
@@ -95,8 +103,6 @@ class ConnectLoad {
       return;
     }
     connection.sent = true;
-    epoll_event event{EPOLLIN, {.u64 = index}};
-    epoll_ctl(epoll_, EPOLL_CTL_MOD, connection.fd, &event);
   }
 
   void finish(std::uint32_t index, bool whole) {

@@ -31,8 +31,8 @@ struct ClientOptions {
 // Prints "READY" and, if asked to, waits for a line on standard input. False: it was closed.
 bool announce_ready(const ClientOptions& options);
 
-// A socket with TCP_NODELAY, bound to source `index` modulo their number. Exits with a message
-// when the machine cannot give one: a load generator has nothing better to do.
+// A socket with TCP_NODELAY (but for `connect`), bound to source `index` modulo their number. Exits
+// with a message when the machine cannot give one: a load generator has nothing better to do.
 int make_socket(const ClientOptions& options, std::uint32_t index, bool non_blocking);
 // Connects and waits for it.
 int connect_blocking(const ClientOptions& options, std::uint32_t index);

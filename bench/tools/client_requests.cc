@@ -47,7 +47,7 @@ class RequestLoad {
   void begin() {
     const auto all = static_cast<std::uint32_t>(connections_.size());
     const std::uint32_t first = options_.mode == "http" ? all : options_.active;
-    for (std::uint32_t i = 0; i < first; ++i) send_request(i);
+    for (std::uint32_t i = 0; i < first; ++i) send_request(i, monotonic_ns());
   }
 
   void run_until(std::uint64_t deadline_ns) {
@@ -87,9 +87,10 @@ class RequestLoad {
       const auto index = static_cast<std::uint32_t>(events_[i].data.u64);
       Connection& connection = connections_[index];
       if (events_[i].events & EPOLLOUT) {
-        epoll_event event{EPOLLIN, {.u64 = index}};
+        // Edge-triggered from now on: each reply is read whole, so looking again is for nothing.
+        epoll_event event{EPOLLIN | EPOLLET, {.u64 = index}};
         epoll_ctl(epoll_, EPOLL_CTL_MOD, connection.fd, &event);
-        send_request(index);
+        send_request(index, monotonic_ns());
       } else {
         done += receive_first(connection) ? 1 : 0;
       }
@@ -113,10 +114,10 @@ class RequestLoad {
     return connection.missing_bytes == 0;
   }
 
-  void send_request(std::uint32_t index) {
+  void send_request(std::uint32_t index, std::uint64_t now_ns) {
     Connection& connection = connections_[index];
     connection.missing_bytes = reply_bytes_;
-    connection.sent_ns = monotonic_ns();
+    connection.sent_ns = now_ns;
     const ssize_t n = send(connection.fd, request_.data(), request_.size(), MSG_NOSIGNAL);
     if (n != static_cast<ssize_t>(request_.size())) fail("send request");
   }
@@ -128,8 +129,9 @@ class RequestLoad {
     if (n <= 0 || static_cast<std::size_t>(n) > connection.missing_bytes) fail("reply");
     connection.missing_bytes -= static_cast<std::uint32_t>(n);
     if (connection.missing_bytes > 0) return;
-    latencies_.record(monotonic_ns() - connection.sent_ns);
-    send_request(options_.mode == "http" ? index : pick_idle());
+    const std::uint64_t now_ns = monotonic_ns();
+    latencies_.record(now_ns - connection.sent_ns);
+    send_request(one_each_ ? index : pick_idle(), now_ns);
   }
 
   std::uint32_t pick_idle() {
@@ -141,6 +143,7 @@ class RequestLoad {
   }
 
   const ClientOptions& options_;
+  const bool one_each_ = options_.mode == "http";
   int epoll_;
   std::string request_;
   std::vector<Connection> connections_;

@@ -58,7 +58,11 @@ int make_socket(const ClientOptions& options, std::uint32_t index, bool non_bloc
   const int fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC | (non_blocking ? SOCK_NONBLOCK : 0), 0);
   if (fd < 0) fail("socket");
   const int one = 1;
-  if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) fail("TCP_NODELAY");
+  // With one small request a connection Nagle's algorithm has nothing to hold back.
+  if (options.mode != "connect" &&
+      setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) {
+    fail("TCP_NODELAY");
+  }
   if (!options.sources.empty()) {
     // The port is chosen at connect(), when the other end is known: 64k ports per pair.
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
