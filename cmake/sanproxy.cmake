@@ -83,6 +83,10 @@ function(sanproxy_test name)
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
+  if(NOT TARGET unit_tests) # all that ctest runs, and no more: what the sanitizers' suite needs
+    add_custom_target(unit_tests)
+  endif()
+  add_dependencies(unit_tests ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS "unit;${arg_LABELS}")
   if(arg_LONG)
     set_tests_properties(${name} PROPERTIES COST 100)
