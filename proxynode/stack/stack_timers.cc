@@ -1,4 +1,6 @@
 // Time: lwIP's ticks for connections that have a TCP timer pending, deadlines for the others.
+#include <utility>
+
 #include "proxynode/stack/stack_impl.h"
 
 namespace sanproxy::stack {
@@ -6,6 +8,29 @@ namespace {
 
 // After a stall this many ticks are made up for; the rest is lost time for retransmissions.
 constexpr std::uint64_t kCatchUpTicksMax = 4;
+
+std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
+
+// lwIP's time-out puts all that is unacknowledged before all that is unsent. But a fast
+// retransmission that the peer's window held back waits among the latter, and is what the peer
+// needs first: behind the others it would never go. Both parts are in order; they are merged.
+void sort_unsent(tcp_pcb& pcb) {
+  tcp_seg* last = pcb.unsent;
+  if (last == nullptr) return;
+  while (last->next != nullptr && !seq_after(seq_of(*last), seq_of(*last->next))) last = last->next;
+  tcp_seg* second = std::exchange(last->next, nullptr);
+  if (second == nullptr) return;
+  tcp_seg* first = pcb.unsent;
+  tcp_seg** to = &pcb.unsent;
+  while (first != nullptr && second != nullptr) {
+    tcp_seg*& lower = seq_after(seq_of(*first), seq_of(*second)) ? second : first;
+    *to = lower;
+    to = &lower->next;
+    lower = lower->next;
+  }
+  *to = first != nullptr ? first : second;
+  pcb.unsent_oversize = 0;  // the last segment may be another one
+}
 
 }  // namespace
 
@@ -99,6 +124,7 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     // The persist timer splits the first segment, which lwIP expects to be no longer than the
     // MSS; a retransmission needs the real one.
     const u16_t mss = pcb->mss;
+    const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
     if (pcb->persist_backoff != 0 && pcb->unsent != nullptr) {
       pcb->mss = std::max(mss, pcb->unsent->len);
@@ -107,7 +133,10 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     pcb->last_timer = lwip_timer_counter++;
     --tcp_ticks;
     tcp_slowtmr();
-    if (conn.generation == generation && conn.pcb != nullptr) pcb->mss = mss;
+    if (conn.generation == generation && conn.pcb != nullptr) {
+      pcb->mss = mss;
+      if (pcb->nrtx != retransmissions) sort_unsent(*pcb);
+    }
   }
   end_reason = EndReason::kFinished;
   settle(index);

@@ -456,6 +456,35 @@ TEST_F(StackSending, when_everything_is_lost_the_timer_sends_it_again_and_backs_
   warm_up(peer, conn);
 }
 
+// The window closes upon what is under way, so the fast retransmission cannot leave; then the timer
+// requeues the rest. The lost head must still be the first to go when the window opens.
+TEST_F(StackSending, a_time_out_after_a_held_back_retransmission_sends_the_lost_head_first) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(500'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_GE(take().size(), 5u);  // all lost
+  peer.window = 1;               // 128 bytes, less than the head
+  for (int i = 0; i < 5; ++i) send(peer, kTcpAck);
+  EXPECT_TRUE(take().empty()) << "the window holds the retransmission back";
+  for (int i = 0; i < 100; ++i) {
+    advance_ms(20);
+    take();
+  }
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  Bytes stream;
+  for (int i = 0; i < 2000 && stream.size() < data.size(); ++i) {
+    const auto sent = take();
+    for (const Sent& packet : sent) accept(peer, packet, stream);
+    if (!sent.empty()) send(peer, kTcpAck);
+    advance_ms(20);
+  }
+  EXPECT_EQ(stream.size(), data.size());
+  EXPECT_EQ(stream, data);
+}
+
 TEST_F(StackSending, the_first_retransmission_comes_no_sooner_than_the_minimum) {
   Peer peer;
   const ConnIndex conn = open(peer);
