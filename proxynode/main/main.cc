@@ -3,6 +3,7 @@
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/prctl.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -138,6 +139,7 @@ int main(int argc, char** argv) {
       exit_code = run(config, path, workers);
       spdlog::info("proxy node \"{}\" has stopped", config.name);
     } else {
+      prctl(PR_SET_NAME, "proxynode");  // "exe" else, by what the supervisor starts it from
       run_worker(config, &place);
     }
   } catch (const std::exception& e) {
