@@ -25,6 +25,17 @@ class StackSending : public ConnectedStackTest {
     stream.insert(stream.end(), packet.tcp.payload.begin() + skip, packet.tcp.payload.end());
     peer.rcv += static_cast<std::uint32_t>(bytes - skip);
   }
+  // What a receiver takes that answers each burst, in no more than 2,000 ticks.
+  Bytes receive_in_time(Peer& peer, std::size_t bytes) {
+    Bytes stream;
+    for (int i = 0; i < 2000 && stream.size() < bytes; ++i) {
+      advance_ms(20);
+      const auto sent = take();
+      for (const Sent& packet : sent) accept(peer, packet, stream);
+      if (!sent.empty()) send(peer, kTcpAck);
+    }
+    return stream;
+  }
   // Grows the congestion window well beyond a super-segment.
   void warm_up(Peer& peer, ConnIndex conn) {
     static const Bytes data = pattern(600'000);
@@ -444,14 +455,7 @@ TEST_F(StackSending, when_everything_is_lost_the_timer_sends_it_again_and_backs_
     EXPECT_GE(times[i] - times[i - 1], (times[i - 1] - times[i - 2]) * 3 / 2);
   }
   send(peer, kTcpAck);
-  Bytes stream;
-  for (int i = 0; i < 2000 && stream.size() < data.size(); ++i) {
-    advance_ms(20);
-    const auto sent = take();
-    for (const Sent& packet : sent) accept(peer, packet, stream);
-    if (!sent.empty()) send(peer, kTcpAck);
-  }
-  EXPECT_EQ(stream, data);
+  EXPECT_EQ(receive_in_time(peer, data.size()), data);
   // And it recovers its speed.
   warm_up(peer, conn);
 }
@@ -474,15 +478,7 @@ TEST_F(StackSending, a_time_out_after_a_held_back_retransmission_sends_the_lost_
   }
   peer.window = 0xffff;
   send(peer, kTcpAck);
-  Bytes stream;
-  for (int i = 0; i < 2000 && stream.size() < data.size(); ++i) {
-    const auto sent = take();
-    for (const Sent& packet : sent) accept(peer, packet, stream);
-    if (!sent.empty()) send(peer, kTcpAck);
-    advance_ms(20);
-  }
-  EXPECT_EQ(stream.size(), data.size());
-  EXPECT_EQ(stream, data);
+  EXPECT_EQ(receive_in_time(peer, data.size()), data);
 }
 
 TEST_F(StackSending, the_first_retransmission_comes_no_sooner_than_the_minimum) {
