@@ -36,7 +36,7 @@ class Story:
 
     def held_by(self, proxy):
         """Our ends of a proxy's established connections."""
-        listed = json.loads(self.laboratory.get(proxy, "/connections?limit=1000000")[1])
+        listed = json.loads(self.laboratory.get(proxy, "/connections?limit=100000")[1])
         return {one["client"] for one in listed["connections"] if one["state"] == "ESTABLISHED"}
 
     def shares(self):

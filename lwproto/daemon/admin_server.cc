@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 
 namespace sanproxy::daemon {
@@ -18,12 +19,28 @@ constexpr std::uint32_t kLimitMax = 100'000;
 constexpr std::size_t kParametersMax = 16;
 constexpr std::size_t kParameterBytesMax = 256;
 
-PageRequest page_request(const httplib::Request& request, std::uint32_t limit) {
-  PageRequest out{request.path, limit, request.method, {}};
+// A number of a limit's range; false if the text is none.
+bool read_limit(const std::string& text, std::uint32_t& limit) {
+  const char* const end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, limit);
+  return error == std::errc{} && at == end && limit <= kLimitMax;
+}
+
+// An error says what is wrong with the request's parameters. None is passed over in silence.
+Result<PageRequest> page_request(const httplib::Request& request) {
+  PageRequest out{request.path, PageRequest{}.limit, request.method, {}};
+  if (request.params.size() > kParametersMax) {
+    return Status::error(Code::kInvalidArgument, "more than 16 parameters");
+  }
   for (const auto& [name, value] : request.params) {
-    if (out.parameters.size() == kParametersMax) break;
-    if (name.size() <= kParameterBytesMax && value.size() <= kParameterBytesMax) {
-      out.parameters[name] = value;
+    if (name.size() > kParameterBytesMax || value.size() > kParameterBytesMax) {
+      return Status::error(Code::kInvalidArgument, "a parameter of more than 256 bytes");
+    }
+    if (!out.parameters.emplace(name, value).second) {
+      return Status::error(Code::kInvalidArgument, "a parameter is given twice");
+    }
+    if (name == "limit" && !value.empty() && !read_limit(value, out.limit)) {
+      return Status::error(Code::kInvalidArgument, "limit is a number from 0 to 100000");
     }
   }
   return out;
@@ -49,17 +66,6 @@ const char* refusal(const httplib::Request& request, const std::vector<IpPrefix>
     return "a change needs \"Content-Type: application/json\"\n";
   }
   return nullptr;
-}
-
-std::uint32_t limit_of(const httplib::Request& request) {
-  if (!request.has_param("limit")) return PageRequest{}.limit;
-  const std::string text = request.get_param_value("limit");
-  std::uint32_t limit = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9' || limit > kLimitMax) return PageRequest{}.limit;
-    limit = limit * 10 + static_cast<std::uint32_t>(c - '0');
-  }
-  return std::min(limit, kLimitMax);
 }
 
 }  // namespace
@@ -94,7 +100,12 @@ Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& add
         return response.set_content(why, "text/plain");
       }
     }
-    const auto page = raw->ask(page_request(request, limit_of(request)));
+    const auto question = page_request(request);
+    if (!question.ok()) {
+      response.status = 400;
+      return response.set_content(std::string(question.status().text()) + "\n", "text/plain");
+    }
+    const auto page = raw->ask(*question);
     if (!page) {
       response.status = 503;
       response.set_content("the worker does not answer\n", "text/plain");
