@@ -5,8 +5,9 @@ unit: the GoogleTest programs, through ctest; asan: the same under ASan and UBSa
 programs in network namespaces; vm: RDMA, in guests under QEMU; lint: format, static checks, layers.
 A skipped test is named with its reason; under CI=true it counts as failed.
 
-The guests of vm keep little more than one core busy. With --beside-vm, lint and the build of the
-sanitizers' preset take what they leave, at the lowest priority, and are reported afterwards.
+Tests of real programs often wait, and the guests of vm keep little more than one core busy. With
+--beside, lint and the build of the sanitizers' preset take what all these leave, at the lowest
+priority, and are reported after vm.
 """
 
 import argparse
@@ -224,47 +225,53 @@ def build_asan(tally):
         tally.failed.append("asan: it does not build")
 
 
-def run_beside_vm(options, tally):
-    beside = []
-    if "asan" in options.suites:
-        beside.append(build_asan)
+def start_beside(options):
+    step("beside what follows: building for the sanitizers, lint")
+    functions = [build_asan] if "asan" in options.suites else []
     if "lint" in options.suites:
-        beside.append(lambda own: run_lint(options.filter, own))
-    step("beside the guests: " + ", ".join(
-        word for word, suite in (("building for the sanitizers", "asan"), ("lint", "lint"))
-        if suite in options.suites))
-    other = Beside(beside)
-    try:
+        functions.append(lambda own: run_lint(options.filter, own))
+    return Beside(functions)
+
+
+def run_suite(suite, options, tally):
+    if suite == "unit":
+        run_unit("release", options.filter, tally)
+    elif suite == "asan":
+        run_unit("asan", options.filter, tally)
+    elif suite == "e2e":
+        run_programs("e2e", "end-to-end tests", options.filter, tally)
+    elif suite == "vm":
         run_programs("vm", "tests in soft-RoCE guests", options.filter, tally)
-        other.join(tally)
+    else:
+        run_lint(options.filter, tally)
+
+
+def run_suites(options, tally):
+    if not options.beside:
+        for suite in options.suites:
+            run_suite(suite, options, tally)
+        return
+    beside = start_beside(options)
+    try:
+        for suite in options.suites:
+            if suite not in ("lint", "asan"):
+                run_suite(suite, options, tally)
+        beside.join(tally)
     finally:
-        other.end()
+        beside.end()
+    if "asan" in options.suites:
+        run_suite("asan", options, tally)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--filter", help="only tests whose name contains this")
-    parser.add_argument("--beside-vm", action="store_true",
-                        help="lint, and the build for asan, while the guests run")
+    parser.add_argument("--beside", action="store_true",
+                        help="lint, and the build for asan, while the other suites run")
     parser.add_argument("suites", nargs="+", choices=("unit", "asan", "e2e", "vm", "lint"))
     options = parser.parse_args()
     tally = Tally()
-    beside = options.beside_vm and "vm" in options.suites
-    for suite in options.suites:
-        if beside and suite == "lint":
-            continue
-        if beside and suite == "vm":
-            run_beside_vm(options, tally)
-        elif suite == "unit":
-            run_unit("release", options.filter, tally)
-        elif suite == "asan":
-            run_unit("asan", options.filter, tally)
-        elif suite == "e2e":
-            run_programs("e2e", "end-to-end tests", options.filter, tally)
-        elif suite == "vm":
-            run_programs("vm", "tests in soft-RoCE guests", options.filter, tally)
-        else:
-            run_lint(options.filter, tally)
+    run_suites(options, tally)
     print()
     for name, reason in tally.skipped:
         print(f"skipped: {name}: {reason}")
