@@ -59,7 +59,7 @@ void add_show(CLI::App& app, const Options& options, Chosen& chosen) {
       [&options, &chosen, kind] { chosen = [&options, kind] { show_nodes(options, *kind); }; });
 
   auto* connections =
-      add_command(app, "connections", "Open connections",
+      add_command(app, "connections", "Connections, those in TIME-WAIT too",
                   "sanctl connections --service 10.77.0.10:80 --state ESTABLISHED --limit 20");
   const auto what = std::make_shared<ConnectionsOptions>();
   for (const auto& [name, text] : std::initializer_list<std::pair<const char*, const char*>>{
