@@ -107,6 +107,7 @@ IN_GUEST = bool(os.environ.get("SANPROXY_VM"))
 BULK_BYTES = (8 if IN_GUEST else 64) << 20
 MANY_CONNECTIONS = 1000 if IN_GUEST else 100
 LIMIT_S = 300 if IN_GUEST else 60
+READY_S = 90 if IN_GUEST else 15
 WAYS = {"shm": "over shared memory", "tcp": "over the tcp fabric", "verbs": "over RDMA"}
 
 
@@ -143,12 +144,12 @@ class Demo:
                     raise DemoError(f"{process.name} ended with {process.returncode}:\n"
                                     + file.read()[-3000:])
 
-    def wait_for(self, what, ready, limit_s=15):
-        deadline = time.monotonic() + limit_s
+    def wait_for(self, what, ready):
+        deadline = time.monotonic() + READY_S
         while not ready():
             self.check_alive()
             if time.monotonic() > deadline:
-                raise DemoError(f"{what}: not within {limit_s} s")
+                raise DemoError(f"{what}: not within {READY_S} s")
             time.sleep(0.05)
 
     def set_up(self):
@@ -200,7 +201,7 @@ class Demo:
     def admin(self, page):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}{page}",
-                                        timeout=2) as reply:
+                                        timeout=READY_S) as reply:
                 return reply.read().strip()
         except OSError:
             return b""
