@@ -150,70 +150,109 @@ BULK_SIZES = (65536, 4096)
 RSOCKET_POLLING_TIME = "/etc/rdma/rsocket/polling_time"
 
 
-ROUND_TRIP_TURNS = 3  # in a round
+TURNS = 3  # in a round
 WAYS = {"": True, ", sleeping": False}  # suffix of a row: whether both sides poll without sleeping
 
 
+class VerbsWorks:
+    """What is compared over verbs. No side has a warm-up: perftest and rstream count from their
+    first message on."""
+
+    def __init__(self, tools, samples):
+        self.tools = tools
+        self.samples = samples
+        self.address = os.environ["SANPROXY_VM_ADDRESS"]
+        self.own = f"verbs://{self.address}:7500"
+
+    def ours(self, work, size, seconds, spin):
+        return self.tools.ours(self.own, work, size, spin=spin,
+                               times=["--seconds", str(seconds), "--warmup", "0"])
+
+    def bulk(self, size):
+        """Runs; those that are compared are neighbours."""
+        seconds = self.samples.seconds / 2
+        # About as long as ours take.
+        count = int(seconds * (1600 if size == 65536 else 20000))
+        label = f"{size // 1024} KB"
+
+        def channel(suffix):
+            found = self.ours("messages", size, seconds, WAYS[suffix])
+            self.samples.add(f"channel{suffix} {label}", found["mb_per_s"], "MB/s")
+
+        def raw(suffix):
+            found = perftest(self.tools, "ib_send_bw", size, count, self.address,
+                             sleeping=not WAYS[suffix])
+            self.samples.add(f"ib_send_bw{suffix} {label}", found[3] * MIB, "MB/s")
+
+        def endpoint():
+            found = self.ours("throughput", size, seconds, True)
+            self.samples.add(f"endpoint {label}", found["mb_per_s"], "MB/s")
+
+        def rsockets():
+            found = rstream(self.tools, size, 1, count, self.address)
+            self.samples.add(f"rsockets {label}", size / found, "MB/s")
+
+        return [rsockets, lambda: channel(""), lambda: raw(""), endpoint,
+                lambda: raw(", sleeping"), lambda: channel(", sleeping")]
+
+    def round_trips(self):
+        seconds = self.samples.seconds / 3
+        counts = {suffix: int(seconds * (18000 if spin else 3000)) for suffix, spin in WAYS.items()}
+
+        def raw(suffix):
+            found = perftest(self.tools, "ib_send_lat", SMALL, counts[suffix], self.address,
+                             sleeping=not WAYS[suffix])
+            self.samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
+
+        def channel(suffix):
+            found = self.ours("channel-round-trips", SMALL, seconds, WAYS[suffix])
+            self.samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
+            self.samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
+
+        def endpoint():
+            found = self.ours("round-trips", SMALL, seconds, True)
+            self.samples.add("endpoint round trip", found["p50_us"], "us")
+
+        def rsockets(suffix):
+            found = rstream(self.tools, SMALL, counts[suffix], 1, self.address,
+                            sleeping=not WAYS[suffix])
+            self.samples.add(f"rsockets{suffix} round trip", 2 * found, "us")
+
+        return [lambda: rsockets(""), lambda: channel(""), lambda: raw(""), endpoint,
+                lambda: raw(", sleeping"), lambda: channel(", sleeping"),
+                lambda: rsockets(", sleeping")]
+
+    def small(self):
+        def channel():
+            self.samples.add("channel small messages",
+                             self.ours("streams", SMALL, self.samples.seconds,
+                                       False)["messages_per_s"], "messages/s")
+
+        def rsockets():
+            count = int(self.samples.seconds * 18000)
+            self.samples.add("rsockets small messages",
+                             1e6 / rstream(self.tools, SMALL, 1, count, self.address), "messages/s")
+
+        return [channel, rsockets]
+
+    def in_turns(self, runs, turns):
+        """The emulated machine changes its pace from one process to the next and for seconds: short
+        turns, and of two neighbours each comes first as often."""
+        for turn in range(turns):
+            for run in runs if (self.samples.round * turns + turn) % 2 == 0 else runs[::-1]:
+                run()
+
+
 def measure_verbs(tools, samples):
-    address = os.environ["SANPROXY_VM_ADDRESS"]
-    own = f"verbs://{address}:7500"
     os.makedirs(os.path.dirname(RSOCKET_POLLING_TIME), exist_ok=True)
     with open(RSOCKET_POLLING_TIME, "w") as file:  # the guest's alone
         file.write("0\n")
+    works = VerbsWorks(tools, samples)
     for samples.round in range(samples.rounds):
         for size in BULK_SIZES:
-            count = int(samples.seconds * (600 if size == 65536 else 8000))
-            label = f"{size // 1024} KB"
-            for suffix, spin in WAYS.items():
-                found = perftest(tools, "ib_send_bw", size, count, address, sleeping=not spin)
-                samples.add(f"ib_send_bw{suffix} {label}", found[3] * MIB, "MB/s")
-                found = tools.ours(own, "messages", size, spin=spin)
-                samples.add(f"channel{suffix} {label}", found["mb_per_s"], "MB/s")
-            found = tools.ours(own, "throughput", size, spin=True)
-            samples.add(f"endpoint {label}", found["mb_per_s"], "MB/s")
-            samples.add(f"rsockets {label}",
-                        size / rstream(tools, size, 1, count, address), "MB/s")
-        measure_round_trips(tools, samples, address, own)
-        samples.add("channel small messages",
-                    tools.ours(own, "streams", SMALL)["messages_per_s"], "messages/s")
-        count = int(samples.seconds * 36000)
-        samples.add("rsockets small messages",
-                    1e6 / rstream(tools, SMALL, 1, count, address), "messages/s")
-
-
-def measure_round_trips(tools, samples, address, own):
-    """Short ones, in turn: the emulated machine changes its pace from one process to the next, and
-    each side is to meet its better pace as often as the others."""
-    seconds = samples.seconds / ROUND_TRIP_TURNS
-    # rstream counts from its first round trip on, and so do we.
-    times = ["--seconds", str(seconds), "--warmup", "0"]
-    # About as long as ours take.
-    counts = {suffix: int(seconds * (18000 if spin else 3000)) for suffix, spin in WAYS.items()}
-
-    def raw(suffix, spin):
-        found = perftest(tools, "ib_send_lat", SMALL, counts[suffix], address, sleeping=not spin)
-        samples.add(f"2 x ib_send_lat{suffix}", 2 * found[4], "us")
-
-    def channel(suffix, spin):
-        found = tools.ours(own, "channel-round-trips", SMALL, spin=spin, times=times)
-        samples.add(f"channel{suffix} round trip", found["p50_us"], "us")
-        samples.add(f"channel{suffix} round trip, mean", found["mean_us"], "us")
-
-    def endpoint():
-        found = tools.ours(own, "round-trips", SMALL, spin=True, times=times)
-        samples.add("endpoint round trip", found["p50_us"], "us")
-
-    def rsockets(suffix, spin):
-        found = rstream(tools, SMALL, counts[suffix], 1, address, sleeping=not spin)
-        samples.add(f"rsockets{suffix} round trip", 2 * found, "us")
-
-    runs = [lambda: rsockets("", True), lambda: channel("", True), lambda: raw("", True), endpoint,
-            lambda: raw(", sleeping", False), lambda: channel(", sleeping", False),
-            lambda: rsockets(", sleeping", False)]
-    for turn in range(ROUND_TRIP_TURNS):
-        # Those that are compared are neighbours, and each of two comes first as often.
-        for run in runs if (samples.round * ROUND_TRIP_TURNS + turn) % 2 == 0 else runs[::-1]:
-            run()
+            works.in_turns(works.bulk(size), TURNS)
+        works.in_turns(works.round_trips(), TURNS)
+        works.in_turns(works.small(), 1)
 
 
 def verbs_rows(samples):

@@ -2,15 +2,18 @@
 //   fabric_bench serve ADDRESS          waits for clients, prints READY; ends with the last one
 //   fabric_bench run ADDRESS --work W   prints one JSON object
 //   fabric_bench raw-serve, raw-run     the same for one raw TCP stream, "tcp://127.0.0.1:7500"
-#include <poll.h>
+#include <sys/epoll.h>
 
 #include <CLI/CLI.hpp>
+#include <array>
+#include <cerrno>
 #include <cstdio>
 #include <map>
 
 #include "bench/tools/fabric_works.h"
 #include "bench/tools/measurement.h"
 #include "bench/tools/raw_tcp.h"
+#include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/address.h"
 #include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
@@ -50,14 +53,35 @@ std::unique_ptr<fabric::Fabric> make_fabric(const std::string& address) {
   return std::move(*made);
 }
 
-void wait(fabric::Fabric& fabric, bool spin) {
-  if (!spin && fabric.arm()) {
-    pollfd fd{fabric.event_fd(), POLLIN, 0};
-    // The limit lets a load see the end of its time.
-    ::poll(&fd, 1, 100);
+// A fabric and the epoll set that its owner sleeps in, as the owners of the product do.
+class Owned {
+ public:
+  explicit Owned(const std::string& address)
+      : fabric_(make_fabric(address)), set_(::epoll_create1(EPOLL_CLOEXEC)) {
+    fabric_->wake_in(set_.get());
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fabric_->event_fd();
+    if (::epoll_ctl(set_.get(), EPOLL_CTL_ADD, fabric_->event_fd(), &event) != 0) {
+      die("the epoll set", Status::error(Code::kSystem, "epoll_ctl", errno));
+    }
   }
-  fabric.disarm();
-}
+
+  fabric::Fabric& operator*() { return *fabric_; }
+  fabric::Fabric* operator->() { return fabric_.get(); }
+  void wait(bool spin) {
+    if (!spin && fabric_->arm()) {
+      std::array<epoll_event, 4> events;
+      // The limit lets a load see the end of its time.
+      ::epoll_wait(set_.get(), events.data(), events.size(), 100);
+    }
+    fabric_->disarm();
+  }
+
+ private:
+  std::unique_ptr<fabric::Fabric> fabric_;
+  UniqueFd set_;
+};
 
 fabric::EndpointOptions endpoint_options(const Options& options) {
   fabric::EndpointOptions out;
@@ -78,7 +102,7 @@ bool run_session(Session& session, bool spin) {
 }
 
 int serve(const Options& options) {
-  auto fabric = make_fabric(options.address);
+  Owned fabric(options.address);
   fabric::EndpointOptions endpoint = endpoint_options(options);
   endpoint.link = {};
   auto listening = fabric->listen(options.address, endpoint);
@@ -107,17 +131,17 @@ int serve(const Options& options) {
     }
     ended += static_cast<std::uint32_t>(std::erase_if(
         sessions, [&](const auto& session) { return !run_session(*session, options.spin); }));
-    if (ended < options.clients) wait(*fabric, options.spin && !sessions.empty());
+    if (ended < options.clients) fabric.wait(options.spin && !sessions.empty());
   }
   return 0;
 }
 
-std::unique_ptr<Session> connect(fabric::Fabric& fabric, const Options& options) {
+std::unique_ptr<Session> connect(Owned& fabric, const Options& options) {
   const fabric::EndpointOptions endpoint = endpoint_options(options);
   const Greeting ours = make_greeting(options.load, endpoint);
   const std::uint64_t give_up_ns =
       monotonic_ns() + static_cast<std::uint64_t>(options.connect_seconds * 1e9);
-  auto connecting = fabric.connect(options.address, bytes_of(ours), endpoint);
+  auto connecting = fabric->connect(options.address, bytes_of(ours), endpoint);
   if (!connecting.ok()) die("connect", connecting.status());
   for (;;) {
     auto connected = (*connecting)->poll();
@@ -130,7 +154,7 @@ std::unique_ptr<Session> connect(fabric::Fabric& fabric, const Options& options)
     }
     if (!connected.status().is_again()) die("connect", connected.status());
     if (monotonic_ns() > give_up_ns) die("connect", Status::error(Code::kTimeout, "no answer"));
-    wait(fabric, false);
+    fabric.wait(false);
   }
 }
 
@@ -141,12 +165,12 @@ const std::map<std::string, Work> kWorks = {{"throughput", Work::kThroughput},
                                             {"channel-round-trips", Work::kChannelTrips}};
 
 int run(const Options& options) {
-  auto fabric = make_fabric(options.address);
-  auto session = connect(*fabric, options);
+  Owned fabric(options.address);
+  auto session = connect(fabric, options);
   Measurement measurement({});
   measurement.start();
   while (run_session(*session, options.spin)) {
-    if (!session->busy()) wait(*fabric, options.spin);
+    if (!session->busy()) fabric.wait(options.spin);
   }
   measurement.stop();
   if (session->error() != nullptr) {

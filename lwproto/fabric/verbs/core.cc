@@ -46,10 +46,16 @@ Status Core::watch(int fd, Watch::Kind kind, std::shared_ptr<Device> device) {
   watch->kind = kind;
   watch->device = std::move(device);
   watch->fd = fd;
+  watch->set = epoll_.get();
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.ptr = watch.get();
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+  if (kind == Watch::Kind::kCompletions && outer_.valid()) {
+    watch->set = outer_.get();
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = ~std::uint64_t{0};  // data.fd is -1
+  }
+  if (::epoll_ctl(watch->set, EPOLL_CTL_ADD, fd, &event) != 0) {
     return Status::error(Code::kSystem, "watch a descriptor", errno);
   }
   watches_.push_back(std::move(watch));
@@ -117,7 +123,7 @@ void Core::forget_if_unused(const Device& device) {
   }
   for (auto& watch : watches_) {
     if (watch->device.get() != &device) continue;
-    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, watch->fd, nullptr);
+    ::epoll_ctl(watch->set, EPOLL_CTL_DEL, watch->fd, nullptr);
     retired_.push_back(std::move(watch));
   }
   std::erase(watches_, nullptr);
@@ -150,15 +156,31 @@ void Core::on_timer() {
   if (next_ns != kNever) wake_at(next_ns);
 }
 
+void Core::wake_in(int epoll_fd) {
+  // Each completion channel stays in the set that it was put in.
+  if (!devices_.empty()) return;
+  // Duplicated, so that the caller may close its descriptor before the last endpoint goes.
+  outer_ = UniqueFd(::fcntl(epoll_fd, F_DUPFD_CLOEXEC, 0));
+}
+
 bool Core::arm() {
   armed_ = true;
+  if (rung_ != 0) drain_completions();
   bool idle = true;
   for (Sleeper* sleeper : sleepers_) idle = sleeper->prepare_sleep() && idle;
   return idle;
 }
 
+// What made a sleeper wake up is mostly a completion, which needs no system call to be found. All
+// else keeps event_fd() readable, so that the next sleep ends at once.
 void Core::disarm() {
-  if (std::exchange(armed_, false) || ++disarms_ % kDisarmsPerPump == 0) pump();
+  const bool slept = std::exchange(armed_, false);
+  if (++disarms_ % kDisarmsPerPump == 0 || (slept && !someone_has_completions())) pump();
+}
+
+bool Core::someone_has_completions() {
+  return std::any_of(sleepers_.begin(), sleepers_.end(),
+                     [](Sleeper* sleeper) { return sleeper->has_completions(); });
 }
 
 void Core::pump_if_due() {
@@ -170,6 +192,7 @@ void Core::pump_if_due() {
 
 void Core::pump() {
   retired_.clear();
+  if (outer_.valid()) drain_completions();  // the set below does not tell
   std::array<epoll_event, kEventsPerWait> events;
   const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsPerWait, 0);
   for (int i = 0; i < count; ++i) {
@@ -211,12 +234,25 @@ void Core::drain_cm() {
   }
 }
 
+void Core::drain_completions() {
+  // By index: a handler may open a device, or be the last that used one.
+  for (std::size_t i = 0; i < watches_.size(); ++i) {
+    const Watch& watch = *watches_[i];
+    if (watch.kind == Watch::Kind::kCompletions) drain_completions(*watch.device);
+  }
+}
+
+// Until there are none, or those that are known of were taken: to ask in vain is a system call,
+// too, and what is left keeps event_fd() readable or is for completions that nobody has looked for
+// yet.
 void Core::drain_completions(Device& device) {
   for (int i = 0; i < kCompletionEventsPerPump; ++i) {
     ibv_cq* cq = nullptr;
     void* context = nullptr;
     if (::ibv_get_cq_event(device.channel(), &cq, &context) != 0) return;
+    const bool known = rung_ != 0;
     static_cast<QueuePair*>(context)->on_queue_event();
+    if (known && rung_ == 0) return;
   }
 }
 

@@ -10,6 +10,8 @@
 //      Nobody adds or removes a sleeper inside arm() or on_time().
 //   2. A queue pair whose completion queue is armed is woken for at most one event until it is
 //      armed again.
+//   3. Completions are looked for in their queues; the event that announced them is taken later, in
+//      the next arm(): nobody waits for that system call.
 #pragma once
 
 #include <infiniband/verbs.h>
@@ -62,6 +64,8 @@ class Sleeper {
  public:
   // Gets ready for a sleep: publishes, arms. False: there is something to poll for already.
   virtual bool prepare_sleep() = 0;
+  // Why its owner woke up, if completions were the reason: there are some.
+  virtual bool has_completions() { return false; }
   virtual std::uint64_t deadline_ns() const = 0;   // kNever: waits for no time
   virtual void on_time(std::uint64_t now_ns) = 0;  // at a deadline of any sleeper
 
@@ -98,14 +102,17 @@ class Core {
   void add(QueuePair* queue_pair) { queue_pairs_.push_back(queue_pair); }
   void remove(QueuePair* queue_pair);
   void wake_at(std::uint64_t deadline_ns);  // some sleeper has this deadline
+  // So many queue pairs have handed out completions whose events were not taken.
+  void add_rung(int change) { rung_ += change; }
 
+  void wake_in(int epoll_fd);
   bool arm();
   void disarm();
   void pump();         // handles whatever epoll reports, without waiting
   void pump_if_due();  // the same, at most every kPumpIntervalNs
 
  private:
-  static constexpr std::uint64_t kPumpIntervalNs = 200'000;
+  static constexpr std::uint64_t kPumpIntervalNs = 1'000'000;
   // For a loop that is never idle: a system call each time would cost more than the rest of a
   // round.
   static constexpr std::uint32_t kDisarmsPerPump = 32;
@@ -115,11 +122,14 @@ class Core {
     enum class Kind { kCm, kCompletions, kDevice, kTimer } kind = Kind::kTimer;
     std::shared_ptr<Device> device;
     int fd = -1;
+    int set = -1;  // the epoll set that it is in
   };
 
   Status open_event_channel();
   Status watch(int fd, Watch::Kind kind, std::shared_ptr<Device> device);
+  bool someone_has_completions();
   void drain_cm();
+  void drain_completions();
   void drain_completions(Device& device);
   void drain_device(Device& device);
   void forget_if_unused(const Device& device);
@@ -132,6 +142,7 @@ class Core {
   SteadyClock steady_;
   const Clock* clock_ = nullptr;
   UniqueFd epoll_;
+  UniqueFd outer_;  // wake_in()
   UniqueFd timer_;
   rdma_event_channel* events_ = nullptr;
   std::vector<std::unique_ptr<Watch>> watches_;
@@ -142,6 +153,7 @@ class Core {
   std::uint64_t timer_ns_ = kNever;
   std::uint64_t pumped_ns_ = 0;
   std::uint32_t disarms_ = 0;
+  int rung_ = 0;
   bool armed_ = false;
 };
 

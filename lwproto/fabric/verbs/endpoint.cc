@@ -289,6 +289,10 @@ std::uint64_t VerbsEndpoint::deadline_ns() const {
   return deadline_ns_;
 }
 
+bool VerbsEndpoint::has_completions() {
+  return state_ == State::kOpen && (!nothing_left() || fill_stash());
+}
+
 bool VerbsEndpoint::prepare_sleep() {
   if (state_ == State::kDone) return !receive_->any_transients();
   if (state_ == State::kReporting) return false;

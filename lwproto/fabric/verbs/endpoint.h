@@ -80,6 +80,7 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   void on_cm_event(const CmEvent& event) override;
   void on_failure(Status reason) override;
   bool prepare_sleep() override;
+  bool has_completions() override;
   std::uint64_t deadline_ns() const override;
   void on_time(std::uint64_t /*now_ns*/) override {}  // poll() looks at the deadline
 

@@ -75,6 +75,7 @@ QueuePair::QueuePair(std::shared_ptr<Core> core, CmId id, std::shared_ptr<Device
 
 QueuePair::~QueuePair() {
   further_.clear();
+  if (rung_) set_rung(false);
   core_->remove(this);
   if (qp_ != nullptr) ::ibv_destroy_qp(qp_);
   if (cq_ != nullptr && first_ == nullptr) {
@@ -271,6 +272,7 @@ void QueuePair::on_queue_event() {
     events_to_acknowledge_ = 0;
   }
   armed_ = false;
+  if (rung_) set_rung(false);
   target_->on_completions();
 }
 

@@ -82,7 +82,9 @@ class QueuePair {
   }
   // How many came; negative if the queue is broken.
   int poll(std::span<ibv_wc> out) {
-    return ::ibv_poll_cq(cq_, static_cast<int>(out.size()), out.data());
+    const int count = ::ibv_poll_cq(cq_, static_cast<int>(out.size()), out.data());
+    if (count > 0 && armed_ && !rung_) set_rung(true);
+    return count;
   }
   void arm() {
     if (armed_) return;
@@ -91,6 +93,10 @@ class QueuePair {
   void on_queue_event();  // by Core
 
  private:
+  void set_rung(bool rung) {
+    rung_ = rung;
+    core_->add_rung(rung ? 1 : -1);
+  }
   ibv_qp* queue_of(std::uint32_t lane) const { return lane == 0 ? qp_ : further_[lane - 1]->qp_; }
   Status check_limits(const QueueSizes& wanted);
   Status create_completion_queue();
@@ -109,6 +115,7 @@ class QueuePair {
   std::vector<std::unique_ptr<QueuePair>> further_;  // lanes 1 and up
   std::uint32_t lanes_ = 1;
   bool armed_ = false;
+  bool rung_ = false;  // armed, and there were completions: an event is there, or about to come
   unsigned events_to_acknowledge_ = 0;
   std::uint32_t lane_sends_ = 0;
   std::uint32_t lane_receives_ = 0;

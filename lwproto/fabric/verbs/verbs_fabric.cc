@@ -50,6 +50,7 @@ class VerbsFabric final : public Fabric {
   }
 
   int event_fd() const override { return core_->event_fd(); }
+  void wake_in(int epoll_fd) override { core_->wake_in(epoll_fd); }
   bool arm() override { return core_->arm(); }
   void disarm() override { core_->disarm(); }
 
