@@ -27,9 +27,9 @@ constexpr std::uint64_t kNextCandidate = 0x9e3779b97f4a7c15U;
 
 const char* drop_name(Drop drop) {
   static constexpr std::array<const char*, static_cast<std::size_t>(Drop::kCount)> kNames = {
-      "none",          "malformed",          "not_for_us",    "no_service",       "no_proxy",
-      "fragment_tiny", "fragment_malformed", "fragment_held", "fragment_timeout", "icmp_unknown",
-      "icmp_unclaimed"};
+      "none",          "malformed",        "not_for_us",        "no_service",
+      "no_proxy",      "fragment_tiny",    "fragment_protocol", "fragment_malformed",
+      "fragment_held", "fragment_timeout", "icmp_unknown",      "icmp_unclaimed"};
   return kNames[static_cast<std::size_t>(drop)];
 }
 
@@ -275,11 +275,15 @@ void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64
     drop(out, Drop::kNotForUs);
     return;
   }
-  out.datagram = Fragments::datagram(out.parsed, view);
   const bool tcp = out.parsed.protocol == net::kProtocolTcp;
+  if (!tcp && out.parsed.protocol != net::kProtocolUdp) {
+    drop(out, Drop::kFragmentProtocol);
+    return;
+  }
+  out.datagram = Fragments::datagram(out.parsed, view);
   if (view.offset_bytes == 0) {
     const std::size_t needed = tcp ? net::kTcpHeaderBytesMin : net::kUdpHeaderBytes;
-    if ((!tcp && out.parsed.protocol != net::kProtocolUdp) || out.parsed.l4_bytes() < needed) {
+    if (out.parsed.l4_bytes() < needed) {
       drop(out, Drop::kFragmentTiny);
       return;
     }

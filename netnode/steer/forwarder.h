@@ -37,6 +37,7 @@ enum class Drop : std::uint8_t {
   kNoService,     // a service's address, but no such port or protocol
   kNoProxy,       // no proxy takes new sessions
   kFragmentTiny,  // a first fragment without the whole transport header, or one that overlaps it
+  kFragmentProtocol,  // of neither TCP nor UDP, such as a large echo request: nobody's flow
   kFragmentMalformed,
   kFragmentHeld,     // no room to hold a fragment that came before its first
   kFragmentTimeout,  // counted by the owner of the token

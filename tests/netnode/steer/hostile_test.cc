@@ -138,6 +138,18 @@ TEST_F(Hostile, PiecesThatBelongToNoDatagramAreDroppedAndCounted) {
   EXPECT_EQ(drops(Drop::kFragmentMalformed), 4U);
 }
 
+TEST_F(Hostile, PiecesOfALargeEchoRequestAreDroppedAtOnceAndTakeNoRoomFromThoseOfFlows) {
+  Bytes large = packet_of({.from = at("10.1.1.1:1"), .to = at(kService), .payload = 980});
+  large[9] = 1;  // ICMP
+  for (const auto& [begin, end] : {std::pair{800, 1000}, std::pair{400, 800}, std::pair{0, 400}}) {
+    const Bytes piece =
+        cut(large, static_cast<std::size_t>(begin), static_cast<std::size_t>(end), true);
+    EXPECT_EQ(steer(piece).drop, Drop::kFragmentProtocol);
+  }
+  EXPECT_EQ(drops(Drop::kFragmentProtocol), 3U);
+  EXPECT_EQ(forwarder_.counters().fragments_held, 0U);
+}
+
 TEST_F(Hostile, FirstFragmentsForNoServiceAreNotRemembered) {
   const Bytes closed =
       packet_of({.from = at("10.1.1.1:1"), .to = at("10.0.0.10:81"), .payload = 980});
