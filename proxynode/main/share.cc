@@ -1,6 +1,7 @@
 #include "proxynode/main/share.h"
 
 #include <algorithm>
+#include <map>
 #include <string>
 
 #include "lwproto/fabric/address.h"
@@ -24,6 +25,23 @@ std::vector<Floor> floors(const ProxyConfig& config) {
           {"ingress_pool_bytes", config.ingress_pool_bytes, 8u << 20},
           {"egress_pool_bytes", config.egress_pool_bytes, 65'536},
           {"channel_region_bytes", config.channel_region_bytes, 1u << 20}};
+}
+
+// The workers of one fabric listen behind its address: another's must not be there.
+void check_apart(const ProxyConfig& config, std::uint32_t workers) {
+  std::map<std::string, const FabricConfig*> taken;
+  for (const auto& fabric : config.fabrics) {
+    for (std::uint32_t worker = 0; worker < workers; ++worker) {
+      std::string address =
+          fabric::FabricAddress::parse(fabric.listen)->of_worker(worker)->to_string();
+      const auto [found, free] = taken.emplace(std::move(address), &fabric);
+      if (free) continue;
+      throw ConfigError("[[fabric]].listen: " + std::to_string(workers) + " workers of " +
+                        found->second->listen + " and of " + fabric.listen + " would share " +
+                        found->first +
+                        ": leave as many ports between them, or set [proxy].workers to 1");
+    }
+  }
 }
 
 template <typename T>
@@ -74,6 +92,7 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
     }
     if (!last.ok()) throw ConfigError("[[fabric]].listen: " + last.status().to_string());
   }
+  check_apart(config, workers);
   return workers;
 }
 

@@ -60,6 +60,16 @@ TEST(Workers, NeedAnAddressEach) {
   EXPECT_NE(error_of(config).find("65535"), std::string::npos) << error_of(config);
 }
 
+TEST(Workers, OfTwoFabricsMayNotMeetAtOneAddress) {
+  const std::string here = "[[fabric]]\nallow = [\"any\"]\nlisten = \"tcp://127.0.0.1:";
+  ProxyConfig config = load(kInterface + here + "7471\"\n" + here + "7473\"\n");
+  config.workers = 2;
+  EXPECT_EQ(error_of(config), "");
+  config.workers = 3;
+  EXPECT_NE(error_of(config).find("would share tcp://127.0.0.1:7473"), std::string::npos)
+      << error_of(config);
+}
+
 TEST(Workers, ShareTheBoundsAndListenBehindTheConfiguredAddress) {
   const ProxyConfig all = load(
       kInterface + kFabric + "[[fabric]]\nlisten = \"tcp://127.0.0.1:7000\"\nallow = [\"any\"]\n");
