@@ -85,6 +85,17 @@ u32_t sanproxy_lwip_isn(const ip_addr_t* local_ip, u16_t local_port, const ip_ad
   return static_cast<u32_t>(key.hash(impl.secret[0]) + impl.now_ns / 4'000);
 }
 
+u32_t* sanproxy_lwip_add_timestamp(const struct pbuf* packet, const struct tcp_pcb* pcb,
+                                   u32_t* options) {
+  // A window probe's byte stands where lwIP expects no options.
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(options);
+  if (packet->len > TCP_HLEN + LWIP_TCP_OPT_LEN_TS_OUT) bytes[LWIP_TCP_OPT_LEN_TS_OUT] = bytes[0];
+  options[0] = PP_HTONL(0x0101080aU);
+  options[1] = lwip_htonl(sys_now());
+  options[2] = lwip_htonl(pcb->ts_recent);
+  return options + 3;
+}
+
 u16_t sanproxy_lwip_ooseq_pbufs_max(const struct tcp_pcb* pcb) {
   // A quarter of what is free: many connections may lose packets at the same time.
   (void)pcb;

@@ -6,6 +6,7 @@
 //   stack_events.cc   what lwIP tells us               stack_timers.cc   ticks and deadlines
 //   stack_time_wait.cc  TIME-WAIT records              stack_icmp.cc     echo, packet too big
 //   stack_lent.cc     packets that stay in memory of others
+//   stack_split.cc    a segment longer than the client's window
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
 // the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
@@ -227,6 +228,11 @@ struct Stack::Impl {
   std::uint16_t segment_mss(const Connection& conn) const;
   void consume(ConnIndex index, std::uint32_t bytes);
 
+  // --- stack_split.cc
+  bool split_unsent(tcp_pcb& pcb, std::uint32_t bytes);
+  void cut_unsent(tcp_pcb& pcb, std::uint32_t window_bytes);
+  void fit_unsent(Connection& conn);
+
   // --- stack_close.cc
   Status shutdown_send(ConnIndex index);
   void close(ConnIndex index);
@@ -247,6 +253,7 @@ struct Stack::Impl {
   std::uint64_t next_timer_ns() const;
   void run_tick(std::uint64_t tick);
   void run_timers(ConnIndex index, bool slow);
+  bool window_filled(Connection& conn);
   void deadline(ConnIndex index);
   void keepalive(ConnIndex index);
   void arm_closed(Connection& conn);

@@ -8,6 +8,8 @@ namespace {
 
 // After a stall this many ticks are made up for; the rest is lost time for retransmissions.
 constexpr std::uint64_t kCatchUpTicksMax = 4;
+// The slow ticks of the persist timer's first interval, lwIP's shortest.
+constexpr int kPersistTicks = 3;
 
 std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
 
@@ -120,27 +122,33 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     pcb->last_timer = lwip_timer_counter++;
     tcp_fasttmr();
   }
-  if (slow) {
-    // The persist timer splits the first segment, which lwIP expects to be no longer than the
-    // MSS; a retransmission needs the real one.
-    const u16_t mss = pcb->mss;
+  if (slow && !window_filled(conn)) {
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
-    if (pcb->persist_backoff != 0 && pcb->unsent != nullptr) {
-      pcb->mss = std::max(mss, pcb->unsent->len);
-    }
     LwipLists lists(LwipLists::Active{pcb});
     pcb->last_timer = lwip_timer_counter++;
     --tcp_ticks;
     tcp_slowtmr();
-    if (conn.generation == generation && conn.pcb != nullptr) {
-      pcb->mss = mss;
-      if (pcb->nrtx != retransmissions) sort_unsent(*pcb);
+    if (conn.generation == generation && conn.pcb != nullptr && pcb->nrtx != retransmissions) {
+      sort_unsent(*pcb);
     }
   }
+  if (conn.pcb == pcb && (pcb->flags & TF_NAGLEMEMERR) != 0)
+    mark_dirty(conn);  // the queue was full
   end_reason = EndReason::kFinished;
   settle(index);
   reap();
+}
+
+// True: the persist timer was due with some window, which is filled now. lwIP would do that too,
+// but with a cut of its own (stack_split.cc), and not where the client has a part of the segment.
+bool Stack::Impl::window_filled(Connection& conn) {
+  tcp_pcb& pcb = *conn.pcb;
+  const bool due = pcb.persist_backoff != 0 && pcb.persist_cnt + 1 >= kPersistTicks;
+  if (!due || pcb.unsent == nullptr || pcb.snd_wnd == 0) return false;
+  cut_unsent(pcb, pcb.snd_wnd);
+  mark_dirty(conn);
+  return true;
 }
 
 void Stack::Impl::deadline(ConnIndex index) {
