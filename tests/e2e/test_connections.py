@@ -103,6 +103,28 @@ class Connections:
             offset += len(piece)
         self.assertEqual(offset, sent)
 
+    def test_clients_with_tiny_receive_buffers_get_every_byte_before_the_end(self):
+        one = self.lab()
+        one.start_echo(family=self.family)
+        socks, got = [], {}
+        for number in range(24):  # together: what is read of one leaves the windows of others shut
+            size = (1, 5000, 9000, 50_001)[number % 4]
+            sock = self.socket(one, 7, receive_buffer=(2048, 2048, 4096)[number % 3])
+            for at in range(0, size, 1000):
+                sock.sendall(BYTES.slice(at, min(1000, size - at)))
+            sock.shutdown(socket.SHUT_WR)
+            socks.append((sock, size))
+            got[sock] = bytearray()
+        left = [sock for sock, _ in socks]
+        while left:
+            for sock in list(left):
+                piece = sock.recv(1000)
+                got[sock] += piece
+                if not piece:
+                    left.remove(sock)
+        for sock, size in socks:
+            self.assertEqual(bytes(got[sock]), BYTES.slice(0, size))
+
     def test_reset_at_any_moment_ends_the_connection_and_nothing_else(self):
         one = self.lab()
         one.start_echo(family=self.family)

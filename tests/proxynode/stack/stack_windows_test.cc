@@ -95,7 +95,7 @@ TEST_F(StackWindows, a_window_smaller_than_the_head_segment_is_filled_in_pieces)
     warm_up(peer, conn);
     peer.window = 0;
     send(peer, kTcpAck);
-    const Bytes data = pattern(static_cast<std::size_t>(20 * window));
+    const Bytes data = pattern(std::size_t{20} * static_cast<std::size_t>(window));
     ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
     peer.window = static_cast<std::uint16_t>(window);
     send(peer, kTcpAck);
