@@ -10,6 +10,8 @@ namespace {
 // kRefusedShare: nodes that take nothing must not leave everybody else without slots.
 constexpr std::size_t kSlotsShort = 4;
 constexpr std::size_t kRefusedShare = 2;
+// Of the three repeated acknowledgements that make lwIP send a segment again (RFC 5681).
+constexpr u8_t kDuplicatesBefore = 2;
 
 bool holds_slot(const pbuf& piece) { return (piece.flags & PBUF_FLAG_IS_CUSTOM) != 0; }
 
@@ -299,16 +301,16 @@ void Stack::Impl::tune(Connection& conn) {
   if (pcb->unsent == nullptr) {
     pcb->persist_backoff = 0;  // a probe's byte was the last one
   } else if (pcb->state >= ESTABLISHED) {
-    // A super-segment due for retransmission may be longer than the reduced window, and then
-    // would wait for ever. What does not fit the peer's window is the persist timer's business,
-    // which starts only when the congestion window is not the smaller one.
+    // What is longer than a window is cut by flush(), or is the persist timer's business.
     const std::uint32_t seq = lwip_ntohl(pcb->unsent->tcphdr->seqno);
-    const std::uint32_t right = seq - pcb->lastack + pcb->unsent->len;
     const bool first = !seq_after(seq, pcb->lastack) || pcb->unacked == nullptr;
-    if (first && right > std::min(pcb->cwnd, pcb->snd_wnd)) {
-      pcb->cwnd = std::max(pcb->cwnd, std::min(right, pcb->snd_wnd));
+    if (first && seq - pcb->lastack + pcb->unsent->len > std::min(pcb->cwnd, pcb->snd_wnd)) {
       mark_dirty(conn);
     }
+  }
+  // The next repeated acknowledgement sends the first segment again.
+  if (pcb->dupacks == kDuplicatesBefore && pcb->unacked != nullptr && pcb->unacked->len > 0) {
+    trim_acknowledged(conn, pcb->unacked);
   }
   // The acknowledgement waits for flush(): it may travel on data, and stands for a whole burst.
   if ((pcb->flags & TF_ACK_DELAY) != 0) {

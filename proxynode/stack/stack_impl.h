@@ -6,7 +6,7 @@
 //   stack_events.cc   what lwIP tells us               stack_timers.cc   ticks and deadlines
 //   stack_time_wait.cc  TIME-WAIT records              stack_icmp.cc     echo, packet too big
 //   stack_lent.cc     packets that stay in memory of others
-//   stack_split.cc    a segment longer than the client's window
+//   stack_split.cc    a segment longer than what may leave
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
 // the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
@@ -229,9 +229,10 @@ struct Stack::Impl {
   void consume(ConnIndex index, std::uint32_t bytes);
 
   // --- stack_split.cc
-  bool split_unsent(tcp_pcb& pcb, std::uint32_t bytes);
-  void cut_unsent(tcp_pcb& pcb, std::uint32_t window_bytes);
-  void fit_unsent(Connection& conn);
+  bool split(tcp_pcb& pcb, tcp_seg& segment, std::uint32_t bytes);
+  void trim_acknowledged(Connection& conn, tcp_seg*& first);
+  void prepare_retransmission(Connection& conn);
+  void fit_unsent(Connection& conn, bool all);
 
   // --- stack_close.cc
   Status shutdown_send(ConnIndex index);

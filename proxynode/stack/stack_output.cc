@@ -148,7 +148,7 @@ void Stack::Impl::flush() {
 
 void Stack::Impl::output_connection(Connection& conn) {
   tcp_pcb* const pcb = conn.pcb;
-  fit_unsent(conn);
+  fit_unsent(conn, false);
   tcp_output(pcb);
   if (conn.rx_segments > 1) {
     // RFC 9293 3.8.6.3: at least every second full segment is acknowledged at once.

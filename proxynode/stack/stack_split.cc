@@ -1,5 +1,5 @@
-// Cutting a segment that waits in two, where it is longer than the client's window. lwIP's own cut
-// copies the tail, and leaves FIN on the first part, which ends the stream too early.
+// Cutting a segment in two, where it is longer than what may leave now. lwIP's own cut copies the
+// tail, and leaves FIN on the first part, which ends the stream too early.
 #include <cstring>
 
 #include "proxynode/stack/stack_impl.h"
@@ -47,16 +47,20 @@ pbuf* tail_of(const pbuf* chain, std::uint32_t skip, std::uint16_t option_bytes,
   return tail;
 }
 
+std::uint32_t wire_bytes(const Connection& conn, const tcp_seg& segment) {
+  return conn.mss_bytes - (LWIP_TCP_OPT_LENGTH(segment.flags));
+}
+
 }  // namespace
 
-// False: no memory, or its packet is still in the queue to the device.
-bool Stack::Impl::split_unsent(tcp_pcb& pcb, std::uint32_t bytes) {
-  tcp_seg& head = *pcb.unsent;
-  if (head.p->ref != 1) return false;
-  const auto options_length = static_cast<u16_t>(LWIP_TCP_OPT_LENGTH(head.flags));
-  const std::uint32_t skip = head.p->tot_len - head.len + bytes;
+// The rest becomes the next segment of the list. False: no memory, or its packet is still in the
+// queue to the device.
+bool Stack::Impl::split(tcp_pcb& pcb, tcp_seg& segment, std::uint32_t bytes) {
+  if (segment.p->ref != 1) return false;
+  const auto options_length = static_cast<u16_t>(LWIP_TCP_OPT_LENGTH(segment.flags));
+  const std::uint32_t skip = segment.p->tot_len - segment.len + bytes;
   std::uint64_t copied = 0;
-  pbuf* const tail = tail_of(head.p, skip, options_length, copied);
+  pbuf* const tail = tail_of(segment.p, skip, options_length, copied);
   if (tail == nullptr) return false;
   auto* const second = static_cast<tcp_seg*>(memp_malloc(MEMP_TCP_SEG));
   if (second == nullptr || pbuf_add_header(tail, TCP_HLEN) != 0) {
@@ -66,43 +70,65 @@ bool Stack::Impl::split_unsent(tcp_pcb& pcb, std::uint32_t bytes) {
   }
   counters.bytes_copied += copied;
   second->p = tail;
-  second->len = static_cast<u16_t>(head.len - bytes);
-  second->flags = head.flags;
+  second->len = static_cast<u16_t>(segment.len - bytes);
+  second->flags = segment.flags;
   second->tcphdr = static_cast<tcp_hdr*>(tail->payload);
-  *second->tcphdr = *head.tcphdr;  // FIN and PSH go with the last byte
-  second->tcphdr->seqno =
-      lwip_htonl(lwip_ntohl(head.tcphdr->seqno) + static_cast<std::uint32_t>(bytes));
-  TCPH_UNSET_FLAG(head.tcphdr, TCP_FIN | TCP_PSH);
+  *second->tcphdr = *segment.tcphdr;  // FIN and PSH go with the last byte
+  second->tcphdr->seqno = lwip_htonl(lwip_ntohl(segment.tcphdr->seqno) + bytes);
+  TCPH_UNSET_FLAG(segment.tcphdr, TCP_FIN | TCP_PSH);
 
-  const u16_t pieces = pbuf_clen(head.p);
-  pbuf_realloc(head.p, static_cast<u16_t>(skip));
-  head.len = static_cast<u16_t>(bytes);
+  const u16_t pieces = pbuf_clen(segment.p);
+  pbuf_realloc(segment.p, static_cast<u16_t>(skip));
+  segment.len = static_cast<u16_t>(bytes);
   pcb.snd_queuelen =
-      static_cast<u16_t>(pcb.snd_queuelen - pieces + pbuf_clen(head.p) + pbuf_clen(tail));
-  second->next = std::exchange(head.next, second);
-  if (second->next == nullptr) pcb.unsent_oversize = 0;
+      static_cast<u16_t>(pcb.snd_queuelen - pieces + pbuf_clen(segment.p) + pbuf_clen(tail));
+  second->next = std::exchange(segment.next, second);
+  pcb.unsent_oversize = 0;  // the last segment may be another one
   return true;
 }
 
-// So that the first segment ends within `window_bytes` of what the client has; it may have a part
-// of the segment already.
-void Stack::Impl::cut_unsent(tcp_pcb& pcb, std::uint32_t window_bytes) {
-  const std::uint32_t had = pcb.lastack - lwip_ntohl(pcb.unsent->tcphdr->seqno);
-  if (pcb.unsent->len > had + window_bytes) split_unsent(pcb, had + window_bytes);
+// What the client has of the first segment of a list is acknowledged, as lwIP does with segments
+// that it has whole.
+void Stack::Impl::trim_acknowledged(Connection& conn, tcp_seg*& first) {
+  tcp_pcb& pcb = *conn.pcb;
+  const std::uint32_t seq = lwip_ntohl(first->tcphdr->seqno);
+  if (!seq_after(pcb.lastack, seq)) return;
+  // A byte stays: FIN may be what is missing.
+  const std::uint32_t had = std::min<std::uint32_t>(pcb.lastack - seq, first->len - 1u);
+  if (had == 0 || !split(pcb, *first, had)) return;
+  tcp_seg* const trimmed = std::exchange(first, first->next);
+  pcb.snd_queuelen = static_cast<u16_t>(pcb.snd_queuelen - pbuf_clen(trimmed->p));
+  pcb.snd_buf += trimmed->len;
+  conn.acked_bytes += trimmed->len;
+  conn.acked_pending = true;
+  tcp_seg_free(trimmed);
 }
 
-// RFC 9293 3.8.6.2.1: what the window takes of the next segment is worth sending when it is a full
+// Before a time-out sends the first segment again: one segment of the wire, without what the client
+// has. Sent whole, a super-segment longer than some queue on the way would lose its end each time.
+void Stack::Impl::prepare_retransmission(Connection& conn) {
+  tcp_seg*& first = conn.pcb->unacked;
+  if (first->len == 0) return;
+  trim_acknowledged(conn, first);
+  const std::uint32_t wire = wire_bytes(conn, *first);
+  if (first->len > wire) split(*conn.pcb, *first, wire);
+}
+
+// RFC 9293 3.8.6.2.1: what the windows take of the next segment is worth sending when it is a full
 // segment, or half of the largest window that the client ever had; and, with nothing under way,
-// after a time, which is the persist timer's.
-void Stack::Impl::fit_unsent(Connection& conn) {
+// after a time, which is the persist timer's (`all`).
+void Stack::Impl::fit_unsent(Connection& conn, bool all) {
   tcp_pcb& pcb = *conn.pcb;
-  if (pcb.unsent == nullptr || pcb.unsent->len <= pcb.snd_wnd || pcb.snd_wnd == 0) return;
+  const std::uint32_t window = std::min(pcb.snd_wnd, pcb.cwnd);
+  if (pcb.unsent == nullptr || pcb.unsent->len <= window || window == 0) return;
   if (seq_after(lwip_ntohl(pcb.unsent->tcphdr->seqno), pcb.lastack)) return;  // an answer will come
-  const std::uint32_t wire = conn.mss_bytes - LWIP_TCP_OPT_LENGTH(pcb.unsent->flags);
-  if (pcb.snd_wnd >= wire) {
-    cut_unsent(pcb, pcb.snd_wnd / wire * wire);
-  } else if (pcb.snd_wnd >= pcb.snd_wnd_max / 2) {
-    cut_unsent(pcb, pcb.snd_wnd);
+  trim_acknowledged(conn, pcb.unsent);
+  if (pcb.unsent->len <= window) return;
+  const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
+  if (window >= wire) {
+    split(pcb, *pcb.unsent, window / wire * wire);
+  } else if (all || window >= pcb.snd_wnd_max / 2) {
+    split(pcb, *pcb.unsent, window);
   }
 }
 

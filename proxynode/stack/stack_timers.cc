@@ -123,6 +123,8 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     tcp_fasttmr();
   }
   if (slow && !window_filled(conn)) {
+    const bool time_out = pcb->rtime >= 0 && pcb->rtime + 1 >= pcb->rto;
+    if (time_out && pcb->unacked != nullptr) prepare_retransmission(conn);
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
     LwipLists lists(LwipLists::Active{pcb});
@@ -146,7 +148,7 @@ bool Stack::Impl::window_filled(Connection& conn) {
   tcp_pcb& pcb = *conn.pcb;
   const bool due = pcb.persist_backoff != 0 && pcb.persist_cnt + 1 >= kPersistTicks;
   if (!due || pcb.unsent == nullptr || pcb.snd_wnd == 0) return false;
-  cut_unsent(pcb, pcb.snd_wnd);
+  fit_unsent(conn, true);
   mark_dirty(conn);
   return true;
 }

@@ -243,6 +243,36 @@ TEST_F(StackSending, a_small_window_after_a_large_segment_does_not_stall_later_w
   EXPECT_EQ(drain(peer), all);
 }
 
+// Of a burst only so much gets through, whatever comes again: a retransmission must not start with
+// the same bytes each time.
+TEST_F(StackSending, a_queue_on_the_way_that_is_shorter_than_a_super_segment_is_got_through) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(300'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+  constexpr std::uint32_t kQueueBytes = 5 * 1460;
+  Bytes stream;
+  bool ended = false;
+  for (int i = 0; i < 5000 && !ended; ++i) {
+    std::uint32_t room = kQueueBytes;
+    const auto sent = take();
+    for (Sent packet : sent) {
+      const bool whole = packet.payload_bytes() <= room;
+      if (!whole) packet.tcp.payload.resize(room);
+      room -= packet.payload_bytes();
+      accept(peer, packet, stream);
+      const bool last = packet.tcp.seq + packet.payload_bytes() == peer.rcv;
+      ended |= whole && last && packet.has(kTcpFin);
+    }
+    if (!sent.empty()) send(peer, kTcpAck);
+    advance_ms(20);
+  }
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(stream, data);
+}
+
 TEST_F(StackSending, a_lost_packet_is_sent_again_after_three_duplicates) {
   Peer peer;
   const ConnIndex conn = open(peer);
