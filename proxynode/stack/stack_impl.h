@@ -230,7 +230,7 @@ struct Stack::Impl {
 
   // --- stack_split.cc
   bool split(tcp_pcb& pcb, tcp_seg& segment, std::uint32_t bytes);
-  void trim_acknowledged(Connection& conn, tcp_seg*& first);
+  std::uint32_t trim_acknowledged(Connection& conn, tcp_seg*& first);
   void prepare_retransmission(Connection& conn);
   void fit_unsent(Connection& conn, bool all);
 

@@ -88,20 +88,22 @@ bool Stack::Impl::split(tcp_pcb& pcb, tcp_seg& segment, std::uint32_t bytes) {
 }
 
 // What the client has of the first segment of a list is acknowledged, as lwIP does with segments
-// that it has whole.
-void Stack::Impl::trim_acknowledged(Connection& conn, tcp_seg*& first) {
+// that it has whole. Returns how much of it the segment has still: none, unless memory is short or
+// FIN is all that is missing.
+std::uint32_t Stack::Impl::trim_acknowledged(Connection& conn, tcp_seg*& first) {
   tcp_pcb& pcb = *conn.pcb;
   const std::uint32_t seq = lwip_ntohl(first->tcphdr->seqno);
-  if (!seq_after(pcb.lastack, seq)) return;
-  // A byte stays: FIN may be what is missing.
-  const std::uint32_t had = std::min<std::uint32_t>(pcb.lastack - seq, first->len - 1u);
-  if (had == 0 || !split(pcb, *first, had)) return;
+  if (!seq_after(pcb.lastack, seq)) return 0;
+  const std::uint32_t had = pcb.lastack - seq;
+  const std::uint32_t cut = std::min<std::uint32_t>(had, first->len - 1u);
+  if (cut == 0 || !split(pcb, *first, cut)) return had;
   tcp_seg* const trimmed = std::exchange(first, first->next);
   pcb.snd_queuelen = static_cast<u16_t>(pcb.snd_queuelen - pbuf_clen(trimmed->p));
   pcb.snd_buf += trimmed->len;
   conn.acked_bytes += trimmed->len;
   conn.acked_pending = true;
   tcp_seg_free(trimmed);
+  return had - cut;
 }
 
 // Before a time-out sends the first segment again: one segment of the wire, without what the client
@@ -109,9 +111,8 @@ void Stack::Impl::trim_acknowledged(Connection& conn, tcp_seg*& first) {
 void Stack::Impl::prepare_retransmission(Connection& conn) {
   tcp_seg*& first = conn.pcb->unacked;
   if (first->len == 0) return;
-  trim_acknowledged(conn, first);
-  const std::uint32_t wire = wire_bytes(conn, *first);
-  if (first->len > wire) split(*conn.pcb, *first, wire);
+  const std::uint32_t next = trim_acknowledged(conn, first) + wire_bytes(conn, *first);
+  if (first->len > next) split(*conn.pcb, *first, next);
 }
 
 // RFC 9293 3.8.6.2.1: what the windows take of the next segment is worth sending when it is a full
@@ -122,13 +123,15 @@ void Stack::Impl::fit_unsent(Connection& conn, bool all) {
   const std::uint32_t window = std::min(pcb.snd_wnd, pcb.cwnd);
   if (pcb.unsent == nullptr || pcb.unsent->len <= window || window == 0) return;
   if (seq_after(lwip_ntohl(pcb.unsent->tcphdr->seqno), pcb.lastack)) return;  // an answer will come
-  trim_acknowledged(conn, pcb.unsent);
-  if (pcb.unsent->len <= window) return;
+  const std::uint32_t had = trim_acknowledged(conn, pcb.unsent);
+  if (pcb.unsent->len <= had + window) return;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
   if (window >= wire) {
-    split(pcb, *pcb.unsent, window / wire * wire);
+    if (split(pcb, *pcb.unsent, had + window / wire * wire)) return;
+    // Without memory to cut it it leaves whole, if the client takes that: its answer frees memory.
+    pcb.cwnd = std::max(pcb.cwnd, std::min<tcpwnd_size_t>(pcb.unsent->len, pcb.snd_wnd));
   } else if (all || window >= pcb.snd_wnd_max / 2) {
-    split(pcb, *pcb.unsent, window);
+    split(pcb, *pcb.unsent, had + window);
   }
 }
 
