@@ -34,7 +34,7 @@ struct alignas(64) Connection {
   FlowNode flow;
   tcp_pcb* pcb;
   pbuf* refused;              // payload that the delegate did not take, to be offered again
-  std::uint64_t acked_bytes;  // of our stream, whole segments
+  std::uint64_t acked_bytes;  // of our stream; nothing refers to them any more
   std::uint64_t listener_cookie;
   std::uint32_t generation;
   std::uint32_t rx_unconsumed_bytes;

@@ -133,7 +133,7 @@ class Delegate {
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes
   // `acked_offset`: bytes since the start that the client acknowledged and that no segment in
   // the retransmission queue refers to any more (a partly acknowledged super-segment counts once
-  // it is whole): references up to there are the caller's again.
+  // it is whole, or before it is sent again): references up to there are the caller's again.
   virtual void on_acked(ConnIndex conn, std::uint64_t acked_offset) = 0;
   // False (only after kFinished): the delegate still needs the index, because what the client sent
   // is not all delivered; it calls forget() when it is.

@@ -107,6 +107,7 @@ void Stack::Impl::lower_mss(Connection& conn, std::uint32_t mtu_bytes) {
   // What was too long is lost: it goes again, cut to the new size by output(). That is no
   // congestion, so the window stays.
   if (tcp_rexmit_rto_prepare(conn.pcb) == ERR_OK) {
+    sort_unsent(*conn.pcb);
     tcp_clear_flags(conn.pcb, TF_RTO);
     mark_dirty(conn);
   }

@@ -254,7 +254,8 @@ struct Stack::Impl {
   std::uint64_t next_timer_ns() const;
   void run_tick(std::uint64_t tick);
   void run_timers(ConnIndex index, bool slow);
-  bool window_filled(Connection& conn);
+  void fill_window(Connection& conn);
+  static void sort_unsent(tcp_pcb& pcb);
   void deadline(ConnIndex index);
   void keepalive(ConnIndex index);
   void arm_closed(Connection& conn);

@@ -13,10 +13,12 @@ constexpr int kPersistTicks = 3;
 
 std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
 
-// lwIP's time-out puts all that is unacknowledged before all that is unsent. But a fast
-// retransmission that the peer's window held back waits among the latter, and is what the peer
+}  // namespace
+
+// A time-out, or a narrower path, puts all that is unacknowledged before all that is unsent. But a
+// fast retransmission that the peer's window held back waits among the latter, and is what the peer
 // needs first: behind the others it would never go. Both parts are in order; they are merged.
-void sort_unsent(tcp_pcb& pcb) {
+void Stack::Impl::sort_unsent(tcp_pcb& pcb) {
   tcp_seg* last = pcb.unsent;
   if (last == nullptr) return;
   while (last->next != nullptr && !seq_after(seq_of(*last), seq_of(*last->next))) last = last->next;
@@ -33,8 +35,6 @@ void sort_unsent(tcp_pcb& pcb) {
   *to = first != nullptr ? first : second;
   pcb.unsent_oversize = 0;  // the last segment may be another one
 }
-
-}  // namespace
 
 void Stack::Impl::refresh_clock() {
   now_ns = clock.now_ns();
@@ -122,7 +122,8 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     pcb->last_timer = lwip_timer_counter++;
     tcp_fasttmr();
   }
-  if (slow && !window_filled(conn)) {
+  if (slow) {
+    fill_window(conn);
     const bool time_out = pcb->rtime >= 0 && pcb->rtime + 1 >= pcb->rto;
     if (time_out && pcb->unacked != nullptr) prepare_retransmission(conn);
     const u8_t retransmissions = pcb->nrtx;
@@ -142,15 +143,15 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
   reap();
 }
 
-// True: the persist timer was due with some window, which is filled now. lwIP would do that too,
-// but with a cut of its own (stack_split.cc), and not where the client has a part of the segment.
-bool Stack::Impl::window_filled(Connection& conn) {
+// When the persist timer is due with some window, that is filled. lwIP would do it too, but with a
+// cut of its own (stack_split.cc); it never comes to that, because its count starts again.
+void Stack::Impl::fill_window(Connection& conn) {
   tcp_pcb& pcb = *conn.pcb;
   const bool due = pcb.persist_backoff != 0 && pcb.persist_cnt + 1 >= kPersistTicks;
-  if (!due || pcb.unsent == nullptr || pcb.snd_wnd == 0) return false;
+  if (!due || pcb.unsent == nullptr || pcb.snd_wnd == 0) return;
+  pcb.persist_cnt = 0;
   fit_unsent(conn, true);
   mark_dirty(conn);
-  return true;
 }
 
 void Stack::Impl::deadline(ConnIndex index) {

@@ -7,53 +7,6 @@ namespace {
 
 class StackIcmp : public ConnectedStackTest {
  protected:
-  // The error of a router about `sent`, which it quotes with 8 bytes of TCP.
-  static Bytes too_big(const SocketAddress& src, const SocketAddress& dst, std::uint32_t seq,
-                       std::uint32_t mtu) {
-    const bool v4 = src.ip.family == Family::kIpv4;
-    const std::size_t ip = v4 ? 20 : 40;
-    Segment segment;
-    segment.seq = seq;
-    segment.payload = pattern(100);
-    const Bytes quoted = make_packet(src, dst, segment);
-    Bytes icmp = {static_cast<std::uint8_t>(v4 ? 3 : 2),
-                  static_cast<std::uint8_t>(v4 ? 4 : 0),
-                  0,
-                  0,
-                  0,
-                  0,
-                  0,
-                  0};
-    net::store_be32(icmp.data() + 4, mtu);
-    icmp.insert(icmp.end(), quoted.begin(), quoted.begin() + static_cast<std::ptrdiff_t>(ip + 8));
-    const IpAddress router = *IpAddress::parse(v4 ? "10.77.0.99" : "fd77::99");
-    Bytes out(ip);
-    if (v4) {
-      out[0] = 0x45;
-      net::store_be16(out.data() + 2, static_cast<std::uint16_t>(ip + icmp.size()));
-      out[8] = 64;
-      out[9] = 1;
-      std::memcpy(out.data() + 12, router.bytes.data(), 4);
-      std::memcpy(out.data() + 16, src.ip.bytes.data(), 4);
-      net::store_raw16(out.data() + 10, net::ipv4_header_checksum(out.data(), 20));
-      net::store_raw16(icmp.data() + 2, net::finish(net::sum_bytes(icmp.data(), icmp.size())));
-    } else {
-      out[0] = 0x60;
-      net::store_be16(out.data() + 4, static_cast<std::uint16_t>(icmp.size()));
-      out[6] = 58;
-      out[7] = 64;
-      std::memcpy(out.data() + 8, router.bytes.data(), 16);
-      std::memcpy(out.data() + 24, src.ip.bytes.data(), 16);
-      const std::uint64_t pseudo =
-          net::pseudo_header_sum(Family::kIpv6, out.data() + 8, out.data() + 24, 58,
-                                 static_cast<std::uint32_t>(icmp.size()));
-      net::store_raw16(icmp.data() + 2,
-                       net::finish(net::sum_bytes(icmp.data(), icmp.size(), pseudo)));
-    }
-    out.insert(out.end(), icmp.begin(), icmp.end());
-    return out;
-  }
-
   // Opens a connection and lets the stack send two bytes less than five segments of 1460 or 1440.
   void start(Peer& peer) {
     conn_ = open(peer);

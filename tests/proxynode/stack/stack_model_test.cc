@@ -11,16 +11,26 @@ struct Weather {
   const char* name;
   double loss, repeat, reorder;
   std::uint32_t rounds_late;  // of a packet that is held back
+  double shorten = 0;         // of a super-segment only the first packets get through
+  double window = 0;          // the client's window changes in a round, to nothing or little, too
+  double too_big = 0;         // a router tells in a round of a smaller MTU
 };
 
 // Sends `up`, takes `down`; cumulative acknowledgements, go-back-n on a timer, a fixed window.
 class Client {
  public:
   Client(Peer peer, Bytes up, std::size_t down_bytes)
-      : peer_(std::move(peer)), up_(std::move(up)), down_bytes_(down_bytes), base_(peer_.snd) {}
+      : peer_(peer), up_(std::move(up)), down_bytes_(down_bytes), base_(peer_.snd) {}
 
-  void on_packet(const Sent& packet) {
+  void on_packet(Sent packet) {
     if (packet.has(kTcpRst)) reset = true;
+    const std::int64_t room =
+        std::int64_t{peer_.window} * 128 + static_cast<std::int32_t>(peer_.rcv - packet.tcp.seq);
+    if (room < packet.payload_bytes()) {  // what the window does not take
+      packet.tcp.payload.resize(static_cast<std::size_t>(std::max<std::int64_t>(room, 0)));
+      packet.tcp.flags = static_cast<std::uint8_t>(packet.tcp.flags & ~kTcpFin);
+      ack_due_ = true;
+    }
     const std::int32_t acked = static_cast<std::int32_t>(packet.tcp.ack - base_);
     if (acked > static_cast<std::int32_t>(acked_)) acked_ = static_cast<std::uint32_t>(acked);
     window_ = std::uint32_t{packet.tcp.window} << 7;
@@ -65,6 +75,10 @@ class Client {
     if (out.empty() && ack_due_) out.push_back(at(sent_, 0, false));
     ack_due_ = false;
     return out;
+  }
+  void set_window(std::uint16_t window) {
+    peer_.window = window;
+    ack_due_ = true;
   }
   bool finished() const { return fin_seen && acked_ == up_.size() + 1; }
 
@@ -125,8 +139,11 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     Client client(peer, up, down.size());
     Link<Sent> to_client;
     Link<Segment> to_stack;
+    std::uniform_real_distribution<double> chance(0, 1);
+    std::uint32_t mtu = 1500;
     std::size_t written = 0;
     bool closing = false;
+    const bool early = seed % 3 == 0;  // our end comes with the last byte, and the client's later
     for (std::uint32_t round = 0; round < 60'000; ++round) {
       while (written < down.size()) {
         const std::size_t bytes =
@@ -135,11 +152,31 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         if (!stack_->write(conn, as_span(down).subspan(written, bytes), mode).ok()) break;
         written += bytes;
       }
-      if (recorder_.conns[conn].fin && !closing) {
+      if ((recorder_.conns[conn].fin || early) && written == down.size() && !closing) {
         closing = true;
-        stack_->close(conn);
+        if (early) {
+          ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+        } else {
+          stack_->close(conn);
+        }
       }
-      for (const Sent& packet : take()) to_client.put(GetParam(), random, round, packet);
+      if (chance(random) < GetParam().window) {
+        constexpr std::array<std::uint16_t, 6> kWindows{0, 1, 5, 12, 100, 511};
+        client.set_window(kWindows[random() % kWindows.size()]);
+      }
+      auto sent = take();
+      if (!sent.empty() && mtu > 600 && chance(random) < GetParam().too_big) {
+        mtu -= static_cast<std::uint32_t>(random() % 90);
+        deliver_bytes(too_big(peer.other, peer.self, sent.back().tcp.seq, mtu));
+      }
+      for (Sent& packet : sent) {
+        if (packet.offload.segment_bytes != 0 && chance(random) < GetParam().shorten) {
+          const std::size_t whole = packet.payload_bytes() / packet.offload.segment_bytes;
+          packet.tcp.payload.resize(random() % (whole + 1) * packet.offload.segment_bytes);
+          packet.tcp.flags = static_cast<std::uint8_t>(packet.tcp.flags & ~kTcpFin);
+        }
+        to_client.put(GetParam(), random, round, packet);
+      }
       for (const Sent& packet : to_client.due(round)) client.on_packet(packet);
       for (const Segment& segment : client.step(round)) {
         to_stack.put(GetParam(), random, round, segment);
@@ -169,7 +206,10 @@ INSTANTIATE_TEST_SUITE_P(
     Networks, StackModel,
     ::testing::Values(Weather{"fair", 0, 0, 0, 0}, Weather{"reordering", 0, 0, 0.1, 3},
                       Weather{"repeating", 0, 0.2, 0.05, 2}, Weather{"losing", 0.02, 0, 0, 0},
-                      Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4}),
+                      Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4},
+                      Weather{"policed", 0, 0, 0, 0, 0.5}, Weather{"tight", 0, 0, 0, 0, 0, 0.2},
+                      Weather{"narrowing", 0.02, 0, 0.1, 3, 0.1, 0, 0.05},
+                      Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace
