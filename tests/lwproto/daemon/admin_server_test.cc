@@ -161,6 +161,7 @@ TEST_F(Endpoint, EveryOneOfManyAtOnceGetsItsOwnPage) {
       [&] {
         std::vector<std::thread> threads;
         for (int c = 0; c < kClients; ++c) {
+        threads.reserve(kClients);
           threads.emplace_back([&, c] {
             for (int i = 0; i < kEach; ++i) {
               const std::string path = "/p" + std::to_string(c) + "-" + std::to_string(i);
