@@ -160,8 +160,8 @@ TEST_F(Endpoint, EveryOneOfManyAtOnceGetsItsOwnPage) {
   serve_while(
       [&] {
         std::vector<std::thread> threads;
-        for (int c = 0; c < kClients; ++c) {
         threads.reserve(kClients);
+        for (int c = 0; c < kClients; ++c) {
           threads.emplace_back([&, c] {
             for (int i = 0; i < kEach; ++i) {
               const std::string path = "/p" + std::to_string(c) + "-" + std::to_string(i);
