@@ -1,5 +1,5 @@
 // Sending: segments, super-segments, windows, retransmission, and whose memory is whose when.
-#include "tests/proxynode/stack/stack_harness.h"
+#include "tests/proxynode/stack/stack_sending.h"
 
 namespace sanproxy::stack::testing {
 namespace {

@@ -1,11 +1,18 @@
 // Sending to a client with a small or closed window: probes, cuts, and where FIN goes.
-#include "tests/proxynode/stack/stack_harness.h"
+#include "tests/proxynode/stack/stack_sending.h"
 
 namespace sanproxy::stack::testing {
 namespace {
 
 class StackWindows : public SendingTest {
  protected:
+  // A connection whose client then takes nothing.
+  ConnIndex open_shut(Peer& peer) {
+    const ConnIndex conn = open(peer);
+    peer.window = 0;
+    send(peer, kTcpAck);
+    return conn;
+  }
   // What a client gets that takes no more than its window, until FIN or for 20,000 ticks.
   Bytes receive_to_the_end(Peer& peer) {
     Bytes stream;
@@ -27,9 +34,7 @@ class StackWindows : public SendingTest {
 
 TEST_F(StackWindows, a_closed_window_is_probed_and_its_opening_noticed) {
   Peer peer;
-  const ConnIndex conn = open(peer);
-  peer.window = 0;
-  send(peer, kTcpAck);
+  const ConnIndex conn = open_shut(peer);
   const Bytes data = pattern(5000);
   ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
   EXPECT_TRUE(take().empty());
@@ -52,9 +57,7 @@ TEST_F(StackWindows, a_closed_window_is_probed_and_its_opening_noticed) {
 
 TEST_F(StackWindows, a_closed_window_that_nobody_answers_ends_the_connection) {
   Peer peer;
-  const ConnIndex conn = open(peer);
-  peer.window = 0;
-  send(peer, kTcpAck);
+  const ConnIndex conn = open_shut(peer);
   const Bytes data = pattern(5000);
   ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
   advance_ms(120'000);
@@ -64,9 +67,7 @@ TEST_F(StackWindows, a_closed_window_that_nobody_answers_ends_the_connection) {
 
 TEST_F(StackWindows, a_probe_that_takes_the_only_byte_ends_the_probing) {
   Peer peer;
-  const ConnIndex conn = open(peer);
-  peer.window = 0;
-  send(peer, kTcpAck);
+  const ConnIndex conn = open_shut(peer);
   ASSERT_TRUE(stack_->write(conn, as_span(pattern(1)), WriteMode::kCopy).ok());
   bool probed = false;
   for (int i = 0; i < 100 && !probed; ++i) {
@@ -248,9 +249,7 @@ TEST_F(StackWindows, probes_bear_the_timestamps_that_were_agreed) {
     Peer peer;
     peer.timestamps = timestamps;
     peer.self.port = timestamps ? 40'001 : 40'002;
-    const ConnIndex conn = open(peer);
-    peer.window = 0;
-    send(peer, kTcpAck);
+    const ConnIndex conn = open_shut(peer);
     const Bytes data = pattern(5000, 77);
     ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
     std::deque<Sent> probes;
