@@ -136,8 +136,6 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
       sort_unsent(*pcb);
     }
   }
-  // The queue was full when something was to leave: once more.
-  if (conn.pcb == pcb && (pcb->flags & TF_NAGLEMEMERR) != 0) mark_dirty(conn);
   end_reason = EndReason::kFinished;
   settle(index);
   reap();

@@ -98,6 +98,14 @@ inline Bytes make_packet(const SocketAddress& src, const SocketAddress& dst, con
   return out;
 }
 
+inline Bytes echo_request() {
+  Bytes ping = {0x45, 0,  0, 36, 0, 1, 0, 0, 64, 1, 0, 0, 10, 77, 0, 1, 10, 77,
+                0,    10, 8, 0,  0, 0, 0, 7, 0,  1, 1, 2, 3,  4,  5, 6, 7,  8};
+  net::store_raw16(ping.data() + 10, net::ipv4_header_checksum(ping.data(), 20));
+  net::store_raw16(ping.data() + 22, net::finish(net::sum_bytes(ping.data() + 20, 16)));
+  return ping;
+}
+
 // The error of a router about `sent`, which it quotes with 8 bytes of TCP.
 inline Bytes too_big(const SocketAddress& src, const SocketAddress& dst, std::uint32_t seq,
                      std::uint32_t mtu) {

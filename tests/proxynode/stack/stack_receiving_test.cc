@@ -232,10 +232,7 @@ TEST_F(StackReceiving, with_no_slot_left_acknowledgements_still_count) {
 }
 
 TEST_F(StackReceiving, an_echo_request_is_answered) {
-  Bytes ping = {0x45, 0,  0, 36, 0, 1, 0, 0, 64, 1, 0, 0, 10, 77, 0, 1, 10, 77,
-                0,    10, 8, 0,  0, 0, 0, 7, 0,  1, 1, 2, 3,  4,  5, 6, 7,  8};
-  net::store_raw16(ping.data() + 10, net::ipv4_header_checksum(ping.data(), 20));
-  net::store_raw16(ping.data() + 22, net::finish(net::sum_bytes(ping.data() + 20, 16)));
+  const Bytes ping = echo_request();
   deliver_bytes(ping);
   EXPECT_TRUE(io_.other.empty());
   take();

@@ -339,6 +339,49 @@ TEST_F(StackSending, a_time_out_after_a_held_back_retransmission_sends_the_lost_
   EXPECT_EQ(receive_in_time(peer, data.size()), data);
 }
 
+// Likewise for an error about the path. What the window took of the lost head is requeued with what
+// is behind it; the rest of the head belongs between the two, or nothing would ever leave.
+TEST_F(StackSending, a_narrower_path_during_a_recovery_sends_the_rest_of_the_lost_head_first) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  const Bytes data = pattern(125'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_EQ(take().size(), 2u);  // both lost
+  peer.window = 64;              // 8 KB, a part of the head
+  for (int i = 0; i < 5; ++i) send(peer, kTcpAck);
+  const auto again = take();
+  ASSERT_EQ(again.size(), 1u);
+  ASSERT_LT(again[0].payload_bytes(), 8192u);
+  deliver_bytes(too_big(peer.other, peer.self, peer.rcv, 1300));
+  ASSERT_EQ(stack_->counters().path_mtu_lowered, 1u);
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(receive_in_time(peer, data.size()), data);
+}
+
+TEST_F(StackSending, a_first_segment_that_found_queue_and_device_full_leaves_by_the_timer) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  send(peer, kTcpAck, pattern(10));  // nothing of ours is under way when it is acknowledged
+  advance_ms(100);
+  (void)take();
+  io_.accept_max = 0;
+  const Bytes request = echo_request();
+  while (stack_->counters().dropped_send_queue == 0) {
+    deliver_lent(request, packet_io::kNoPacketLoan);
+  }
+  const Bytes data = pattern(500);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  stack_->flush();
+  io_.accept_max = SIZE_MAX;
+  EXPECT_TRUE(take().empty()) << "it was not even in the queue";
+  advance_ms(40);
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u) << "no answer can come, and no retransmission is due";
+  EXPECT_EQ(sent[0].tcp.payload, data);
+}
+
 TEST_F(StackSending, the_first_retransmission_comes_no_sooner_than_the_minimum) {
   Peer peer;
   const ConnIndex conn = open(peer);
