@@ -9,6 +9,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/cluster/session.h"
 #include "lwproto/daemon/admin_server.h"
+#include "lwproto/daemon/metrics_text.h"
 #include "netnode/packet_io/packet_io.h"
 #include "proxynode/stack/stack.h"
 #include "proxynode/translate/translator.h"
@@ -51,5 +52,7 @@ struct Sources {
 Page render(const Sources& sources, const PageRequest& request);
 // Its part for /connections (connections_page.cc).
 Page connections_page(const Sources& sources, const PageRequest& request);
+// Its part for /metrics (stack_metrics.cc).
+void stack_metrics(const Sources& sources, daemon::Metrics& metrics);
 
 }  // namespace sanproxy::admin

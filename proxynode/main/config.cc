@@ -36,6 +36,8 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   });
   r.number("max_half_open", s.half_open_max, 1, 1u << 24);
   r.number("max_time_wait", s.time_wait_max, 0, 1u << 24);
+  r.number("max_fragmented_datagrams", s.fragments.datagrams_max, 0, 65'536);
+  r.number("fragment_timeout_ms", s.fragments.timeout_ms, 1000, 120'000);
   r.number("max_nodes", config.nodes_max, 1, 65'536);
   r.number("max_services", config.services_max, 1, 1'000'000);
   r.number("max_health_probes", config.probes_max, 1, kProbesMax);

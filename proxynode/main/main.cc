@@ -35,7 +35,9 @@ void start_logging(const std::string& level, const std::string& who) {
 // `place`: as one of several workers, whose supervisor has opened the interfaces.
 void run_worker(const sanproxy::proxy::ProxyConfig& config,
                 const sanproxy::proxy::WorkerPlace* place) {
-  sanproxy::proxy::Worker worker(config, SANPROXY_VERSION);
+  std::unique_ptr<sanproxy::proxy::Handover> handover;
+  if (place != nullptr) handover = place->handover();
+  sanproxy::proxy::Worker worker(config, SANPROXY_VERSION, std::move(handover));
   for (std::size_t i = 0; i < config.interfaces.size(); ++i) {
     sanproxy::packet_io::InterfaceOptions options = config.interfaces[i];
     if (place != nullptr) {

@@ -105,6 +105,9 @@ ProxyConfig share_of(const ProxyConfig& config, std::uint32_t worker, std::uint3
   divide<std::uint32_t>(out.stack.connections_max, workers, 1);
   divide<std::uint32_t>(out.stack.half_open_max, workers, 1);
   divide<std::uint32_t>(out.stack.time_wait_max, workers, 0);
+  if (out.stack.fragments.datagrams_max != 0) {
+    divide<std::uint32_t>(out.stack.fragments.datagrams_max, workers, 1);
+  }
   divide<std::uint32_t>(out.tx_records_max, workers, 1);
   divide<std::size_t>(out.stack.heap_bytes_max, workers, 1);
   divide<std::size_t>(out.ingress_pool_bytes, workers, 1);

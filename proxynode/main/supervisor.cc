@@ -66,12 +66,15 @@ std::string end_text(int status) {
 
 std::string WorkerPlace::to_text() const {
   std::string out = std::to_string(index) + "," + std::to_string(workers) + "," +
-                    std::to_string(control_fd) + "," + std::to_string(steering_seed);
+                    std::to_string(control_fd) + "," + std::to_string(steering_seed) + "," +
+                    std::to_string(handover_in);
+  for (const int fd : handover_out) out += "," + std::to_string(fd);
   for (const int fd : queue_fds) out += "," + std::to_string(fd);
   return out;
 }
 
 WorkerPlace WorkerPlace::parse(const std::string& text) {
+  constexpr std::size_t kFixed = 5;  // before the descriptors
   std::vector<std::string> parts(1);
   for (const char c : text) {
     if (c == ',') {
@@ -80,14 +83,26 @@ WorkerPlace WorkerPlace::parse(const std::string& text) {
       parts.back() += c;
     }
   }
-  if (parts.size() < 4) throw std::invalid_argument("not a worker's place");
+  if (parts.size() < kFixed) throw std::invalid_argument("not a worker's place");
   WorkerPlace out;
   out.index = number<std::uint32_t>(parts[0]);
   out.workers = number<std::uint32_t>(parts[1]);
   out.control_fd = number<int>(parts[2]);
   out.steering_seed = number<std::uint64_t>(parts[3]);
-  for (std::size_t i = 4; i < parts.size(); ++i) out.queue_fds.push_back(number<int>(parts[i]));
+  out.handover_in = number<int>(parts[4]);
+  if (out.workers > parts.size() - kFixed) throw std::invalid_argument("not a worker's place");
+  for (std::size_t i = kFixed; i < parts.size(); ++i) {
+    auto& list = i < kFixed + out.workers ? out.handover_out : out.queue_fds;
+    list.push_back(number<int>(parts[i]));
+  }
   return out;
+}
+
+std::unique_ptr<Handover> WorkerPlace::handover() const {
+  std::vector<UniqueFd> out;
+  for (const int fd : handover_out) out.emplace_back(fd);
+  return std::make_unique<Handover>(packet_io::QueueSteering{workers, steering_seed}, index,
+                                    UniqueFd(handover_in), std::move(out));
 }
 
 struct Supervisor::Child {
@@ -114,6 +129,9 @@ Supervisor::Supervisor(const ProxyConfig& config, const std::string& config_path
   for (std::uint32_t i = 0; i < workers; ++i) {
     children_.push_back(std::make_unique<Child>());
     children_.back()->index = i;
+    auto ends = Handover::make_ends();
+    if (!ends.ok()) fail("supervisor", ends.status());
+    handovers_.push_back(std::move(ends).value());
   }
   open_interfaces();
   sigset_t set;
@@ -151,6 +169,8 @@ void Supervisor::start(Child& child) {
   place.workers = static_cast<std::uint32_t>(children_.size());
   place.control_fd = ends->second.get();
   place.steering_seed = seed_;
+  place.handover_in = handovers_[child.index].in.get();
+  for (const auto& each : handovers_) place.handover_out.push_back(each.out.get());
   for (const auto& queues : queues_) place.queue_fds.push_back(queues[child.index].get());
 
   // Onto itself: that clears close-on-exec in the child, and in the child alone.
@@ -158,7 +178,10 @@ void Supervisor::start(Child& child) {
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, config_fd_.get(), config_fd_.get());
   posix_spawn_file_actions_adddup2(&actions, place.control_fd, place.control_fd);
-  for (const int fd : place.queue_fds) posix_spawn_file_actions_adddup2(&actions, fd, fd);
+  posix_spawn_file_actions_adddup2(&actions, place.handover_in, place.handover_in);
+  for (const auto* list : {&place.handover_out, &place.queue_fds}) {
+    for (const int fd : *list) posix_spawn_file_actions_adddup2(&actions, fd, fd);
+  }
   const std::string config = "/proc/self/fd/" + std::to_string(config_fd_.get());
   const std::string where = place.to_text();
   std::array<std::string, 5> words = {"proxynode", "--config", config, "--worker-place", where};

@@ -10,6 +10,7 @@
 //      worker moves no flow of another one.
 //   2. A worker that dies before all have been ready once ends the start, with its exit status;
 //      from then on it is started again until the node stops.
+//      Likewise its end of what others pass on to it (handover.h).
 //   3. Workers end when the supervisor does: their end of the control socket tells them.
 #pragma once
 
@@ -26,6 +27,7 @@
 #include "proxynode/admin/sum.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
+#include "proxynode/main/handover.h"
 
 namespace sanproxy::proxy {
 
@@ -35,10 +37,13 @@ struct WorkerPlace {
   std::uint32_t workers = 1;
   int control_fd = -1;
   std::uint64_t steering_seed = 0;
-  std::vector<int> queue_fds;  // one an interface
+  int handover_in = -1;
+  std::vector<int> handover_out;  // one a worker
+  std::vector<int> queue_fds;     // one an interface
 
   std::string to_text() const;
   static WorkerPlace parse(const std::string& text);  // throws std::invalid_argument
+  std::unique_ptr<Handover> handover() const;         // takes over its descriptors
 };
 
 class Supervisor {
@@ -73,6 +78,7 @@ class Supervisor {
   UniqueFd config_fd_;
   std::uint64_t seed_ = 0;
   std::vector<std::vector<UniqueFd>> queues_;  // of each interface, by worker
+  std::vector<Handover::Ends> handovers_;      // by worker
   std::vector<std::unique_ptr<Child>> children_;
   std::unique_ptr<daemon::AdminServer> admin_;
   UniqueFd epoll_;

@@ -61,12 +61,13 @@ struct Worker::Interface {
   std::array<std::span<const std::byte>, kBurst> bytes{};  // of the same packets
 };
 
-Worker::Worker(const ProxyConfig& config, std::string version)
+Worker::Worker(const ProxyConfig& config, std::string version, std::unique_ptr<Handover> handover)
     : config_(config),
       version_(std::move(version)),
       spin_(std::uint64_t{config.spin_us} * 1000),
       start_ns_(clock_.now_ns()),
-      epoch_(new_epoch()) {
+      epoch_(new_epoch()),
+      handover_(std::move(handover)) {
   buffer::PoolInputs inputs;
   inputs.connections_max = config.stack.connections_max;
   inputs.receive_window_bytes = config.stack.receive_window_bytes;
@@ -124,6 +125,12 @@ Worker::Worker(const ProxyConfig& config, std::string version)
       options, *ingress_, ingress_region_, *egress_, config.services, config.services_max, *this);
   stack::StackOptions stack_options = config.stack;
   stack_options.proxy_id = config.id;
+  if (handover_) {
+    stack_options.hand_over = [this](stack::InterfaceIndex interface,
+                                     std::span<const std::byte> packet) {
+      return handover_->pass_on(interface, packet);
+    };
+  }
   stack_ = take(stack::Stack::create(stack_options, clock_, *ingress_, *translator_), "TCP stack");
   translator_->set_stack(*stack_);
 
@@ -137,6 +144,7 @@ Worker::Worker(const ProxyConfig& config, std::string version)
     fail("event loop", Status::error(Code::kSystem, "epoll or signalfd", errno));
   }
   watch(signal_fd_);
+  if (handover_) watch(handover_->fd());
 }
 
 Worker::~Worker() {
@@ -373,6 +381,8 @@ void Worker::on_event(int fd) {
   };
   if (fd == signal_fd_) {
     on_signal();
+  } else if (handover_ && fd == handover_->fd()) {
+    on_handover();
   } else if (cluster_ && fd == cluster_->fd()) {
     if (cluster_->apply()) follow_drain();
   } else if (admin_ && fd == admin_->fd()) {
@@ -383,6 +393,20 @@ void Worker::on_event(int fd) {
     for (auto& interface : interfaces_) {
       if (interface->io->control_fd() == fd) interface->io->on_control();
     }
+  }
+}
+
+// What others have put together for us. A loop that is busy comes here each kRoundsBetweenChores
+// rounds.
+void Worker::on_handover() {
+  for (std::size_t i = 0; i < kBurst; ++i) {
+    stack::InterfaceIndex interface = 0;
+    const std::span<const std::byte> bytes = handover_->receive(interface);
+    if (bytes.empty() || interface >= interfaces_.size()) return;
+    packet_io::ReceivedPacket packet;
+    packet.length = static_cast<std::uint32_t>(bytes.size());
+    packet.lent = bytes.data();
+    stack_->input(interface, packet);
   }
 }
 

@@ -30,6 +30,7 @@
 #include "proxynode/main/cluster_member.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
+#include "proxynode/main/handover.h"
 #include "proxynode/main/retired_addresses.h"
 #include "proxynode/main/short_spin.h"
 #include "proxynode/stack/stack.h"
@@ -40,7 +41,9 @@ namespace sanproxy::proxy {
 class Worker final : public translate::Host, private admin::Operations {
  public:
   // Start-up only: throws std::runtime_error with a text for the operator.
-  Worker(const ProxyConfig& config, std::string version);
+  // `handover`: null where there is one worker.
+  Worker(const ProxyConfig& config, std::string version,
+         std::unique_ptr<Handover> handover = nullptr);
   ~Worker() override;
 
   void add_interface(std::unique_ptr<packet_io::PacketIo> io);
@@ -73,6 +76,7 @@ class Worker final : public translate::Host, private admin::Operations {
   int sleep_ms() const;
   void on_event(int fd);
   void on_signal();
+  void on_handover();
   void shut_down();
 
   // worker_operations.cc: what operators change while it runs.
@@ -103,6 +107,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::vector<std::unique_ptr<Interface>> interfaces_;
   std::vector<packet_io::ChannelIo*> channels_;  // of these, those of network nodes
   std::unique_ptr<translate::Translator> translator_;
+  std::unique_ptr<Handover> handover_;
   std::unique_ptr<stack::Stack> stack_;
   std::unique_ptr<daemon::AdminServer> admin_;
   std::unique_ptr<ControlSocket> control_;

@@ -110,6 +110,7 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
       rx_slots(ingress.slot_count()),
       lent(options.lent_packets_max),
       lent_headers(packet_io::kReceiveBufferBytesMin),
+      fragments(options.fragments, random64()),
       wheel(connections, clock.now_ns()),
       secret{random64(), random64()},
       timestamp_base(static_cast<std::uint32_t>(random64())),
@@ -213,6 +214,8 @@ const StackCounters& Stack::counters() const {
   impl_->counters.flow_probes = impl_->flows.probes();
   return impl_->counters;
 }
+
+const net::Reassembly& Stack::fragments() const { return impl_->fragments; }
 
 void Stack::for_each(
     const std::function<void(ConnIndex, TcpState, const ConnectionInfo&)>& fn) const {

@@ -15,7 +15,8 @@
 //      to write() is released. Exactly one on_closed() for each on_accepted()/connect().
 //   4. A byte from the network never trips an assertion.
 //   5. Memory: lwIP's heap is bounded by heap_bytes_max; connections by connections_max; queued
-//      packets by the send queue; out-of-order data by the pool.
+//      packets by the send queue; out-of-order data by the pool; fragments by
+//      fragments.datagrams_max.
 #pragma once
 
 #include <array>
@@ -31,6 +32,7 @@
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
 #include "lwproto/buffer/slot_pool.h"
+#include "netnode/net/reassembly.h"
 #include "netnode/packet_io/packet_io.h"
 
 struct pbuf;
@@ -142,6 +144,11 @@ class Delegate {
   virtual void on_expected(ConnIndex conn) const { (void)conn; }
 };
 
+// A packet that came in fragments may be of a flow of another worker, because who spreads packets
+// over workers sees no ports in fragments.
+enum class HandedOver : std::uint8_t { kOurs, kPassedOn, kLost };
+using HandOver = std::function<HandedOver(InterfaceIndex, std::span<const std::byte> packet)>;
+
 struct StackOptions {
   std::uint32_t connections_max = 100'000;               // all states but TIME_WAIT
   std::uint32_t time_wait_max = 65'536;                  // beyond, the oldest is dropped
@@ -162,6 +169,8 @@ struct StackOptions {
   std::uint16_t ephemeral_port_last = 60'999;
   std::uint16_t proxy_id = 0;  // 1..1023: in the session tags (netnode/net/session_tag.h); 0: none
   std::uint32_t lent_packets_max = 16'384;  // of interfaces that lend, held by payload at a time
+  net::ReassemblyOptions fragments = {};
+  HandOver hand_over = {};  // null: nobody shares our interfaces
 };
 
 struct StackCounters {
@@ -171,13 +180,14 @@ struct StackCounters {
   std::uint64_t time_wait_reused = 0, time_wait_evicted = 0;
   std::uint64_t resets_in = 0, resets_out = 0;
   std::uint64_t retransmits = 0;
-  std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_fragment = 0,
-                dropped_not_tcp = 0, dropped_no_slot = 0, dropped_send_queue = 0,
+  std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_not_tcp = 0,
+                dropped_no_slot = 0, dropped_send_queue = 0,
                 dropped_refused = 0;  // payload behind one that the delegate did not take
   std::uint64_t icmp_echo = 0;
   std::uint64_t path_mtu_lowered = 0, icmp_errors_ignored = 0;
   std::uint64_t unknown_flows = 0;  // sent back: another proxy may know them
-  std::uint64_t bytes_copied = 0;   // payload bytes that the stack copied for reasons of its own
+  std::uint64_t handed_over = 0, dropped_handing_over = 0;  // of another worker's flows
+  std::uint64_t bytes_copied = 0;  // payload bytes that the stack copied for reasons of its own
   std::uint64_t flow_lookups = 0, flow_probes = 0;  // of the table of connections
 };
 
@@ -242,6 +252,7 @@ class Stack {
   std::size_t heap_bytes_used() const;
   std::size_t heap_bytes_max() const;
   const StackCounters& counters() const;
+  const net::Reassembly& fragments() const;
 
   struct Impl;  // stack_impl.h
 

@@ -7,6 +7,7 @@
 //   stack_time_wait.cc  TIME-WAIT records              stack_icmp.cc     echo, packet too big
 //   stack_lent.cc     packets that stay in memory of others
 //   stack_split.cc    a segment longer than what may leave
+//   stack_fragments.cc  packets that came in pieces
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
 // the lists hold exactly the one connection that lwIP is asked to work on (LwipLists).
@@ -22,6 +23,7 @@
 #include "lwip/priv/tcp_priv.h"
 #include "lwip/tcp.h"
 #include "netnode/net/packet.h"
+#include "netnode/net/reassembly.h"
 #include "netnode/net/session_tag.h"
 #include "proxynode/stack/connection.h"
 #include "proxynode/stack/flow_table.h"
@@ -138,10 +140,14 @@ struct Stack::Impl {
     pbuf* chain;
     const packet_io::ReceivedPacket* packet;
   };
-  // `rest`: the packet's last bytes, where not all of it is at `bytes`.
+  // False: nothing is left to do with it. `rest`: its last bytes, where not all of it is at
+  // `bytes`.
   bool check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet, Arrived& arrived,
              std::span<const std::byte> rest = {});
   void dispatch(Arrived& arrived);
+
+  // --- stack_fragments.cc
+  void add_fragment(const std::uint8_t* bytes, const Arrived& arrived);
 
   // --- stack_icmp.cc
   // Takes over `chain`, all of a packet that is not TCP.
@@ -288,6 +294,7 @@ struct Stack::Impl {
   std::uint32_t lent_free = kNone, lent_fresh = 0;
   std::vector<std::byte> lent_headers;  // of the packet that input() looks at
   packet_io::PeerNumber reply_to = 0;   // where the packet that is being looked at came from
+  net::Reassembly fragments;
 
   std::vector<ConnIndex> dirty;          // capacity connections_max
   std::vector<ConnIndex> dirty_working;  // likewise

@@ -94,7 +94,7 @@ bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& pa
     return false;
   }
   if (parsed.fragment) {
-    ++counters.dropped_fragment;
+    add_fragment(bytes, arrived);
     return false;
   }
   if (parsed.l4 != net::L4::kTcp) return true;

@@ -75,7 +75,7 @@ void Stack::Impl::unlink_timer(Connection& conn) {
 }
 
 std::uint64_t Stack::Impl::next_timer_ns() const {
-  std::uint64_t next = std::min(next_tick_ns, wheel.next_ns());
+  std::uint64_t next = std::min({next_tick_ns, wheel.next_ns(), fragments.next_timer_ns()});
   if (time_wait_head != kNone) next = std::min(next, time_waits[time_wait_head].expires_ns);
   return next;
 }
@@ -83,6 +83,7 @@ std::uint64_t Stack::Impl::next_timer_ns() const {
 void Stack::Impl::on_time() {
   refresh_clock();
   expire_time_waits();
+  fragments.expire(now_ns);
   const std::uint64_t tick = now_ns / kFastTickNs;
   if (next_tick_ns <= now_ns) {
     offer_refused();

@@ -256,6 +256,8 @@ TEST(ConfigError, EveryNumberIsRefusedJustOutsideItsRangeAndTakenAtItsEnds) {
   for (const Range& range : {Range{"max_connections", 1, (1u << 24) - 4096},
                              {"max_half_open", 1, 1u << 24},
                              {"max_time_wait", 0, 1u << 24},
+                             {"max_fragmented_datagrams", 0, 65'536},
+                             {"fragment_timeout_ms", 1000, 120'000},
                              {"max_nodes", 1, 65'536},
                              {"max_services", 1, 1'000'000},
                              {"max_tx_records", 1024, 1u << 28},

@@ -93,6 +93,8 @@ max_connections = 1001
 at_max_connections = "drop"
 max_half_open = 1002
 max_time_wait = 1003
+max_fragmented_datagrams = 1022
+fragment_timeout_ms = 1024
 max_nodes = 1004
 max_services = 1005
 max_tx_records = 1026
@@ -121,6 +123,8 @@ spin_us = 23
   EXPECT_FALSE(config.stack.refuse_with_reset);
   EXPECT_EQ(config.stack.half_open_max, 1002u);
   EXPECT_EQ(config.stack.time_wait_max, 1003u);
+  EXPECT_EQ(config.stack.fragments.datagrams_max, 1022u);
+  EXPECT_EQ(config.stack.fragments.timeout_ms, 1024u);
   EXPECT_EQ(config.nodes_max, 1004u);
   EXPECT_EQ(config.services_max, 1005u);
   EXPECT_EQ(config.tx_records_max, 1026u);

@@ -83,6 +83,7 @@ TEST(Workers, ShareTheBoundsAndListenBehindTheConfiguredAddress) {
   EXPECT_EQ(last.ingress_pool_bytes, all.ingress_pool_bytes / 4);
   EXPECT_EQ(last.egress_pool_bytes, all.egress_pool_bytes / 4);
   EXPECT_EQ(last.tx_records_max, all.tx_records_max / 4);
+  EXPECT_EQ(last.stack.fragments.datagrams_max, all.stack.fragments.datagrams_max / 4);
   EXPECT_EQ(last.fabrics[0].credits, all.fabrics[0].credits);
   EXPECT_EQ(last.fabrics[1].credits, 32u);
   EXPECT_EQ(last.nodes_max, all.nodes_max);
