@@ -83,6 +83,9 @@ class Lab:
     def _make_segment(self):
         self.client.ip("link", "add", "eth0", "type", "veth", "peer", "name", "san0",
                        "netns", self.proxy_ns.name)
+        self._set_up_segment()
+
+    def _set_up_segment(self):
         self.proxy_ns.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
         self.client.ip("address", "add", "10.88.0.2/24", "dev", "eth0")
         self.client.ip("address", "add", "fd88::2/64", "dev", "eth0", "nodad")
@@ -194,7 +197,9 @@ class Lab:
 
     # --- clients
 
-    def connect(self, port, family=4, timeout_s=20, receive_buffer=None, send_buffer=None):
+    def connect(self, port, family=4, timeout_s=20, receive_buffer=None, send_buffer=None,
+                prepare=None):
+        """`prepare`: called with the socket before it connects."""
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         sock = self.client.socket(kind)
         try:
@@ -202,6 +207,8 @@ class Lab:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             if send_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            if prepare:
+                prepare(sock)
             sock.settimeout(timeout_s * settings.slowness)
             sock.connect((V4 if family == 4 else V6, port))
         except BaseException:
