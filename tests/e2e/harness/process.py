@@ -28,6 +28,7 @@ class Program:
         self.log_path = os.path.join(log_dir, label + ".log")
         full = namespace.argv(self.argv) if namespace else self.argv
         self._log = open(self.log_path, "ab")
+        self._log_start = self._log.tell()  # an earlier one of this name may have written before
         self._popen = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=self._log,
                                        stderr=subprocess.STDOUT, preexec_fn=_die_with_parent, user=uid,
                                        env={**os.environ, **(env or {})})
@@ -43,6 +44,7 @@ class Program:
 
     def log(self):
         with open(self.log_path, "r", errors="replace") as file:
+            file.seek(self._log_start)
             return file.read()
 
     def wait_log(self, text, timeout_s=20):
