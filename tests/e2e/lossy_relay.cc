@@ -1,6 +1,6 @@
 // lossy_relay: a bad link between two interfaces, for tests. TCP over IPv4 and IPv6 is lost,
-// repeated, delayed, turned round, spoiled, cut into fragments and held in a short queue; all else
-// (ARP, neighbour discovery) passes.
+// repeated, delayed, turned round, spoiled, cut into fragments, held in a short queue, and answered
+// where it is too long; all else (ARP, neighbour discovery) passes.
 //
 //   lossy_relay --a IFACE --b IFACE --seed N --a-to-b FAULTS --b-to-a FAULTS
 //
@@ -38,6 +38,7 @@
 
 #include "netnode/net/checksum.h"
 #include "netnode/net/ethernet.h"
+#include "netnode/net/icmp_error.h"
 #include "netnode/net/packet.h"
 
 namespace {
@@ -61,7 +62,9 @@ struct Faults {
   double policer = 0;  // 1: nothing waits, what exceeds the rate is lost
   double blackout_every_ms = 0;  // so often
   double blackout_ms = 0;        // nothing passes for so long
-  double fragment = 0;           // IP packets with more bytes behind the IP header are cut to this
+  double mtu = 0;  // longer ones are lost and answered with an ICMP error; IPv6: from 1280 on
+  double mtu_after_ms = 0;  // from then on
+  double fragment = 0;      // IP packets with more bytes behind the IP header are cut to this
 };
 
 Faults parse(const std::string& text) {
@@ -79,6 +82,8 @@ Faults parse(const std::string& text) {
                                                {"policer", &out.policer},
                                                {"blackout_every_ms", &out.blackout_every_ms},
                                                {"blackout_ms", &out.blackout_ms},
+                                               {"mtu", &out.mtu},
+                                               {"mtu_after_ms", &out.mtu_after_ms},
                                                {"fragment", &out.fragment}};
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find(',', at), text.size());
@@ -158,8 +163,8 @@ std::vector<Frame> cut(const Frame& frame, const net::ParsedPacket& parsed, std:
 // One way of the link.
 class Direction {
  public:
-  Direction(int out_fd, const Faults& faults, std::uint64_t seed)
-      : out_fd_(out_fd), faults_(faults), random_(seed), start_ns_(now_ns()) {}
+  Direction(int in_fd, int out_fd, const Faults& faults, std::uint64_t seed)
+      : in_fd_(in_fd), out_fd_(out_fd), faults_(faults), random_(seed), start_ns_(now_ns()) {}
 
   void take(Frame frame) {
     const std::span<const std::byte> packet = std::as_bytes(
@@ -170,7 +175,10 @@ class Direction {
       send(frame);
       return;
     }
-    if (faults_.fragment > 0 && !parsed.fragment && parsed.l4_bytes() > faults_.fragment) {
+    if (faults_.mtu > 0 && parsed.total_bytes > mtu(parsed) &&
+        age_ms(now_ns()) >= faults_.mtu_after_ms) {
+      answer(frame, packet, parsed);
+    } else if (faults_.fragment > 0 && !parsed.fragment && parsed.l4_bytes() > faults_.fragment) {
       for (Frame& one : cut(frame, parsed, static_cast<std::size_t>(faults_.fragment), ++id_)) {
         harm(std::move(one));
       }
@@ -190,8 +198,8 @@ class Direction {
   void report(const char* name) const {
     std::printf(
         "%s: %lu passed, %lu lost, %lu beyond the queue, %lu in blackouts, %lu twice, "
-        "%lu late, %lu spoiled\n",
-        name, sent_, lost_, beyond_, dark_, twice_, late_, spoiled_);
+        "%lu late, %lu spoiled, %lu too long\n",
+        name, sent_, lost_, beyond_, dark_, twice_, late_, spoiled_, long_);
   }
 
  private:
@@ -204,6 +212,26 @@ class Direction {
     }
   };
 
+  std::uint32_t mtu(const net::ParsedPacket& parsed) const {
+    const auto bytes = static_cast<std::uint32_t>(faults_.mtu);
+    return parsed.family == sanproxy::Family::kIpv4 ? bytes : std::max(bytes, 1280U);
+  }
+
+  void answer(const Frame& frame, std::span<const std::byte> packet,
+              const net::ParsedPacket& parsed) {
+    ++long_;
+    Frame error(net::kEthernetHeaderBytes + net::kPacketTooBigBytesMax);
+    std::copy_n(frame.begin() + 6, 6, error.begin());
+    std::copy_n(frame.begin(), 6, error.begin() + 6);
+    std::copy_n(frame.begin() + 12, 2, error.begin() + 12);
+    const std::size_t bytes = net::build_packet_too_big(
+        packet, parsed, mtu(parsed),
+        std::as_writable_bytes(std::span(error).subspan(net::kEthernetHeaderBytes)));
+    if (bytes != 0) (void)::send(in_fd_, error.data(), net::kEthernetHeaderBytes + bytes, 0);
+  }
+
+  double age_ms(std::uint64_t now) const { return static_cast<double>(now - start_ns_) / 1e6; }
+
   // As many draws for each frame, whatever becomes of it: what the next one meets does not depend
   // on it.
   void harm(Frame frame) {
@@ -211,7 +239,7 @@ class Direction {
     for (double& one : chance) one = std::uniform_real_distribution<double>(0, 1)(random_);
     const std::uint64_t bit = random_();
     const std::uint64_t now = now_ns();
-    const double ms = static_cast<double>(now - start_ns_) / 1e6;
+    const double ms = age_ms(now);
     if (faults_.blackout_every_ms > 0 && std::fmod(ms, faults_.blackout_every_ms) >
                                              faults_.blackout_every_ms - faults_.blackout_ms) {
       ++dark_;
@@ -263,7 +291,7 @@ class Direction {
     if (::send(out_fd_, frame.data(), frame.size(), 0) >= 0) ++sent_;
   }
 
-  int out_fd_;
+  int in_fd_, out_fd_;
   Faults faults_;
   std::mt19937_64 random_;
   std::uint64_t start_ns_;
@@ -271,7 +299,8 @@ class Direction {
   std::uint64_t number_ = 0, last_due_ns_ = 0, busy_until_ns_ = 0;
   std::uint32_t id_ = 0;
   bool losing_ = false;
-  std::uint64_t sent_ = 0, lost_ = 0, beyond_ = 0, dark_ = 0, twice_ = 0, late_ = 0, spoiled_ = 0;
+  std::uint64_t sent_ = 0, lost_ = 0, beyond_ = 0, dark_ = 0, twice_ = 0, late_ = 0, spoiled_ = 0,
+                long_ = 0;
 };
 
 volatile sig_atomic_t stopped = 0;
@@ -329,7 +358,8 @@ int main(int argc, char** argv) {
   sigaction(SIGTERM, &action, nullptr);
   try {
     const int fd_a = open_socket(a), fd_b = open_socket(b);
-    Direction there(fd_b, parse(a_to_b), seed * 2), back(fd_a, parse(b_to_a), seed * 2 + 1);
+    Direction there(fd_a, fd_b, parse(a_to_b), seed * 2);
+    Direction back(fd_b, fd_a, parse(b_to_a), seed * 2 + 1);
     std::puts("ready");
     std::fflush(stdout);
     run(fd_a, fd_b, there, back);

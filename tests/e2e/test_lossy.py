@@ -58,6 +58,9 @@ class Scenario:
         if draw.random() < 0.25:
             out |= {"blackout_every_ms": draw.choice([700, 1500]),
                     "blackout_ms": draw.choice([50, 250])}
+        if draw.random() < 0.3:
+            out |= {"mtu": draw.choice([620, 1000, 1300, 1400]),
+                    "mtu_after_ms": draw.choice([0, 20, 100, 400])}
         return out
 
     def bytes_per_s(self, window, mss):
