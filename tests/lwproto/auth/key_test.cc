@@ -79,7 +79,7 @@ TEST_F(KeyFile, IsRefusedWhenEverybodyMayReadOrWriteIt) {
 TEST_F(KeyFile, IsRefusedWhenTooShortOrTooLong) {
   write("0123456789abcde\n");
   EXPECT_EQ(status().code(), Code::kInvalidArgument);
-  write(std::string(Key::kSecretBytesMax, 'x') + "\r\n");
+  write(std::string(Key::kSecretBytesMax, 'x').append("\r\n"));
   EXPECT_TRUE(status().ok());
   write(std::string(Key::kSecretBytesMax + 1, 'x'));
   EXPECT_EQ(status().code(), Code::kInvalidArgument);
