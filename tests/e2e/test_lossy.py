@@ -15,7 +15,7 @@ from harness.pattern import Pattern
 from harness.relay import RelayedLab
 
 DAILY_SEEDS = 6
-PATIENCE_S = 120
+PATIENCE_S = 200
 
 
 def seeds():
@@ -39,7 +39,9 @@ class Scenario:
         # Whoever cuts packets: their sender's kernel puts them together again by itself.
         fragment = self.draw.choice([0, 0, 0, 256, 552, 1232])
         if fragment:
-            self.to_proxy["fragment"] = fragment
+            # Each of five fragments may be lost: with more loss a client's own timer backs off to a
+            # minute.
+            self.to_proxy |= {"fragment": fragment, "loss": self.to_proxy["loss"] / 5, "burst": 1}
         self.clients = [Client(self, index) for index in range(8)]
 
     def _faults(self):
