@@ -203,6 +203,10 @@ class Direction {
   }
 
  private:
+  // A burst is over when nothing came for so long: it would lose one lonely retransmission after
+  // the other, until its sender's timer has backed off to minutes.
+  static constexpr std::uint64_t kBurstGapNs = 50'000'000;
+
   struct Waiting {
     std::uint64_t due_ns;
     std::uint64_t number;
@@ -245,6 +249,8 @@ class Direction {
       ++dark_;
       return;
     }
+    if (now - harmed_ns_ > kBurstGapNs) losing_ = false;
+    harmed_ns_ = now;
     losing_ = losing_ ? chance[0] > 1 / faults_.burst : chance[0] < faults_.loss;
     if (losing_) {
       ++lost_;
@@ -299,6 +305,7 @@ class Direction {
   std::uint64_t number_ = 0, last_due_ns_ = 0, busy_until_ns_ = 0;
   std::uint32_t id_ = 0;
   bool losing_ = false;
+  std::uint64_t harmed_ns_ = 0;  // the last frame
   std::uint64_t sent_ = 0, lost_ = 0, beyond_ = 0, dark_ = 0, twice_ = 0, late_ = 0, spoiled_ = 0,
                 long_ = 0;
 };
