@@ -2,7 +2,7 @@
 //
 // Documents: packet(7), Linux Documentation/networking/packet_mmap.rst; docs/packet_io.md.
 // Role: batches of packets with virtio metadata in one system call each way. The interface stays
-//   the kernel's as well: packets to other addresses than ours are left to it.
+//   the kernel's as well: packets to other addresses than ours are left to it (ingress_drop.h).
 // Owner and thread: a worker's.
 #include <fcntl.h>
 #include <linux/if_ether.h>
@@ -14,6 +14,7 @@
 
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
+#include "netnode/packet_io/ingress_drop.h"
 #include "netnode/packet_io/link_config.h"
 #include "netnode/packet_io/packet_socket.h"
 #include "netnode/packet_io/small_packet.h"
@@ -71,6 +72,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   void add_local_address(const IpAddress& ip) override;
   void remove_local_address(const IpAddress& ip) override;
   const Counters& counters() const override;
+  std::string mode() const override { return mode_; }
 
  private:
   struct Batch {
@@ -82,6 +84,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
     std::size_t size = 0;
   };
 
+  void keep_from_kernel();
   void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
   // A queue outlives us; what we joined must not.
   int groups_fd() const { return neighbors_.valid() ? neighbors_.get() : socket_.get(); }
@@ -98,6 +101,8 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   mutable Counters counters_;
   EthernetPort port_;
   GroupMembership groups_;
+  std::unique_ptr<IngressDrop> drop_;  // or none, and `mode_` says why
+  std::string mode_;
   std::array<mmsghdr, kBatchPacketsMax> rx_messages_{};
   std::array<iovec, kBatchPacketsMax> rx_pieces_;
   Batch tx_;
@@ -116,15 +121,27 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, Unique
     rx_messages_[i].msg_hdr.msg_iovlen = 1;
     tx_.messages[i].msg_hdr.msg_iov = tx_.pieces[i].data();
   }
+  keep_from_kernel();
   groups_.join(groups_fd(), link_.index, port_.neighbor().link_local());
   for (const IpPrefix& address : options_.addresses) {
     add_local_address(address.ip);
   }
 }
 
+void PacketSocketIo::keep_from_kernel() {
+  auto drop = IngressDrop::attach(link_.index, kLocalAddressesMax);
+  if (drop.ok()) {
+    drop_ = std::move(*drop);
+    mode_ = "the kernel does not see our packets";
+  } else {
+    mode_ = "the kernel works on our packets, too: " + drop.status().to_string();
+  }
+}
+
 void PacketSocketIo::add_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip) && port_.neighbor().add_local(ip)) {
     groups_.join(groups_fd(), link_.index, ip);
+    if (drop_) drop_->add(ip);
   }
 }
 
@@ -132,6 +149,7 @@ void PacketSocketIo::remove_local_address(const IpAddress& ip) {
   if (port_.neighbor().is_local(ip)) {
     port_.remove_local(ip);
     groups_.leave(groups_fd(), link_.index, ip);
+    if (drop_) drop_->remove(ip);
   }
 }
 

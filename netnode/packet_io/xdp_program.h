@@ -2,7 +2,7 @@
 //
 // Documents: docs/packet_io.md "AF_XDP"; Linux Documentation/networking/af_xdp.rst, bpf(2).
 // Role: gives the socket the frames that are for our addresses (ARP for them included), and leaves
-//   everything else to the kernel. Written as instructions, so that no compiler for BPF is needed.
+//   everything else to the kernel.
 // Owner: XdpSocketIo. Thread: construction anywhere, then the worker's.
 // Invariants:
 //   1. Attached as long as the object lives; detached by its destruction, or by the kernel when the
@@ -15,9 +15,7 @@
 #include <memory>
 #include <string>
 
-#include "lwproto/base/socket_address.h"
-#include "lwproto/base/status.h"
-#include "lwproto/base/unique_fd.h"
+#include "netnode/packet_io/address_match.h"
 
 namespace sanproxy::packet_io {
 
@@ -30,14 +28,14 @@ class XdpProgram {
 
   // The socket that takes what arrives on `queue`.
   Status set_socket(std::uint32_t queue, int socket_fd);
-  Status add(const IpAddress& address);
-  void remove(const IpAddress& address);
+  Status add(const IpAddress& address) { return addresses_.add(address); }
+  void remove(const IpAddress& address) { addresses_.remove(address); }
 
  private:
-  XdpProgram() = default;
+  explicit XdpProgram(AddressMap addresses) : addresses_(std::move(addresses)) {}
 
-  UniqueFd addresses_;  // hash: Key -> 1
-  UniqueFd sockets_;    // XSKMAP
+  AddressMap addresses_;
+  UniqueFd sockets_;  // XSKMAP
   UniqueFd program_;
   UniqueFd link_;
 };

@@ -1,6 +1,8 @@
 // Opening an interface: what it sets up, and how it says no.
 #include <array>
 #include <cstdio>
+#include <fstream>
+#include <sstream>
 
 #include "tests/netnode/packet_io/kernel_side.h"
 
@@ -126,6 +128,48 @@ TEST_F(OpenTest, ADeviceThatGoesDownLosesPacketsButNothingElse) {
   EXPECT_EQ((*io)->send({&send, 1}), 1U);
   EXPECT_EQ((*io)->counters().tx_packets, 1U);
 }
+
+// What arrived at a namespace's IP layer, whatever became of it.
+std::uint64_t ip_packets(const KernelSide& side) {
+  side.driver_namespace().enter();
+  std::ifstream file(side.v4() ? "/proc/thread-self/net/snmp" : "/proc/thread-self/net/snmp6");
+  side.driver_namespace().leave();
+  std::string line;
+  while (std::getline(file, line)) {
+    std::istringstream words(line);
+    std::string name;
+    std::uint64_t first = 0, second = 0, third = 0;
+    words >> name;
+    if (name == "Ip6InReceives" && words >> first) return first;
+    if (name == "Ip:" && words >> first >> second >> third) return third;
+  }
+  return ~std::uint64_t{0};
+}
+
+class BesideTheKernel : public DriverTest {};
+
+TEST_P(BesideTheKernel, PacketsToUsDoNotReachTheHostsStackAndOthersDo) {
+  ASSERT_EQ(side->io().mode(), "the kernel does not see our packets");
+  const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
+  side->bind(udp.get(), side->kernel_ip(), 5555);
+  const auto arrives = [&](const char* text) {
+    side->send_udp(udp.get(), 7777, text);
+    return side->receive_until(
+        [&](const Received& received) { return udp_text(received.packet, 7777) == text; });
+  };
+  ASSERT_TRUE(arrives("first"));  // neighbours are known from here on
+  const std::uint64_t before = ip_packets(*side);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(arrives("again"));
+  EXPECT_LT(ip_packets(*side) - before, 5U) << "what IPv6 says for itself at most";
+  side->io().remove_local_address(side->our_ip());
+  for (int i = 0; i < 20; ++i) side->send_udp(udp.get(), 7777, "not ours");
+  EXPECT_GE(ip_packets(*side) - before, 20U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Packet, BesideTheKernel,
+                         ::testing::Values(DriverCase{"packet", Family::kIpv4},
+                                           DriverCase{"packet", Family::kIpv6}),
+                         case_name);
 
 }  // namespace
 }  // namespace sanproxy::packet_io::testing

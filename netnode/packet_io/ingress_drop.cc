@@ -1,0 +1,57 @@
+#include "netnode/packet_io/ingress_drop.h"
+
+#include <bpf/bpf.h>
+#include <linux/if_packet.h>
+
+#include <cerrno>
+
+namespace sanproxy::packet_io {
+namespace {
+
+// Since Linux 6.6; the headers of some distributions are older.
+constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
+constexpr std::int32_t kTcxNext = -1;
+constexpr std::int32_t kTcxDrop = 2;
+
+// r6: context.
+std::vector<bpf_insn> make_program(const AddressMap& addresses) {
+  BpfCode code;
+  code.move(6, 1);
+  code.load(BPF_W, 5, 6, offsetof(__sk_buff, pkt_type));
+  code.jump(BPF_JNE, 5, PACKET_HOST, BpfCode::kOther);
+  code.load(BPF_W, 5, 6, offsetof(__sk_buff, vlan_present));
+  code.jump(BPF_JNE, 5, 0, BpfCode::kOther);
+  match_destination(code, {offsetof(__sk_buff, data), offsetof(__sk_buff, data_end)}, addresses,
+                    false);
+  code.set(0, kTcxDrop);
+  code.exit();
+  code.here(BpfCode::kOther);
+  code.set(0, kTcxNext);
+  code.exit();
+  return code.finish();
+}
+
+Status error_of(int error) {
+  if (error == EPERM || error == EACCES) {
+    return Status::error(Code::kPermission, "needs CAP_BPF and CAP_NET_ADMIN", error);
+  }
+  return Status::error(Code::kUnsupported, "needs Linux 6.6", error);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<IngressDrop>> IngressDrop::attach(int interface_index,
+                                                         std::uint32_t addresses_max) {
+  auto addresses = AddressMap::create(addresses_max);
+  if (!addresses.ok()) return error_of(errno);
+  const std::vector<bpf_insn> code = make_program(*addresses);
+  UniqueFd program(bpf_prog_load(BPF_PROG_TYPE_SCHED_CLS, "san_ingress", "GPL", code.data(),
+                                 code.size(), nullptr));
+  if (!program.valid()) return error_of(errno);
+  UniqueFd link(bpf_link_create(program.get(), interface_index, kTcxIngress, nullptr));
+  if (!link.valid()) return error_of(errno);
+  return std::unique_ptr<IngressDrop>(
+      new IngressDrop(std::move(*addresses), std::move(program), std::move(link)));
+}
+
+}  // namespace sanproxy::packet_io
