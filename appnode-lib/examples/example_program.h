@@ -27,6 +27,7 @@ struct CommonOptions {
   unsigned connections_max = 0;
   bool immediate = false;
   int drain_ms = 5000;
+  std::string scheduling = "batch";
   std::string log_level = "info";
 };
 
