@@ -92,9 +92,9 @@ fabric::EndpointOptions endpoint_options(const Options& options) {
   return out;
 }
 
-// A loop that spins has little else to look after than its channel.
+// A loop that spins looks after its channel, and as seldom as those of our nodes after all else.
 bool run_session(Session& session, bool spin) {
-  constexpr int kRunsPerRound = 8;
+  constexpr int kRunsPerRound = 256;
   for (int i = 0; i < (spin ? kRunsPerRound : 1); ++i) {
     if (!session.run()) return false;
   }

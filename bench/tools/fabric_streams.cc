@@ -211,7 +211,7 @@ class ChannelTrips final : public ChannelEcho {
       sent_ns_ = monotonic_ns();
       send();
     }
-    return ChannelEcho::run() && error_ == nullptr && !over_;
+    return ChannelEcho::run() && error_ == nullptr && !answered_last_;
   }
   std::string report() const override {
     return error_ != nullptr ? "" : trips_report(interval_, histogram_);
@@ -219,20 +219,24 @@ class ChannelTrips final : public ChannelEcho {
 
  private:
   void on_data(channel::Channel&, std::uint64_t, std::uint64_t, const channel::Payload&) override {
+    if (over_) {
+      answered_last_ = true;
+      return;
+    }
+    send();
+    // From one question that has left to the next: the clock is looked at while the peer works.
     const std::uint64_t now = monotonic_ns();
-    const std::uint64_t took = now - sent_ns_;
-    const bool counts = interval_.counting();
+    if (interval_.counting()) histogram_.record(now - sent_ns_);
     over_ = !interval_.see(++trips_, now);
-    sent_ns_ = now;  // looking at the clock again may cost as much as the trip
-    if (!over_) send();
-    if (counts) histogram_.record(took);
+    sent_ns_ = now;
   }
 
   Interval interval_;
   LatencyHistogram histogram_;
   std::uint64_t trips_ = 0;
   std::uint64_t sent_ns_ = 0;
-  bool over_ = false;
+  bool over_ = false;  // and one more answer is to come
+  bool answered_last_ = false;
 };
 
 }  // namespace

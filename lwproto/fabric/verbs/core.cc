@@ -192,7 +192,8 @@ void Core::pump_if_due() {
 
 void Core::pump() {
   retired_.clear();
-  if (outer_.valid()) drain_completions();  // the set below does not tell
+  // The set below does not tell.
+  if (outer_.valid() && armed_queues_ != 0) drain_completions();
   std::array<epoll_event, kEventsPerWait> events;
   const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsPerWait, 0);
   for (int i = 0; i < count; ++i) {

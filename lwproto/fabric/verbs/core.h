@@ -104,6 +104,8 @@ class Core {
   void wake_at(std::uint64_t deadline_ns);  // some sleeper has this deadline
   // So many queue pairs have handed out completions whose events were not taken.
   void add_rung(int change) { rung_ += change; }
+  // So many queue pairs have asked for an event and not got it: without any there is none to take.
+  void add_armed(int change) { armed_queues_ += change; }
 
   void wake_in(int epoll_fd);
   bool arm();
@@ -154,6 +156,7 @@ class Core {
   std::uint64_t pumped_ns_ = 0;
   std::uint32_t disarms_ = 0;
   int rung_ = 0;
+  int armed_queues_ = 0;
   bool armed_ = false;
 };
 

@@ -76,6 +76,7 @@ QueuePair::QueuePair(std::shared_ptr<Core> core, CmId id, std::shared_ptr<Device
 QueuePair::~QueuePair() {
   further_.clear();
   if (rung_) set_rung(false);
+  if (armed_) set_armed(false);
   core_->remove(this);
   if (qp_ != nullptr) ::ibv_destroy_qp(qp_);
   if (cq_ != nullptr && first_ == nullptr) {
@@ -271,7 +272,7 @@ void QueuePair::on_queue_event() {
     ::ibv_ack_cq_events(cq_, events_to_acknowledge_);
     events_to_acknowledge_ = 0;
   }
-  armed_ = false;
+  if (armed_) set_armed(false);
   if (rung_) set_rung(false);
   target_->on_completions();
 }

@@ -87,12 +87,15 @@ class QueuePair {
     return count;
   }
   void arm() {
-    if (armed_) return;
-    armed_ = ::ibv_req_notify_cq(cq_, 0) == 0;
+    if (!armed_ && ::ibv_req_notify_cq(cq_, 0) == 0) set_armed(true);
   }
   void on_queue_event();  // by Core
 
  private:
+  void set_armed(bool armed) {
+    armed_ = armed;
+    core_->add_armed(armed ? 1 : -1);
+  }
   void set_rung(bool rung) {
     rung_ = rung;
     core_->add_rung(rung ? 1 : -1);
