@@ -112,9 +112,11 @@ class Access:
         self.assertTrue(node.alive())
         self.assert_served_by(one, "node")
 
+
+class JoinRate:
     def test_joins_beyond_the_rate_are_made_later(self):
         one = self.lab(config={"limits": {"joins_per_s": 1, "joins_burst": 1}})
-        nodes = [self.start(one, f"n{i}", joined=False) for i in range(3)]
+        nodes = [one.start_echo(family=self.family, name=f"n{i}", joined=False) for i in range(3)]
         wait.until(lambda: one.node_count(7, self.family) == 3, "all have joined in the end", 60)
         self.assertTrue(any("limit_reached" in node.log() for node in nodes))
         self.assertGreaterEqual(one.metrics()['sanproxy_joins_refused_total{reason="limit_reached"}'],
@@ -122,3 +124,4 @@ class Access:
 
 
 globals().update(case.over(Access, topologies=("tun",)))
+globals().update(case.over(JoinRate, topologies=("tun",), network=("tcp", "verbs")))

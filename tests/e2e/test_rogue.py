@@ -78,7 +78,7 @@ class RogueNode:
 
     def by_rule(self, *letters):
         return [name for name, rule in all_cases() if rule[0] in letters and rule[1].isdigit()
-                and not name.startswith("packet_")]
+                and not name.startswith(("packet_", "key_"))]
 
 
 class Rogue(RogueNode):
@@ -97,8 +97,13 @@ class Rogue(RogueNode):
 
     def test_greedy_and_vanishing_nodes_harm_nobody(self):
         covered = set(self.of("hello_", "transfer_", "message_", "data_reference_", "data_too",
-                              "shm_", "packet_")) | set(self.by_rule("M", "D", "S"))
+                              "shm_", "packet_", "key_")) | set(self.by_rule("M", "D", "S"))
         self.run_cases([name for name, _ in all_cases() if name not in covered])
+
+
+class RogueKeys(RogueNode):
+    def test_a_key_that_is_guessed_replayed_or_reflected_opens_nothing(self):
+        self.run_cases(self.of("key_"))
 
 
 class RogueSharedMemory(RogueNode):
@@ -122,5 +127,7 @@ class RogueCoverage(case.LabTest):
 
 
 globals().update(case.over(Rogue, families=(4,), shared=True, network=("tcp", "verbs")))
+globals().update(case.over(RogueKeys, topologies=("tun",), families=(4,),
+                           network=("tcp", "verbs")))
 globals().update(case.over(RoguePackets, topologies=("channel",), families=(4,)))
 globals().update(case.over(RogueSharedMemory, families=(4,), shared=True))

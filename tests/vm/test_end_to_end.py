@@ -13,10 +13,12 @@ from guests import GuestCase, PairCase, check, text_of
 
 E2E = os.path.join(guest.CHECKOUT, "tests/e2e/run.py")
 # Everybody who may fall, a receiver that stops, what links may ask for, and that no payload is copied:
-# of these classes the tests whose name has one of the words. The others (rogue nodes among them, which
-# take minutes in the guest) are there all the same: ./run vm -- tests/e2e/run.py --quick _verbs
+# who may join: of these classes the tests whose name has one of the words. The others (most rogue nodes
+# among them, which take minutes in the guest) are there all the same: ./run vm -- tests/e2e/run.py --quick
+# _verbs
 TESTS = {"Faults": ("kill", "die", "leave", "pools"), "SlowParties": ("stopped_application",),
-         "BrokenQueuePairs": ("",), "Copies": ("",), "VerbsLinks": ("",)}
+         "BrokenQueuePairs": ("",), "Copies": ("",), "VerbsLinks": ("",), "JoinRate": ("",),
+         "RogueKeys": ("",)}
 RUN_TIMEOUT_S = 280
 
 
