@@ -34,15 +34,28 @@ class Story:
                                  f"{found['wrong']} with wrong bytes")
         return found
 
-    def held_by(self, proxy):
-        """Our ends of a proxy's established connections."""
-        listed = json.loads(self.laboratory.get(proxy, "/connections?limit=100000")[1])
+    def held_by(self, proxy, application=""):
+        """Our ends of a proxy's established connections, or only of those that an application node has."""
+        query = f"&node={application}" if application else ""
+        listed = json.loads(self.laboratory.get(proxy, f"/connections?limit=100000{query}")[1])
         return {one["client"] for one in listed["connections"] if one["state"] == "ESTABLISHED"}
 
     def shares(self):
         return {proxy: self.laboratory.status(proxy)["connections"]["states"].get("ESTABLISHED", 0)
                 for proxy in PROXIES if proxy in self.laboratory.programs
                 and self.laboratory.programs[proxy].alive()}
+
+    def new_ones_are_made(self):
+        moment = time.monotonic()
+        wait.until(lambda: self.doors.since(moment)["good"] > 50, "new connections are made")
+
+    @staticmethod
+    def ends_well(program):
+        """On SIGTERM, of somebody who has nobody left to serve."""
+        program.signal(signal.SIGTERM)
+        code = program.wait()
+        if code != 0:
+            raise AssertionError(f"{program.label}, drained, ended with {code}")
 
     def stage(self, what, act, note=lambda: ""):
         """Everything goes on through `act`; 0 broken."""
@@ -69,7 +82,7 @@ def run(report, options):
             story.close()
 
 
-def _both_see(laboratory, **states):
+def both_see(laboratory, **states):
     for node in NODES:
         laboratory.wait_steered(node, states)
 
@@ -85,7 +98,7 @@ def _tell(story):
 
     def add():
         laboratory.start_proxy("p3")
-        _both_see(laboratory, p1="up", p2="up", p3="up")
+        both_see(laboratory, p1="up", p2="up", p3="up")
     story.stage("a proxy is added", add)
     laboratory.wait_ready()  # its application nodes have come
     story.expected += story.options.connections // 10
@@ -94,12 +107,12 @@ def _tell(story):
     if not story.shares()["p3"]:
         raise AssertionError("none of the new connections went to the new proxy")
 
-    _remove_by_drain(story)
+    remove_by_drain(story, "p2")
 
     def restart_node():
         laboratory.programs["n1"].stop()
         laboratory.start_node("n1")
-        _both_see(laboratory, p1="up", p2="up", p3="up")
+        both_see(laboratory, p1="up", p2="up", p3="up")
     story.stage("a network node is restarted (SIGTERM)", restart_node)
 
     def fail_over():
@@ -115,39 +128,37 @@ def _tell(story):
     _kill(story)
 
 
-def _remove_by_drain(story):
+def remove_by_drain(story, proxy):
+    """A proxy is drained, stopped once its clients have ended, started and undrained."""
     laboratory, crowd = story.laboratory, story.crowd
+    up = {one: "up" for one in PROXIES}
 
     def drain():
-        laboratory.sanctl("drain", "p2", "--no-wait")
-        _both_see(laboratory, p1="up", p2="draining", p3="up")
-        before = laboratory.metrics("p2")["sanproxy_tcp_accepted_total"]
-        moment = time.monotonic()
-        wait.until(lambda: story.doors.since(moment)["good"] > 50, "new connections are made")
-        after = laboratory.metrics("p2")["sanproxy_tcp_accepted_total"]
+        laboratory.sanctl("drain", proxy, "--no-wait")
+        both_see(laboratory, **{**up, proxy: "draining"})
+        before = laboratory.metrics(proxy)["sanproxy_tcp_accepted_total"]
+        story.new_ones_are_made()
+        after = laboratory.metrics(proxy)["sanproxy_tcp_accepted_total"]
         if after != before:
             raise AssertionError(f"a drained proxy took {after - before} new connections")
-    story.stage("a proxy is drained", drain, lambda: f"; it keeps {story.shares()['p2']:,} "
+    story.stage(f"{proxy} is drained", drain, lambda: f"; it keeps {story.shares()[proxy]:,} "
                 "and takes no new ones")
 
-    held = story.held_by("p2")
+    held = story.held_by(proxy)
     story.expected = crowd.close_some(held)["open"]
 
     def stop():
-        done = laboratory.sanctl("drain", "p2", timeout_s=90)
+        done = laboratory.sanctl("drain", proxy, timeout_s=90)
         if not done["drained"]:
             raise AssertionError(f"sanctl drain says {done}")
-        laboratory.programs["p2"].signal(signal.SIGTERM)
-        code = laboratory.programs["p2"].wait()
-        if code != 0:
-            raise AssertionError(f"the drained proxy ended with {code}")
+        story.ends_well(laboratory.programs[proxy])
     story.stage("it is empty (its clients have ended), and is stopped", stop,
                 lambda: f"; {len(held):,} had ended")
 
     def again():
-        laboratory.start_proxy("p2", drained=True)
-        laboratory.sanctl("undrain", "p2")
-        _both_see(laboratory, p1="up", p2="up", p3="up")
+        laboratory.start_proxy(proxy, drained=True)
+        laboratory.sanctl("undrain", proxy)
+        both_see(laboratory, **up)
         laboratory.wait_ready()
     story.stage("it is added again", again)
     crowd.open(story.targets, len(held))

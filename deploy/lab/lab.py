@@ -21,10 +21,12 @@ import paths
 import connections
 import forwarding
 import membership
+import upgrade
 from harness import settings
 from laboratory import Laboratory
 
-SCENARIOS = {"forwarding": forwarding.run, "connections": connections.run, "etcd": membership.run}
+SCENARIOS = {"forwarding": forwarding.run, "connections": connections.run, "upgrade": upgrade.run,
+             "etcd": membership.run}
 
 
 class Report:

@@ -212,7 +212,7 @@ class Laboratory:
             self.wait_healthy(name)
         return program
 
-    def start_node(self, name):
+    def start_node(self, name, drained=False):
         number = HOSTS[name]
         text = programs.toml_section("[node]", {"name": name, "drain_ms": 500})
         text += programs.toml_section("[[interface]]", {
@@ -225,7 +225,10 @@ class Laboratory:
                                                   "changes_from": ["10.67.0.0/24"]})
         text += self._cluster()
         program = self._run(name, [programs.path("netnode"), "--config", self._config(name, text)])
-        self.wait_healthy(name)
+        if drained:  # and says so at /healthz
+            program.wait_log("is ready")
+        else:
+            self.wait_healthy(name)
         return program
 
     def _services_and_proxies(self):

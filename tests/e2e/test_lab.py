@@ -35,6 +35,11 @@ class Laboratory(unittest.TestCase):
         self.assertEqual(figures["broken"], 0)
         self.assertGreater(figures["ended_with_proxy"], 0)
 
+    def test_every_node_is_exchanged_by_the_upgrade_procedure_without_a_broken_connection(self):
+        figures = self.check("upgrade", "--connections", "200")
+        self.assertEqual(figures["broken"], 0)
+        self.assertGreater(figures["verified"], 0)
+
     def test_a_command_runs_at_a_client_and_everything_is_removed_also_after_a_signal(self):
         done = subprocess.run(argv("--", "sh", "-c", "sanctl status && exit 7"), capture_output=True,
                               text=True, timeout=100, check=False)
