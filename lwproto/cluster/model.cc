@@ -183,6 +183,7 @@ NodeRecord node_of(const std::string& name, const json& value) {
   if (value.contains("connections")) {
     out.connections = number_of(value["connections"], "connections", 0, UINT64_MAX);
   }
+  if (value.contains("leaving")) out.leaving = texts_of(value["leaving"], "leaving");
   return out;
 }
 
@@ -394,6 +395,7 @@ json to_json(const NodeRecord& r) {
               {"host", r.host},         {"state", r.state},     {"version", r.version},
               {"worker", r.worker},     {"workers", r.workers}, {"channels", r.channels},
               {"tag", r.tag},           {"weight", r.weight},   {"connections", r.connections}};
+  if (!r.leaving.empty()) out["leaving"] = r.leaving;
   return out;
 }
 

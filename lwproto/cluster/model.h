@@ -111,6 +111,8 @@ struct NodeRecord {
   std::uint32_t worker = 0;       // of its proxy: others than 0 are found through 0
   std::uint32_t workers = 1;      // that the proxy has
   std::uint64_t connections = 0;  // when it was written: kept fresh while draining
+  // Of a proxy: services that nobody has joined any more, whose connections are open.
+  std::vector<std::string> leaving;
 };
 
 // node/appnode/PROXY/NUMBER: written by the proxy that it has joined.

@@ -103,8 +103,11 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   Addresses services;
   for (const steer::ServiceConfig& service : out.services) services.insert(service.address);
   for (const auto& [key, entry] : entries) {
-    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry))
+    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) {
       add_found(out, key, *record, left_out);
+      for (const std::string& address : record->leaving)
+        add_service(out, services, address, left_out);
+    }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
       add_service(out, services, policy->address.to_string(), left_out);
     }

@@ -9,7 +9,8 @@
 //   1. What the file says of a proxy or a service stays; the cluster adds weights, drains and what
 //      the file does not name. A proxy that the file names is never taken away by the cluster.
 //   2. A proxy whose record is gone while it is up holds its own entry and those of its application
-//      nodes until it is down. An application node that leaves a proxy which stays is gone at once.
+//      nodes until it is down. An application node that leaves a proxy which stays is gone at once;
+//      a service that was its alone stays as long as a proxy says that it has connections of it.
 #pragma once
 
 #include <functional>

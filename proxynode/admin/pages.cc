@@ -255,7 +255,15 @@ Page metrics_page(const Sources& in) {
   translate_metrics(in, m);
   health_metrics(in, m);
   node_metrics(in, m);
-  if (in.cluster != nullptr) daemon::cluster_metrics(*in.cluster, m);
+  if (in.cluster != nullptr) {
+    daemon::cluster_metrics(*in.cluster, m);
+    m.gauge("cluster_services_leaving",
+            "Services that nobody has joined any more, whose connections are open",
+            in.leaving.services);
+    m.counter("cluster_services_forgotten_total",
+              "Of these, those that network nodes are not told of for want of room",
+              in.leaving.forgotten);
+  }
   fabric_metrics(in, m);
   interface_metrics(in, m);
   m.counter("loop_rounds_total", "Rounds of the data loop", in.loop->rounds);

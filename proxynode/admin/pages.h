@@ -41,6 +41,10 @@ struct Sources {
   const char* state = "running";  // "running", "draining", "drained", "stopping"
   Operations* operations = nullptr;
   const cluster::SessionStatus* cluster = nullptr;  // null without a cluster
+  struct Leaving {
+    std::uint64_t services = 0;   // that nobody serves any more, with open connections
+    std::uint64_t forgotten = 0;  // for want of room
+  } leaving;
   const stack::Stack* stack = nullptr;
   translate::Translator* translator = nullptr;
   const buffer::SlotPool* ingress = nullptr;

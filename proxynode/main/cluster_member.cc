@@ -135,8 +135,11 @@ void ClusterMember::apply_drain(const std::string& key, bool drained) {
   if (name) translator_.set_drained(*name, drained, translate::DrainedBy::kCluster);
 }
 
-void ClusterMember::publish(const std::string& state, std::uint64_t connections) {
+void ClusterMember::publish(const std::string& state, std::uint64_t connections,
+                            const std::vector<SocketAddress>& leaving) {
   self_.state = state;
+  self_.leaving.clear();
+  for (const SocketAddress& address : leaving) self_.leaving.push_back(address.to_string());
   // Counts move all the time: they are written where somebody waits for them to reach 0.
   self_.connections = state == "running" ? 0 : connections;
   session_->announce(cluster::node_key(cluster::NodeKind::kProxy, self_.name),

@@ -29,7 +29,8 @@ class ClusterMember {
   bool apply();
   bool drained() const { return drained_; }
   // Registers what has changed since the last time; cheap when nothing has.
-  void publish(const std::string& state, std::uint64_t connections);
+  void publish(const std::string& state, std::uint64_t connections,
+               const std::vector<SocketAddress>& leaving);
   cluster::SessionStatus status() const { return session_->status(); }
 
  private:

@@ -249,11 +249,13 @@ void Worker::serve_supervisor(UniqueFd control) {
 
 void Worker::on_service_opened(const SocketAddress& address) {
   if (address.ip.is_any()) return;
+  leaving_.remove(address);
   for (auto& interface : interfaces_) interface->io->add_local_address(address.ip);
 }
 
 void Worker::on_service_closed(const SocketAddress& address) {
   if (address.ip.is_any()) return;
+  if (cluster_) leaving_.add(address);
   retired_.add(address.ip);
   if (!retired_.due()) return;
   for (const IpAddress& ip : retired_.give_up(addresses_in_use())) {
@@ -482,6 +484,7 @@ admin::Sources Worker::sources() {
   if (cluster_) {
     cluster_status_ = cluster_->status();
     out.cluster = &cluster_status_;
+    out.leaving = {leaving_.all().size(), leaving_.forgotten()};
   }
   out.stack = stack_.get();
   out.translator = translator_.get();

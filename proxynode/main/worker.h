@@ -31,6 +31,7 @@
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
 #include "proxynode/main/handover.h"
+#include "proxynode/main/leaving_services.h"
 #include "proxynode/main/retired_addresses.h"
 #include "proxynode/main/short_spin.h"
 #include "proxynode/stack/stack.h"
@@ -66,6 +67,7 @@ class Worker final : public translate::Host, private admin::Operations {
  private:
   struct Interface;
   std::set<IpAddress> addresses_in_use();
+  std::set<SocketAddress> endpoints_in_use();
   bool post(Interface& interface, std::size_t place);
   std::size_t receive(Interface& interface);
   std::size_t receive_lent(Interface& interface);
@@ -115,9 +117,10 @@ class Worker final : public translate::Host, private admin::Operations {
   bool drained_here_ = false;      // by POST /drain
   std::uint64_t pause_at_ns_ = 0;  // drained, but the listeners are still open; else 0
   std::uint64_t publish_at_ns_ = 0;
-  std::array<std::uint64_t, 7> published_{~std::uint64_t{0}};  // differs from what it will be
+  std::array<std::uint64_t, 8> published_{~std::uint64_t{0}};  // differs from what it will be
   cluster::SessionStatus cluster_status_;                      // of the page that is being made
   RetiredAddresses retired_;                                   // of closed services
+  LeavingServices leaving_;  // in a cluster: what network nodes are told
   admin::LoopCounters loop_;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;

@@ -74,6 +74,15 @@ void Worker::follow_drain() {
   pause_at_ns_ = clock_.now_ns() + grace_ms * kNsPerMs;
 }
 
+// Our ends of open connections. Walks all of them: control plane only, and seldom.
+std::set<SocketAddress> Worker::endpoints_in_use() {
+  std::set<SocketAddress> used;
+  stack_->for_each([&](stack::ConnIndex index, stack::TcpState, const stack::ConnectionInfo& info) {
+    if (index != stack::kNoConn) used.insert(info.local);
+  });
+  return used;
+}
+
 // Now and then: what is due by time, and what others should know of us.
 void Worker::chores() {
   if (pause_at_ns_ == 0 && !cluster_) return;
@@ -84,20 +93,22 @@ void Worker::chores() {
   }
   if (!cluster_ || now < publish_at_ns_) return;
   publish_at_ns_ = now + kPublishPauseNs;
+  if (leaving_.due(now)) leaving_.keep(endpoints_in_use(), now);
   const translate::TranslatorCounters& c = translator_->counters();
   // While somebody waits for connections to end their number is news, else it is not.
   const bool waiting = drained() || draining_ || !translator_->drained_names().empty();
-  const std::array<std::uint64_t, 7> news = {c.channels_opened,
+  const std::array<std::uint64_t, 8> news = {c.channels_opened,
                                              c.channels_closed,
                                              c.joins,
                                              c.leaves,
                                              waiting ? 1u + translator_->paused() : 0u,
                                              waiting ? translator_->bound_streams() : 0,
-                                             translator_->drained_names().size()};
+                                             translator_->drained_names().size(),
+                                             leaving_.changes()};
   if (news == published_) return;
   published_ = news;
   const char* known_as = draining_ ? "draining" : state();
-  cluster_->publish(known_as, translator_->bound_streams());
+  cluster_->publish(known_as, translator_->bound_streams(), leaving_.all());
 }
 
 }  // namespace sanproxy::proxy

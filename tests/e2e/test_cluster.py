@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import threading
 
 from harness import case, etcd, lab, programs, wait
@@ -326,7 +327,8 @@ class NetworkNode(ClusterTest):
             started[name].wait_log("is ready")
         proxy_node = started["p2"]
         echo = one.start("echo-steered", programs.echo_argv("echo", [f"shm:{one.run_dir}/second.sock"],
-                                                     "10.79.0.10:7", []))
+                                                     "10.79.0.10:7",
+                                                            ["--drain-ms", "60000"]))
 
         def steered():
             try:
@@ -370,8 +372,22 @@ class NetworkNode(ClusterTest):
         wait.until(lambda: "node/proxy/p2" in store.keys("node/"), "p2 is registered again")
         self.assertEqual(steered(), (["10.79.0.10:7"], {"p2": "up"}))
         self.echoes(sock)
+
+        # Whom the last application node leaves in order has its packets carried on until it has ended.
+        echo.signal(signal.SIGTERM)
+        wait.until(lambda: [json.loads(store.ctl("get", "--print-value-only", etcd.ROOT + key))["services"]
+                            for key in store.keys("node/appnode/p2")] == [[]],
+                   "the cluster knows that nobody serves it any more")
+        store.ctl("put", etcd.ROOT + "config/service/10.79.0.11:7", "{}")  # seen after that
+        wait.until(lambda: "10.79.0.11:7" in steered()[0], lambda: f"a later change is seen: {steered()}")
+        self.assertIn("10.79.0.10:7", steered()[0])
+        self.echoes(sock)
+        with one.client.socket() as late:  # not silence
+            late.settimeout(20)
+            self.assertRaises(ConnectionRefusedError, late.connect, ("10.79.0.10", 7))
+        store.ctl("del", etcd.ROOT + "config/service/10.79.0.11:7")
         sock.close()
-        self.assertEqual(echo.stop(), 0)
+        self.assertEqual(echo.wait(), 0)
         wait.until(lambda: steered() == ([], {"p2": "up"}), lambda: f"left: {steered()}")
         self.assertEqual(proxy_node.stop(), 0)
         wait.until(lambda: steered() == ([], {}), lambda: f"left: {steered()}")

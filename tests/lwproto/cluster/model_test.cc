@@ -159,10 +159,12 @@ TEST(ClusterModel, RecordsComeBackAsTheyWereWritten) {
   proxy.fabrics = {"tcp://10.9.0.1:7471"};
   proxy.state = "draining";
   proxy.connections = 12;
+  proxy.leaving = {"10.77.0.10:80"};
   const auto back = entry<NodeRecord>(node_key(NodeKind::kProxy, "p1"), to_json(proxy).dump());
   EXPECT_EQ(back.fabrics, proxy.fabrics);
   EXPECT_EQ(back.state, "draining");
   EXPECT_EQ(back.connections, 12u);
+  EXPECT_EQ(back.leaving, proxy.leaving);
 
   ApplicationRecord app;
   app.name = "httpd:12";

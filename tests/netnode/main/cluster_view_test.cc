@@ -70,6 +70,21 @@ TEST(ClusterView, WhereNobodySaysAWeightTheProxysOwnHolds) {
   for (const steer::ProxyConfig& proxy : set.proxies) EXPECT_TRUE(proxy.weight_said);
 }
 
+TEST(ClusterView, AServiceThatNobodyServesStaysWhileAProxySaysThatItHasConnections) {
+  Entries entries;
+  put(entries, "node/proxy/p1", R"({"leaving": ["10.77.0.10:80", "10.77.0.11:80"]})");
+  put(entries, "node/proxy/p2", R"({"leaving": ["10.77.0.10:80", "nowhere"]})");
+  put(entries, "node/appnode/p1/1", R"({"name": "a", "services": ["10.77.0.11:80"]})");
+  const auto set = view(two_proxies(), entries);
+  ASSERT_EQ(set.services.size(), 2u);
+  EXPECT_EQ(set.services[0].address.to_string(), "10.77.0.11:80");
+  EXPECT_EQ(set.services[1].address.to_string(), "10.77.0.10:80");
+  EXPECT_EQ(left_out.size(), 1u) << "what is no address is left out and named";
+  put(entries, "node/proxy/p1", "{}");
+  put(entries, "node/proxy/p2", R"({"leaving": []})");
+  EXPECT_EQ(view(two_proxies(), entries).services.size(), 1u);
+}
+
 TEST(ClusterView, AProxyThatTellsAnAddressOfNobodyIsLeftOut) {
   Entries entries;
   put(entries, "node/proxy/p3", R"({"channels": ["tcp://0.0.0.0:7471"]})");
