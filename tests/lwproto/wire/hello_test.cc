@@ -114,7 +114,7 @@ TEST(Hello, RefusesNamesThatATerminalWouldChokeOn) {  // H9
         std::string("\x80"), std::string("\xc3"), std::string("\xc3x"), std::string("\xc0\xaf"),
         std::string("\xc2\x9b"), std::string("\xe0\x80\xaf"), std::string("\xed\xa0\x80"),
         std::string("\xf4\x90\x80\x80"), std::string("\xf5\x80\x80\x80"), std::string("\xff"),
-        std::string(63, 'x') + "\xc3"}) {
+        std::string(63, 'x').append("\xc3")}) {
     EXPECT_EQ(decode_name(name).status().code(), Code::kProtocol) << name;
   }
 }
