@@ -8,17 +8,14 @@
 //   fragments' buffers has them back at once.
 // Owner: a Stack. Thread: its. No allocation after construction, no clock of its own.
 // Invariants:
-//   1. At most `datagrams_max` datagrams of 64 KB, each for timeout_ms. Their memory is taken from
-//   the
-//      system when it is first touched.
+//   1. At most `datagrams_max` datagrams of 64 KB, each for timeout_ms. Their memory is taken
+//      from the system when it is first touched.
 //   2. All datagrams of one source (of IPv6: of one /64) are in one set of kWays: whoever floods
-//   from
-//      few sources displaces his own, and those of the few who share his sets. In a full set the
-//      oldest makes room.
-//   3. A byte that has been received is never replaced. A fragment that overlaps others makes an
-//   end
-//      of its datagram, whatever else of it comes until its time is over; one that says nothing new
-//      is dropped alone.
+//      from few sources displaces his own, and those of the few who share his sets. In a full set
+//      the oldest makes room.
+//   3. A byte that has been received is never replaced. A fragment that overlaps others makes
+//      an end of its datagram, whatever else of it comes until its time is over; one that says
+//      nothing new is dropped alone.
 //   4. Each fragment counted in `received` is in exactly one of the other counters, or waits.
 #pragma once
 

@@ -2,14 +2,13 @@
 //
 // Document: docs/workers.md "Fragments".
 // Role: the kernel's steering sees no ports in a fragment and sends all of a client's to one
-// worker. Who
-//   has put a packet together asks here whose it is, and sends it there over a socket.
+//   worker. Who has put a packet together asks here whose it is, and sends it there over a socket.
 // Owner: a Worker. Thread: its.
 // Invariants:
 //   1. A packet goes where steering would have sent it whole.
-//   2. Nobody waits for anybody: what the other one's socket does not take is lost, as on a full
-//   link.
-//      It holds no more than the system's limits for datagrams (net.unix.max_dgram_qlen).
+//   2. Nobody waits for anybody: what the other one's socket does not take is lost, as on a
+//      full link. It holds no more than the system's limits for datagrams
+//      (net.unix.max_dgram_qlen).
 //   3. The sockets are the supervisor's as well, so that a worker that starts again finds its own.
 #pragma once
 
