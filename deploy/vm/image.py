@@ -10,9 +10,11 @@ import fcntl
 import glob
 import gzip
 import hashlib
+import lzma
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 
@@ -36,7 +38,7 @@ class ImageError(Exception):
 class Image:
     def __init__(self, folder, release):
         self.release = release
-        self.kernel = os.path.join(folder, "vmlinuz")
+        self.kernel = None
         self.modules = os.path.join(folder, "lib/modules", release)
         self.initramfs = None
 
@@ -66,6 +68,7 @@ def prepare(cache, say):
         folder = kernels[-1] if kernels else fetch_kernel(cache, say)
         releases = os.listdir(os.path.join(folder, "lib/modules"))
         image = Image(folder, releases[0])
+        image.kernel = kernel(folder, say)
         image.initramfs = initramfs(folder, image, say)
     return image
 
@@ -128,6 +131,31 @@ def fetch_kernel(cache, say):
         return final
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def kernel(folder, say):
+    """The ELF file that Debian's boot image carries, which QEMU starts at its PVH entry: the
+    emulated processor would take a third of its start over unpacking it. The boot image itself if
+    it is packed otherwise. Where the payload lies: the kernel's Documentation/arch/x86/boot.rst."""
+    packed, final = os.path.join(folder, "vmlinuz"), os.path.join(folder, "vmlinux")
+    if os.path.exists(final):
+        return final
+    with open(packed, "rb") as file:
+        data = file.read()
+    setup_sectors = data[0x1f1] or 4
+    offset, length = struct.unpack_from("<II", data, 0x248)
+    start = (setup_sectors + 1) * 512 + offset
+    if not data.startswith(b"\xfd7zXZ", start):
+        return packed
+    say("unpacking the kernel")
+    with tempfile.TemporaryDirectory(prefix="making-", dir=folder) as work:
+        part = os.path.join(work, "part")
+        with open(part, "wb") as file:
+            file.write(lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(
+                data[start:start + length]))
+        os.rename(part, final)
+        give_to_owner(final)
+    return final
 
 
 def module_files(image, folder):

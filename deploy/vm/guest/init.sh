@@ -26,4 +26,4 @@ mount -t overlay -o lowerdir=/lower,upperdir=/room/upper,workdir=/room/work over
 for folder in proc sys dev; do
   mount --move "/$folder" "/new/$folder" || die "$folder does not move"
 done
-exec switch_root /new /bin/sh "$SANPROXY_VM_CHECKOUT/deploy/vm/guest/setup.sh"
+exec switch_root /new /bin/busybox sh "$SANPROXY_VM_CHECKOUT/deploy/vm/guest/setup.sh"

@@ -1,6 +1,8 @@
-#!/bin/sh
+#!/bin/busybox sh
 # Runs on the host's files in the guest, as process 1: file systems, addresses, rxe0; then becomes
 # the agent. Whatever fails here is said on the console and ends the guest.
+# mount and the like are busybox's own, which is one program without libraries: under emulation the
+# host's take ten times as long to start. modprobe, ip and rdma are the host's.
 # Parameters (environment): SANPROXY_VM_CHECKOUT, _MODULES, _SHARE, _ROLE, _ADDRESS, _PEER_ADDRESS.
 set -eu
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -44,22 +46,26 @@ printf '127.0.0.1 localhost %s\n::1 localhost\n' "$name" >/etc/hosts
 
 say "making $interface and rxe0"
 # Without crc32_generic rxe says "failed to add".
-modprobe -a crc32_generic tun veth rdma_rxe rdma_ucm ib_umad
-ip link set lo up
+/sbin/modprobe -a crc32_generic tun veth rdma_rxe rdma_ucm ib_umad
 sysctl -q -w net.ipv4.tcp_congestion_control=cubic \
   net.core.rmem_max=8388608 net.core.wmem_max=8388608
+# active_mtu follows from the MTU: 4300 leaves room for 4096 bytes of payload.
 if [ "$SANPROXY_VM_ROLE" = single ]; then
-  ip link add "$interface" type veth peer name "${interface}-peer"
-  ip link set "${interface}-peer" mtu 4300 up
-  ip address add "$SANPROXY_VM_PEER_ADDRESS/24" dev "$interface"
+  /sbin/ip -batch - <<END
+link add $interface type veth peer name ${interface}-peer
+link set ${interface}-peer mtu 4300 up
+address add $SANPROXY_VM_PEER_ADDRESS/24 dev $interface
+END
 else
-  modprobe virtio_net
+  /sbin/modprobe virtio_net
   card=$(cd /sys/bus/virtio/drivers/virtio_net/virtio*/net && echo *)
-  ip link set "$card" name "$interface"
+  /sbin/ip link set "$card" name "$interface"
 fi
-# active_mtu follows from this: 4300 leaves room for 4096 bytes of payload.
-ip link set "$interface" mtu 4300 up
-ip address add "$SANPROXY_VM_ADDRESS/24" dev "$interface"
+/sbin/ip -batch - <<END
+link set lo up
+link set $interface mtu 4300 up
+address add $SANPROXY_VM_ADDRESS/24 dev $interface
+END
 rdma link add rxe0 type rxe netdev "$interface"
 
 ulimit -l unlimited
@@ -69,4 +75,4 @@ export HOME=/run/home TMPDIR=/tmp LANG=C.UTF-8 SHELL=/bin/sh USER=root LOGNAME=r
 export PATH=$checkout/deploy/vm/guest/bin:$PATH
 unset TERM
 trap - EXIT
-exec /usr/bin/python3 -I "$checkout/deploy/vm/guest/agent.py"
+exec /usr/bin/python3 -IS "$checkout/deploy/vm/guest/agent.py"
