@@ -1,13 +1,13 @@
 // appnode-httpd: an HTTP/1.x server as an application node. It does no TCP and has no sockets.
 //
 // What it answers is in http_site.h; how a connection is served, in http_session.h.
-#include <spdlog/spdlog.h>
 
 #include <stdexcept>
 
 #include "appnode-lib/examples/example_program.h"
 #include "appnode-lib/examples/http_session.h"
 #include "appnode-lib/examples/http_site.h"
+#include "lwproto/daemon/log.h"
 
 int main(int argc, char** argv) {
   CLI::App cli("appnode-httpd: a web server that serves through sanproxy");

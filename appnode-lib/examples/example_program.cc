@@ -2,12 +2,13 @@
 
 #include <sched.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstring>
+
+#include "lwproto/daemon/log.h"
 
 namespace examples {
 namespace {

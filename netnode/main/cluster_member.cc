@@ -1,10 +1,9 @@
 #include "netnode/main/cluster_member.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 
 #include "lwproto/cluster/host.h"
+#include "lwproto/daemon/log.h"
 
 namespace sanproxy::netnode {
 

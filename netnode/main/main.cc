@@ -2,12 +2,12 @@
 #include <signal.h>
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 
+#include "lwproto/daemon/log.h"
 #include "netnode/main/config.h"
 #include "netnode/main/node.h"
 

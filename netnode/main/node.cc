@@ -2,7 +2,6 @@
 
 #include <sched.h>
 #include <signal.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "lwproto/cluster/model.h"
+#include "lwproto/daemon/log.h"
 #include "netnode/main/channels.h"
 #include "netnode/main/pages.h"
 

@@ -1,11 +1,10 @@
 #include "netnode/packet_io/channel_io.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
+#include "lwproto/daemon/log.h"
 #include "netnode/packet_io/channel_packet.h"
 #include "netnode/packet_io/vnet_header.h"
 

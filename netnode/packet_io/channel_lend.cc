@@ -1,9 +1,9 @@
 // ChannelIo, the part that passes memory on: large packets whose payload is not copied.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "lwproto/daemon/log.h"
 #include "netnode/net/packet.h"
 #include "netnode/net/tcp_header.h"
 #include "netnode/packet_io/channel_io.h"

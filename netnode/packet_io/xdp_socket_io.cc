@@ -12,7 +12,6 @@
 #include <linux/if_link.h>
 #include <linux/if_xdp.h>
 #include <poll.h>
-#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <xdp/xsk.h>
 
@@ -22,6 +21,7 @@
 #include <map>
 
 #include "lwproto/buffer/memory_region.h"
+#include "lwproto/daemon/log.h"
 #include "netnode/net/checksum.h"
 #include "netnode/net/segments.h"
 #include "netnode/net/tcp_header.h"

@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
 #include <sys/prctl.h>
 
 #include <CLI/CLI.hpp>
@@ -10,6 +9,7 @@
 #include <exception>
 #include <thread>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/fabrics.h"
 #include "proxynode/main/share.h"

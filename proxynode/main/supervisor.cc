@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
@@ -18,6 +17,8 @@
 #include <iterator>
 #include <random>
 #include <stdexcept>
+
+#include "lwproto/daemon/log.h"
 
 namespace sanproxy::proxy {
 namespace {

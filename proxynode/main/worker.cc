@@ -2,7 +2,6 @@
 
 #include <sched.h>
 #include <signal.h>
-#include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -17,6 +16,7 @@
 
 #include "lwproto/auth/admission.h"
 #include "lwproto/buffer/pool_sizes.h"
+#include "lwproto/daemon/log.h"
 
 namespace sanproxy::proxy {
 namespace {

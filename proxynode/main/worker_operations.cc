@@ -1,6 +1,6 @@
 // Worker: what operators change while it runs: drains, and what the cluster says.
-#include <spdlog/spdlog.h>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/main/worker.h"
 
 namespace sanproxy::proxy {

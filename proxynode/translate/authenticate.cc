@@ -1,8 +1,8 @@
 // AUTHENTICATE: application nodes prove that they have a key (docs/security.md).
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

@@ -1,7 +1,7 @@
 // Every way a stream ends (docs/life_of_a_connection.md has the table).
-#include <spdlog/spdlog.h>
 
 #include "lwproto/base/check.h"
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

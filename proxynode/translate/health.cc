@@ -1,9 +1,9 @@
 // Health of application nodes: heartbeats of all, requests to the members of services that ask for
 // it (docs/operating.md "Health of application nodes").
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

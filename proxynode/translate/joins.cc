@@ -1,6 +1,6 @@
 // JOIN, LEAVE and SHUTDOWN: services come and go with the application nodes that serve them.
-#include <spdlog/spdlog.h>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

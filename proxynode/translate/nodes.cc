@@ -1,9 +1,9 @@
 // Application nodes: how their channels come, are polled and flushed, and die.
-#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
 #include "lwproto/base/check.h"
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/peer_key.h"
 #include "proxynode/translate/translator.h"
 

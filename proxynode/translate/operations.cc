@@ -1,8 +1,8 @@
 // What operators change while the proxy runs: policies of services, and who is out for new
 // connections (docs/cluster.md, docs/sanctl.md).
-#include <spdlog/spdlog.h>
 
 #include "lwproto/cluster/model.h"
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

@@ -1,7 +1,7 @@
 // Connections are bound to application nodes, requested, accepted and rejected; and those that
 // an application node wants to open itself.
-#include <spdlog/spdlog.h>
 
+#include "lwproto/daemon/log.h"
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {

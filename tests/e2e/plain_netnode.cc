@@ -6,7 +6,6 @@
 // unknown; to the last one as final. No steering, no flow table, no health but the link's.
 #include <poll.h>
 #include <signal.h>
-#include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "lwproto/buffer/memory_region.h"
+#include "lwproto/daemon/log.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "netnode/net/packet.h"

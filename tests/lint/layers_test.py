@@ -22,6 +22,7 @@ FORBIDDEN = (
      r"lwproto/fabric/(shm|verbs|tcp)/", "fabrics are named only where a process is assembled"),
     (r"(?!netnode/packet_io/|proxynode/main/|netnode/main/|tests/|bench/)",
      r"netnode/packet_io/(?!packet_io\.h)", "drivers are named only where a process is assembled"),
+    (r"(?!lwproto/daemon/log\.h)", r"spdlog/spdlog\.h", "who logs includes lwproto/daemon/log.h"),
     (r"lwproto/(flow|wire)/", r"lwproto/(channel|fabric|buffer)/",
      "the ledgers and the codec are arithmetic on bytes"),
     (r"lwproto/flow/", r"lwproto/wire/", "the ledgers do not know the format"),

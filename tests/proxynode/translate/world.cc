@@ -1,8 +1,7 @@
 #include "tests/proxynode/translate/world.h"
 
-#include <spdlog/spdlog.h>
-
 #include "lwproto/buffer/pool_sizes.h"
+#include "lwproto/daemon/log.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "tests/lwproto/fabric/temporary_path.h"
 
