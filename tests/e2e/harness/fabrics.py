@@ -77,7 +77,8 @@ def certificate(name, authority="ca"):
 
 
 def _make(name, authority):
-    folder = os.path.join(settings.log_dir, "certificates-" + authority)
+    # Tests run in several processes, of which each makes its own.
+    folder = os.path.join(settings.log_dir, f"certificates-{authority}-{os.getpid()}")
     ca = os.path.join(folder, "ca")
     ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     if not os.path.exists(ca + ".pem"):
