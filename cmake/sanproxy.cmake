@@ -26,8 +26,8 @@ endfunction()
 # sanproxy_hot(FILES...): what every message goes through, a few short functions in a row: the compiler
 # is to make one of them where it can.
 function(sanproxy_hot)
-  if(NOT SANPROXY_SANITIZE)
-    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O3)
+  if(NOT SANPROXY_SANITIZE) # the headers are compiled for -O2
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O3 SKIP_PRECOMPILE_HEADERS ON)
   endif()
 endfunction()
 
@@ -39,12 +39,31 @@ function(sanproxy_command_line)
     SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON)
 endfunction()
 
+# sanproxy_precompiled(TARGET): where files are compiled one by one, the standard's headers are half of the
+# work, and are compiled once. ccache does this better, and does not go together with it; so whoever builds
+# with ccache sees whether a file has the includes it needs.
+function(sanproxy_precompiled target)
+  if(CMAKE_CXX_COMPILER_LAUNCHER OR CMAKE_UNITY_BUILD OR NOT PROJECT_IS_TOP_LEVEL)
+    return()
+  endif()
+  if(NOT TARGET sanproxy_headers)
+    file(WRITE ${CMAKE_BINARY_DIR}/headers.cc "")
+    add_library(sanproxy_headers OBJECT ${CMAKE_BINARY_DIR}/headers.cc)
+    target_link_libraries(sanproxy_headers PRIVATE sanproxy_flags)
+    target_precompile_headers(sanproxy_headers PRIVATE <algorithm> <array> <chrono> <cstdint> <cstring>
+      <deque> <functional> <map> <memory> <optional> <random> <set> <span> <string> <string_view>
+      <utility> <variant> <vector>)
+  endif()
+  target_precompile_headers(${target} REUSE_FROM sanproxy_headers)
+endfunction()
+
 # sanproxy_library(NAME SOURCES... [LIBS ...]): the target of one folder.
 function(sanproxy_library name)
   cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
   if(arg_UNPARSED_ARGUMENTS)
     add_library(${name} STATIC ${arg_UNPARSED_ARGUMENTS})
     target_link_libraries(${name} PUBLIC sanproxy_flags ${arg_LIBS})
+    sanproxy_precompiled(${name})
   else()
     add_library(${name} INTERFACE)
     target_link_libraries(${name} INTERFACE sanproxy_flags ${arg_LIBS})
@@ -58,6 +77,24 @@ function(sanproxy_program name)
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS})
 endfunction()
 
+# sanproxy_test_precompiled(TARGETS...): for what is linked with GTest::gtest. GoogleTest and the containers
+# are half of what the compiler reads for a test. Not with ccache: see sanproxy_precompiled().
+function(sanproxy_test_precompiled)
+  if(CMAKE_CXX_COMPILER_LAUNCHER)
+    return()
+  endif()
+  if(NOT TARGET sanproxy_test_headers)
+    file(WRITE ${CMAKE_BINARY_DIR}/test_headers.cc "")
+    add_library(sanproxy_test_headers OBJECT ${CMAKE_BINARY_DIR}/test_headers.cc)
+    target_link_libraries(sanproxy_test_headers PRIVATE sanproxy_flags GTest::gtest)
+    target_precompile_headers(sanproxy_test_headers PRIVATE <gtest/gtest.h> <algorithm> <array>
+      <deque> <functional> <map> <memory> <optional> <random> <span> <string> <thread> <vector>)
+  endif()
+  foreach(target IN LISTS ARGN)
+    target_precompile_headers(${target} REUSE_FROM sanproxy_test_headers)
+  endforeach()
+endfunction()
+
 # sanproxy_test(NAME SOURCES... [GUEST] [LONG] [LIBS ...] [LABELS ...]): a GoogleTest program known
 # to ctest; with GUEST, one that needs RDMA and is run in the soft-RoCE guest instead (tests/vm);
 # LONG ones are started first.
@@ -66,18 +103,7 @@ function(sanproxy_test name)
   find_package(GTest REQUIRED)
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE sanproxy_flags ${arg_LIBS} GTest::gmock GTest::gtest_main)
-  # GoogleTest and the containers are half of what the compiler reads for a test. ccache does this
-  # better, and does not go together with it.
-  if(NOT CMAKE_CXX_COMPILER_LAUNCHER)
-    if(NOT TARGET sanproxy_test_headers)
-      file(WRITE ${CMAKE_BINARY_DIR}/test_headers.cc "")
-      add_library(sanproxy_test_headers OBJECT ${CMAKE_BINARY_DIR}/test_headers.cc)
-      target_link_libraries(sanproxy_test_headers PRIVATE sanproxy_flags GTest::gtest)
-      target_precompile_headers(sanproxy_test_headers PRIVATE <gtest/gtest.h> <algorithm> <array>
-        <deque> <functional> <map> <memory> <optional> <random> <span> <string> <thread> <vector>)
-    endif()
-    target_precompile_headers(${name} REUSE_FROM sanproxy_test_headers)
-  endif()
+  sanproxy_test_precompiled(${name})
   if(arg_GUEST)
     set_target_properties(${name} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/guest_tests)
