@@ -18,12 +18,12 @@ class Transfer {
   void write(Append append) {
     TransferWriter writer(space_);
     for (int i = 0; i < kBatch; ++i) append(writer, static_cast<std::uint64_t>(i));
-    bytes_ = writer.finish(1, 512);
+    bytes_ = writer.finish(512);
     benchmark::ClobberMemory();
   }
   std::uint64_t read() const {
     TransferReader reader({space_.data(), bytes_}, 0);
-    std::uint64_t sum = reader.begin()->sequence;
+    std::uint64_t sum = reader.begin()->credits_granted;
     Message message;
     while (reader.next(message).ok()) {
       sum += message.data.connection + message.payload_bytes;
@@ -82,7 +82,7 @@ void codec_data_lone_transfer(benchmark::State& state) {
   for (auto _ : state) {
     TransferWriter writer(space);
     benchmark::DoNotOptimize(writer.append_data(1, 0, {payload.data(), 64}));
-    const std::size_t bytes = writer.finish(1, 512);
+    const std::size_t bytes = writer.finish(512);
     benchmark::ClobberMemory();
     TransferReader reader({space.data(), bytes}, 0);
     benchmark::DoNotOptimize(reader.begin());

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "lwproto/base/check.h"
-#include "lwproto/base/random.h"
 
 namespace sanproxy::channel {
 namespace {
@@ -84,11 +83,10 @@ Status Channel::finish_referenced(std::span<const fabric::GatherRef> refs,
 
 inline Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs,
                                        std::uint64_t cookie) {
-  const std::size_t inline_bytes = writer_.finish(send_sequence_, ledger_.granted_total());
+  const std::size_t inline_bytes = writer_.finish(ledger_.granted_total());
   open_ = false;
   const Status status = endpoint_->commit_send(inline_bytes, refs, cookie);
   if (!status.ok()) return status;
-  ++send_sequence_;
   ledger_.on_sent();
   ledger_.on_grant_sent();
   received_since_grant_ = 0;
@@ -267,17 +265,24 @@ void Channel::wake_early_when_due() {
     finish_close(close_status_);
     return 1;
   }
+  const std::size_t count =
+      endpoint_->poll({completions_.data(), std::min(budget, completions_.size())});
+  // A loop that spins comes here most of the time.
+  if (count == 0 && at_ease()) return 0;
+  return handle_all(budget, count);
+}
+
+// What poll() found, and what more there is.
+[[gnu::hot, gnu::noinline]] std::size_t Channel::handle_all(std::size_t budget, std::size_t count) {
   std::size_t handled = 0;
-  while (handled < budget) {
-    const std::size_t want = std::min(budget - handled, completions_.size());
-    const std::size_t count = endpoint_->poll({completions_.data(), want});
-    if (count == 0) break;
+  std::size_t want = std::min(budget, completions_.size());
+  while (count != 0) {
     handled += count;
     if (!handle(count)) return handled;
-    if (count < want) break;
+    if (count < want || handled == budget) break;
+    want = std::min(budget - handled, completions_.size());
+    count = endpoint_->poll({completions_.data(), want});
   }
-  // A loop that spins comes here most of the time.
-  if (handled == 0 && at_ease()) return 0;
   if (!closed_) look_after_credits();
   return handled;
 }
@@ -316,28 +321,51 @@ void Channel::look_after_credits() {
   loan_retained_ = false;
   if (!closed_) {
     const fabric::Segment& head = completion.segments[0];
-    std::size_t rest = 0;
-    for (std::size_t i = 1; i < completion.segment_count; ++i) {
-      rest += completion.segments[i].length;
-    }
     received_since_grant_ += head.length;
-    wire::TransferReader reader({head.data, head.length}, rest);
-    auto header = reader.begin();
-    Status status = header.status();
-    if (status.ok()) status = ledger_.on_received();
-    if (status.ok() && header->sequence != receive_sequence_) {
-      status = Status::error(Code::kProtocol, "transfer sequence gap");
+    wire::OneData one;
+    if (completion.segment_count == 1 && one.read({head.data, head.length})) {
+      on_one_data(one, head.transient);
+    } else {
+      on_messages(completion);
     }
-    if (status.ok()) status = ledger_.on_granted(header->credits_granted);
-    if (status.ok()) {
-      ++receive_sequence_;
-      ++counters_.transfers_in;
-      status = dispatch(reader, completion);
-    }
-    if (!status.ok()) breach(status);
   }
   if (completion.loan != fabric::kNoLoan && !loan_retained_) endpoint_->release(completion.loan);
   dispatching_loan_ = fabric::kNoLoan;
+}
+
+// What every transfer must hold to, whatever is in it.
+inline Status Channel::count_in(const wire::TransferHeader& header) {
+  if (const Status status = ledger_.on_received(); !status.ok()) [[unlikely]]
+    return status;
+  if (const Status status = ledger_.on_granted(header.credits_granted); !status.ok()) [[unlikely]]
+    return status;
+  ++counters_.transfers_in;
+  return {};
+}
+
+// From a peer that sends one small message and waits for its answer.
+inline void Channel::on_one_data(const wire::OneData& one, bool transient) {
+  if (const Status status = count_in(one.transfer); !status.ok()) [[unlikely]]
+    return breach(status);
+  ++counters_.messages_in;
+  const auto bytes = static_cast<std::uint32_t>(one.payload.size());
+  counters_.data_bytes_in += bytes;
+  counters_.inline_bytes_in += bytes;
+  const fabric::Segment piece{one.payload.data(), bytes, transient};
+  delegate_.on_data(*this, one.data.connection, one.data.offset,
+                    {{&piece, 1}, bytes, fabric::kNoLoan});
+}
+
+[[gnu::hot, gnu::noinline]] void Channel::on_messages(const fabric::Completion& completion) {
+  const fabric::Segment& head = completion.segments[0];
+  std::size_t rest = 0;
+  for (std::size_t i = 1; i < completion.segment_count; ++i) rest += completion.segments[i].length;
+  wire::TransferReader reader({head.data, head.length}, rest);
+  const auto header = reader.begin();
+  Status status = header.status();
+  if (status.ok()) status = count_in(*header);
+  if (status.ok()) status = dispatch(reader, completion);
+  if (!status.ok()) breach(status);
 }
 
 inline Status Channel::dispatch(wire::TransferReader& reader,
@@ -418,71 +446,6 @@ void Channel::return_credits() {
   if (!space.ok()) return;  // tried again at the next poll
   writer_ = wire::TransferWriter(*space);
   if (const Status status = finish_transfer({}, 0); !status.ok()) endpoint_->disconnect(status);
-}
-
-void Channel::close(wire::CloseCode code, const char* text) {
-  if (closed_) return;
-  close_code_ = code;
-  close_status_ = Status::error(Code::kDisconnected, text);
-  closed_ = true;
-  end_held_ = hold_end_;
-  if (!end_held_) tell_end();
-}
-
-void Channel::finish_end() {
-  if (!std::exchange(end_held_, false)) return;
-  tell_end();
-  while (poll() != 0) {
-  }
-}
-
-void Channel::tell_end() {
-  const char* const text = close_status_.text();
-  const std::size_t length = std::min(std::strlen(text), wire::kErrorTextBytesMax);
-  wire::ErrorBody body{0, static_cast<std::uint32_t>(length)};
-  closed_ = false;
-  // Best effort: without a credit the peer learns of the end from the fabric alone.
-  (void)send_message(wire::MessageType::kError, 0, close_code_, &body, sizeof(body),
-                     std::as_bytes(std::span(text, length)), true);
-  flush();
-  closed_ = true;
-  endpoint_->disconnect(close_status_);
-}
-
-void Channel::breach(const Status& status) {
-  if (closed_) return;
-  close(wire::CloseCode::kProtocolError, status.text());
-  close_status_ = status;
-}
-
-void Channel::finish_close(const Status& status) {
-  closed_ = true;
-  if (close_reported_) return;
-  close_reported_ = true;
-  if (close_code_ == wire::CloseCode::kNone) {
-    close_code_ = status.code() == Code::kProtocol ? wire::CloseCode::kProtocolError
-                                                   : wire::CloseCode::kNodeDied;
-  }
-  if (close_status_.ok()) close_status_ = status;
-  tell_unsent();
-  delegate_.on_closed(*this, close_code_, close_status_);
-}
-
-wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& options,
-                           std::uint32_t stream_window_bytes, std::uint32_t streams_max,
-                           const std::string& node_name) {
-  wire::HelloBody hello{};
-  hello.magic = wire::kMagic;
-  hello.version = wire::kVersion;
-  hello.epoch = epoch;
-  hello.credits_initial = options.receive_depth;
-  hello.credits_reserved = std::max<std::uint32_t>(options.receive_depth / 16, 2);
-  hello.stream_window_bytes = stream_window_bytes;
-  hello.streams_max = streams_max;
-  std::memcpy(hello.node_name, node_name.data(),
-              std::min(node_name.size(), sizeof(hello.node_name)));
-  fill_random(std::as_writable_bytes(std::span(hello.nonce)));
-  return hello;
 }
 
 }  // namespace sanproxy::channel

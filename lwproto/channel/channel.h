@@ -187,6 +187,7 @@ class Channel {
     return !closed_ && !blocked_ && received_since_grant_ < kReturnAfterBytes &&
            ledger_.peer_is_well_off();
   }
+  std::size_t handle_all(std::size_t budget, std::size_t count);
   bool handle(std::size_t count);
   void look_after_credits();
   void wake_early_when_due();
@@ -201,6 +202,9 @@ class Channel {
   Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
   Status blocked(std::uint64_t& counter);
   void on_transfer(const fabric::Completion& completion);
+  Status count_in(const wire::TransferHeader& header);
+  void on_one_data(const wire::OneData& one, bool transient);
+  void on_messages(const fabric::Completion& completion);
   Status dispatch(wire::TransferReader& reader, const fabric::Completion& completion);
   void dispatch_data(const wire::Message& message, const fabric::Completion& completion);
   void dispatch_packet(const wire::Message& message, const fabric::Completion& completion);
@@ -228,8 +232,6 @@ class Channel {
   bool end_held_ = false;  // closed_, and the peer does not know
   wire::CloseCode close_code_ = wire::CloseCode::kNone;
   Status close_status_;
-  std::uint32_t send_sequence_ = 0;
-  std::uint32_t receive_sequence_ = 0;
   fabric::Loan dispatching_loan_ = fabric::kNoLoan;
   bool loan_retained_ = false;
   std::uint32_t received_since_grant_ = 0;

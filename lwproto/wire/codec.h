@@ -91,7 +91,7 @@ class TransferWriter {
   std::size_t room() const { return space_.size() - used_; }
   // Writes the TransferHeader; returns the inline byte count (0 if the span was too small for a
   // header). The writer is then spent.
-  std::size_t finish(std::uint32_t sequence, std::uint32_t credits_granted);
+  std::size_t finish(std::uint32_t credits_granted);
 
  private:
   bool append_referenced(MessageType type, std::uint8_t flags, const void* body,
@@ -190,6 +190,17 @@ class TransferReader {
   bool spent_ = false;
 };
 
+// A transfer that is one DATA with its payload inside, as peers send them that wait for answers:
+// all that TransferReader checks of it, in a row.
+struct OneData {
+  TransferHeader transfer;
+  DataBody data;
+  std::span<const std::byte> payload;  // points into the transfer
+
+  // False: it is something else, or malformed. Let TransferReader look at it, from the beginning.
+  bool read(std::span<const std::byte> bytes);
+};
+
 // --- what each small message goes through, so that it becomes part of its caller
 
 inline TransferWriter::TransferWriter(std::span<std::byte> space)
@@ -199,14 +210,14 @@ inline TransferWriter::TransferWriter(std::span<std::byte> space)
   used_ = space_.empty() ? 0 : sizeof(TransferHeader);
 }
 
-inline std::size_t TransferWriter::finish(std::uint32_t sequence, std::uint32_t credits_granted) {
+inline std::size_t TransferWriter::finish(std::uint32_t credits_granted) {
   const std::size_t inline_bytes = used_;
   if (inline_bytes != 0) {
-    const TransferHeader header{static_cast<std::uint32_t>(inline_bytes + referenced_bytes_),
-                                message_count_, 0, sequence, credits_granted};
+    const TransferHeader header{credits_granted, message_count_, 0};
     std::memcpy(space_.data(), &header, sizeof(header));
   }
-  *this = TransferWriter();
+  space_ = {};
+  used_ = 0;
   return inline_bytes;
 }
 
@@ -254,20 +265,41 @@ inline const char* TransferReader::read_data(const MessageHeader& header, Messag
   return advance(header.length);
 }
 
+inline bool OneData::read(std::span<const std::byte> bytes) {
+  constexpr std::size_t kHeadBytes = sizeof(TransferHeader) + kDataHeaderBytes;
+  if (bytes.size() <= kHeadBytes || bytes.size() > kHeadBytes + kInlinePayloadBytesMax) {
+    return false;
+  }
+  MessageHeader header;
+  detail::copy_out(&transfer, bytes.data(), sizeof(transfer));
+  detail::copy_out(&header, bytes.data() + sizeof(transfer), sizeof(header));
+  detail::copy_out(&data, bytes.data() + sizeof(transfer) + sizeof(header), sizeof(data));
+  if (transfer.message_count != 1 || transfer.reserved != 0 ||
+      header.type != static_cast<std::uint8_t>(MessageType::kData) || header.flags != 0 ||
+      header.code != 0 || header.length <= kDataHeaderBytes || data.connection == 0) {
+    return false;
+  }
+  // The padding alone is behind it.
+  const std::size_t end = sizeof(transfer) + header.length;
+  if (padded(end) != bytes.size()) return false;
+  for (std::size_t i = end; i < bytes.size(); ++i) {
+    if (bytes[i] != std::byte{0}) return false;
+  }
+  payload = bytes.subspan(kHeadBytes, end - kHeadBytes);
+  return true;
+}
+
 inline Result<TransferHeader> TransferReader::begin() {
   TransferHeader header;
   if (head_.size() < sizeof(header)) return refuse("the transfer is shorter than its header");
-  // The bounds keep the sum of the lengths from overflowing, whatever a fabric counted.
-  if (head_.size() > kTransferBytesMax || rest_bytes_ > kDataPayloadBytesMax) {
+  // Each by itself, so that the sum does not overflow, whatever a fabric counted.
+  if (head_.size() > kTransferBytesMax || rest_bytes_ > kDataPayloadBytesMax ||
+      head_.size() + rest_bytes_ > kTransferBytesMax) {
     return refuse("the transfer is too long");
   }
   detail::copy_out(&header, head_.data(), sizeof(header));
-  if (header.length != head_.size() + rest_bytes_) {
-    return refuse("the transfer's length is not what was received");
-  }
-  if (header.length > kTransferBytesMax) return refuse("the transfer is too long");
   if (header.reserved != 0) return refuse("a reserved field of the transfer is not zero");
-  if (header.message_count == 0 && header.length != sizeof(header)) {
+  if (header.message_count == 0 && (head_.size() != sizeof(header) || rest_bytes_ != 0)) {
     return refuse("a transfer without messages has bytes behind its header");
   }
   position_ = sizeof(header);

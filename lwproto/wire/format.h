@@ -17,7 +17,7 @@
 namespace sanproxy::wire {
 
 inline constexpr std::uint32_t kMagic = 0x70'58'4e'53;  // "SNXp"
-inline constexpr std::uint16_t kVersion = 1;
+inline constexpr std::uint16_t kVersion = 2;
 inline constexpr std::size_t kAlignment = 8;
 // A DATA payload up to this many bytes may ride inside the transfer's own bytes; a larger one
 // travels by reference.
@@ -83,14 +83,13 @@ enum class CloseCode : std::uint16_t {
   kAddressInUse = 15,
 };
 
+// Its length and its place among the others are the fabric's to know.
 struct TransferHeader {
-  std::uint32_t length;           // bytes of the whole transfer, this header and payload included
+  std::uint32_t credits_granted;  // receive buffers posted by the sender since HELLO, mod 2^32
   std::uint16_t message_count;    // messages that follow; 0 is a pure credit return
   std::uint16_t reserved;         // 0
-  std::uint32_t sequence;         // transfers sent before this one on the channel, mod 2^32
-  std::uint32_t credits_granted;  // receive buffers posted by the sender since HELLO, mod 2^32
 };
-static_assert(sizeof(TransferHeader) == 16);
+static_assert(sizeof(TransferHeader) == 8);
 
 struct MessageHeader {
   std::uint8_t type;     // MessageType

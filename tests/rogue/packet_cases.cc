@@ -157,7 +157,6 @@ Verdict vanishing_memory(const Context& context) {
     RawTransfer transfer;
     transfer.add(MessageType::kPacket, PacketBody{}, wire::kFlagChecksumVerified, CloseCode::kNone,
                  0, static_cast<std::uint32_t>(wire::kPacketHeaderBytes) + 30'000);
-    transfer.reference(30'000);
     const fabric::GatherRef memory = node.channel.own_memory(0, 30'000);
     if (!node.channel.send(transfer, {&memory, 1})) return "the channel ended";
     node.channel.scribble();

@@ -48,13 +48,6 @@ class RawTransfer {
                                std::uint32_t payload_bytes) {
     add(wire::MessageType::kData, wire::DataBody{connection, offset}, 0, wire::CloseCode::kNone, 0,
         static_cast<std::uint32_t>(wire::kDataHeaderBytes) + payload_bytes);
-    referenced_bytes_ = payload_bytes;
-    return *this;
-  }
-
-  // The last message's payload of so many bytes comes behind the inline part.
-  RawTransfer& reference(std::uint32_t payload_bytes) {
-    referenced_bytes_ = payload_bytes;
     return *this;
   }
 
@@ -75,9 +68,8 @@ class RawTransfer {
   std::size_t size() const { return bytes_.size(); }
   void cut(std::size_t bytes) { bytes_.resize(bytes); }
 
-  std::span<const std::byte> finish(std::uint32_t sequence, std::uint32_t credits_granted) {
-    wire::TransferHeader header{static_cast<std::uint32_t>(bytes_.size() + referenced_bytes_),
-                                count_, 0, sequence, credits_granted};
+  std::span<const std::byte> finish(std::uint32_t credits_granted) {
+    wire::TransferHeader header{credits_granted, count_, 0};
     if (change_) change_(header);
     std::memcpy(bytes_.data(), &header, std::min(sizeof(header), bytes_.size()));
     return bytes_;
@@ -86,7 +78,6 @@ class RawTransfer {
  private:
   std::vector<std::byte> bytes_;
   std::function<void(wire::TransferHeader&)> change_;
-  std::uint32_t referenced_bytes_ = 0;
   std::uint16_t count_ = 0;
 };
 

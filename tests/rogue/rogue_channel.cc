@@ -126,7 +126,7 @@ bool RogueChannel::send_without_credit(RawTransfer& transfer,
 }
 
 bool RogueChannel::commit(RawTransfer& transfer, std::span<const fabric::GatherRef> refs) {
-  const std::span<const std::byte> bytes = transfer.finish(sequence, granted);
+  const std::span<const std::byte> bytes = transfer.finish(granted);
   const auto deadline = steady_clock::now() + kPatience;
   while (!ended_ && steady_clock::now() < deadline) {
     auto space = endpoint_->begin_send(bytes.size());
@@ -134,7 +134,6 @@ bool RogueChannel::commit(RawTransfer& transfer, std::span<const fabric::GatherR
       std::copy(bytes.begin(), bytes.end(), space->begin());
       const Status status = endpoint_->commit_send(bytes.size(), refs, 1);
       if (status.ok()) {
-        ++sequence;
         ++sent_;
         endpoint_->flush();
         return true;

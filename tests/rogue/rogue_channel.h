@@ -1,6 +1,6 @@
 // RogueChannel: one end of a channel that does what it is told, allowed or not.
 //
-// Role: connects to a proxy node, keeps the sequence and credit counters right unless a case wants
+// Role: connects to a proxy node, keeps the credit counters right unless a case wants
 //   them wrong, and collects everything that comes back.
 // Thread: one; blocking with deadlines.
 // Invariants:
@@ -82,7 +82,6 @@ class RogueChannel {
   bool returns_loans = true;  // false: borrowed memory is kept
   bool keeps_messages = true;
 
-  std::uint32_t sequence = 0;
   std::uint32_t granted = 0;
   fabric::Endpoint& endpoint() { return *endpoint_; }
 

@@ -179,7 +179,7 @@ std::vector<Case> ring_cases() {
                  transfer.add(wire::MessageType::kData, wire::DataBody{1, 0}, 0,
                               wire::CloseCode::kNone, 1000);
                }
-               p.publish_inline(transfer.finish(0, 64));
+               p.publish_inline(transfer.finish(64));
              }),
       bad_entry("shm_entry_refs_many", "references are bounded", {16 + 8 * 16, 0, 8, 1}, 256),
       bad_entry("shm_entry_refs_huge", "references are bounded", {16, 0, 0xffff'ffff, 1}),
@@ -205,7 +205,7 @@ void refer(RawShmPeer& peer, EntryRef ref) {
   header.token = shm::make_token(0, 1);
   RawTransfer transfer;
   transfer.add_data_header(1, 0, 4000);
-  const auto bytes = transfer.finish(0, 64);
+  const auto bytes = transfer.finish(64);
   peer.publish(header, bytes, {&ref, 1});
 }
 
@@ -326,7 +326,7 @@ Outcome scribble(const Context& context, bool control_too) {
     for (std::uint32_t i = 0; i < 50; ++i) {
       RawTransfer transfer;
       transfer.add(wire::MessageType::kJoinService, body);
-      peer.publish_inline(transfer.finish(i, 64));
+      peer.publish_inline(transfer.finish(64));
       if (peer.ended(std::chrono::milliseconds(0))) break;
     }
     peer.ended(std::chrono::milliseconds(20));
@@ -352,7 +352,7 @@ Outcome credit_overrun(const Context& context) {
   std::vector<std::byte> entries;
   for (std::uint32_t i = 0; i < kTransfers; ++i) {
     RawTransfer transfer;
-    const auto bytes = transfer.finish(i, 64);
+    const auto bytes = transfer.finish(64);
     EntryHeader header;
     header.inline_bytes = static_cast<std::uint32_t>(bytes.size());
     header.entry_bytes = static_cast<std::uint32_t>(shm::entry_bytes(bytes.size(), 0));

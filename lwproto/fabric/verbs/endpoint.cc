@@ -108,22 +108,32 @@ Result<RegionKey> VerbsEndpoint::attach(const buffer::MemoryRegion& region) {
 }
 
 [[gnu::hot]] Result<std::span<std::byte>> VerbsEndpoint::begin_send(std::size_t inline_bytes) {
+  std::span<std::byte> space;
+  if (state_ != State::kOpen || inline_bytes > options_.inline_bytes_max || pacer_.limited() ||
+      send_->chain_full() || !send_->begin(inline_bytes, space)) [[unlikely]] {
+    return begin_with_care(inline_bytes);
+  }
+  waiting_ = room_news_ = paced_ = false;
+  return space;
+}
+
+[[gnu::noinline]] Result<std::span<std::byte>> VerbsEndpoint::begin_with_care(
+    std::size_t inline_bytes) {
   if (send_->chain_full()) flush();
-  if (state_ != State::kOpen) [[unlikely]]
-    return closed_status();
-  if (inline_bytes > options_.inline_bytes_max) [[unlikely]] {
+  if (state_ != State::kOpen) return closed_status();
+  if (inline_bytes > options_.inline_bytes_max) {
     return Status::error(Code::kInvalidArgument, "inline part too large");
   }
   if (pacer_.limited() && !pacer_.may_send(core_->now_ns())) {
     paced_ = true;
     return Status::again();
   }
-  auto space = send_->begin(inline_bytes);
-  if (!space.ok()) [[unlikely]] {
+  std::span<std::byte> space;
+  if (!send_->begin(inline_bytes, space)) {
     waiting_ = true;
     // What is chained may be what room must come from.
     flush();
-    return space.status();
+    return Status::again();
   }
   waiting_ = room_news_ = paced_ = false;
   return space;
@@ -278,19 +288,29 @@ void VerbsEndpoint::peer_has_gone() {
 }
 
 void VerbsEndpoint::on_cm_event(const CmEvent& event) {
-  if (event.type == RDMA_CM_EVENT_DISCONNECTED) return peer_has_gone();
-  if (event.type == RDMA_CM_EVENT_DEVICE_REMOVAL) {
-    on_failure(Status::error(Code::kDisconnected, "the device was removed"));
+  switch (event.type) {
+    case RDMA_CM_EVENT_DISCONNECTED:
+      return peer_has_gone();
+    case RDMA_CM_EVENT_DEVICE_REMOVAL:
+      return on_failure(Status::error(Code::kDisconnected, "the device was removed"));
+    // The hardware address behind the peer's changed, and a queue pair keeps the one that it was
+    // made with; or the last word of the set-up never came.
+    case RDMA_CM_EVENT_UNREACHABLE:
+      return on_failure(
+          Status::error(Code::kDisconnected, "the peer cannot be reached where it was"));
+    // After our answer: it does not want it, or the kernel could not make use of its own.
+    case RDMA_CM_EVENT_REJECTED:
+    case RDMA_CM_EVENT_CONNECT_ERROR:
+      return on_failure(
+          Status::error(Code::kDisconnected, "the peer's kernel gave the connection up"));
+    default:  // news that end nothing
+      return;
   }
 }
 
 std::uint64_t VerbsEndpoint::deadline_ns() const {
   if (state_ == State::kOpen && paced_) return pacer_.ready_at_ns();
   return deadline_ns_;
-}
-
-bool VerbsEndpoint::has_completions() {
-  return state_ == State::kOpen && (!nothing_left() || fill_stash());
 }
 
 bool VerbsEndpoint::prepare_sleep() {
@@ -311,7 +331,7 @@ bool VerbsEndpoint::prepare_sleep() {
     core_->wake_at(deadline);
   }
   queue_pair_->arm();
-  return !fill_stash();
+  return !anything_new();
 }
 
 }  // namespace sanproxy::fabric::verbs

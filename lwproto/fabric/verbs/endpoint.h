@@ -85,6 +85,7 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   void on_time(std::uint64_t /*now_ns*/) override {}  // poll() looks at the deadline
 
   Status closed_status() const;
+  Result<std::span<std::byte>> begin_with_care(std::size_t inline_bytes);
   Status commit_references(std::size_t inline_bytes, std::span<const GatherRef> refs,
                            std::uint64_t cookie);
   Status gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
@@ -102,7 +103,9 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
            !receive_->next_is_here();
   }
   bool fill_stash();
-  std::size_t poll_one(std::span<Completion> out);
+  bool anything_new();  // likewise, where speed does not matter
+  std::size_t take_stash(std::span<Completion> out);
+  bool take_inline(const ibv_wc& completion, Completion& out);
   std::size_t poll_rest(std::span<Completion> out);
   std::size_t take_completions(std::span<Completion> out);
   bool handle(const ibv_wc& completion, Completion* out);
@@ -112,6 +115,7 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   bool may_come();
   bool deliver(const Arrival& arrival, buffer::SlotIndex slot, Completion* out);
   bool deliver_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out);
+  void fill_inline(std::uint32_t length, buffer::SlotIndex slot, Completion& out);
   bool deliver_referenced(std::uint32_t inline_bytes, std::uint32_t length, buffer::SlotIndex slot,
                           Completion& out);
   void breach(const char* text) { disconnect(Status::error(Code::kProtocol, text)); }

@@ -35,30 +35,52 @@ Status failure_of(const ibv_wc& completion) {
 
 }  // namespace
 
-[[gnu::hot]] bool VerbsEndpoint::fill_stash() {
+// Precondition: the stash is empty.
+[[gnu::always_inline]] inline bool VerbsEndpoint::fill_stash() {
   const int count = queue_pair_->poll(stash_);
-  stash_next_ = 0;
-  stash_count_ = count > 0 ? static_cast<std::size_t>(count) : 0;
-  if (count < 0) [[unlikely]]
+  if (count == 0) return false;
+  if (count < 0) [[unlikely]] {
     on_failure(Status::error(Code::kSystem, "poll a completion queue"));
-  return stash_count_ != 0;
+    return false;
+  }
+  stash_next_ = 0;
+  stash_count_ = static_cast<std::size_t>(count);
+  return true;
+}
+
+bool VerbsEndpoint::anything_new() { return fill_stash(); }
+
+bool VerbsEndpoint::has_completions() {
+  return state_ == State::kOpen && (!nothing_left() || fill_stash());
 }
 
 [[gnu::hot]] std::size_t VerbsEndpoint::poll(std::span<Completion> out) {
   if (receive_->any_transients()) receive_->end_transients();
-  if (nothing_left()) {
-    // A loop that spins comes here most of the time,
-    if (!fill_stash() && state_ == State::kOpen) return 0;
-    // and here for each message of a peer that waits for answers.
-    if (stash_count_ == 1 && state_ == State::kOpen && !out.empty()) return poll_one(out);
-  }
+  if (!nothing_left()) return poll_rest(out);
+  if (fill_stash()) return take_stash(out);
+  // A loop that spins comes here most of the time.
+  return state_ == State::kOpen ? 0 : poll_rest(out);
+}
+
+[[gnu::hot, gnu::noinline]] std::size_t VerbsEndpoint::take_stash(std::span<Completion> out) {
+  // For each message of a peer that waits for answers.
+  if (stash_count_ == 1 && !out.empty() && take_inline(stash_[0], out[0])) return 1;
   return poll_rest(out);
 }
 
-[[gnu::hot, gnu::noinline]] std::size_t VerbsEndpoint::poll_one(std::span<Completion> out) {
+// A transfer as most are, when its turn has come and nothing else is there. False: poll_rest()
+// takes it, whatever it is, and nothing has happened.
+[[gnu::always_inline]] inline bool VerbsEndpoint::take_inline(const ibv_wc& completion,
+                                                              Completion& out) {
+  if (completion.status != IBV_WC_SUCCESS || !receive_->is_next(completion) ||
+      (completion.wc_flags & IBV_WC_WITH_IMM) != 0 ||
+      completion.byte_len - 1 >= options_.inline_bytes_max || !receive_->count_received())
+      [[unlikely]] {
+    return false;
+  }
   stash_next_ = 1;
-  const std::size_t count = handle(stash_[0], out.data()) ? 1 : 0;
-  return nothing_left() ? count : count + poll_rest(out.subspan(count));
+  fill_inline(completion.byte_len, receive_->take_next(), out);
+  return true;
 }
 
 [[gnu::hot, gnu::noinline]] std::size_t VerbsEndpoint::poll_rest(std::span<Completion> out) {
@@ -184,18 +206,22 @@ inline bool VerbsEndpoint::may_come() {
   }
 }
 
+inline void VerbsEndpoint::fill_inline(std::uint32_t length, buffer::SlotIndex slot,
+                                       Completion& out) {
+  receive_->make_transient(slot);
+  out.kind = Completion::Kind::kReceive;
+  out.loan = kNoLoan;
+  out.segment_count = 1;
+  out.segments[0] = {receive_->data(slot), length, true};
+}
+
 inline bool VerbsEndpoint::deliver_inline(std::uint32_t length, buffer::SlotIndex slot,
                                           Completion& out) {
   if (length == 0 || length > options_.inline_bytes_max) {
     breach("an inline part that is empty or too large");
     return false;
   }
-  receive_->make_transient(slot);
-  out.kind = Completion::Kind::kReceive;
-  out.status = {};
-  out.loan = kNoLoan;
-  out.segment_count = 1;
-  out.segments[0] = {receive_->data(slot), length, true};
+  fill_inline(length, slot, out);
   return true;
 }
 
@@ -206,7 +232,6 @@ inline bool VerbsEndpoint::deliver_referenced(std::uint32_t inline_bytes, std::u
     return false;
   }
   out.kind = Completion::Kind::kReceive;
-  out.status = {};
   out.loan = receive_->lend(slot);
   out.segment_count = 0;
   const std::byte* data = receive_->data(slot);

@@ -22,17 +22,17 @@
 namespace sanproxy::fabric::verbs {
 
 inline constexpr std::uint32_t kMagic = 0x7662'6e73;
-inline constexpr std::uint16_t kVersion = 1;
+inline constexpr std::uint16_t kVersion = 2;
 inline constexpr std::size_t kCmBytesMax = 56;  // what RDMA_PS_TCP leaves to us
 
-// Every SEND carries immediate data: what it is, and one number.
+// What a SEND is, and one number: its immediate data. Most are inline, and have none.
 enum class Kind : std::uint8_t {
+  kInline = 0,      // nothing but an inline part; never in immediate data
   kHello = 1,       // the number: 0
   kAccept = 2,      // 0
   kReject = 3,      // a LinkField, or 0
-  kInline = 4,      // 0: nothing but an inline part
-  kReferenced = 5,  // the length of the inline part; what follows it was sent from regions
-  kBye = 6,         // a ByeCode; the last transfer
+  kReferenced = 4,  // the length of the inline part; what follows it was sent from regions
+  kBye = 5,         // a ByeCode; the last transfer
 };
 enum class ByeCode : std::uint8_t { kClosed = 0, kProtocol = 1 };
 
@@ -41,6 +41,8 @@ constexpr std::uint32_t make_immediate(Kind kind, std::uint32_t number) {
 }
 constexpr Kind kind_of(std::uint32_t immediate) { return static_cast<Kind>(immediate >> 24); }
 constexpr std::uint32_t number_of(std::uint32_t immediate) { return immediate & 0xff'ffffu; }
+// Of immediate data that say nothing which they may.
+inline constexpr std::uint32_t kNoKind = 0xffff'ffffu;
 inline constexpr std::uint32_t kInlineBytesLimit = 0xff'ffffu;
 
 // Why the connection manager says no.

@@ -25,6 +25,7 @@ class Pacer {
     return mean_.out_of_debt(now_ns) && peak_.out_of_debt(now_ns);
   }
   void on_sent(std::uint64_t bytes) {
+    if (!limited()) return;
     mean_.take(bytes);
     peak_.take(bytes);
   }

@@ -49,7 +49,7 @@ Result<std::unique_ptr<ReceiveQueue>> ReceiveQueue::create(QueuePair& queue_pair
   out->next_lane_ = static_cast<std::uint32_t>(first % lanes);
   out->lanes_.resize(lanes);
   for (std::uint64_t n = first; n < first + lanes; ++n) out->lanes_[n % lanes] = n;
-  out->transients_.reserve(most);
+  out->transients_.resize(most);
   return out;
 }
 
@@ -156,8 +156,8 @@ Status ReceiveQueue::post_all(QueuePair& queue_pair, std::uint32_t extra) {
 }
 
 [[gnu::hot]] void ReceiveQueue::end_transients() {
-  for (const buffer::SlotIndex slot : transients_) give_back(slot);
-  transients_.clear();
+  for (std::size_t i = 0; i < transient_count_; ++i) give_back(transients_[i]);
+  transient_count_ = 0;
 }
 
 void ReceiveQueue::failed(const ibv_wc& completion) {

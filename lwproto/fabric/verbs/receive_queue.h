@@ -35,8 +35,12 @@ struct Arrival {
   std::uint32_t immediate = 0;
 };
 inline Arrival arrival_of(const ibv_wc& completion) {
-  const bool marked = (completion.wc_flags & IBV_WC_WITH_IMM) != 0;
-  return {completion.byte_len, marked ? ntohl(completion.imm_data) : 0};
+  std::uint32_t immediate = make_immediate(Kind::kInline, 0);
+  if ((completion.wc_flags & IBV_WC_WITH_IMM) != 0) {
+    immediate = ntohl(completion.imm_data);
+    if (kind_of(immediate) == Kind::kInline) immediate = kNoKind;
+  }
+  return {completion.byte_len, immediate};
 }
 
 class ReceiveQueue {
@@ -75,6 +79,16 @@ class ReceiveQueue {
     ++early_;
     return false;
   }
+  // It is the transfer whose turn it is, on the first lane, and none has overtaken another.
+  bool is_next(const ibv_wc& completion) const {
+    return completion.wr_id == kReceiveBit && early_ == 0 && lanes_[0] == first_ && first_ < next_;
+  }
+  // That one: arrived() and take() in one.
+  buffer::SlotIndex take_next() {
+    lanes_[0] += lanes_.size();
+    --posted_;
+    return take();
+  }
   bool next_is_here() const { return early_ != 0 && receives_[first_ & mask_].early; }
   // The slot of the next transfer; with its arrival, if next_is_here().
   buffer::SlotIndex take() {
@@ -97,9 +111,9 @@ class ReceiveQueue {
   }
 
   const std::byte* data(buffer::SlotIndex slot) const { return pool_of(slot).data(index_of(slot)); }
-  void make_transient(buffer::SlotIndex slot) { transients_.push_back(slot); }
+  void make_transient(buffer::SlotIndex slot) { transients_[transient_count_++] = slot; }
   void end_transients();
-  bool any_transients() const { return !transients_.empty(); }
+  bool any_transients() const { return transient_count_ != 0; }
   void give_back(buffer::SlotIndex slot) { pool_of(slot).release(index_of(slot)); }
   Loan lend(buffer::SlotIndex slot) {
     pool_of(slot).mark_received(index_of(slot));
@@ -158,9 +172,10 @@ class ReceiveQueue {
   std::uint32_t next_lane_ = 0;       // and where
   std::uint32_t posted_ = 0;
   std::uint32_t early_ = 0;
-  std::uint64_t granted_ = 0;   // data transfers that the peer may have sent in all
-  std::uint64_t received_ = 0;  // data transfers
-  std::vector<buffer::SlotIndex> transients_;
+  std::uint64_t granted_ = 0;                  // data transfers that the peer may have sent in all
+  std::uint64_t received_ = 0;                 // data transfers
+  std::vector<buffer::SlotIndex> transients_;  // as many as there can be
+  std::size_t transient_count_ = 0;
 };
 
 }  // namespace sanproxy::fabric::verbs

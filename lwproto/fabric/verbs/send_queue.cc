@@ -39,15 +39,14 @@ Result<std::unique_ptr<SendQueue>> SendQueue::create(QueuePair& queue_pair, std:
   out->limits_ = limits;
   out->depth_ = queue_pair.send_depth();
   out->gather_max_ = queue_pair.gather_max();
+  out->room_min_ = out->gather_max_ < kPiecesMax ? limits.transfer_bytes : 0;
   out->device_inline_bytes_ = queue_pair.inline_bytes_max();
   out->records_.resize(std::bit_ceil(out->depth_));
+  out->records_mask_ = out->records_.size() - 1;
   out->local_key_ = out->key_->local();
-  out->signal_after_ = out->depth_ / kSignalsPerQueue;
-  out->signal_after_ring_bytes_ = out->ring_.size() / kSignalsPerQueue;
-  for (std::size_t i = 0; i < kChainMax; ++i) {
-    out->requests_[i].sg_list = out->pieces_[i].data();
-    out->requests_[i].opcode = IBV_WR_SEND_WITH_IMM;
-  }
+  out->signal_at_ = out->signal_after_ = out->depth_ / kSignalsPerQueue;
+  out->signal_at_ring_ = out->signal_after_ring_bytes_ = out->ring_.size() / kSignalsPerQueue;
+  for (std::size_t i = 0; i < kChainMax; ++i) out->requests_[i].sg_list = out->pieces_[i].data();
   out->lanes_.resize(queue_pair.lanes());
   for (std::size_t i = 0; i < out->lanes_.size(); ++i) out->lanes_[i] = {i, i};
   return out;
@@ -142,7 +141,7 @@ bool SendQueue::drained() const {
 
 std::optional<std::uint64_t> SendQueue::next_cookie() {
   while (retired_ != done_) {
-    const Record& record = records_[retired_ & (records_.size() - 1)];
+    const Record& record = records_[retired_ & records_mask_];
     ++retired_;
     ring_tail_ = record.ring_end;
     bytes_ -= record.bytes;

@@ -11,7 +11,7 @@
 //   2. Transfer number n goes on lane n mod lanes. Work requests of a lane complete in order, so
 //   one
 //      completion stands for all before it on that lane.
-//   3. Whenever begin() says kAgain for lack of room, a signalled transfer is under way or chained;
+//   3. Whenever begin() says no, a signalled transfer is under way or chained;
 //      a transfer with references is covered by a signal at the latest at the end of its post().
 //      With several lanes every transfer is: a lane cannot know when it will be used again.
 //   4. One work request is left for the BYE, and one for post_last().
@@ -53,22 +53,24 @@ class SendQueue {
 
   void set_window(std::uint64_t window_bytes) { limits_.window_bytes = window_bytes; }
 
-  // Space for an inline part, or kAgain. The rest of begin_send() is the endpoint's.
-  Result<std::span<std::byte>> begin(std::size_t inline_bytes) {
+  // Space for an inline part. False, and nothing has changed, if there is no room for it or for
+  // what else commit() needs. The rest of begin_send() is the endpoint's.
+  bool begin(std::size_t inline_bytes, std::span<std::byte>& space) {
     if (next_ - retired_ + kReserved >= depth_ || refs_ >= limits_.refs_max ||
         (limits_.window_bytes != 0 && bytes_ >= limits_.window_bytes)) [[unlikely]] {
-      return Status::again();
+      return false;
     }
-    const std::size_t room = aligned(room_for(inline_bytes));
-    const std::size_t position = ring_head_ & ring_mask_;
+    const std::size_t room = aligned(std::max<std::size_t>(inline_bytes, room_min_));
+    const std::size_t left = ring_.size() - (ring_head_ & ring_mask_);
     // A transfer does not go around the end: what is left there is given up with it.
-    const std::size_t skipped = position + room > ring_.size() ? ring_.size() - position : 0;
-    if (ring_head_ + skipped + room - ring_tail_ > ring_.size()) [[unlikely]]
-      return Status::again();
-    ring_head_ += skipped;
+    const std::uint64_t head = room > left ? ring_head_ + left : ring_head_;
+    if (head + room - ring_tail_ > ring_.size()) [[unlikely]]
+      return false;
+    ring_head_ = head;
     begun_ = true;
     space_bytes_ = inline_bytes;
-    return std::span(ring_.data() + (ring_head_ & ring_mask_), inline_bytes);
+    space = {ring_.data() + (head & ring_mask_), inline_bytes};
+    return true;
   }
   bool begun() const { return begun_; }
   std::size_t space_bytes() const { return space_bytes_; }
@@ -136,11 +138,6 @@ class SendQueue {
   void on_lane_done(std::uint64_t id);
   void signal(ibv_send_wr& request);
   int post_lanes(QueuePair& queue_pair);
-  // What begin() must find so that commit() cannot fail.
-  std::size_t room_for(std::size_t inline_bytes) const {
-    return gather_max_ < kPiecesMax ? std::max<std::size_t>(inline_bytes, limits_.transfer_bytes)
-                                    : inline_bytes;
-  }
   void chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
              std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
   std::size_t copy_what_does_not_fit(std::size_t inline_bytes, std::span<const ibv_sge>& pieces);
@@ -152,8 +149,10 @@ class SendQueue {
   SendLimits limits_;
   std::uint32_t depth_ = 0;
   std::uint32_t gather_max_ = 0;
+  std::uint32_t room_min_ = 0;  // in the ring, where pieces may have to be copied into it
   std::uint32_t device_inline_bytes_ = 0;
   std::vector<Record> records_;  // a power of two, by transfer number
+  std::uint64_t records_mask_ = 0;
 
   bool begun_ = false;
   std::size_t space_bytes_ = 0;
@@ -168,10 +167,11 @@ class SendQueue {
   std::uint64_t bytes_ = 0;         // of all transfers not retired
   std::uint32_t signal_after_ = 0;  // so many transfers, so many bytes of the ring
   std::uint64_t signal_after_ring_bytes_ = 0;
+  // Whoever brings next_ or ring_head_ so far is signalled.
+  std::uint64_t signal_at_ = 0;
+  std::uint64_t signal_at_ring_ = 0;
   // Since the last signalled one:
-  std::uint32_t unsignalled_ = 0;
   std::uint64_t unsignalled_bytes_ = 0;
-  std::uint64_t unsignalled_ring_bytes_ = 0;
   bool unsignalled_refs_ = false;
 
   std::uint32_t chained_ = 0;
@@ -213,20 +213,18 @@ inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline
   // Only what is not the same for all.
   request.wr_id = next_;
   request.num_sge = count;
-  request.imm_data = htonl(make_immediate(kind, number));
+  request.opcode = kind == Kind::kInline ? IBV_WR_SEND : IBV_WR_SEND_WITH_IMM;
+  if (kind != Kind::kInline) request.imm_data = htonl(make_immediate(kind, number));
   request.send_flags = bytes <= device_inline_bytes_ ? IBV_SEND_INLINE : 0;
 
-  const std::size_t ring_bytes = aligned(inline_bytes);
-  ring_head_ += ring_bytes;
-  records_[next_ & (records_.size() - 1)] = {ring_head_, cookie, bytes, has_refs};
+  ring_head_ += aligned(inline_bytes);
+  records_[next_ & records_mask_] = {ring_head_, cookie, bytes, has_refs};
   ++next_;
   refs_ += has_refs;
   bytes_ += bytes;
-  ++unsignalled_;
   unsignalled_bytes_ += bytes;
-  unsignalled_ring_bytes_ += ring_bytes;
   unsignalled_refs_ = unsignalled_refs_ || has_refs;
-  if (unsignalled_ >= signal_after_ || unsignalled_ring_bytes_ >= signal_after_ring_bytes_ ||
+  if (next_ >= signal_at_ || ring_head_ >= signal_at_ring_ ||
       (has_refs && refs_ >= limits_.refs_max) ||
       (limits_.window_bytes != 0 && unsignalled_bytes_ >= limits_.window_bytes / kSignalsPerQueue))
       [[unlikely]] {
@@ -236,8 +234,9 @@ inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline
 
 inline void SendQueue::signal(ibv_send_wr& request) {
   request.send_flags |= IBV_SEND_SIGNALED;
-  unsignalled_ = 0;
-  unsignalled_bytes_ = unsignalled_ring_bytes_ = 0;
+  signal_at_ = next_ + signal_after_;
+  signal_at_ring_ = ring_head_ + signal_after_ring_bytes_;
+  unsignalled_bytes_ = 0;
   unsignalled_refs_ = false;
 }
 

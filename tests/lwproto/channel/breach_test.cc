@@ -6,32 +6,16 @@ namespace {
 
 using Breach = RawTest;
 
-TEST_F(Breach, ASequenceThatSkipsOne) {
-  make();
-  send(add_credit);
-  send(add_credit, 2, granted_);
-  expect_breach("sequence");
-  EXPECT_EQ(a_.recorder.messages.size(), 1u);
-}
-
-TEST_F(Breach, ASequenceThatComesTwice) {
-  make();
-  send(add_credit);
-  send(add_credit, 0, granted_);
-  expect_breach("sequence");
-  EXPECT_EQ(a_.recorder.messages.size(), 1u);
-}
-
 TEST_F(Breach, AGrantOfMoreThanCanBePosted) {
   make();
-  send(add_credit, 0, granted_ + 1);
+  send(add_credit, granted_ + 1);
   expect_breach("grant");
   EXPECT_TRUE(a_.recorder.messages.empty());
 }
 
 TEST_F(Breach, AGrantThatGoesBack) {
   make();
-  send(add_credit, 0, granted_ - 1);
+  send(add_credit, granted_ - 1);
   expect_breach("grant");
 }
 
@@ -39,10 +23,10 @@ TEST_F(Breach, AGrantThatReturnsMoreThanWasSent) {
   make();
   ASSERT_TRUE(a_.leave(1).ok());
   a_.channel->flush();
-  send(add_credit, 0, granted_ + 1);
+  send(add_credit, granted_ + 1);
   a_.poll();
   EXPECT_FALSE(a_.channel->closed()) << "one was sent, one may come back";
-  send(add_credit, 1, granted_ + 2);
+  send(add_credit, granted_ + 2);
   expect_breach("grant");
 }
 
@@ -82,7 +66,7 @@ TEST_F(Breach, MessagesInFrontOfAMalformedOneHaveHappened) {
 }
 
 TEST_F(Breach, BytesThatAreNoTransfer) {
-  for (const std::size_t length : {1u, 8u, 15u, 16u, 64u}) {
+  for (const std::size_t length : {1u, 7u, 8u, 16u, 64u}) {
     a_.recorder = Recorder{};
     make();
     auto space = raw_->begin_send(length);
@@ -98,7 +82,7 @@ TEST_F(Breach, IsReportedWithoutAMessageWhenNoCreditIsLeft) {
   make({.depth = {8, 4}, .reserve = {2, 2}});
   while (a_.leave(1).ok()) a_.channel->flush();
   ASSERT_EQ(a_.channel->ledger().available(), 1u);
-  send({}, 5, granted_);
+  send({}, granted_ + 1000);
   while (a_.poll() != 0) {
   }
   EXPECT_EQ(a_.recorder.closed, 1);
@@ -118,7 +102,7 @@ TEST_F(Breach, WhatTheFabricFindsIsOneToo) {
   EXPECT_EQ(a_.recorder.status.code(), Code::kProtocol);
 }
 
-TEST_F(Breach, EverySequenceNumberIsCheckedAcrossManyTransfers) {
+TEST_F(Breach, NoneInManyOrderlyTransfers) {
   make({.depth = {8, 8}});
   for (int i = 0; i < 1000; ++i) {
     send(add_credit);

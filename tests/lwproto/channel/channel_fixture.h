@@ -195,13 +195,13 @@ class RawTest : public ::testing::Test {
     granted_ = theirs_.credits_initial;
   }
   using Fill = std::function<void(wire::TransferWriter&)>;
-  void send(const Fill& fill) { send(fill, sequence_++, granted_); }
-  void send(const Fill& fill, std::uint32_t sequence, std::uint32_t granted) {
+  void send(const Fill& fill) { send(fill, granted_); }
+  void send(const Fill& fill, std::uint32_t granted) {
     auto space = raw_->begin_send(wire::kTransferInlineBytesMax);
     ASSERT_TRUE(space.ok());
     wire::TransferWriter writer(*space);
     if (fill) fill(writer);
-    ASSERT_TRUE(raw_->commit_send(writer.finish(sequence, granted), {}, 0).ok());
+    ASSERT_TRUE(raw_->commit_send(writer.finish(granted), {}, 0).ok());
     raw_->flush();
   }
   static void add_credit(wire::TransferWriter& writer) {
@@ -266,7 +266,7 @@ class RawTest : public ::testing::Test {
   End a_;
   std::unique_ptr<SimEndpoint> raw_;
   wire::HelloBody ours_{}, theirs_{};
-  std::uint32_t sequence_ = 0, granted_ = 0;
+  std::uint32_t granted_ = 0;
 };
 
 }  // namespace sanproxy::channel::testing

@@ -2,6 +2,7 @@
 // with the slow checker. The seed is fixed, so a failure is found again by its round.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -15,6 +16,7 @@ namespace sanproxy::wire {
 namespace {
 
 constexpr std::size_t kRounds = 1'000'000 / test::kSanitizedShare;
+constexpr std::size_t kShortRounds = kRounds / 4;
 constexpr std::uint64_t kSeed = 20240607;
 
 class Mutator {
@@ -31,7 +33,7 @@ class Mutator {
       if (!writer.append_data_header(some_id(), pick(1000), static_cast<std::uint32_t>(referenced)))
         referenced = 0;
     }
-    space_.resize(writer.finish(static_cast<std::uint32_t>(random_()), 5));
+    space_.resize(writer.finish(static_cast<std::uint32_t>(random_())));
     rest_bytes_ = 0;
     if (pick(2) == 0) {
       rest_bytes_ = referenced;
@@ -170,14 +172,12 @@ class Mutator {
         if (at + 4 <= space_.size()) std::memcpy(space_.data() + at, &words[pick(9)], 4);
         break;
       }
-      case 3:  // cut or grown, with a header that knows
+      case 3:  // cut or grown
       case 4:
         space_.resize(pick(2) == 0 ? pick(space_.size() + 1) : space_.size() + pick(40));
-        fix_length();
         break;
       case 5:  // bytes that move between the segments
         rest_bytes_ = pick(2) == 0 ? 0 : pick(3000);
-        fix_length();
         break;
       default:  // a piece copied over another
         if (space_.size() >= 32) {
@@ -186,11 +186,6 @@ class Mutator {
                        space_.data() + pick(space_.size() - bytes), bytes);
         }
     }
-  }
-
-  void fix_length() {
-    const auto length = static_cast<std::uint32_t>(space_.size() + rest_bytes_);
-    if (space_.size() >= sizeof(length)) std::memcpy(space_.data(), &length, sizeof(length));
   }
 
   std::mt19937_64 random_{kSeed};
@@ -239,6 +234,54 @@ testing::AssertionResult agrees(std::span<const std::byte> head, std::size_t res
            << verdict.messages.size();
   }
   return testing::AssertionSuccess();
+}
+
+// The short way takes exactly those transfers that are legal and one DATA with its payload inside.
+testing::AssertionResult short_way_agrees(std::span<const std::byte> bytes, std::size_t& taken) {
+  const slow::Verdict verdict =
+      slow::check({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}, 0);
+  const bool fits = verdict.broken.empty() && verdict.messages.size() == 1 &&
+                    verdict.messages[0].type == static_cast<std::uint8_t>(MessageType::kData) &&
+                    verdict.messages[0].payload_bytes <= kInlinePayloadBytesMax;
+  OneData one;
+  if (one.read(bytes) != fits) {
+    return testing::AssertionFailure() << (fits ? "not taken" : "taken: ") << verdict.broken;
+  }
+  if (!fits) return testing::AssertionSuccess();
+  ++taken;
+  const slow::Reading& expected = verdict.messages[0];
+  const bool same = std::memcmp(&one.transfer, bytes.data(), sizeof(one.transfer)) == 0 &&
+                    std::memcmp(&one.data, expected.body.data(), sizeof(one.data)) == 0 &&
+                    one.payload.data() == bytes.data() + expected.payload_at &&
+                    one.payload.size() == expected.payload_bytes;
+  return same ? testing::AssertionSuccess() : testing::AssertionFailure() << "read wrongly";
+}
+
+TEST(CodecFuzz, TheShortWayTakesWhatTheSlowCheckerSaysIsOneSmallData) {
+  std::mt19937_64 random{kSeed};
+  const std::vector<std::byte> payload(kInlinePayloadBytesMax, std::byte{0x5a});
+  std::size_t taken = 0;
+  for (std::size_t round = 0; round < kShortRounds; ++round) {
+    std::vector<std::byte> space(kTransferInlineBytesMax);
+    TransferWriter writer(space);
+    const std::size_t bytes = 1 + random() % (random() % 4 == 0 ? payload.size() : 20);
+    ASSERT_TRUE(writer.append_data(random() % 9, random(), std::span(payload).first(bytes)));
+    if (random() % 9 == 0) {
+      ASSERT_TRUE(writer.append_data(1, 0, std::span(payload).first(1)));
+    }
+    space.resize(writer.finish(static_cast<std::uint32_t>(random())));
+    for (std::size_t n = random() % 3; n > 0; --n) {
+      // Mostly headers and padding: of a payload everything is legal.
+      const std::size_t at = random() % 2 == 0 ? random() % 32 : space.size() - 1 - random() % 8;
+      space[at] ^= static_cast<std::byte>(1u << random() % 8);
+    }
+    if (random() % 9 == 0) space.resize(random() % (space.size() + 16));
+    const auto exact = std::make_unique<std::byte[]>(space.size());
+    std::copy(space.begin(), space.end(), exact.get());
+    ASSERT_TRUE(short_way_agrees({exact.get(), space.size()}, taken)) << "round " << round;
+  }
+  EXPECT_GT(taken, kShortRounds / 5);
+  EXPECT_LT(taken, kShortRounds);
 }
 
 TEST(CodecFuzz, MutatedTransfersAreJudgedAsTheSlowCheckerJudgesThem) {

@@ -232,13 +232,13 @@ std::size_t read_message(Bytes head, std::size_t rest_bytes, std::size_t at, boo
 Verdict check(std::span<const std::uint8_t> head, std::size_t rest_bytes) {
   Verdict out;
   const std::size_t total = head.size() + rest_bytes;
-  if (head.size() < 16 || total > 73728 || number(head, 0, 4) != total || number(head, 6, 2) != 0) {
+  if (head.size() < 8 || total > 73728 || number(head, 6, 2) != 0) {
     out.broken = "transfer header";
     return out;
   }
   const std::size_t count = number(head, 4, 2);
-  if (count == 0 && total != 16) out.broken = "bytes without messages";
-  std::size_t at = 16;
+  if (count == 0 && total != 8) out.broken = "bytes without messages";
+  std::size_t at = 8;
   for (std::size_t i = 0; i < count && out.broken.empty(); ++i) {
     Reading reading;
     at = read_message(head, rest_bytes, at, i + 1 == count, reading, out.broken);

@@ -320,7 +320,7 @@ void RogueThatTakesNothing::ask_for_ever(std::uint32_t streams_max) {
   const std::uint64_t token = listener_->dial(bytes, {.receive_depth = 4});
   translator_->poll_listeners();
   auto endpoint = std::move(listener_->answer(token)->endpoint);
-  std::uint32_t sequence = 0, read = 0, credits = 64;
+  std::uint32_t sent = 0, read = 0, credits = 64;
   std::size_t most = 0;
   for (int round = 0; round < 5000; ++round) {
     std::array<fabric::Completion, 8> out;
@@ -330,7 +330,7 @@ void RogueThatTakesNothing::ask_for_ever(std::uint32_t streams_max) {
         ++read;
         wire::TransferHeader header;
         std::memcpy(&header, out[i].segments[0].data, sizeof(header));
-        credits = header.credits_granted - sequence;
+        credits = header.credits_granted - sent;
       }
     }
     endpoint->replenish();
@@ -347,7 +347,8 @@ void RogueThatTakesNothing::ask_for_ever(std::uint32_t streams_max) {
       }
       // Two credits less than it could grant: enough for pure returns and nothing else.
       const std::uint32_t grant = std::max(4u, read + 2);
-      ASSERT_TRUE(endpoint->commit_send(writer.finish(sequence++, grant), {}, 0).ok());
+      ASSERT_TRUE(endpoint->commit_send(writer.finish(grant), {}, 0).ok());
+      ++sent;
       endpoint->flush();
       --credits;
     }

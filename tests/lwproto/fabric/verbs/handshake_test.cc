@@ -37,7 +37,7 @@ TEST(VerbsCmHeader, IsLittleEndianOnTheWire) {
   const auto encoded = encode(header());
   EXPECT_EQ(encoded[0], std::byte{0x73});
   EXPECT_EQ(encoded[3], std::byte{0x76});
-  EXPECT_EQ(encoded[4], std::byte{1});
+  EXPECT_EQ(encoded[4], std::byte{2});
   EXPECT_EQ(encoded[8], std::byte{0x00});
   EXPECT_EQ(encoded[9], std::byte{0x02});
 }

@@ -343,9 +343,10 @@ TEST_F(VerbsHostile, AnUnknownKindEndsItsChannel) {
       << end_;
 }
 
-TEST_F(VerbsHostile, ATransferWithoutAKindEndsItsChannel) {
+TEST_F(VerbsHostile, AnInlineTransferWithImmediateDataEndsItsChannel) {
   start();
-  EXPECT_EQ(after([](RawPeer& p) { p.send(Bytes(10), std::nullopt); }), Code::kProtocol) << end_;
+  const std::uint32_t immediate = make_immediate(Kind::kInline, 0);
+  EXPECT_EQ(after([=](RawPeer& p) { p.send(Bytes(10), immediate); }), Code::kProtocol) << end_;
 }
 
 TEST_F(VerbsHostile, MoreTransfersThanCreditsEndTheirChannel) {

@@ -22,6 +22,11 @@ constexpr int kResolveMs = 5000;
 // Ends a test that would hang.
 constexpr auto kPatience = std::chrono::seconds(30);
 
+std::optional<std::uint32_t> immediate_of(Kind kind, std::uint32_t number) {
+  if (kind == Kind::kInline) return std::nullopt;
+  return make_immediate(kind, number);
+}
+
 }  // namespace
 
 CmHeader honest_header() {
@@ -151,10 +156,11 @@ ibv_wc_status RawPeer::send(std::span<const std::byte> bytes,
 }
 
 ibv_wc_status RawPeer::send(Kind kind, std::uint32_t number, std::size_t bytes) {
-  return send(Bytes(bytes, std::byte{0x22}), make_immediate(kind, number));
+  return send(Bytes(bytes, std::byte{0x22}), immediate_of(kind, number));
 }
 
 bool RawPeer::send_burst(Kind kind, std::uint32_t number, std::size_t bytes, unsigned count) {
+  const auto immediate = immediate_of(kind, number);
   ibv_sge piece{reinterpret_cast<std::uintptr_t>(memory_.data()), static_cast<std::uint32_t>(bytes),
                 key_->lkey};
   for (unsigned i = 0; i < count; ++i) {
@@ -162,8 +168,8 @@ bool RawPeer::send_burst(Kind kind, std::uint32_t number, std::size_t bytes, uns
     request.wr_id = 1;
     request.sg_list = &piece;
     request.num_sge = 1;
-    request.opcode = IBV_WR_SEND_WITH_IMM;
-    request.imm_data = htonl(make_immediate(kind, number));
+    request.opcode = immediate ? IBV_WR_SEND_WITH_IMM : IBV_WR_SEND;
+    request.imm_data = htonl(immediate.value_or(0));
     ibv_send_wr* refused = nullptr;
     if (::ibv_post_send(id_->qp, &request, &refused) != 0) return false;
   }
