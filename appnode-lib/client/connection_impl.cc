@@ -219,8 +219,7 @@ BaseStatus ConnectionImpl::send_owed(Pending what) {
     }
     case kCredit: {
       const wire::CreditBody body{wire_id, receive_window.freed(), 0};
-      const BaseStatus status =
-          channel.send_stream_control(wire::MessageType::kCredit, 0, wire::CloseCode::kNone, body);
+      const BaseStatus status = channel.send_credit(body);
       if (status.ok()) receive_window.announce();
       return status;
     }

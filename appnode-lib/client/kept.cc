@@ -28,9 +28,10 @@ Kept* KeptPool::take(std::vector<Kept*>& free) {
 
 Kept* KeptPool::acquire_loan() { return take(free_loans_); }
 
-Kept* KeptPool::acquire_copy(std::size_t bytes) {
+Kept* KeptPool::acquire_copy(std::size_t bytes, bool must) {
   const std::size_t wanted = std::max(bytes, kBufferBytes);
-  if (wanted > bytes_max_ - bytes_used_) return nullptr;
+  const std::size_t reserve = must ? 0 : bytes_max_ / kReserveShare;
+  if (wanted + reserve > bytes_max_ - bytes_used_) return nullptr;
   Kept* kept = take(free_copies_);
   if (kept->buffer_bytes < wanted) {
     kept->buffer = std::make_unique<std::byte[]>(wanted);
@@ -64,7 +65,7 @@ Borrowed Received::keep() {
   internal::KeptPool& pool = link.node().kept();
   internal::Kept* kept = nullptr;
   const bool lent = loan_ != fabric::kNoLoan;
-  if (!lent || link.receive_memory_is_short()) kept = pool.acquire_copy(size_);
+  if (!lent || link.receive_memory_is_short()) kept = pool.acquire_copy(size_, !lent);
   if (kept == nullptr && lent) {
     kept = pool.acquire_loan();
     kept->loan = loan_;

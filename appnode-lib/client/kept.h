@@ -40,11 +40,13 @@ struct Kept {
 class KeptPool {
  public:
   static constexpr std::size_t kBufferBytes = 1024;
+  static constexpr std::size_t kReserveShare = 4;
 
   explicit KeptPool(std::size_t bytes_max) : bytes_max_(bytes_max) {}
 
-  // nullptr when a copy of `bytes` would exceed the bound.
-  Kept* acquire_copy(std::size_t bytes);
+  // nullptr when a copy of `bytes` would exceed the bound, or leave less than the reserve without
+  // being one that `must` be made: because there is no loan to keep instead.
+  Kept* acquire_copy(std::size_t bytes, bool must);
   Kept* acquire_loan();
   void release(Kept& kept);
   std::size_t in_use() const { return in_use_; }

@@ -161,6 +161,7 @@ class Link final : public channel::Delegate {
   void reject(std::uint64_t connection, wire::CloseCode code);
   ::sanproxy::Status send_reject(const Reject& reject);
   bool flush_rejects();
+  void send_blocked_credits();
 
   bool prove_keys();  // false: not done yet
   void on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode code);

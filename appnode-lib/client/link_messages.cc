@@ -155,10 +155,20 @@ void Link::on_sent(channel::Channel&, std::uint64_t cookie, bool ok) {
   if (done.call != nullptr) done.call(done.context, all_ok);
 }
 
+// There are credits for CREDITs alone, and the proxy may wait for one before it takes our data.
+void Link::send_blocked_credits() {
+  for (std::size_t left = blocked_.size(); left > 0; --left) {
+    ConnectionImpl* connection = blocked_.pop_front();
+    if (connection->flush_pending()) blocked_.push_back(*connection);
+  }
+  if (!blocked_.empty()) channel().ask_writable();
+}
+
 void Link::on_writable(channel::Channel& channel) {
   answer_heartbeat();
   if (!flush_rejects()) return;
   if (services_blocked_) sync_services();
+  if (!channel.data_writable()) return send_blocked_credits();
   // Each that waits is tried once; those that block again go to the end, so nobody starves.
   serving_blocked_ = true;
   for (std::size_t left = blocked_.size(); left > 0 && channel.data_writable(); --left) {

@@ -39,23 +39,30 @@ std::string Channel::peer_name() const {
   return {name, strnlen(name, sizeof(peers_.node_name))};
 }
 
-Status Channel::blocked(std::uint64_t& counter) {
+Status Channel::blocked(Claim claim, std::uint64_t& counter) {
   ++counter;
   blocked_ = true;
+  credits_blocked_ = credits_blocked_ || claim == Claim::kCredit;
   return Status::again();
 }
 
-inline Status Channel::open_transfer(std::size_t bytes, bool control) {
+inline bool Channel::may_send(Claim claim) const {
+  if (claim == Claim::kData) return ledger_.may_send_data();
+  return claim == Claim::kCredit ? ledger_.may_send_credit() : ledger_.may_send_control();
+}
+
+inline Status Channel::open_transfer(std::size_t bytes, Claim claim) {
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (open_) {
-    if (!joining_ && writer_.room() >= bytes) return {};
+    // Data does not join what was opened in the reserve: the peer may keep the whole buffer for it.
+    const bool fits = !joining_ && writer_.room() >= bytes;
+    if (fits && (claim != Claim::kData || ledger_.may_send_data())) return {};
     if (const Status status = finish_open(); !status.ok()) return status;
   }
-  const bool credit = control ? ledger_.may_send_control() : ledger_.may_send_data();
-  if (!credit) return blocked(counters_.blocked_no_credit);
+  if (!may_send(claim)) return blocked(claim, counters_.blocked_no_credit);
   auto space = endpoint_->begin_send(wire::kTransferInlineBytesMax);
   if (!space.ok()) {
-    if (space.status().is_again()) return blocked(counters_.blocked_no_space);
+    if (space.status().is_again()) return blocked(claim, counters_.blocked_no_space);
     return space.status();
   }
   writer_ = wire::TransferWriter(*space);
@@ -96,10 +103,10 @@ inline Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs,
 
 Status Channel::send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                              const void* body, std::size_t body_bytes,
-                             std::span<const std::byte> tail, bool control) {
+                             std::span<const std::byte> tail, Claim claim) {
   const std::size_t bytes = sizeof(wire::MessageHeader) + body_bytes + tail.size();
   const std::size_t padded = (bytes + wire::kAlignment - 1) & ~(wire::kAlignment - 1);
-  if (const Status status = open_transfer(padded, control); !status.ok()) return status;
+  if (const Status status = open_transfer(padded, claim); !status.ok()) return status;
   if (!writer_.append(type, flags, code, body, body_bytes, tail)) {
     return Status::error(Code::kInvalidArgument, "the message does not fit a transfer");
   }
@@ -112,7 +119,7 @@ Status Channel::send_message(wire::MessageType type, std::uint8_t flags, wire::C
                                               std::span<const std::byte> payload) {
   const std::size_t bytes = wire::kDataHeaderBytes + payload.size();
   const std::size_t padded = (bytes + wire::kAlignment - 1) & ~(wire::kAlignment - 1);
-  if (const Status status = open_transfer(padded, false); !status.ok()) return status;
+  if (const Status status = open_transfer(padded, Claim::kData); !status.ok()) return status;
   if (!writer_.append_data(connection, offset, payload)) {
     return Status::error(Code::kInvalidArgument, "the payload is not fit for inline");
   }
@@ -154,7 +161,7 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
   }
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (!join(connection, offset, refs, bytes, cookie)) {
-    if (const Status status = open_transfer(wire::kDataHeaderBytes, false); !status.ok()) {
+    if (const Status status = open_transfer(wire::kDataHeaderBytes, Claim::kData); !status.ok()) {
       return status;
     }
     const std::uint32_t first = take_cookie(cookie);
@@ -177,7 +184,7 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
 
 Status Channel::send_packet_inline(const PacketInfo& info, std::span<const std::byte> packet) {
   const std::size_t bytes = wire::padded(wire::kPacketHeaderBytes + packet.size());
-  if (const Status status = open_transfer(bytes, false); !status.ok()) return status;
+  if (const Status status = open_transfer(bytes, Claim::kData); !status.ok()) return status;
   if (!writer_.append_packet(info.flags, info.body, packet)) {
     return Status::error(Code::kInvalidArgument, "the packet is not fit for inline");
   }
@@ -194,7 +201,7 @@ Status Channel::send_packet_reference(const PacketInfo& info,
                                       std::uint64_t cookie) {
   std::size_t bytes = 0;
   for (const auto& ref : refs) bytes += ref.length;
-  if (const Status status = open_transfer(wire::kPacketHeaderBytes, false); !status.ok()) {
+  if (const Status status = open_transfer(wire::kPacketHeaderBytes, Claim::kData); !status.ok()) {
     return status;
   }
   if (bytes > wire::kPacketBytesMax ||
@@ -310,8 +317,8 @@ void Channel::look_after_credits() {
   // Also without a completion: a loan released since the last poll may have freed a buffer.
   if (const std::uint32_t posted = endpoint_->replenish(); posted != 0) ledger_.on_posted(posted);
   if (ledger_.grant_due() || received_since_grant_ >= kReturnAfterBytes) return_credits();
-  if (blocked_ && ledger_.may_send_data()) {
-    blocked_ = false;
+  if (blocked_ && (ledger_.may_send_data() || (credits_blocked_ && ledger_.may_send_credit()))) {
+    blocked_ = credits_blocked_ = false;
     delegate_.on_writable(*this);
   }
 }

@@ -92,19 +92,27 @@ class Channel {
   template <typename Body>
   Status send_control(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                       const Body& body) {
-    return send_message(type, flags, code, &body, sizeof(body), {}, true);
+    return send_message(type, flags, code, &body, sizeof(body), {}, Claim::kControl);
   }
-  // CONNECTION_REQUEST and CREDIT may not use the control reserve: they come in the number of
-  // the connections.
+  // CONNECTION_REQUEST and FIN may not use the control reserve: they come in the number of the
+  // connections.
   template <typename Body>
   Status send_stream_control(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                              const Body& body) {
-    return send_message(type, flags, code, &body, sizeof(body), {}, false);
+    return send_message(type, flags, code, &body, sizeof(body), {}, Claim::kData);
   }
-  // Either of the two, for a body kept as bytes.
+  // Half of the control reserve is open to CREDITs: data may wait for one while nothing but one can
+  // free the peer's receive buffers. After kAgain on_writable() comes as soon as one can be sent,
+  // also when data cannot (see data_writable()).
+  Status send_credit(const wire::CreditBody& body) {
+    return send_message(wire::MessageType::kCredit, 0, wire::CloseCode::kNone, &body, sizeof(body),
+                        {}, Claim::kCredit);
+  }
+  // send_control() or send_stream_control(), for a body kept as bytes.
   Status send_bytes(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                     std::span<const std::byte> body, bool control) {
-    return send_message(type, flags, code, body.data(), body.size(), {}, control);
+    return send_message(type, flags, code, body.data(), body.size(), {},
+                        control ? Claim::kControl : Claim::kData);
   }
   // At most wire::kInlinePayloadBytesMax bytes, copied into the transfer.
   Status send_data_inline(std::uint64_t connection, std::uint64_t offset,
@@ -166,9 +174,12 @@ class Channel {
   // queue is short of space rather than of credits is woken as well (docs/flow_control.md).
   static constexpr std::uint32_t kReturnAfterBytes = 64 * 1024;
 
+  // Which of the peer's last credits a message may use (flow::CreditLedger).
+  enum class Claim : std::uint8_t { kData, kCredit, kControl };
+
   Status send_message(wire::MessageType type, std::uint8_t flags, wire::CloseCode code,
                       const void* body, std::size_t body_bytes, std::span<const std::byte> tail,
-                      bool control);
+                      Claim claim);
   // A DATA by reference that later ones may still join; its transfer is open_.
   struct Joinable {
     std::uint64_t connection = 0, offset = 0;
@@ -191,7 +202,8 @@ class Channel {
   bool handle(std::size_t count);
   void look_after_credits();
   void wake_early_when_due();
-  Status open_transfer(std::size_t bytes, bool control);
+  bool may_send(Claim claim) const;
+  Status open_transfer(std::size_t bytes, Claim claim);
   Status finish_open();
   bool join(std::uint64_t connection, std::uint64_t offset, std::span<const fabric::GatherRef> refs,
             std::size_t bytes, std::uint64_t cookie);
@@ -200,7 +212,7 @@ class Channel {
   void tell_sent(std::uint32_t first_cookie, bool ok);
   void tell_unsent();
   Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
-  Status blocked(std::uint64_t& counter);
+  Status blocked(Claim claim, std::uint64_t& counter);
   void on_transfer(const fabric::Completion& completion);
   Status count_in(const wire::TransferHeader& header);
   void on_one_data(const wire::OneData& one, bool transient);
@@ -226,6 +238,7 @@ class Channel {
   std::uint32_t cookies_free_ = kNoCookie;
   std::uint32_t unsent_ = kNoCookie;  // of a transfer that the fabric did not take: its end is near
   bool blocked_ = false;              // somebody got kAgain since the last on_writable()
+  bool credits_blocked_ = false;      // a CREDIT among them
   bool closed_ = false;               // no more sends
   bool close_reported_ = false;
   bool hold_end_ = false;

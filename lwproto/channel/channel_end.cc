@@ -7,6 +7,13 @@
 #include "lwproto/channel/channel.h"
 
 namespace sanproxy::channel {
+namespace {
+
+// Of the buffers for control messages: half of them must be two, or CREDITs alone would not make
+// their receiver announce those that they came in.
+constexpr std::uint32_t kReserveMin = 4;
+
+}  // namespace
 
 void Channel::close(wire::CloseCode code, const char* text) {
   if (closed_) return;
@@ -31,7 +38,7 @@ void Channel::tell_end() {
   closed_ = false;
   // Best effort: without a credit the peer learns of the end from the fabric alone.
   (void)send_message(wire::MessageType::kError, 0, close_code_, &body, sizeof(body),
-                     std::as_bytes(std::span(text, length)), true);
+                     std::as_bytes(std::span(text, length)), Claim::kControl);
   flush();
   closed_ = true;
   endpoint_->disconnect(close_status_);
@@ -64,7 +71,8 @@ wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& o
   hello.version = wire::kVersion;
   hello.epoch = epoch;
   hello.credits_initial = options.receive_depth;
-  hello.credits_reserved = std::max<std::uint32_t>(options.receive_depth / 16, 2);
+  hello.credits_reserved =
+      std::max(options.receive_depth / 16, std::min(kReserveMin, options.receive_depth / 2));
   hello.stream_window_bytes = stream_window_bytes;
   hello.streams_max = streams_max;
   std::memcpy(hello.node_name, node_name.data(),

@@ -5,9 +5,9 @@
 //   InfiniBand (IBTA vol. 1, 9.7.7.2).
 // Owner: one channel. Thread: that channel's.
 // Invariants (all counters are totals since HELLO, mod 2^32, differences at most kCreditsMax):
-//   1. sent <= granted by the peer. The last `reserve` credits go to control transfers only, and
-//      the very last one only to a transfer that brings the peer a new grant: so two channels
-//      that have spent everything can still wake each other up.
+//   1. sent <= granted by the peer. The last `reserve` credits go to control transfers only, half
+//      of them also to CREDITs, and the very last one only to a transfer that brings the peer a
+//      new grant: so two channels that have spent everything can still wake each other up.
 //   2. received <= granted to the peer; a transfer beyond is the peer's breach.
 //   3. A grant from the peer never goes back and never exceeds what the peer may have posted.
 //   4. posted - received <= window: posting more than we announced in HELLO is our bug.
@@ -32,6 +32,9 @@ class CreditLedger {
   // --- sending
   // Leaves the control reserve untouched.
   bool may_send_data() const { return available() > reserve_; }
+  // Leaves half of the control reserve. A CREDIT may be what the peer waits for before it posts the
+  // buffers again that hold everything else up, and takes none away itself.
+  bool may_send_credit() const { return available() > std::max(reserve_ / 2, 1u); }
   // A credit is left, and it is not the last one unless the transfer announces something.
   bool may_send_control() const {
     const std::uint32_t credits = available();

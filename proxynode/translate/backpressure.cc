@@ -16,7 +16,7 @@ constexpr std::size_t kStarvedPerRound = 64;
 }  // namespace
 
 void Translator::mark_dirty(Stream& s, StreamIndex index) {
-  if (s.has(kDirty) || s.has(kBlocked)) return;
+  if (s.has(kDirty) || (s.has(kBlocked) && !s.has(kCreditPending))) return;
   s.set(kDirty);
   dirty_.push_back(index);
 }
@@ -24,8 +24,12 @@ void Translator::mark_dirty(Stream& s, StreamIndex index) {
 void Translator::emit_or_block(Stream& s, StreamIndex index) {
   if (s.state != StreamState::kRequested && s.state != StreamState::kOpen) return;
   AppNode& node = *nodes_[s.node];
-  if (node.dead || s.has(kBlocked)) return;
-  if (node.blocked_head != kNone || !node.owed.empty() || emit(index).is_again()) {
+  if (node.dead) return;
+  const bool others_wait = node.blocked_head != kNone || !node.owed.empty();
+  // A CREDIT waits for nobody's data: it may be what the node needs to take any.
+  if (others_wait && s.has(kCreditPending)) (void)send_credit(s, node);
+  if (s.has(kBlocked)) return;
+  if (others_wait || emit(index).is_again()) {
     if (s.state != StreamState::kOrphan) block(s, index, node);
   }
 }
@@ -61,6 +65,7 @@ void Translator::unblock(Stream& s, AppNode& node) {
 
 void Translator::on_writable(channel::Channel& channel) {
   AppNode& node = node_of_channel(channel);
+  if (!channel.data_writable()) send_blocked_credits(node);
   pay_owed(node);
   if (!node.owed.empty()) return;
   send_unsent_probes(node);
@@ -69,6 +74,14 @@ void Translator::on_writable(channel::Channel& channel) {
     Stream& s = streams_[index];
     if (emit(index).is_again()) return;
     unblock(s, node);
+  }
+}
+
+// There are credits for CREDITs alone.
+void Translator::send_blocked_credits(AppNode& node) {
+  for (StreamIndex i = node.blocked_head; i != kNone; i = streams_[i].blocked_next) {
+    Stream& s = streams_[i];
+    if (s.has(kCreditPending) && send_credit(s, node).is_again()) return;
   }
 }
 

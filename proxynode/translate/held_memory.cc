@@ -16,9 +16,8 @@ namespace {
 constexpr std::size_t kHeapReserveShare = 16;
 constexpr std::uint64_t kMemoryPatienceMs = 500;
 // A channel is short of receive buffers when it has no more than this share of them posted, or so
-// few that they are all for control messages (channel::make_hello).
+// few that they are all for control messages.
 constexpr std::uint32_t kPostedShare = 8;
-constexpr std::uint32_t kPostedMin = 2;
 
 }  // namespace
 
@@ -38,7 +37,8 @@ bool Translator::receives_are_short() const {
   return std::any_of(present_.begin(), present_.end(), [](const AppNode* node) {
     if (!node->receives_into_egress || node->dead) return false;
     const std::uint32_t few = node->from->options.receive_depth / kPostedShare;
-    return node->channel->ledger().posted() <= std::max(few, kPostedMin);
+    return node->channel->ledger().posted() <=
+           std::max(few, node->channel->our_hello().credits_reserved);
   });
 }
 

@@ -243,8 +243,7 @@ void Translator::on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) {
 Status Translator::send_credit(Stream& s, AppNode& node) {
   // What the client has acknowledged is what we have freed: until then it may be sent again.
   const wire::CreditBody body{s.id, s.from_app.freed(), s.from_app.freed()};
-  const Status status = node.channel->send_stream_control(wire::MessageType::kCredit, 0,
-                                                          wire::CloseCode::kNone, body);
+  const Status status = node.channel->send_credit(body);
   if (status.ok()) {
     (void)s.from_app.announce();
     s.clear(kCreditPending);

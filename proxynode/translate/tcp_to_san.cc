@@ -217,11 +217,11 @@ Status Translator::emit(StreamIndex index) {
     if (const Status status = send_accept(s, index, node); !status.ok()) return status;
     s.clear(kAcceptPending);
   }
-  if (s.pending_bytes != 0) {
-    if (const Status status = send_pending_data(s, node); !status.ok()) return status;
-  }
   if (s.has(kCreditPending)) {
     if (const Status status = send_credit(s, node); !status.ok()) return status;
+  }
+  if (s.pending_bytes != 0) {
+    if (const Status status = send_pending_data(s, node); !status.ok()) return status;
   }
   if (s.has(kClientFin) && !s.has(kClientFinSent) && s.pending_bytes == 0) {
     const wire::CloseConnectionBody body{s.id, s.to_app.sent()};

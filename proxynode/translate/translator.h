@@ -373,6 +373,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void free_stream(Stream& s, StreamIndex index);
 
   // backpressure.cc
+  void send_blocked_credits(AppNode& node);
   void mark_dirty(Stream& s, StreamIndex index);
   void emit_or_block(Stream& s, StreamIndex index);
   void block(Stream& s, StreamIndex index, AppNode& node);

@@ -142,6 +142,24 @@ class SlowParties:
             check_echo(sock, 200)
         busy.finish()
 
+    def test_clients_far_ahead_of_what_they_read_are_served_whatever_is_kept_for_them(self):
+        # What waits to be echoed fills the windows, then the application node's memory, then all
+        # the buffers that it may keep: no more comes in, until what it has sent is acknowledged.
+        one = self.lab()
+        one.start_echo(family=self.family)
+        busy = load.EchoLoad(one, port=7, connections=64, family=self.family,
+                             in_flight_bytes=1 << 40)
+        self.addCleanup(busy.close)
+        busy.start()
+        for _ in range(8):
+            marks = busy.marks()
+            wait.until(lambda: busy.all_progressed(marks, 262144), "every connection goes on",
+                       timeout_s=60)
+        for conn in busy.connections:
+            conn.in_flight_bytes = 65536
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+
     @staticmethod
     def fill_from(sock, start):
         state = {"sent": start, "last": -1, "same": 0}

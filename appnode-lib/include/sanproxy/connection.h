@@ -96,9 +96,9 @@ class Received {
   // In order; usually there is exactly one.
   std::span<const Bytes> pieces() const { return {pieces_.data(), piece_count_}; }
 
-  // Takes the bytes out of the call. Large payloads stay where they are; small ones (up to 1 KB)
-  // are copied into a pooled buffer. Not valid() if NodeOptions::kept_bytes_max is reached: the
-  // bytes must then be used now.
+  // Takes the bytes out of the call. Large payloads stay where they are, or are copied when receive
+  // buffers are short; small ones (up to 1 KB) are copied into a pooled buffer. Not valid() if
+  // NodeOptions::kept_bytes_max is reached: the bytes must then be used now.
   [[nodiscard]] Borrowed keep();
   // For programs that copy the bytes into a buffer of their own: the memory goes back at once,
   // but the client's window stays closed until Connection::open_window() says that the program

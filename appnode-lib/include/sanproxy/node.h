@@ -61,7 +61,8 @@ struct NodeOptions {
   std::uint32_t receive_window_bytes = 4 * 1024 * 1024;
   // For outgoing bytes that are copied or written into chunks; touched only as far as needed.
   std::size_t send_memory_bytes = std::size_t{64} << 20;
-  // For small received pieces that are kept (Received::keep()).
+  // For copies that are kept (Received::keep()): of small pieces, and, up to three quarters of it,
+  // of larger ones where receive buffers are short.
   std::size_t kept_bytes_max = std::size_t{64} << 20;
 
   // Receive buffers (72 KB each) that are posted for each proxy over verbs and tcp, 16 to 65,536;

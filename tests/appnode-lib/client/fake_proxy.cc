@@ -114,10 +114,7 @@ void FakeProxy::send_close(std::uint64_t id, wire::CloseCode code) {
 }
 
 void FakeProxy::send_credit(std::uint64_t id, std::uint64_t freed, std::uint64_t acked) {
-  const wire::CreditBody body{id, freed, acked};
-  EXPECT_TRUE(
-      channel_->send_stream_control(wire::MessageType::kCredit, 0, wire::CloseCode::kNone, body)
-          .ok());
+  EXPECT_TRUE(channel_->send_credit({id, freed, acked}).ok());
 }
 
 void FakeProxy::release_loans() {

@@ -112,8 +112,7 @@ struct End {
     return handled;
   }
   Status credit(std::uint64_t connection, std::uint64_t freed = 0) {
-    return channel->send_stream_control(wire::MessageType::kCredit, 0, wire::CloseCode::kNone,
-                                        wire::CreditBody{connection, freed, 0});
+    return channel->send_credit({connection, freed, 0});
   }
   Status leave(std::uint32_t service) {
     return channel->send_control(wire::MessageType::kLeaveService, 0, wire::CloseCode::kNone,

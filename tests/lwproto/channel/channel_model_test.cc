@@ -158,8 +158,7 @@ class Actor final : public Delegate {
       case Kind::kReference:
         return refer(message, number);
       case Kind::kCredit:
-        return channel_->send_stream_control(wire::MessageType::kCredit, 0, wire::CloseCode::kNone,
-                                             wire::CreditBody{number, 0, 0});
+        return channel_->send_credit({number, 0, 0});
       default:
         return channel_->send_control(wire::MessageType::kLeaveService, 0, wire::CloseCode::kNone,
                                       wire::ServiceBody{static_cast<std::uint32_t>(number), 0});

@@ -148,7 +148,7 @@ TEST_F(RawClose, AnErrorOfThePeerIsTheReasonAndItsLastMessage) {
 TEST_F(RawClose, AnErrorGetsTheLastCreditsOfTheReserve) {
   make({.depth = {8, 8}, .reserve = {2, 4}});
   while (a_.credit(1).ok()) a_.channel->flush();
-  EXPECT_EQ(a_.channel->ledger().available(), 4u);
+  EXPECT_EQ(a_.channel->ledger().available(), 2u);
   a_.channel->close(wire::CloseCode::kProxyShutdown, "bye");
   EXPECT_EQ(take().error, wire::CloseCode::kProxyShutdown);
   a_.poll();

@@ -335,7 +335,7 @@ TEST_F(Packing, PublishAfterTheEndDoesNothing) {
 TEST_F(Packing, HelloCarriesTheEndpointsDepthAndTheNodesName) {
   fabric::EndpointOptions options;
   for (const auto& [depth, reserve] :
-       {std::pair{512u, 32u}, {64u, 4u}, {32u, 2u}, {8u, 2u}, {4u, 2u}}) {
+       {std::pair{512u, 32u}, {64u, 4u}, {32u, 4u}, {8u, 4u}, {4u, 2u}}) {
     options.receive_depth = depth;
     const wire::HelloBody hello = make_hello(0x1'2345, options, 77, 88, "knot");
     EXPECT_EQ(hello.credits_initial, depth);

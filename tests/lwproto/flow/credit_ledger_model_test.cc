@@ -30,7 +30,7 @@ struct World {
   Side side[2];
 };
 
-enum Action { kSendData, kSendControl, kReturnCredits, kDeliver, kRepost, kActions };
+enum Action { kSendData, kSendCredit, kSendControl, kReturnCredits, kDeliver, kRepost, kActions };
 
 World make_world(const Setting& s, std::uint32_t start) {
   World world;
@@ -52,6 +52,8 @@ bool enabled(const World& world, int who, Action action) {
   switch (action) {
     case kSendData:
       return me.ledger.may_send_data();
+    case kSendCredit:
+      return me.ledger.may_send_credit();
     case kSendControl:
       return me.ledger.may_send_control();
     case kReturnCredits:
@@ -71,6 +73,7 @@ bool act(World& world, int who, Action action) {
   Side& me = world.side[who];
   switch (action) {
     case kSendData:
+    case kSendCredit:
     case kSendControl:
     case kReturnCredits:
       send(me, world.side[1 - who]);
@@ -174,6 +177,25 @@ TEST(CreditLedgerModel, NoInterleavingOverrunsOrStalls) {
   explore({{6, 6}, {3, 3}}, 0, states);
   EXPECT_GT(states, 10'000u);
   RecordProperty("states", static_cast<int>(states));
+}
+
+// One side keeps every buffer that data came in, for as long as it hears no CREDIT.
+TEST(CreditLedgerModel, CreditsGoOnWhenAllBuffersForDataAreHeld) {
+  for (std::uint32_t window = 6; window <= 64; ++window) {
+    for (std::uint32_t reserve = 3; reserve <= window / 2; ++reserve) {
+      World world = make_world({{window, window}, {reserve, reserve}}, 0xffff'ff00u);
+      Side& sender = world.side[0];
+      while (enabled(world, 0, kSendData)) ASSERT_TRUE(act(world, 0, kSendData));
+      while (enabled(world, 1, kDeliver)) ASSERT_TRUE(act(world, 1, kDeliver));
+      const std::uint32_t kept = world.side[1].held;
+      for (int i = 0; i < 200; ++i) {
+        ASSERT_TRUE(sender.ledger.may_send_credit())
+            << "CREDIT " << i << " of " << window << ", reserve " << reserve;
+        ASSERT_TRUE(act(world, 0, kSendCredit));
+        ASSERT_TRUE(settle(world, {0, kept}));
+      }
+    }
+  }
 }
 
 TEST(CreditLedgerModel, LongRandomRunsOfLargerWindowsNeitherOverrunNorStall) {

@@ -23,10 +23,12 @@ TEST(CreditLedger, WithoutAPeerMaySendNothing) {
   EXPECT_FALSE(ledger.on_received().ok());
 }
 
-TEST(CreditLedger, KeepsTheReserveFromDataButNotFromControl) {
-  CreditLedger ledger(16, 4, 16);
+TEST(CreditLedger, KeepsTheReserveFromDataHalfOfItFromCreditAndNoneFromControl) {
+  CreditLedger ledger(16, 6, 16);
   while (ledger.may_send_data()) ledger.on_sent();
-  EXPECT_EQ(ledger.available(), 4u);
+  EXPECT_EQ(ledger.available(), 6u);
+  while (ledger.may_send_credit()) ledger.on_sent();
+  EXPECT_EQ(ledger.available(), 3u);
   while (ledger.may_send_control()) ledger.on_sent();
   EXPECT_EQ(ledger.available(), 1u);
 }
@@ -47,6 +49,14 @@ TEST(CreditLedger, KeepsTheLastCreditFromDataEvenWithoutAReserve) {
   CreditLedger ledger(4, 0, 4);
   while (ledger.may_send_data()) ledger.on_sent();
   EXPECT_EQ(ledger.available(), 1u);
+}
+
+TEST(CreditLedger, KeepsTheLastCreditFromCreditMessages) {
+  for (const std::uint32_t reserve : {0u, 1u, 2u}) {
+    CreditLedger ledger(4, reserve, 4);
+    while (ledger.may_send_credit()) ledger.on_sent();
+    EXPECT_EQ(ledger.available(), 1u) << reserve;
+  }
 }
 
 TEST(CreditLedger, RefusesAGrantThatGoesBack) {

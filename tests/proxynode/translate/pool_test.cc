@@ -1,5 +1,7 @@
 // Over fabrics that receive into our memory and send from it (verbs, tcp): what an application
 // sends lives in slots of the EgressPool until its client has acknowledged it.
+#include <array>
+
 #include "tests/proxynode/translate/world.h"
 
 namespace sanproxy::translate::testing {
@@ -45,6 +47,47 @@ TEST_F(PoolNodes, PayloadsAboveTheInlineLimitAreNeverCopied) {
   run();
   EXPECT_EQ(client->received.size(), 1025u * 7 + 180'000);
   EXPECT_EQ(copied(), before);
+}
+
+// It may keep them for want of just these CREDITs: what it echoes finds no window.
+TEST_F(PoolNodes, CreditsReachANodeThatKeepsEveryBufferItMay) {
+  start(48);
+  Node& node = add_member({.name = "echo", .credits = 16, .reserve = 4, .window_bytes = 4 << 20});
+  node.hold = true;
+  std::array<Client*, 3> takers{};
+  std::array<std::uint64_t, 3> ids{};
+  for (std::size_t i = 0; i < takers.size(); ++i) {
+    ids[i] = open(takers[i], node);
+    takers[i]->acknowledge = false;
+    node.send(ids[i], pattern(400'000));
+  }
+  run();
+  const channel::Channel& to_node = *node_in_proxy("echo")->channel;
+  Client* pusher = nullptr;
+  const std::uint64_t pushed = open(pusher, node);
+  std::size_t sent = 0;
+  for (; sent < 1'000'000 && to_node.ledger().available() > 4; sent += 10'000) {
+    pusher->send(pattern(10'000));
+    run();
+  }
+  // All of them wait for a credit for data, and have a CREDIT to come.
+  for (Client* taker : takers) {
+    taker->send(pattern(10'000));
+    run();
+  }
+  ASSERT_EQ(to_node.ledger().available(), 4u);
+  ASSERT_NE(node_in_proxy("echo")->blocked_head, kNone);
+  const std::array<std::uint64_t, 3> before{node.conns[ids[0]].freed, node.conns[ids[1]].freed,
+                                            node.conns[ids[2]].freed};
+  for (Client* taker : takers) taker->acknowledge = true;
+  run_ms(3000);
+  for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_GT(node.conns[ids[i]].freed, before[i]);
+  EXPECT_FALSE(to_node.data_writable());
+  node.hold = false;
+  node.release_held();
+  run_ms(3000);
+  EXPECT_EQ(node.conns[pushed].received.size(), sent + 5);
+  for (const std::uint64_t id : ids) EXPECT_EQ(node.conns[id].received.size(), 10'005u);
 }
 
 TEST_F(PoolNodes, SlotsComeBackWithTheClientsAcknowledgements) {

@@ -159,10 +159,7 @@ void Node::raw_close(std::uint64_t id, CloseCode how, std::uint64_t offset) {
 }
 
 void Node::raw_credit(std::uint64_t id, std::uint64_t freed, std::uint64_t acked) {
-  say([=, this] {
-    return channel_->send_stream_control(MessageType::kCredit, 0, CloseCode::kNone,
-                                         wire::CreditBody{id, freed, acked});
-  });
+  say([=, this] { return channel_->send_credit({id, freed, acked}); });
 }
 
 void Node::raw_heartbeat(std::uint32_t number) {
