@@ -244,6 +244,7 @@ void ConnectionImpl::retry() {
 
 void ConnectionImpl::maybe_writable() {
   if (!want_writable || !sendable() || send_window.available() < writable_threshold()) return;
+  if (!may_refer()) return;  // a CREDIT is sure to come
   want_writable = false;
   handler->on_writable(*this);
 }

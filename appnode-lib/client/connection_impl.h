@@ -102,7 +102,9 @@ class ConnectionImpl final : public Connection {
 
  private:
   std::size_t admit(std::size_t bytes) const;
+  bool may_refer() const;
   std::size_t writable_threshold() const;
+  void on_sent(std::size_t bytes);
   bool send_failed(const ::sanproxy::Status& status);
   ::sanproxy::Status send_piece(Region& region, std::size_t offset, std::size_t bytes,
                                 std::uint32_t record);

@@ -18,9 +18,17 @@ std::size_t ConnectionImpl::writable_threshold() const {
   return std::max<std::size_t>(1, std::min(piece_bytes / 2, send_window_bytes / 4));
 }
 
+// What the client has not acknowledged takes memory, and a place in the send queue, from all other
+// connections.
+bool ConnectionImpl::may_refer() const {
+  return send_window.may_refer(std::min(link->channel().endpoint().references_left(),
+                                        link->node().send_memory().large_left()));
+}
+
 std::size_t ConnectionImpl::admit(std::size_t bytes) const {
   const std::size_t available = send_window.available();
   if (available < bytes && available < writable_threshold()) return 0;
+  if (bytes > wire::kInlinePayloadBytesMax && !may_refer()) return 0;
   return std::min({bytes, available, std::size_t{piece_bytes}});
 }
 
@@ -63,11 +71,16 @@ std::size_t ConnectionImpl::send_copy(Bytes bytes) {
       if (!status.ok()) memory.release(chunk.handle);
     }
     if (send_failed(status)) break;
-    send_window.on_sent(static_cast<std::uint32_t>(n));
+    on_sent(n);
     sent += n;
   }
   if (sent < bytes.size()) want_writable = true;
   return sent;
+}
+
+void ConnectionImpl::on_sent(std::size_t bytes) {
+  send_window.on_sent(static_cast<std::uint32_t>(bytes));
+  if (bytes > wire::kInlinePayloadBytesMax) send_window.on_reference();
 }
 
 BaseStatus ConnectionImpl::send_piece(Region& region, std::size_t offset, std::size_t bytes,
@@ -105,7 +118,7 @@ std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std:
   while (record != SendRecords::kNone && sent < length) {
     const std::size_t n = admit(length - sent);
     if (n == 0 || send_failed(send_piece(region, offset + sent, n, record))) break;
-    send_window.on_sent(static_cast<std::uint32_t>(n));
+    on_sent(n);
     sent += n;
   }
   if (sent < length) want_writable = true;
@@ -160,7 +173,7 @@ bool ConnectionImpl::send_chunk(SendChunk& chunk, std::size_t length) {
       return false;
     }
   }
-  send_window.on_sent(static_cast<std::uint32_t>(length));
+  on_sent(length);
   chunk.release();
   return true;
 }

@@ -55,6 +55,11 @@ class SendMemory {
   void release(std::uint32_t handle);
   std::size_t offset(std::uint32_t handle) const;  // inside the region
   std::size_t free_count() const { return small_.free_count() + large_.free_count(); }
+  // Large slots that are left, those counted in that small ones could stand for.
+  std::uint32_t large_left() const {
+    return static_cast<std::uint32_t>(large_.free_count() +
+                                      small_.free_count() / (kLargeSlotBytes / kSmallSlotBytes));
+  }
   // True once after releases, for those who wait for memory.
   bool take_released() { return std::exchange(released_, false); }
 

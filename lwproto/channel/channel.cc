@@ -54,9 +54,7 @@ inline bool Channel::may_send(Claim claim) const {
 inline Status Channel::open_transfer(std::size_t bytes, Claim claim) {
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (open_) {
-    // Data does not join what was opened in the reserve: the peer may keep the whole buffer for it.
-    const bool fits = !joining_ && writer_.room() >= bytes;
-    if (fits && (claim != Claim::kData || ledger_.may_send_data())) return {};
+    if (!joining_ && writer_.room() >= bytes) return {};
     if (const Status status = finish_open(); !status.ok()) return status;
   }
   if (!may_send(claim)) return blocked(claim, counters_.blocked_no_credit);
@@ -161,6 +159,8 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
   }
   if (closed_) return Status::error(Code::kDisconnected, "the channel is closed");
   if (!join(connection, offset, refs, bytes, cookie)) {
+    // Not in what was opened in the reserve either: the peer may keep the whole buffer.
+    if (!ledger_.may_send_data()) return blocked(Claim::kData, counters_.blocked_no_credit);
     if (const Status status = open_transfer(wire::kDataHeaderBytes, Claim::kData); !status.ok()) {
       return status;
     }
@@ -441,6 +441,12 @@ inline void Channel::dispatch_data(const wire::Message& message,
 
 void Channel::retain(fabric::Loan loan) {
   if (loan != fabric::kNoLoan && loan == dispatching_loan_) loan_retained_ = true;
+}
+
+std::uint32_t Channel::references_left() const {
+  const std::uint32_t credits = ledger_.available();
+  const std::uint32_t reserve = peers_.credits_reserved;
+  return std::min(credits > reserve ? credits - reserve : 0, endpoint_->references_left());
 }
 
 void Channel::release(fabric::Loan loan) {

@@ -141,6 +141,8 @@ class Channel {
   // on_writable() will follow as if a send had returned kAgain: for a delegate that has senders in
   // waiting and serves them in turn.
   void ask_writable() { blocked_ = true; }
+  // DATA by reference that could be sent before the peer posts or lets go of anything.
+  std::uint32_t references_left() const;
   bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
 
   // --- receiving: handles up to `budget` completions; returns how many there were.

@@ -214,6 +214,9 @@ class Endpoint {
   // back in a kSend completion. An error means misuse or disconnection.
   virtual Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                              std::uint64_t cookie) = 0;
+  // How many more sends with references may be outstanding, where they come back only when the peer
+  // lets go of what it was lent; where they come back by themselves, any number.
+  virtual std::uint32_t references_left() const { return UINT32_MAX; }
   // Publishes committed sends, returned loans and posted receives; wakes a sleeping peer.
   virtual void flush() = 0;
   // Likewise, but a sleeping peer need not be woken before the next flush() or Fabric::arm(): for

@@ -3,10 +3,13 @@
 // Role: pure arithmetic over 64-bit stream offsets that start at 0 and never wrap.
 // Owner: one stream. Thread: that stream's.
 // Invariants:
-//   SendWindow:    acked <= freed <= sent <= freed + window.
+//   SendWindow:    acked <= freed <= sent <= freed + window; references <= those sent, 0 with
+//   nothing
+//                  in flight.
 //   ReceiveWindow: announced <= freed <= received <= announced + window.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "lwproto/base/check.h"
@@ -14,8 +17,13 @@
 
 namespace sanproxy::flow {
 
+// Fewer freed bytes than these alone make no CREDIT due.
+inline constexpr std::uint32_t kCreditDueBytesMin = 32 * 1024;
+
 class SendWindow {
  public:
+  static constexpr std::uint32_t kReferredBytesMin = 2 * kCreditDueBytesMin;
+
   SendWindow() = default;
   explicit SendWindow(std::uint32_t window_bytes) : window_bytes_(window_bytes) {}
 
@@ -31,6 +39,19 @@ class SendWindow {
     SANPROXY_CHECK(bytes <= available());
     sent_ += bytes;
   }
+  // The bytes of the last on_sent() are a reference, which the peer may hold on to: a place in a
+  // send queue, or a receive buffer, that others want as well.
+  void on_reference() { ++references_; }
+  // How many of them are in flight. Of those that a CREDIT frees a part in the proportion of their
+  // bytes, rounded in favour of the others.
+  std::uint32_t references() const { return references_; }
+  // Whether one more is fair when `left` are left for everybody: a stream may have as many in
+  // flight as it leaves to others (the dynamic thresholds of shared-memory switches, Choudhury and
+  // Hahne, 1998), and always kReferredBytesMin bytes. If not, a CREDIT of this stream will change
+  // it: the peer owes one when half of that is freed.
+  bool may_refer(std::uint32_t left) const {
+    return in_flight() < kReferredBytesMin || references_ < left;
+  }
   // The peer's ledger return; kProtocol if an offset goes back or beyond what was sent, or if
   // acked > freed.
   Status on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset) {
@@ -38,18 +59,25 @@ class SendWindow {
         acked_offset > freed_offset) [[unlikely]] {
       return credit_refused(freed_offset, acked_offset);
     }
+    if (references_ != 0) free_references(sent_ - freed_offset);
     freed_ = freed_offset;
     acked_ = acked_offset;
     return {};
   }
 
  private:
+  void free_references(std::uint64_t left_bytes) {
+    const std::uint64_t before = in_flight();
+    if (before == 0) return;
+    references_ = static_cast<std::uint32_t>((references_ * left_bytes + before - 1) / before);
+  }
   Status credit_refused(std::uint64_t freed_offset, std::uint64_t acked_offset) const;
 
   std::uint64_t sent_ = 0;
   std::uint64_t freed_ = 0;
   std::uint64_t acked_ = 0;
   std::uint32_t window_bytes_ = 0;
+  std::uint32_t references_ = 0;
 };
 
 class ReceiveWindow {
@@ -82,8 +110,15 @@ class ReceiveWindow {
     SANPROXY_CHECK(bytes <= held());
     freed_ += bytes;
   }
-  // True when a CREDIT is worth sending: due_bytes (a quarter of the window) are unannounced.
-  bool credit_due() const { return freed_ != announced_ && freed_ - announced_ >= due_bytes_; }
+  // True when a CREDIT is worth sending: due_bytes (a quarter of the window) are unannounced, or a
+  // quarter of what the sender has in flight, but at least kCreditDueBytesMin: it may be held to
+  // less than its window.
+  bool credit_due() const {
+    const std::uint64_t news = freed_ - announced_;
+    const std::uint64_t quarter =
+        std::max<std::uint64_t>((received_ - announced_) / 4, kCreditDueBytesMin);
+    return news != 0 && news >= std::min<std::uint64_t>(due_bytes_, quarter);
+  }
   bool credit_pending() const { return freed_ != announced_; }
   std::uint64_t announce() {  // the offset to put into CREDIT
     announced_ = freed_;

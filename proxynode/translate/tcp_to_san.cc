@@ -22,6 +22,12 @@ bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
          held < chunks.free_count() * ChunkRegion::kChunkBytes / 2;
 }
 
+// What an application holds on to takes a place in the send queue, or a receive buffer, from all
+// other streams of its node.
+bool may_refer(const Stream& s, const AppNode& node) {
+  return s.to_app.may_refer(node.channel->references_left());
+}
+
 }  // namespace
 
 void Translator::on_expected(stack::ConnIndex conn) const {
@@ -74,7 +80,8 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
   if (!node.lend_ingress) return false;
   if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;
   if (s.to_app.available() < payload.length() || !may_send_now(s, node)) return false;
-  while (!payload.empty()) {
+  if (!may_refer(s, node)) return false;
+  for (std::size_t referred = 0; !payload.empty();) {
     const std::span<const std::byte> bytes = payload.front();
     if (bytes.size() <= wire::kInlinePayloadBytesMax) {
       if (!node.channel->send_data_inline(s.id, s.to_app.sent(), bytes).ok()) break;
@@ -96,6 +103,7 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
       break;
     }
     s.to_app.on_sent(static_cast<std::uint32_t>(piece.bytes.size()));
+    if (referred++ % fabric::kGatherRefsMax == 0) s.to_app.on_reference();  // the others join it
   }
   // What found no credit is stashed.
   return payload.empty();
@@ -145,7 +153,8 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
   ChunkRegion& chunks = *node.chunks;
   while (s.pending_bytes != 0) {
     const std::uint32_t window = s.to_app.available();
-    if (window == 0) return {};  // the application's CREDIT will bring us back
+    // The application's CREDIT will bring us back.
+    if (window == 0 || !may_refer(s, node)) return {};
     const ChunkIndex first = s.chunk_first;
     ChunkRegion::Chunk& chunk = chunks[first];
     const std::uint32_t bytes = std::min({chunk.written - chunk.sent, window,
@@ -164,6 +173,7 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
     chunk.sent += bytes;
     s.pending_bytes -= bytes;
     s.to_app.on_sent(bytes);
+    if (bytes > wire::kInlinePayloadBytesMax) s.to_app.on_reference();
     if (s.pending_bytes == 0) {
       // Nothing waits: the tail goes too, so that an idle stream holds no memory here.
       release_chunks(s, node);

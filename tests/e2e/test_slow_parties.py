@@ -61,6 +61,20 @@ class SlowParties:
         wait.until(lambda: busy.all_progressed(marks, 65536), "every other connection goes on")
         self.assertEqual(busy.lost, [])
 
+    def test_many_clients_that_never_read_stop_only_their_own_connections(self):
+        # Each could fill its windows both ways, and together they would need all the memory, and all
+        # the places in queues, that there are between the proxy and the application node.
+        one = self.lab()
+        one.start_echo(family=self.family)
+        busy = self.with_load(one)
+        before = busy.rate(SECONDS)
+        deaf = [self.socket(one, 7, receive_buffer=65536) for _ in range(24)]
+        sent = [fill(sock) for sock in deaf]
+        self.others_go_on(one, busy, before, f"{len(deaf)} clients never read")
+        for sock, total in zip(deaf, sent):
+            check_echo(sock, total)
+        busy.finish()
+
     def test_an_application_that_never_reads_stops_only_its_own_connection(self):
         one = self.lab()
         one.start_echo(family=self.family)

@@ -60,6 +60,9 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
                      std::uint64_t cookie) override;
   void flush() override;
   void publish() override;
+  std::uint32_t references_left() const override {
+    return static_cast<std::uint32_t>(free_sends_.size());
+  }
   bool peer_sleeps() const override;
   void empty_doorbell();  // of old rings, so that it never fills
   std::size_t poll(std::span<Completion> out) override;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <deque>
 #include <random>
 
@@ -17,6 +18,48 @@ TEST(SendWindow, OpensByWhatThePeerFrees) {
   EXPECT_EQ(window.available(), 30u);
   EXPECT_EQ(window.in_flight(), 70u);
   EXPECT_EQ(window.acked(), 10u);
+}
+
+TEST(SendWindow, CountsReferencesInFlightByTheirShareOfTheBytes) {
+  SendWindow window(1000);
+  for (int i = 0; i < 4; ++i) {
+    window.on_sent(100);
+    window.on_reference();
+  }
+  window.on_sent(100);  // inline
+  EXPECT_EQ(window.references(), 4u);
+  ASSERT_TRUE(window.on_credit(0, 0).ok());
+  EXPECT_EQ(window.references(), 4u);
+  ASSERT_TRUE(window.on_credit(250, 0).ok());
+  EXPECT_EQ(window.references(), 2u);
+  ASSERT_TRUE(window.on_credit(499, 0).ok());
+  EXPECT_EQ(window.references(), 1u) << "something is in flight";
+  ASSERT_TRUE(window.on_credit(500, 0).ok());
+  EXPECT_EQ(window.references(), 0u);
+  ASSERT_TRUE(window.on_credit(500, 500).ok()) << "with nothing in flight";
+}
+
+TEST(SendWindow, HoldsNoMoreReferencesThanItLeavesToOthersButAlwaysSomeBytes) {
+  constexpr std::uint32_t kMin = SendWindow::kReferredBytesMin;
+  SendWindow window(1 << 24);
+  const auto send = [&](std::uint32_t bytes) {
+    window.on_sent(bytes);
+    window.on_reference();
+  };
+  EXPECT_TRUE(window.may_refer(0)) << "nothing is in flight";
+  send(kMin - 1);
+  EXPECT_TRUE(window.may_refer(0));
+  send(1);
+  EXPECT_FALSE(window.may_refer(0));
+  EXPECT_FALSE(window.may_refer(2));
+  EXPECT_TRUE(window.may_refer(3));
+  std::uint32_t left = 98;
+  while (window.may_refer(left)) {
+    send(5000);
+    --left;
+  }
+  EXPECT_EQ(window.references(), 50u);
+  EXPECT_EQ(left, 50u);
 }
 
 TEST(SendWindow, JudgesEveryPossibleCreditRightly) {
@@ -104,6 +147,19 @@ TEST(ReceiveWindow, OwesACreditWhenAQuarterOfTheWindowIsFree) {
   EXPECT_EQ(window.announce(), 25u);
   EXPECT_FALSE(window.credit_due());
   EXPECT_FALSE(window.credit_pending());
+}
+
+TEST(ReceiveWindow, OwesACreditForAQuarterOfWhatIsInFlightToASenderThatIsHeldBack) {
+  constexpr std::uint32_t kMin = kCreditDueBytesMin;
+  for (const std::uint32_t in_flight : {kMin, 2 * kMin, 64 * kMin}) {
+    ReceiveWindow window(256 * kMin);
+    ASSERT_TRUE(window.on_data(0, in_flight).ok());
+    const std::uint32_t due = std::max(kMin, in_flight / 4);
+    window.on_freed(due - 1);
+    EXPECT_FALSE(window.credit_due()) << in_flight;
+    window.on_freed(1);
+    EXPECT_TRUE(window.credit_due()) << in_flight;
+  }
 }
 
 TEST(ReceiveWindow, OwesNoCreditForNothingHoweverSmallTheWindow) {
