@@ -18,11 +18,15 @@ std::size_t ConnectionImpl::writable_threshold() const {
   return std::max<std::size_t>(1, std::min(piece_bytes / 2, send_window_bytes / 4));
 }
 
+// Of the memory and the places that are left one connection may have such a part in flight.
+constexpr std::uint32_t kReferencesShare = 8;
+
 // What the client has not acknowledged takes memory, and a place in the send queue, from all other
 // connections.
 bool ConnectionImpl::may_refer() const {
-  return send_window.may_refer(std::min(link->channel().endpoint().references_left(),
-                                        link->node().send_memory().large_left()));
+  const std::uint32_t left = std::min(link->channel().endpoint().references_left(),
+                                      link->node().send_memory().large_left());
+  return send_window.may_refer(left / kReferencesShare);
 }
 
 std::size_t ConnectionImpl::admit(std::size_t bytes) const {

@@ -22,10 +22,18 @@ bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
          held < chunks.free_count() * ChunkRegion::kChunkBytes / 2;
 }
 
+// Of the references that are left one stream of many may have such a part in flight. Who never lets
+// go keeps its part, so the n-th of them must be left something: 16 / 17 to the power of n.
+constexpr std::uint32_t kReferencesShare = 16;
+
 // What an application holds on to takes a place in the send queue, or a receive buffer, from all
-// other streams of its node.
+// other streams of its node. Where it is a receive buffer the library copies before the last ones
+// are taken, far above what one stream's window can ask for: who is alone has the window for a
+// limit.
 bool may_refer(const Stream& s, const AppNode& node) {
-  return s.to_app.may_refer(node.channel->references_left());
+  const bool alone = node.stream_count == 1;
+  if (alone && node.receives_into_egress) return true;
+  return s.to_app.may_refer(node.channel->references_left() / (alone ? 2 : kReferencesShare));
 }
 
 }  // namespace

@@ -35,6 +35,11 @@ def dropped(metrics, reason):
     return metrics[f'sanproxy_packets_dropped_total{{reason="{reason}"}}']
 
 
+def ended(one):
+    """The far client answers the last FIN: whoever ends it before leaves a connection without a peer."""
+    wait.until(lambda: one.open_connections() == 0, "the connections end")
+
+
 class Direct:
     """Whatever driver the packets come by."""
 
@@ -50,6 +55,7 @@ class Direct:
                 echo(self, sock, total)
                 # A segment is longer than an MTU, but perhaps for the last of a burst.
                 self.assertGreater(one.metrics()[WHOLE] - before, total / 1460 / 2)
+        ended(one)
         metrics = one.metrics()
         # Not "fragment_overlap": an id may be that of a packet of which a part was lost.
         for reason in ("fragment_tiny", "fragment_malformed", "fragment_not_tcp"):
@@ -98,6 +104,7 @@ class SeveralWorkers:
             self.assertGreater(whole, CONNECTIONS * 40_000 / 1460 / 2)
             self.assertGreater(passed_on, 0)
             self.assertLess(passed_on, whole)
+        ended(one)
 
 
 class ThroughNetworkNodes(unittest.TestCase):

@@ -1,5 +1,6 @@
 """Slow parties stop themselves and nobody else (docs/flow_control.md)."""
 
+import concurrent.futures
 import signal
 import socket
 import struct
@@ -68,8 +69,10 @@ class SlowParties:
         one.start_echo(family=self.family)
         busy = self.with_load(one)
         before = busy.rate(SECONDS)
-        deaf = [self.socket(one, 7, receive_buffer=65536) for _ in range(4 if settings.in_guest else 24)]
-        sent = [fill(sock) for sock in deaf]
+        deaf = [self.socket(one, 7, receive_buffer=65536)
+                for _ in range(4 if settings.in_guest else 24)]
+        with concurrent.futures.ThreadPoolExecutor(len(deaf)) as pool:
+            sent = list(pool.map(fill, deaf))
         self.others_go_on(one, busy, before, f"{len(deaf)} clients never read")
         for sock, total in zip(deaf, sent):
             check_echo(sock, total)
