@@ -161,8 +161,7 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
   if (!join(connection, offset, refs, bytes, cookie)) {
     // Not in what was opened in the reserve either: the peer may keep the whole buffer.
     if (!ledger_.may_send_data()) return blocked(Claim::kData, counters_.blocked_no_credit);
-    // The last one is for all that needs none: a transfer begins only while one is left.
-    if (endpoint_->references_left() <= 1) return blocked(Claim::kData, counters_.blocked_no_space);
+    if (endpoint_->references_left() == 0) return blocked(Claim::kData, counters_.blocked_no_space);
     if (const Status status = open_transfer(wire::kDataHeaderBytes, Claim::kData); !status.ok()) {
       return status;
     }

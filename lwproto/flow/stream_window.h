@@ -45,12 +45,12 @@ class SendWindow {
   // How many of them are in flight. Of those that a CREDIT frees a part in the proportion of their
   // bytes, rounded in favour of the others.
   std::uint32_t references() const { return references_; }
-  // Whether one more is fair when `left` are left for everybody: a stream may have as many in
-  // flight as it leaves to others (the dynamic thresholds of shared-memory switches, Choudhury and
-  // Hahne, 1998), and always kReferredBytesMin bytes. If not, a CREDIT of this stream will change
-  // it: the peer owes one when half of that is freed.
-  bool may_refer(std::uint32_t left) const {
-    return in_flight() < kReferredBytesMin || references_ < left;
+  // Whether one more is fair: a stream may have as many in flight as `share`, some part of what is
+  // left for everybody (the dynamic thresholds of shared-memory switches, Choudhury and Hahne,
+  // 1998), and always kReferredBytesMin bytes. If not, a CREDIT of this stream will change it: the
+  // peer owes one when half of that is freed.
+  bool may_refer(std::uint32_t share) const {
+    return in_flight() < kReferredBytesMin || references_ < share;
   }
   // The peer's ledger return; kProtocol if an offset goes back or beyond what was sent, or if
   // acked > freed.

@@ -15,6 +15,7 @@
 //      come back) -> done; a local disconnection goes from open or draining to failing.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -60,8 +61,10 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
                      std::uint64_t cookie) override;
   void flush() override;
   void publish() override;
+  // But for the last place, without which nothing begins: it is for what takes none.
   std::uint32_t references_left() const override {
-    return static_cast<std::uint32_t>(free_sends_.size());
+    const std::size_t kept = sends_.size() > 1 ? 1 : 0;
+    return static_cast<std::uint32_t>(free_sends_.size() - std::min(kept, free_sends_.size()));
   }
   bool peer_sleeps() const override;
   void empty_doorbell();  // of old rings, so that it never fills
