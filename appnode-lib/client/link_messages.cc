@@ -155,7 +155,8 @@ void Link::on_sent(channel::Channel&, std::uint64_t cookie, bool ok) {
   if (done.call != nullptr) done.call(done.context, all_ok);
 }
 
-// There are credits for CREDITs alone, and the proxy may wait for one before it takes our data.
+// There are credits, or places in the send queue, for CREDITs alone, and the proxy may wait for one
+// before it takes our data.
 void Link::send_blocked_credits() {
   for (std::size_t left = blocked_.size(); left > 0; --left) {
     ConnectionImpl* connection = blocked_.pop_front();
@@ -177,6 +178,7 @@ void Link::on_writable(channel::Channel& channel) {
     connection->retry();
   }
   serving_blocked_ = false;
+  if (channel.references_left() == 0) return send_blocked_credits();
   if (!blocked_.empty()) channel.ask_writable();
 }
 

@@ -65,7 +65,7 @@ void Translator::unblock(Stream& s, AppNode& node) {
 
 void Translator::on_writable(channel::Channel& channel) {
   AppNode& node = node_of_channel(channel);
-  if (!channel.data_writable()) send_blocked_credits(node);
+  if (channel.references_left() == 0) send_blocked_credits(node);
   pay_owed(node);
   if (!node.owed.empty()) return;
   send_unsent_probes(node);
@@ -77,7 +77,8 @@ void Translator::on_writable(channel::Channel& channel) {
   }
 }
 
-// There are credits for CREDITs alone.
+// Data would stop at the first of them: there are credits, or places in the send queue, for CREDITs
+// alone.
 void Translator::send_blocked_credits(AppNode& node) {
   for (StreamIndex i = node.blocked_head; i != kNone; i = streams_[i].blocked_next) {
     Stream& s = streams_[i];

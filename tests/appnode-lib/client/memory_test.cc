@@ -97,6 +97,15 @@ TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
   kept.clear();
 }
 
+TEST(KeptPool, CopiesThatNeedNotBeMadeLeaveAQuarterToThoseThatMust) {
+  internal::KeptPool pool(8192);
+  EXPECT_NE(pool.acquire_copy(6144, false), nullptr);
+  EXPECT_EQ(pool.acquire_copy(1, false), nullptr);
+  EXPECT_NE(pool.acquire_copy(1, true), nullptr);
+  EXPECT_NE(pool.acquire_copy(1024, true), nullptr);
+  EXPECT_EQ(pool.acquire_copy(1, true), nullptr);
+}
+
 TEST_F(MemoryTest, KeptBytesSurviveTheProxyAndTheirConnection) {
   Recorder& handler = recorder();
   std::vector<Borrowed> kept;
