@@ -54,7 +54,8 @@ struct Worker::Interface {
   stack::InterfaceIndex index = 0;
   // Slots lent to the driver: the first `posted` entries of both arrays.
   std::size_t posted = 0;
-  std::size_t burst = kBurst;  // how many of them the next round offers
+  std::size_t burst = kBurst;    // how many of them the next round offers
+  std::size_t offered = kBurst;  // how many packets the last round would have taken
   std::array<buffer::SlotIndex, kBurst> slots{};
   std::array<packet_io::ReceiveBuffer, kBurst> buffers{};
   std::array<packet_io::ReceivedPacket, kBurst> packets{};
@@ -298,9 +299,9 @@ std::size_t Worker::receive_lent(Interface& in) {
 std::size_t Worker::receive(Interface& in) {
   if (in.io->lends()) return receive_lent(in);
   while (in.posted < kBurst && post(in, in.posted)) ++in.posted;
-  const std::size_t offered = std::min(in.posted, in.burst);
+  in.offered = std::min(in.posted, in.burst);
   const std::size_t count =
-      in.io->receive({in.buffers.data(), offered}, {in.packets.data(), offered});
+      in.io->receive({in.buffers.data(), in.offered}, {in.packets.data(), in.offered});
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const packet_io::ReceivedPacket& packet = in.packets[i];
@@ -328,11 +329,16 @@ std::size_t Worker::receive(Interface& in) {
 std::size_t Worker::round() {
   ++loop_.rounds;
   std::size_t work = 0;
-  for (auto& interface : interfaces_) work += receive(*interface);
+  bool more = false;  // packets wait in an interface
+  for (auto& interface : interfaces_) {
+    const std::size_t count = receive(*interface);
+    more = more || (count != 0 && count >= interface->offered);
+    work += count;
+  }
   translator_->flush_channels();
   work += translator_->poll_channels();
   if (stack_->next_timer_ns() <= clock_.now_ns()) stack_->on_time();
-  stack_->flush();
+  stack_->flush(more);
   return work;
 }
 

@@ -180,7 +180,7 @@ void Stack::input(InterfaceIndex interface, buffer::SlotIndex slot,
 void Stack::input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet) {
   impl_->input(interface, packet);
 }
-void Stack::flush() { impl_->flush(); }
+void Stack::flush(bool more) { impl_->flush(more); }
 void Stack::on_time() { impl_->on_time(); }
 std::uint64_t Stack::next_timer_ns() const { return impl_->next_timer_ns(); }
 Result<ConnIndex> Stack::connect(const SocketAddress& remote, const SocketAddress& local_or_any) {

@@ -203,6 +203,9 @@ class Stack {
                                                buffer::SlotPool& ingress, Delegate& delegate);
   ~Stack();
 
+  // Calls of flush() for which an acknowledgement may wait for more of the same burst.
+  static constexpr unsigned kAckRoundsMax = 4;
+
   Result<InterfaceIndex> add_interface(packet_io::PacketIo& io);
 
   // --- listeners. An any-address listens on every address of its family at that port.
@@ -218,8 +221,11 @@ class Stack {
   void input(InterfaceIndex interface, buffer::SlotIndex slot,
              const packet_io::ReceivedPacket& packet);
   void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);
-  // Sends what the connections want to send and hands all queued packets to the interfaces.
-  void flush();
+  // Sends what the connections want to send and hands all queued packets to the interfaces. `more`:
+  // packets are known to wait in an interface, so that another flush() follows at once. Connections
+  // that have nothing but an acknowledgement to send may keep it then, for kAckRoundsMax calls: it
+  // stands for a longer burst. The first call without `more` sends all.
+  void flush(bool more = false);
   void on_time();  // runs what is due
   // When on_time() must run next (Clock time), or UINT64_MAX.
   std::uint64_t next_timer_ns() const;

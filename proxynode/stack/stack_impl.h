@@ -223,7 +223,7 @@ struct Stack::Impl {
     return net::tagged_timestamp(world_seconds + now_ns / 1'000'000'000, options.proxy_id);
   }
   void mark_dirty(Connection& conn);
-  void flush();
+  void flush(bool more);
   void output_connection(Connection& conn);
 
   // --- stack_write.cc
@@ -298,6 +298,7 @@ struct Stack::Impl {
 
   std::vector<ConnIndex> dirty;          // capacity connections_max
   std::vector<ConnIndex> dirty_working;  // likewise
+  unsigned ack_rounds = 0;               // calls of flush() that have kept acknowledgements
   std::vector<ConnIndex> refused;        // likewise; may name records without refused payload
   std::size_t refused_slots = 0;         // of the ingress pool, held by refused payload
   std::uint32_t ended = kNone;           // freed by lwIP, to be reported

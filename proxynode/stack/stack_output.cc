@@ -132,10 +132,19 @@ void Stack::Impl::mark_dirty(Connection& conn) {
   dirty.push_back(index_of(conn));
 }
 
-void Stack::Impl::flush() {
+// Every acknowledgement costs a packet, and the client's kernel its look at what is acknowledged:
+// work of ours where the packet is delivered within our write (TUN).
+void Stack::Impl::flush(bool more) {
+  const bool keep = more && ack_rounds < kAckRoundsMax;
+  ack_rounds = keep ? ack_rounds + 1 : 0;
   dirty_working.swap(dirty);
   for (const ConnIndex index : dirty_working) {
     Connection& conn = connections[index];
+    if (keep && conn.pcb != nullptr && conn.pcb->state == ESTABLISHED &&
+        conn.pcb->unsent == nullptr) {
+      dirty.push_back(index);
+      continue;
+    }
     conn.dirty = false;
     if (conn.pcb != nullptr) output_connection(conn);
   }

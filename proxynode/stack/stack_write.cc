@@ -7,6 +7,8 @@ namespace {
 // A copied segment with lwIP's record and headers fits one block of the heap.
 constexpr std::uint32_t kPacketBytesMax = 65535 - 128;
 constexpr std::uint32_t kHeaderBytes = 40 + 20;  // IPv6, the longer one, and TCP
+// What a window opens by without a packet of its own, while the client has half of it left.
+constexpr std::uint32_t kWindowUpdateBytesMax = 256 * 1024;
 // lwIP's heap for one segment: its record, header pbuf, payload pbuf.
 constexpr std::size_t kSegmentBytes = 48 + 128 + 32;
 // Headers take one of the pieces that a packet may have.
@@ -134,8 +136,12 @@ void Stack::Impl::consume(ConnIndex index, std::uint32_t bytes) {
   pcb->rcv_wnd = std::min(pcb->rcv_wnd + bytes, conn.window_bytes);
   const std::uint32_t opened_bytes = tcp_update_rcv_ann_wnd(pcb);
   if (pcb->state != ESTABLISHED && pcb->state != FIN_WAIT_1 && pcb->state != FIN_WAIT_2) return;
-  // Worth a packet of its own; less than that waits for the next one.
-  if (opened_bytes >= std::min(conn.window_bytes / 4, 4u * conn.mss_bytes)) {
+  // Worth a packet of its own, the more so the less the client has left; less waits for the next
+  // one. Far below the half of RFC 9293 3.8.6.2.2, for a client's send memory may be small.
+  const std::uint32_t left_bytes = pcb->rcv_ann_right_edge - pcb->rcv_nxt;
+  const std::uint32_t worth_bytes =
+      left_bytes < conn.window_bytes / 2 ? 4u * conn.mss_bytes : kWindowUpdateBytesMax;
+  if (opened_bytes >= std::min(conn.window_bytes / 4, worth_bytes)) {
     conn.rx_segments = 255;
     mark_dirty(conn);
   }

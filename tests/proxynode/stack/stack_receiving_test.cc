@@ -53,6 +53,67 @@ TEST_F(StackReceiving, the_window_closes_by_what_is_not_consumed_and_opens_again
   EXPECT_EQ(window_of(sent[0]), kWindowBytes);
 }
 
+TEST_F(StackReceiving, a_window_that_is_mostly_open_is_updated_by_larger_steps) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  recorder_.consume = false;
+  std::uint32_t total = 0;
+  const auto fill = [&](std::uint32_t bytes) {
+    for (const std::uint32_t end = total + bytes; total < end; total += 50'000) {
+      send(peer, kTcpAck, pattern(50'000, total));
+    }
+    take();
+  };
+  fill(kWindowBytes / 4);
+  stack_->consume(conn, 256 * 1024 - 1);
+  EXPECT_TRUE(take().empty()) << "the client has more than half of it left";
+  stack_->consume(conn, 1);
+  EXPECT_EQ(take().size(), 1u);
+  fill(kWindowBytes / 2);
+  stack_->consume(conn, 4 * 1460 - 1);
+  EXPECT_TRUE(take().empty());
+  stack_->consume(conn, 1);
+  EXPECT_EQ(take().size(), 1u) << "the client has less than half of it left";
+}
+
+TEST_F(StackReceiving, an_acknowledgement_stands_for_a_burst_that_takes_several_rounds) {
+  Peer peer;
+  open(peer);
+  std::uint32_t total = 0;
+  const auto round = [&](bool more) {
+    send(peer, kTcpAck, pattern(5'000, total));
+    total += 5'000;
+    stack_->flush(more);
+    return std::exchange(io_.sent, {});
+  };
+  EXPECT_TRUE(round(true).empty());
+  auto sent = round(false);
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+  for (unsigned i = 0; i < Stack::kAckRoundsMax; ++i) EXPECT_TRUE(round(true).empty()) << i;
+  sent = round(true);
+  ASSERT_EQ(sent.size(), 1u) << "a burst without an end does not stop the client";
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+}
+
+TEST_F(StackReceiving, what_is_more_than_an_acknowledgement_waits_for_no_burst) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  send(peer, kTcpAck, pattern(5'000));
+  const Bytes reply = pattern(10);
+  ASSERT_TRUE(stack_->write(conn, as_span(reply), WriteMode::kCopy).ok());
+  stack_->flush(true);
+  ASSERT_EQ(io_.sent.size(), 1u);
+  EXPECT_EQ(io_.sent[0].tcp.payload, reply);
+  EXPECT_EQ(io_.sent[0].tcp.ack, peer.snd);
+  io_.sent.clear();
+  send(peer, kTcpAck | kTcpFin, pattern(5'000, 5'000));
+  stack_->flush(true);
+  ASSERT_EQ(io_.sent.size(), 1u) << "nor does the acknowledgement of the client's end";
+  EXPECT_EQ(io_.sent[0].tcp.ack, peer.snd);
+}
+
 TEST_F(StackReceiving, bytes_beyond_the_window_are_not_taken) {
   Peer peer;
   const ConnIndex conn = open(peer, -1);  // without scaling: 64 KB
