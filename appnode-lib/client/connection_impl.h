@@ -97,6 +97,7 @@ class ConnectionImpl final : public Connection {
   Address remote_address;
   Address local_address;
   ListHook<ConnectionImpl> blocked_hook;  // Link: no credit or queue space
+  ListHook<ConnectionImpl> place_hook;    // Link: no place for a reference in the send queue
   ListHook<ConnectionImpl> starved_hook;  // Node: no send memory
   ListHook<ConnectionImpl> ended_hook;    // Node: on_closed() is due
 
@@ -106,6 +107,7 @@ class ConnectionImpl final : public Connection {
   std::size_t writable_threshold() const;
   void on_sent(std::size_t bytes);
   bool send_failed(const ::sanproxy::Status& status);
+  ::sanproxy::Status send_inline(Bytes bytes);
   ::sanproxy::Status send_piece(Region& region, std::size_t offset, std::size_t bytes,
                                 std::uint32_t record);
   ::sanproxy::Status send_owed(Pending what);

@@ -24,16 +24,22 @@ constexpr std::uint32_t kReferencesShare = 8;
 // What the client has not acknowledged takes memory, and a place in the send queue, from all other
 // connections.
 bool ConnectionImpl::may_refer() const {
-  const std::uint32_t left = std::min(link->channel().endpoint().references_left(),
-                                      link->node().send_memory().large_left());
-  return send_window.may_refer(left / kReferencesShare);
+  const std::uint32_t spare = std::min(link->channel().endpoint().references_spare(),
+                                       link->node().send_memory().large_spare());
+  return send_window.may_refer(spare / kReferencesShare);
 }
 
+// Where all places in the send queue are taken, by clients that acknowledge nothing, the bytes go
+// inline: the proxy copies them.
 std::size_t ConnectionImpl::admit(std::size_t bytes) const {
   const std::size_t available = send_window.available();
   if (available < bytes && available < writable_threshold()) return 0;
-  if (bytes > wire::kInlinePayloadBytesMax && !may_refer()) return 0;
-  return std::min({bytes, available, std::size_t{piece_bytes}});
+  std::size_t most = piece_bytes;
+  if (bytes > wire::kInlinePayloadBytesMax) {
+    if (!may_refer()) return 0;
+    if (!link->has_place()) most = wire::kInlinePayloadBytesMax;
+  }
+  return std::min({bytes, available, most});
 }
 
 bool ConnectionImpl::take_turn() {
@@ -49,23 +55,24 @@ bool ConnectionImpl::send_failed(const BaseStatus& status) {
   return true;
 }
 
+BaseStatus ConnectionImpl::send_inline(Bytes bytes) {
+  return link->channel().send_data_inline(wire_id, send_window.sent(), bytes);
+}
+
 std::size_t ConnectionImpl::send_copy(Bytes bytes) {
   std::size_t sent = 0;
   const bool turn = take_turn();
   while (turn && sendable() && sent < bytes.size()) {
     std::size_t n = admit(bytes.size() - sent);
     if (n == 0) break;
+    SendMemory& memory = link->node().send_memory();
+    SendMemory::Slot chunk;
+    if (n > wire::kInlinePayloadBytesMax) chunk = memory.acquire(n);
     BaseStatus status;
-    if (n <= wire::kInlinePayloadBytesMax) {
-      status =
-          link->channel().send_data_inline(wire_id, send_window.sent(), bytes.subspan(sent, n));
+    if (chunk.capacity == 0) {  // few bytes, or no memory
+      n = std::min(n, wire::kInlinePayloadBytesMax);
+      status = send_inline(bytes.subspan(sent, n));
     } else {
-      SendMemory& memory = link->node().send_memory();
-      const SendMemory::Slot chunk = memory.acquire(n);
-      if (chunk.capacity == 0) {
-        link->node().starved().push_back(*this);
-        break;
-      }
       n = std::min(n, chunk.capacity);
       std::memcpy(chunk.data, bytes.data() + sent, n);
       const std::array refs{
@@ -90,8 +97,7 @@ void ConnectionImpl::on_sent(std::size_t bytes) {
 BaseStatus ConnectionImpl::send_piece(Region& region, std::size_t offset, std::size_t bytes,
                                       std::uint32_t record) {
   if (bytes <= wire::kInlinePayloadBytesMax) {
-    return link->channel().send_data_inline(wire_id, send_window.sent(),
-                                            {region.memory.data() + offset, bytes});
+    return send_inline({region.memory.data() + offset, bytes});
   }
   const std::array refs{
       fabric::GatherRef{link->region_key(region.index), static_cast<std::uint32_t>(bytes), offset}};
@@ -136,9 +142,13 @@ std::size_t ConnectionImpl::send_region(Region& region, std::size_t offset, std:
 SendChunk ConnectionImpl::acquire_chunk(std::size_t bytes_wanted) {
   SendChunk chunk;
   if (bytes_wanted == 0) return chunk;
-  const std::size_t n = take_turn() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
-  const SendMemory::Slot slot_taken =
-      n == 0 ? SendMemory::Slot{} : link->node().send_memory().acquire(n);
+  std::size_t n = take_turn() ? admit(std::min(bytes_wanted, kChunkBytesMax)) : 0;
+  SendMemory::Slot slot_taken;
+  if (n != 0) slot_taken = link->node().send_memory().acquire(n);
+  if (n > wire::kInlinePayloadBytesMax && slot_taken.capacity == 0) {
+    n = wire::kInlinePayloadBytesMax;
+    slot_taken = link->node().send_memory().acquire(n);
+  }
   if (slot_taken.capacity == 0) {
     want_writable = true;
     if (n != 0) link->node().starved().push_back(*this);
@@ -162,17 +172,21 @@ bool ConnectionImpl::send_chunk(SendChunk& chunk, std::size_t length) {
                                             static_cast<std::uint32_t>(length),
                                             link->node().send_memory().offset(chunk.handle_)}};
     // Others may follow before the loop's round ends.
-    const BaseStatus status = link->channel().send_data_reference(
-        wire_id, send_window.sent(), refs, chunk_cookie(chunk.handle_), true);
+    const BaseStatus status =
+        link->has_place() ? link->channel().send_data_reference(wire_id, send_window.sent(), refs,
+                                                                chunk_cookie(chunk.handle_), true)
+                          : BaseStatus::again();
+    if (status.is_again() && link->wait_for_place(*this)) {
+      want_writable = true;
+      return false;
+    }
     if (send_failed(status)) {
       want_writable = true;
       return false;
     }
     chunk.node_ = nullptr;  // the fabric's now, until its cookie comes back
   } else if (length != 0) {
-    const BaseStatus status =
-        link->channel().send_data_inline(wire_id, send_window.sent(), {chunk.data_, length});
-    if (send_failed(status)) {
+    if (send_failed(send_inline({chunk.data_, length}))) {
       want_writable = true;
       return false;
     }

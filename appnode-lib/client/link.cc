@@ -149,6 +149,8 @@ void Link::take_down() {
   region_keys_.clear();
   while (blocked_.pop_front() != nullptr) {
   }
+  while (placeless_.pop_front() != nullptr) {
+  }
   node_.bury(std::move(hold_));
   lost_ = false;
   node_.link_lost();

@@ -111,9 +111,24 @@ class Link final : public channel::Delegate {
   void adopt(ConnectionImpl& connection);  // its id is known now
   void forget(ConnectionImpl& connection) { table_.erase(connection); }
   void block(ConnectionImpl& connection) { blocked_.push_back(connection); }
-  void unblock(ConnectionImpl& connection) { blocked_.remove(connection); }
+  void unblock(ConnectionImpl& connection) {
+    blocked_.remove(connection);
+    placeless_.remove(connection);
+  }
   // Others were refused a credit before: who comes now waits behind them.
   bool others_wait() const { return !serving_blocked_ && !blocked_.empty(); }
+  // Whether a reference finds a place in the send queue, and nobody waits for one. Who waits for a
+  // place keeps nobody from sending inline: it may be a client that comes back only tomorrow.
+  bool has_place() const {
+    return hold_->channel->endpoint().references_left() != 0 &&
+           (serving_placeless_ || placeless_.empty());
+  }
+  bool wait_for_place(ConnectionImpl& connection) {  // false: there is one
+    if (has_place()) return false;
+    placeless_.push_back(connection);
+    channel().ask_writable();
+    return true;
+  }
 
   void breach(const char* text);  // the proxy broke a rule: end the channel
 
@@ -162,6 +177,7 @@ class Link final : public channel::Delegate {
   ::sanproxy::Status send_reject(const Reject& reject);
   bool flush_rejects();
   void send_blocked_credits();
+  void serve_placeless();
 
   bool prove_keys();  // false: not done yet
   void on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode code);
@@ -184,6 +200,7 @@ class Link final : public channel::Delegate {
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
   bool serving_blocked_ = false;
+  bool serving_placeless_ = false;
   std::size_t keys_sent_ = 0, keys_answered_ = 0;
   bool keys_limited_ = false;  // a key met a limit: all are proven again at ask_again_at_ns_
   // When what met a limit is asked for again; 0 if nothing did.
@@ -203,6 +220,7 @@ class Link final : public channel::Delegate {
 
   ConnectionTable table_;
   IntrusiveList<ConnectionImpl, &ConnectionImpl::blocked_hook> blocked_;
+  IntrusiveList<ConnectionImpl, &ConnectionImpl::place_hook> placeless_;
   std::vector<Reject> rejects_;
   std::vector<ServiceState> services_;
   std::vector<RegionKey> region_keys_;

@@ -178,8 +178,22 @@ void Link::on_writable(channel::Channel& channel) {
     connection->retry();
   }
   serving_blocked_ = false;
+  serve_placeless();
   if (channel.references_left() == 0) return send_blocked_credits();
   if (!blocked_.empty()) channel.ask_writable();
+}
+
+// Those that have a filled chunk and found no place for it.
+void Link::serve_placeless() {
+  serving_placeless_ = true;
+  for (std::size_t left = placeless_.size(); left > 0 && channel().data_writable() && has_place();
+       --left) {
+    ConnectionImpl* connection = placeless_.pop_front();
+    if (connection == nullptr) break;
+    connection->retry();
+  }
+  serving_placeless_ = false;
+  if (!placeless_.empty()) channel().ask_writable();
 }
 
 }  // namespace sanproxy::app::internal

@@ -30,11 +30,16 @@ MadeFabric make_verbs(const NodeOptions&) {
 
 }  // namespace
 
+// Pieces of our memory that a proxy may refer to at a time over shm, unless its max_references is
+// less.
+constexpr std::uint32_t kShmSendDepth = 16'384;
+
 internal::Assembly internal::default_assembly() {
   Assembly assembly;
-  assembly.fabrics["shm"] = {[](const NodeOptions&) { return fabric::make_shm_fabric(); }, false};
-  assembly.fabrics["verbs"] = {make_verbs, true};
-  assembly.fabrics["tcp"] = {make_tcp, true};
+  assembly.fabrics["shm"] = {[](const NodeOptions&) { return fabric::make_shm_fabric(); }, false,
+                             kShmSendDepth};
+  assembly.fabrics["verbs"] = {make_verbs, true, 0};
+  assembly.fabrics["tcp"] = {make_tcp, true, 0};
   return assembly;
 }
 

@@ -160,8 +160,7 @@ Status NodeImpl::add_link(const std::string& address, LinkOrigin origin) {
     place.pool = memory->pool.get();
     link_memory_.push_back(std::move(memory));
   }
-  send_records_->add(assembly_.endpoint.send_depth);
-  links_.push_back(std::make_unique<Link>(*this, std::move(place)));
+  add_link(std::move(place));
   return {};
 }
 

@@ -112,8 +112,7 @@ Status NodeImpl::set_up_memory() {
   send_region_ = std::move(*region);
   send_memory_ = std::make_unique<SendMemory>(send_region_);
   send_slots_ = send_memory_->free_count();
-  const std::size_t outstanding = options_.proxies.size() * assembly_.endpoint.send_depth;
-  send_records_ = std::make_unique<SendRecords>(static_cast<std::uint32_t>(outstanding) + 1);
+  send_records_ = std::make_unique<SendRecords>(1);  // the one being made
   return {};
 }
 
@@ -148,9 +147,14 @@ Status NodeImpl::set_up_links() {
     }
     auto fabric = fabric_for(address);
     if (!fabric.ok()) return fabric.status();
-    links_.push_back(std::make_unique<Link>(*this, link_place(**fabric, address)));
+    add_link(link_place(**fabric, address));
   }
   return {};
+}
+
+void NodeImpl::add_link(LinkPlace place) {
+  send_records_->add(place.endpoint.send_depth);
+  links_.push_back(std::make_unique<Link>(*this, std::move(place)));
 }
 
 LinkPlace NodeImpl::link_place(const FabricInUse& fabric, std::string address) const {
@@ -184,6 +188,7 @@ Result<FabricInUse*> NodeImpl::fabric_for(std::string_view address) {
   out.fabric = std::move(*fabric);
   out.options = assembly_.endpoint;
   out.options.link = link_parameters_;
+  if (kind->second.send_depth != 0) out.options.send_depth = kind->second.send_depth;
   out.receives_into_pool = kind->second.receives_into_pool;
   if (out.receives_into_pool) {
     out.options.receive_depth = options_.receive_buffers;

@@ -51,6 +51,7 @@ struct ServiceImpl {
 struct FabricKind {
   std::function<::sanproxy::Result<std::unique_ptr<fabric::Fabric>>(const NodeOptions&)> make;
   bool receives_into_pool = false;  // receives land in memory of ours, which we have to provide
+  std::uint32_t send_depth = 0;     // if not that of all
 };
 
 // What a process is assembled from; tests put their own in.
@@ -156,6 +157,7 @@ class NodeImpl final : public Node {
   Link* find_link(const std::string& address);
   Status add_link(const std::string& address, LinkOrigin origin);
   Link* spare_link(bool receives_into_pool);
+  void add_link(LinkPlace place);
   bool in_use(const Link& link);
   Status set_up_cluster(const std::string& address);
   bool usable(const std::string& address);

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 
+#include "lwproto/wire/format.h"
+
 namespace sanproxy::app::internal {
 namespace {
+
+constexpr std::size_t kSmallSlotsKept = 16;  // for what goes inline
 
 // A quarter for small slots: most answers are small, most bytes are large.
 std::size_t small_part_bytes(std::size_t bytes) {
@@ -26,12 +30,11 @@ SendMemory::Slot SendMemory::from(buffer::SlotPool& pool, std::uint32_t flag,
 }
 
 SendMemory::Slot SendMemory::acquire(std::size_t bytes) {
-  if (bytes <= kSmallSlotBytes) {
-    if (const Slot slot = from(small_, 0, kSmallSlotBytes); slot.capacity != 0) return slot;
-    return from(large_, kLargeFlag, kChunkBytesMax);
-  }
+  const std::size_t kept = bytes > wire::kInlinePayloadBytesMax ? kSmallSlotsKept : 0;
+  const bool small = small_.free_count() > kept;
+  if (bytes <= kSmallSlotBytes && small) return from(small_, 0, kSmallSlotBytes);
   if (const Slot slot = from(large_, kLargeFlag, kChunkBytesMax); slot.capacity != 0) return slot;
-  return from(small_, 0, kSmallSlotBytes);
+  return small ? from(small_, 0, kSmallSlotBytes) : Slot{};
 }
 
 void SendMemory::release(std::uint32_t handle) {
@@ -45,19 +48,15 @@ std::size_t SendMemory::offset(std::uint32_t handle) const {
   return small_.offset(handle >> 1);
 }
 
-void SendRecords::add(std::uint32_t count) {
-  const auto first = static_cast<std::uint32_t>(records_.size());
-  records_.resize(first + count);
-  for (std::uint32_t i = first + count; i-- > first;) {
-    records_[i].next_free = free_;
-    free_ = i;
-  }
-}
-
 std::uint32_t SendRecords::acquire(Region& region, SendDone done) {
-  const std::uint32_t index = free_;
-  if (index == kNone) return kNone;
-  free_ = records_[index].next_free;
+  std::uint32_t index = free_;
+  if (index != kNone) {
+    free_ = records_[index].next_free;
+  } else {
+    if (records_.size() == records_.capacity()) return kNone;
+    index = static_cast<std::uint32_t>(records_.size());
+    records_.emplace_back();
+  }
   records_[index] = {&region, 0, kNone, true, done};
   return index;
 }

@@ -11,6 +11,7 @@
 //   2. A record lives as long as a piece of its send is with a fabric.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -50,21 +51,26 @@ class SendMemory {
   // Over a region of at least kSendMemoryBytesMin that outlives it.
   explicit SendMemory(const buffer::MemoryRegion& region);
 
-  // A slot for `bytes` bytes, or a smaller one when only such are left, or none.
+  // A slot for `bytes` bytes, or a smaller one when only such are left, or none. The last few small
+  // ones are for what goes inline, which gives them back at once.
   Slot acquire(std::size_t bytes);
   void release(std::uint32_t handle);
   std::size_t offset(std::uint32_t handle) const;  // inside the region
   std::size_t free_count() const { return small_.free_count() + large_.free_count(); }
-  // Large slots that are left, those counted in that small ones could stand for.
-  std::uint32_t large_left() const {
-    return static_cast<std::uint32_t>(large_.free_count() +
-                                      small_.free_count() / (kLargeSlotBytes / kSmallSlotBytes));
+  // Large slots that are left for those who have some already: half of all are for those who have
+  // none. Those are counted in that small ones could stand for.
+  std::uint32_t large_spare() const {
+    const std::uint32_t left = in_large(large_.free_count(), small_.free_count());
+    return left - std::min(left, in_large(large_.slot_count(), small_.slot_count()) / 2);
   }
   // True once after releases, for those who wait for memory.
   bool take_released() { return std::exchange(released_, false); }
 
  private:
   static constexpr std::uint32_t kLargeFlag = 1;
+  static std::uint32_t in_large(std::size_t large, std::size_t small) {
+    return static_cast<std::uint32_t>(large + small / (kLargeSlotBytes / kSmallSlotBytes));
+  }
   Slot from(buffer::SlotPool& pool, std::uint32_t flag, std::size_t capacity);
 
   std::size_t large_base_;
@@ -89,7 +95,8 @@ class SendRecords {
   // `count`: the transfers with references that all channels together may have outstanding, plus
   // the one being made. Each record has at least one, so the table cannot run out.
   explicit SendRecords(std::uint32_t count) { add(count); }
-  void add(std::uint32_t count);  // for one more channel; the others' records may move
+  // For one more channel; the others' records may move. Reserves; only what is used is touched.
+  void add(std::uint32_t count) { records_.reserve(records_.capacity() + count); }
   std::uint32_t acquire(Region& region, SendDone done);  // kNone if there is none
   void release(std::uint32_t index);
   SendRecord& operator[](std::uint32_t index) { return records_[index]; }

@@ -11,8 +11,9 @@ namespace {
 
 // Rounds for which the wake-up for bulk data may wait.
 constexpr std::uint32_t kPublishCallsMax = 4;
-// References under way for which there is room from the start: a fabric's usual send_depth.
-constexpr std::size_t kCookiesAtFirst = 1024;
+// References under way for which there is room from the start, where the fabric has no bound of its
+// own: a usual send_depth. More of them make room for themselves.
+constexpr std::uint32_t kCookiesAtFirst = 1024;
 
 }  // namespace
 
@@ -29,7 +30,8 @@ Channel::Channel(std::unique_ptr<fabric::Endpoint> endpoint, const wire::HelloBo
       peers_(peers),
       delegate_(delegate),
       ledger_(peers.credits_initial, peers.credits_reserved, ours.credits_initial) {
-  cookies_.reserve(kCookiesAtFirst);
+  const std::uint32_t bound = endpoint_->references_max();
+  cookies_.reserve(bound == UINT32_MAX ? kCookiesAtFirst : bound);
 }
 
 Channel::~Channel() = default;
@@ -445,9 +447,11 @@ void Channel::retain(fabric::Loan loan) {
 }
 
 std::uint32_t Channel::references_left() const {
-  const std::uint32_t credits = ledger_.available();
-  const std::uint32_t reserve = peers_.credits_reserved;
-  return std::min(credits > reserve ? credits - reserve : 0, endpoint_->references_left());
+  return std::min(data_credits(), endpoint_->references_left());
+}
+
+std::uint32_t Channel::references_spare() const {
+  return std::min(data_credits(), endpoint_->references_spare());
 }
 
 void Channel::release(fabric::Loan loan) {

@@ -17,6 +17,7 @@
 //      cookie, also on disconnection. What the fabric has not refused is what bounds the cookies.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -143,6 +144,8 @@ class Channel {
   void ask_writable() { blocked_ = true; }
   // DATA by reference that could be sent before the peer posts or lets go of anything.
   std::uint32_t references_left() const;
+  // Likewise, of what those may share who have some in flight (Endpoint::references_spare()).
+  std::uint32_t references_spare() const;
   bool data_writable() const { return !closed_ && !blocked_ && ledger_.may_send_data(); }
 
   // --- receiving: handles up to `budget` completions; returns how many there were.
@@ -215,6 +218,10 @@ class Channel {
   void tell_unsent();
   Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
   Status blocked(Claim claim, std::uint64_t& counter);
+  std::uint32_t data_credits() const {  // left above the reserve
+    const std::uint32_t left = ledger_.available();
+    return left - std::min(left, peers_.credits_reserved);
+  }
   void on_transfer(const fabric::Completion& completion);
   Status count_in(const wire::TransferHeader& header);
   void on_one_data(const wire::OneData& one, bool transient);

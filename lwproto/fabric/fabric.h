@@ -35,6 +35,7 @@
 //      Code::kProtocol and a literal text.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -217,6 +218,15 @@ class Endpoint {
   // How many more sends with references may be outstanding, where they come back only when the peer
   // lets go of what it was lent; where they come back by themselves, any number.
   virtual std::uint32_t references_left() const { return UINT32_MAX; }
+  virtual std::uint32_t references_max() const {
+    return UINT32_MAX;
+  }  // when nothing is outstanding
+  // Of these, what those may share who have some already. The other half is for those who have
+  // none: who never lets go of his keeps them for good, however small the share of what is left.
+  std::uint32_t references_spare() const {
+    const std::uint32_t left = references_left();
+    return left - std::min(left, references_max() / 2);
+  }
   // Publishes committed sends, returned loans and posted receives; wakes a sleeping peer.
   virtual void flush() = 0;
   // Likewise, but a sleeping peer need not be woken before the next flush() or Fabric::arm(): for

@@ -29,7 +29,8 @@ struct FabricConfig {
   std::string advertise;      // verbs, tcp: where others find it, if that is not `listen`
   bool shared_trust = false;  // shm: trust = "isolated" | "shared"
   std::uint32_t credits = 512;  // receive buffers posted a channel; verbs, tcp: 64 by default
-  std::uint32_t nodes_max = 0;  // verbs, tcp: channels at a time; 32 by default
+  std::uint32_t references_max = 16'384;  // shm: pieces of memory on loan over a channel, each way
+  std::uint32_t nodes_max = 0;            // verbs, tcp: channels at a time; 32 by default
   std::size_t channel_region_bytes =
       0;                            // shm: that of [proxy] by default; verbs, tcp: 64 MiB for all
   std::uint32_t dead_after_ms = 0;  // verbs, tcp: 60 s by default; shm: never

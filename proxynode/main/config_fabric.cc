@@ -99,6 +99,7 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
     out.shared_trust = choose<bool>(v, {{"isolated", false}, {"shared", true}});
   });
   r.number("dead_after_ms", out.dead_after_ms, 0, 86'400'000);
+  r.number("max_references", out.references_max, 1024, 16'384);
   r.number("channel_region_bytes", out.channel_region_bytes, 1u << 20, 1024 * kGiB);
   std::optional<service::AllowList> allow;
   allow_list(r, allow);
@@ -108,6 +109,7 @@ void read_fabric(const std::string& path, const toml::table& table, ProxyConfig&
   for (const auto& [key, node] : table) given.emplace(key.str());
   try {
     only(out, given, "trust", !out.uses_pools(), "shm");
+    only(out, given, "max_references", !out.uses_pools(), "shm");
     only(out, given, "max_nodes", out.uses_pools(), "verbs and tcp");
     check_listening_keys(out, given);
   } catch (const std::invalid_argument& e) {

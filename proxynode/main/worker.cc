@@ -182,6 +182,7 @@ void Worker::add_fabric(std::unique_ptr<fabric::Fabric> fabric, const FabricConf
   if (lent_) fabric->watch_regions(&*lent_);
   translate::FabricListener entry;
   entry.options.receive_depth = config.credits;
+  if (!config.uses_pools()) entry.options.send_depth = config.references_max;
   entry.fabric = fabric->name();
   entry.made_by = fabric.get();
   entry.lend_ingress = config.shared_trust || config.uses_pools();

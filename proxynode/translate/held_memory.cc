@@ -31,6 +31,13 @@ std::size_t Translator::egress_headroom() const {
   return egress_.free_count() > reserve ? egress_.free_count() - reserve : 0;
 }
 
+// Streams hold more than half of what is theirs, for clients that take their bytes late or never:
+// what comes now is copied, so that the buffers go round, as long as the stack has ample memory.
+bool Translator::is_better_copied() const {
+  return egress_.received_count() > egress_headroom() &&
+         stack_->heap_bytes_used() < stack_->heap_bytes_max() / 4 * 3;
+}
+
 // Some channel cannot post its receive buffers, because streams hold them.
 bool Translator::receives_are_short() const {
   if (egress_headroom() != 0) return false;

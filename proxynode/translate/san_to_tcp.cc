@@ -1,4 +1,5 @@
 // Application bytes on their way to the client.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -100,6 +101,27 @@ bool Translator::keep_small(Stream& s, std::span<const std::byte> bytes, std::ui
   return false;
 }
 
+// Copies as many of the first bytes into the stack as it has memory for. Returns how many need
+// nothing more: all of them if the connection has ended meanwhile. In steps that the stack takes
+// whole or not at all: what it cannot finish it resets.
+std::size_t Translator::copy_prefix(Stream& s, StreamIndex index, const channel::Payload& payload) {
+  constexpr std::size_t kStepBytes = 16 * 1024;
+  std::size_t copied = 0;
+  for (const fabric::Segment& piece : payload.pieces) {
+    for (std::size_t done = 0; done < piece.length;) {
+      const std::size_t step = std::min<std::size_t>(piece.length - done, kStepBytes);
+      if (s.tx_unwritten != kNone) return copied;
+      const Status status =
+          stack_->write(index, {piece.data + done, step}, stack::WriteMode::kCopy);
+      if (!status.ok()) return status.is_again() ? copied : payload.length;
+      counters_.copied_pressure += step;
+      done += step;
+      copied += step;
+    }
+  }
+  return copied;
+}
+
 // Bytes on loan: the stack refers to them until the client has acknowledged them.
 bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
                                   const channel::Payload& payload) {
@@ -108,13 +130,19 @@ bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel
     write_records(s, index);
     return true;
   }
+  const bool copy = node.receives_into_egress && is_better_copied();
+  std::size_t skipped = copy ? copy_prefix(s, index, payload) : 0;
+  if (skipped == payload.length) return true;
   std::uint64_t end = s.from_app.received() - payload.length;
   for (std::size_t i = 0; i < payload.pieces.size(); ++i) {
     const fabric::Segment& piece = payload.pieces[i];
     end += piece.length;
+    const std::size_t skip = std::min<std::size_t>(skipped, piece.length);
+    skipped -= skip;
+    if (skip == piece.length) continue;
     const bool last = i + 1 == payload.pieces.size();
-    if (!add_record(s, {piece.data, piece.length}, end, last ? payload.loan : fabric::kNoLoan,
-                    buffer::kNoSlot)) {
+    if (!add_record(s, {piece.data + skip, piece.length - skip}, end,
+                    last ? payload.loan : fabric::kNoLoan, buffer::kNoSlot)) {
       return false;
     }
   }

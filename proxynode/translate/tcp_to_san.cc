@@ -13,13 +13,15 @@ constexpr std::uint64_t chunk_cookie(ChunkIndex chunk) { return (std::uint64_t{c
 // Lending stops when this share of the ingress pool is left: a copy frees a whole slot at once.
 constexpr std::size_t kLendReserveShare = 4;
 
-// A stream may hold half as much of the region as is still free, and always two chunks: however
-// many stalled streams there are, they leave room for the next one (the dynamic thresholds of
-// shared-memory switches, Choudhury and Hahne, 1998).
+// A stream may hold half as much of the region as is still free beyond the half that is kept for
+// those that hold little, and always two chunks: however many stalled streams there are, they leave
+// room for the next one (the dynamic thresholds of shared-memory switches, Choudhury and Hahne,
+// 1998).
 bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
   const std::uint64_t held = s.to_app.in_flight() + s.pending_bytes;
-  return held < 2 * ChunkRegion::kChunkBytes ||
-         held < chunks.free_count() * ChunkRegion::kChunkBytes / 2;
+  const std::size_t kept = chunks.count() / 2;
+  const std::size_t spare = chunks.free_count() - std::min(chunks.free_count(), kept);
+  return held < 2 * ChunkRegion::kChunkBytes || held < spare * ChunkRegion::kChunkBytes / 2;
 }
 
 // Of the references that are left one stream of many may have such a part in flight. Who never lets
@@ -33,8 +35,11 @@ constexpr std::uint32_t kReferencesShare = 16;
 bool may_refer(const Stream& s, const AppNode& node) {
   const bool alone = node.stream_count == 1;
   if (alone && node.receives_into_egress) return true;
-  return s.to_app.may_refer(node.channel->references_left() / (alone ? 2 : kReferencesShare));
+  return s.to_app.may_refer(node.channel->references_spare() / (alone ? 2 : kReferencesShare));
 }
+
+// All places in the send queue are taken, by what the application holds on to.
+bool no_place(AppNode& node) { return node.channel->endpoint().references_left() == 0; }
 
 }  // namespace
 
@@ -88,7 +93,7 @@ bool Translator::lend(Stream& s, AppNode& node, stack::RxPayload& payload) {
   if (!node.lend_ingress) return false;
   if (ingress_.free_count() < ingress_.slot_count() / kLendReserveShare) return false;
   if (s.to_app.available() < payload.length() || !may_send_now(s, node)) return false;
-  if (!may_refer(s, node)) return false;
+  if (!may_refer(s, node) || no_place(node)) return false;
   for (std::size_t referred = 0; !payload.empty();) {
     const std::span<const std::byte> bytes = payload.front();
     if (bytes.size() <= wire::kInlinePayloadBytesMax) {
@@ -165,8 +170,9 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
     if (window == 0 || !may_refer(s, node)) return {};
     const ChunkIndex first = s.chunk_first;
     ChunkRegion::Chunk& chunk = chunks[first];
-    const std::uint32_t bytes = std::min({chunk.written - chunk.sent, window,
-                                          static_cast<std::uint32_t>(wire::kDataPayloadBytesMax)});
+    const auto most = static_cast<std::uint32_t>(no_place(node) ? wire::kInlinePayloadBytesMax
+                                                                : wire::kDataPayloadBytesMax);
+    const std::uint32_t bytes = std::min({chunk.written - chunk.sent, window, most});
     Status status;
     if (bytes <= wire::kInlinePayloadBytesMax) {
       status = node.channel->send_data_inline(s.id, s.to_app.sent(),

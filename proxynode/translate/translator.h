@@ -338,6 +338,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
                   fabric::Loan loan, buffer::SlotIndex egress);
   bool keep_small(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset);
   bool write_small(Stream& s, StreamIndex index, const channel::Payload& payload);
+  std::size_t copy_prefix(Stream& s, StreamIndex index, const channel::Payload& payload);
   bool write_referenced(Stream& s, StreamIndex index, channel::Channel& channel,
                         const channel::Payload& payload);
   void write_records(Stream& s, StreamIndex index);
@@ -351,6 +352,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   // held_memory.cc
   bool memory_is_low() const;
   std::size_t egress_headroom() const;
+  bool is_better_copied() const;
   bool receives_are_short() const;
   bool must_wait_for_memory();
   StreamIndex largest_holder() const;

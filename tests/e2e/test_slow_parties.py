@@ -33,6 +33,25 @@ def fill(sock):
     return state["sent"]
 
 
+REPEATED = bytes((k * 131 + (k >> 8) * 7) & 0xff for k in range(65536))  # what httpd gives
+
+
+def ask(sock, size):
+    sock.sendall(b"GET /bytes/%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % size)
+
+
+def check_answer(sock, size):
+    """Reads and verifies all of what was asked for."""
+    sock.settimeout(30 * settings.slowness)
+    got = bytearray()
+    while piece := sock.recv(262144):
+        got += piece
+    head, _, body = bytes(got).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 "), head
+    assert len(body) == size, f"{len(body)} of {size} bytes"
+    assert body == (REPEATED * (size // len(REPEATED) + 1))[:size], "wrong bytes"
+
+
 def check_echo(sock, total):
     """Half-closes, then reads and verifies everything that was sent."""
     sock.setblocking(True)
@@ -77,6 +96,29 @@ class SlowParties:
         for sock, total in zip(deaf, sent):
             check_echo(sock, total)
         busy.finish()
+
+    def test_many_downloads_that_nobody_reads_stop_nobody_else(self):
+        # On shm with so few places that they take them all: then bytes go inline.
+        on_shm = self.kind == "shm"
+        one = self.lab(fabric={"max_references": 1024, "trust": self.trust} if on_shm else {})
+        one.start_httpd(family=self.family)
+        deaf = []
+        for _ in range(16 if settings.in_guest else 400 if on_shm else 150):
+            deaf.append(self.socket(one, 80, receive_buffer=16384))
+            ask(deaf[-1], 1_000_000)
+        for sock in deaf:
+            sock.settimeout(30 * settings.slowness)
+            sock.recv(1, socket.MSG_PEEK)
+        if on_shm:
+            inline = one.metrics()['sanproxy_bytes_copied_total{reason="inline"}']
+            self.assertGreater(inline, 1 << 20, "there were places for all of them")
+        for size in (13, 10_000, 100_000, 5_000_000) * 2:
+            other = self.socket(one, 80)
+            ask(other, size)
+            check_answer(other, size)
+            other.close()
+        for sock in deaf:
+            check_answer(sock, 1_000_000)
 
     def test_an_application_that_never_reads_stops_only_its_own_connection(self):
         one = self.lab()

@@ -60,15 +60,13 @@ ShmEndpoint::ShmEndpoint(EndpointParts parts)
   regions_max_ = ours.regions_max;
   peer_region_bytes_max_ = ours.region_bytes_max;
 
-  // The peer's return ring must hold a token for each outstanding transfer.
-  const std::uint32_t depth =
-      std::min({parts.options.send_depth, theirs.return_entries, kSendDepthMax});
-  sends_.resize(depth);
-  free_sends_.reserve(depth);
-  for (std::uint32_t i = depth; i > 0; --i) free_sends_.push_back(i - 1);
-  loans_.resize(ours.return_entries);
+  // The peer's return ring must hold a token for each outstanding transfer. The tables are reserved
+  // and not filled: pages that are never needed are never taken.
+  send_depth_ = std::min({parts.options.send_depth, theirs.return_entries, kSendDepthMax});
+  sends_.reserve(send_depth_);
+  free_sends_.reserve(send_depth_);
+  loans_.reserve(ours.return_entries);
   free_loans_.reserve(ours.return_entries);
-  for (std::uint32_t i = ours.return_entries; i > 0; --i) free_loans_.push_back(i - 1);
   core_->add(this);
 }
 
@@ -157,7 +155,7 @@ Result<std::span<std::byte>> ShmEndpoint::begin_send(std::size_t inline_bytes) {
     }
   }
   // Their returns wake us, so this kind of shortage needs no flag.
-  if (free_sends_.empty()) [[unlikely]]
+  if (outstanding_ == send_depth_) [[unlikely]]
     return Status::again();
   if (waiting_) [[unlikely]] {
     waiting_ = room_news_ = false;
@@ -214,8 +212,7 @@ Status ShmEndpoint::commit_send(std::size_t inline_bytes, std::span<const Gather
   header.ref_count = static_cast<std::uint32_t>(refs.size());
   std::byte* at = ring_ + (head_ & (ring_bytes_ - 1));
   if (!refs.empty()) {
-    const std::uint32_t index = free_sends_.back();
-    free_sends_.pop_back();
+    const std::uint32_t index = take_place(free_sends_, sends_);
     SendSlot& slot = sends_[index];
     slot.cookie = cookie;
     slot.used = true;

@@ -63,9 +63,10 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   void publish() override;
   // But for the last place, without which nothing begins: it is for what takes none.
   std::uint32_t references_left() const override {
-    const std::size_t kept = sends_.size() > 1 ? 1 : 0;
-    return static_cast<std::uint32_t>(free_sends_.size() - std::min(kept, free_sends_.size()));
+    const std::uint32_t kept = send_depth_ > 1 ? 1 : 0;
+    return send_depth_ - std::min(send_depth_, outstanding_ + kept);
   }
+  std::uint32_t references_max() const override { return send_depth_; }
   bool peer_sleeps() const override;
   void empty_doorbell();  // of old rings, so that it never fills
   std::size_t poll(std::span<Completion> out) override;
@@ -108,6 +109,18 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   };
 
   explicit ShmEndpoint(EndpointParts parts);
+
+  // The place given back last, or one more. Precondition: there is one; room is reserved.
+  template <typename Slot>
+  static std::uint32_t take_place(std::vector<std::uint32_t>& free, std::vector<Slot>& slots) {
+    if (free.empty()) {
+      slots.emplace_back();
+      return static_cast<std::uint32_t>(slots.size() - 1);
+    }
+    const std::uint32_t index = free.back();
+    free.pop_back();
+    return index;
+  }
 
   Status closed_status() const;
   Result<RegionKey> attach_memory(int fd, std::uint64_t bytes);
@@ -164,9 +177,10 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::uint64_t peer_kicked_ = 0;  // the sleep epoch for which the peer was last woken
   std::size_t space_bytes_ = 0;    // of the begin_send() under way
   bool begun_ = false;
-  std::vector<SendSlot> sends_;
+  std::uint32_t send_depth_ = 0;
+  std::vector<SendSlot> sends_;  // those ever used; room for send_depth_
   std::vector<std::uint32_t> free_sends_;
-  std::size_t outstanding_ = 0;
+  std::uint32_t outstanding_ = 0;
   std::size_t failing_next_ = 0;
   std::vector<OwnRegion> own_regions_;
   std::uint64_t own_region_total_ = 0;
@@ -183,7 +197,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
   std::uint64_t returns_published_ = 0;
   std::uint64_t received_ = 0;
   std::uint64_t posted_ = 0;
-  std::vector<LoanSlot> loans_;
+  std::vector<LoanSlot> loans_;  // those ever used; room for our return_entries
   std::vector<std::uint32_t> free_loans_;
   std::vector<PeerRegion> peer_regions_;
   std::uint64_t peer_region_total_ = 0;

@@ -200,12 +200,11 @@ bool ShmEndpoint::take_refs(const std::byte* at, std::uint32_t count, std::uint6
 }
 
 ShmEndpoint::LoanSlot* ShmEndpoint::take_loan(std::uint32_t token, Completion& out) {
-  if (free_loans_.empty()) {
+  if (free_loans_.empty() && loans_.size() == own_.sizes().return_entries) {
     breach("the peer has more outstanding than agreed");
     return nullptr;
   }
-  const std::uint32_t index = free_loans_.back();
-  free_loans_.pop_back();
+  const std::uint32_t index = take_place(free_loans_, loans_);
   LoanSlot& slot = loans_[index];
   slot.token = token;
   slot.used = true;

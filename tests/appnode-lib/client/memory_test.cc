@@ -189,6 +189,78 @@ TEST_F(MemoryTest, SendersThatFindNoMemoryAreToldWhenSomeIsBack) {
   EXPECT_EQ(proxy_.stream(id).data, text);
 }
 
+// Clients that acknowledge nothing hold all the places for references.
+class NoPlaceLeft : public MemoryTest {
+ protected:
+  void fill() {
+    serve(handler_);
+    proxy_.options.hold_loans = true;
+    proxy_.options.free_at_once = false;
+    id_ = opened_one();  // before there are too many
+    chunk_ = handler_.connection->acquire(50'000);
+    ASSERT_EQ(chunk_.bytes().size(), 50'000u);
+    first_ = handler_.connection;
+    const std::string text(1 << 20, 'd');
+    for (int i = 0; i < 400; ++i) {
+      (void)opened_one();
+      (void)handler_.connection->send(text);
+      pump();
+    }
+    pump_some();
+    ASSERT_EQ(proxy_.loans_held(), 1023u) << "the last one is nobody's";
+  }
+  std::uint64_t opened_one() {
+    handler_.connection = nullptr;
+    return opened(handler_, 8 << 20);
+  }
+  Recorder& handler_ = recorder();
+  std::uint64_t id_ = 0;
+  Connection* first_ = nullptr;
+  SendChunk chunk_;
+};
+
+TEST_F(NoPlaceLeft, WhatOthersSendGoesInline) {
+  fill();
+  const auto small = opened_one();
+  EXPECT_EQ(handler_.connection->send("thirteen byte"), 13u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(small).data.size() == 13; }));
+  const auto large = opened_one();
+  const std::string text(1 << 20, 'l');
+  EXPECT_EQ(handler_.connection->send(text), 65'536u) << "what every stream may have in flight";
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(large).data.size() == 65'536; }));
+  const auto in_chunks = opened_one();
+  SendChunk chunk = handler_.connection->acquire(50'000);
+  ASSERT_EQ(chunk.bytes().size(), 1024u);
+  std::memset(chunk.bytes().data(), 'c', 1024);
+  EXPECT_TRUE(handler_.connection->send(chunk, 1024));
+  auto memory = node_->register_memory(100'000);
+  ASSERT_TRUE(memory.ok());
+  std::memset(memory->bytes().data(), 'r', 100'000);
+  EXPECT_EQ(handler_.connection->send(*memory, 0, 100'000, {}), 64'512u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(in_chunks).data.size() == 65'536; }));
+  EXPECT_EQ(proxy_.stream(in_chunks).data, std::string(1024, 'c') + std::string(64'512, 'r'));
+  EXPECT_EQ(proxy_.loans_held(), 1023u);
+}
+
+TEST_F(NoPlaceLeft, AFilledChunkWaitsForOneAndKeepsNobodyWaiting) {
+  fill();
+  std::memset(chunk_.bytes().data(), 'f', 50'000);
+  EXPECT_FALSE(first_->send(chunk_, 50'000));
+  EXPECT_TRUE(chunk_.valid()) << "it is still the application's";
+  const auto other = opened_one();
+  EXPECT_EQ(handler_.connection->send("thirteen byte"), 13u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(other).data.size() == 13; }));
+  bool sent = false;
+  handler_.writable_hook = [&](Connection& connection) {
+    if (&connection == first_ && !sent) sent = connection.send(chunk_, 50'000);
+  };
+  pump_some();
+  EXPECT_FALSE(sent);
+  proxy_.release_loans();
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id_).data.size() == 50'000; }));
+  EXPECT_EQ(proxy_.stream(id_).data, std::string(50'000, 'f'));
+}
+
 TEST_F(MemoryTest, RegisteredMemoryIsSentByReferenceAndReportsWhenItIsDone) {
   Recorder& handler = recorder();
   serve(handler);

@@ -44,7 +44,7 @@ const BadFile kBadFiles[] = {
      "credits, dead_after_ms, "
      "key, listen, "
      "max_further_queue_pairs, max_handshakes, "
-     "max_nodes, max_queue_pairs, max_streams, max_window_bytes, trust"},
+     "max_nodes, max_queue_pairs, max_references, max_streams, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
      "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},
     {"an_unknown_health_key", kService + "health = { request = \"x\", path = 5 }\n", 8,
@@ -183,6 +183,11 @@ const BadFile kBadFiles[] = {
      "[[fabric]].trust: expected one of \"isolated\", \"shared\", not \"full\""},
     {"too_few_credits", kMoreFabric + "credits = 31\n", 6,
      "[[fabric]].credits: expected an integer from 32 to 65536"},
+    {"too_many_references", kMoreFabric + "max_references = 16385\n", 6,
+     "[[fabric]].max_references: expected an integer from 1024 to 16384"},
+    {"references_over_tcp",
+     kInterface + "[[fabric]]\nlisten = \"tcp://10.0.0.1:1\"\nmax_references = 2000\n", 4,
+     "[[fabric]]: max_references is for shm, not for tcp"},
     {"a_service_without_port", kGood + "[[service]]\naddress = \"10.0.0.1\"\n", 7,
      "[[service]].address: expected IP:PORT, not \"10.0.0.1\""},
     {"a_service_twice",

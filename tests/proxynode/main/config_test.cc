@@ -163,6 +163,7 @@ name = "tap0"
 listen = "shm:/run/one.sock"
 trust = "shared"
 credits = 64
+max_references = 2048
 [[fabric]]
 listen = "shm:/run/two.sock"
 trust = "isolated"
@@ -201,7 +202,9 @@ listen = "[::1]:9000"
   EXPECT_EQ(config.fabrics[0].listen, "shm:/run/one.sock");
   EXPECT_TRUE(config.fabrics[0].shared_trust);
   EXPECT_EQ(config.fabrics[0].credits, 64u);
+  EXPECT_EQ(config.fabrics[0].references_max, 2048u);
   EXPECT_FALSE(config.fabrics[1].shared_trust);
+  EXPECT_EQ(config.fabrics[1].references_max, 16'384u);
 
   ASSERT_EQ(config.services.size(), 3u);
   EXPECT_EQ(config.services[0].address, *SocketAddress::parse("10.77.0.10:80"));

@@ -13,8 +13,10 @@ constexpr std::size_t kReserve = 16;  // egress_reserve() of a pool of less than
 class PoolNodes : public World {
  protected:
   // `spare`: slots that streams may hold when one node has all its receive buffers posted.
-  void start(std::size_t spare, fabric::LentMemory* lent = nullptr) {
+  void start(std::size_t spare, fabric::LentMemory* lent = nullptr,
+             std::size_t heap_bytes = WorldOptions{}.stack.heap_bytes_max) {
     WorldOptions options;
+    options.stack.heap_bytes_max = heap_bytes;
     options.translator.lent = lent;
     options.translator.lent_ms_max = 5'000;
     options.pool = true;
@@ -146,26 +148,49 @@ TEST_F(PoolNodes, SmallAndLargePiecesArriveInOrderHoweverTheyAreHeld) {
   EXPECT_TRUE(client->received == expected);
 }
 
-// Clients that acknowledge nothing hold every slot; the application has no credit left.
-class NoSlotLeft : public PoolNodes {
+// Clients that acknowledge nothing: each has four receive buffers' worth.
+class SilentClients : public PoolNodes {
  protected:
-  void fill(fabric::LentMemory* lent = nullptr) {
-    start(2, lent);
+  void send_to_silent() {
     node_ = &add_member();
     node_->piece_bytes = 60'000;
     for (std::size_t i = 0; i < 8; ++i) {
       ids_.push_back(open(silent_.emplace_back(), *node_));
       silent_.back()->acknowledge = false;
-      node_->send(ids_.back(), pattern(240'000));
     }
+    for (const std::uint64_t id : ids_) node_->send(id, pattern(240'000));
     run();
+  }
+  Node* node_ = nullptr;
+  std::vector<Client*> silent_;
+  std::vector<std::uint64_t> ids_;
+};
+
+TEST_F(SilentClients, HoldNoMoreThanHalfOfTheSlotsAsLongAsTheStackHasMemory) {
+  start(8);
+  send_to_silent();
+  EXPECT_LE(egress_->received_count(), (8 + kCredits) / 2);
+  EXPECT_GT(counters().copied_pressure, 1'000'000u);
+  Client* other = nullptr;
+  const std::uint64_t id = open(other, *node_);
+  node_->send(id, pattern(500'000));
+  run_ms(1000);
+  EXPECT_TRUE(other->received == pattern(500'000)) << "nobody waits for those";
+  for (Client* client : silent_) client->acknowledge = true;
+  run_ms(20'000);
+  for (Client* client : silent_) EXPECT_TRUE(client->received == pattern(240'000));
+}
+
+// The stack has no memory either: they hold every slot, and the application has no credit left.
+class NoSlotLeft : public SilentClients {
+ protected:
+  void fill(fabric::LentMemory* lent = nullptr) {
+    start(2, lent, std::size_t{512} << 10);
+    send_to_silent();
     ASSERT_EQ(egress_->free_count(), egress_reserve(*egress_)) << "what is left is for copies";
     ASSERT_FALSE(node_->channel().data_writable());
   }
   fabric::LentMemory lent_{8};
-  Node* node_ = nullptr;
-  std::vector<Client*> silent_;
-  std::vector<std::uint64_t> ids_;
 };
 
 TEST_F(NoSlotLeft, TheApplicationGoesOnAsSoonAsOneClientTakesItsBytes) {

@@ -530,7 +530,7 @@ TEST_F(Pressure, LendingStopsBeforeThePoolIsDryAndCopiesInstead) {
 TEST_F(Pressure, AllTheWhileANeighbourIsServed) {
   WorldOptions options;
   options.ingress_slots = 16;
-  options.translator.channel_region_bytes = std::size_t{1} << 20;
+  options.translator.channel_region_bytes = std::size_t{2} << 20;
   make(options);
   Node& stopped = add_member({.name = "stopped", .credits = 8, .reserve = 2});
   Node& works = add_node({.name = "works"});
