@@ -120,13 +120,13 @@ class Link final : public channel::Delegate {
   // Whether a reference finds a place in the send queue, and nobody waits for one. Who waits for a
   // place keeps nobody from sending inline: it may be a client that comes back only tomorrow.
   bool has_place() const {
-    return hold_->channel->endpoint().references_left() != 0 &&
-           (serving_placeless_ || placeless_.empty());
+    return hold_->channel->places_left() != 0 && (serving_placeless_ || placeless_.empty());
   }
   bool wait_for_place(ConnectionImpl& connection) {  // false: there is one
     if (has_place()) return false;
     placeless_.push_back(connection);
-    channel().ask_writable();
+    // on_writable() asks when it has tried everybody: asked before, it would stop here.
+    if (!serving_blocked_ && !serving_placeless_) channel().ask_writable();
     return true;
   }
 

@@ -162,7 +162,7 @@ void Link::send_blocked_credits() {
     ConnectionImpl* connection = blocked_.pop_front();
     if (connection->flush_pending()) blocked_.push_back(*connection);
   }
-  if (!blocked_.empty()) channel().ask_writable();
+  if (!blocked_.empty() || !placeless_.empty()) channel().ask_writable();
 }
 
 void Link::on_writable(channel::Channel& channel) {

@@ -163,7 +163,7 @@ Status Channel::send_data_reference(std::uint64_t connection, std::uint64_t offs
   if (!join(connection, offset, refs, bytes, cookie)) {
     // Not in what was opened in the reserve either: the peer may keep the whole buffer.
     if (!ledger_.may_send_data()) return blocked(Claim::kData, counters_.blocked_no_credit);
-    if (endpoint_->references_left() == 0) return blocked(Claim::kData, counters_.blocked_no_space);
+    if (places_left() == 0) return blocked(Claim::kData, counters_.blocked_no_space);
     if (const Status status = open_transfer(wire::kDataHeaderBytes, Claim::kData); !status.ok()) {
       return status;
     }
@@ -447,7 +447,7 @@ void Channel::retain(fabric::Loan loan) {
 }
 
 std::uint32_t Channel::references_left() const {
-  return std::min(data_credits(), endpoint_->references_left());
+  return std::min(data_credits(), places_left());
 }
 
 std::uint32_t Channel::references_spare() const {

@@ -142,6 +142,12 @@ class Channel {
   // on_writable() will follow as if a send had returned kAgain: for a delegate that has senders in
   // waiting and serves them in turn.
   void ask_writable() { blocked_ = true; }
+  // Places in the fabric's send queue that are left for DATA by reference. The one that waits for
+  // others to join it has taken its place.
+  std::uint32_t places_left() const {
+    const std::uint32_t left = endpoint_->references_left();
+    return left - (joining_ && left != 0 ? 1 : 0);
+  }
   // DATA by reference that could be sent before the peer posts or lets go of anything.
   std::uint32_t references_left() const;
   // Likewise, of what those may share who have some in flight (Endpoint::references_spare()).

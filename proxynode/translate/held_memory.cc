@@ -14,6 +14,7 @@ namespace {
 
 // Writes wait while less than this share of the stack's memory is left.
 constexpr std::size_t kHeapReserveShare = 16;
+constexpr std::uint32_t kSmallWindowBytes = 256 * 1024;
 constexpr std::uint64_t kMemoryPatienceMs = 500;
 // A channel is short of receive buffers when it has no more than this share of them posted, or so
 // few that they are all for control messages.
@@ -35,7 +36,17 @@ std::size_t Translator::egress_headroom() const {
 // what comes now is copied, so that the buffers go round, as long as the stack has ample memory.
 bool Translator::is_better_copied() const {
   return egress_.received_count() > egress_headroom() &&
-         stack_->heap_bytes_used() < stack_->heap_bytes_max() / 4 * 3;
+         stack_->heap_bytes_used() < stack_->heap_bytes_max() / 2;
+}
+
+// The window of a new stream towards its client. What does not stay in the application's memory is
+// ours to keep, whole windows of it if the client takes nothing: once much is kept, new ones are
+// smaller.
+std::uint32_t Translator::window_for(const AppNode& node) const {
+  const bool much =
+      node.receives_into_egress && stack_->heap_bytes_used() > stack_->heap_bytes_max() / 8;
+  return much ? std::min(options_.send_window_bytes, kSmallWindowBytes)
+              : options_.send_window_bytes;
 }
 
 // Some channel cannot post its receive buffers, because streams hold them.

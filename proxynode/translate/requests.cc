@@ -100,6 +100,8 @@ void Translator::attach_to_node(StreamIndex index, AppNode& node) {
 
 Status Translator::send_request(Stream& s, StreamIndex index, AppNode& node) {
   const stack::ConnectionInfo info = stack_->info(index);
+  const std::uint32_t window_bytes = window_for(node);
+  s.from_app = flow::ReceiveWindow(window_bytes);
   wire::ConnectionRequestBody body{};
   body.connection = s.id;
   body.service = s.service;
@@ -111,7 +113,7 @@ Status Translator::send_request(Stream& s, StreamIndex index, AppNode& node) {
   body.window_scale_local = info.window_scale_local;
   body.window_scale_remote = info.window_scale_remote;
   body.tcp_options = tcp_options(info);
-  body.send_window_bytes = options_.send_window_bytes;
+  body.send_window_bytes = window_bytes;
   return node.channel->send_stream_control(wire::MessageType::kConnectionRequest, 0,
                                            wire::CloseCode::kNone, body);
 }
@@ -207,10 +209,12 @@ void Translator::on_connected(stack::ConnIndex conn, const stack::ConnectionInfo
 
 Status Translator::send_accept(Stream& s, StreamIndex index, AppNode& node) {
   const stack::ConnectionInfo info = stack_->info(index);
+  const std::uint32_t window_bytes = window_for(node);
+  s.from_app = flow::ReceiveWindow(window_bytes);
   wire::AcceptConnectionBody body{};
   body.connection = s.id;
   body.request = s.request;
-  body.send_window_bytes = options_.send_window_bytes;
+  body.send_window_bytes = window_bytes;
   body.local = wire::to_wire(info.local);
   body.initial_seq_local = info.initial_seq_local;
   body.initial_seq_remote = info.initial_seq_remote;

@@ -154,6 +154,9 @@ bool Translator::write_referenced(Stream& s, StreamIndex index, channel::Channel
 
 bool Translator::add_record(Stream& s, std::span<const std::byte> bytes, std::uint64_t end_offset,
                             fabric::Loan loan, buffer::SlotIndex egress) {
+  // Nobody takes more than half of them from the others.
+  AppNode& node = *nodes_[s.node];
+  if (present_.size() > 1 && node.records >= records_.capacity() / 2) return false;
   RecordIndex r = records_free_;
   if (r != kNone) {
     records_free_ = records_[r].next;
@@ -163,6 +166,7 @@ bool Translator::add_record(Stream& s, std::span<const std::byte> bytes, std::ui
     return false;
   }
   ++records_used_;
+  ++node.records;
   records_[r] = {end_offset, bytes.data(), static_cast<std::uint32_t>(bytes.size()),
                  kNone,      loan,         egress};
   if (s.tx_last == kNone) {
@@ -222,6 +226,7 @@ void Translator::give_back(RecordIndex r, AppNode& node) {
   record.next = records_free_;
   records_free_ = r;
   --records_used_;
+  --node.records;
 }
 
 // A network node may still read what the client has acknowledged: a packet that was sent again, or

@@ -39,7 +39,7 @@ bool may_refer(const Stream& s, const AppNode& node) {
 }
 
 // All places in the send queue are taken, by what the application holds on to.
-bool no_place(AppNode& node) { return node.channel->endpoint().references_left() == 0; }
+bool no_place(const AppNode& node) { return node.channel->places_left() == 0; }
 
 }  // namespace
 

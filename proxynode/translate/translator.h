@@ -157,6 +157,7 @@ struct AppNode {
   std::uint32_t open_streams = 0;  // known to the application
   std::uint32_t open_probes = 0;   // likewise, of our own
   std::uint32_t returns_due = 0;   // of its loans, that network nodes still read from
+  std::uint32_t records = 0;       // of pieces of its streams' payload
   Heartbeat heartbeat;
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
   // Messages that cannot be made again from a stream's state (answers, terminal CLOSE and REJECT)
@@ -353,6 +354,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool memory_is_low() const;
   std::size_t egress_headroom() const;
   bool is_better_copied() const;
+  std::uint32_t window_for(const AppNode& node) const;
   bool receives_are_short() const;
   bool must_wait_for_memory();
   StreamIndex largest_holder() const;

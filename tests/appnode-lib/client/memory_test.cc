@@ -242,6 +242,33 @@ TEST_F(NoPlaceLeft, WhatOthersSendGoesInline) {
   EXPECT_EQ(proxy_.loans_held(), 1023u);
 }
 
+// A chunk's DATA waits for others to join it, and has its place meanwhile.
+TEST_F(NoPlaceLeft, ChunksDoNotTakeTheLastPlaceEither) {
+  NodeOptions options;
+  options.send_memory_bytes = std::size_t{256} << 20;
+  serve(handler_, options);
+  proxy_.options.hold_loans = true;
+  proxy_.options.free_at_once = false;
+  std::vector<Connection*> deaf;
+  for (int i = 0; i < 600; ++i) {
+    (void)opened_one();
+    deaf.push_back(handler_.connection);
+  }
+  std::size_t refused = 0;
+  for (int round = 0; round < 10; ++round) {
+    for (Connection* connection : deaf) {
+      SendChunk chunk = connection->acquire(60'000);  // two do not fit one DATA
+      refused += chunk.valid() && connection->send(chunk, chunk.bytes().size()) ? 0 : 1;
+    }
+    pump();
+  }
+  EXPECT_GT(refused, 0u);
+  ASSERT_EQ(proxy_.loans_held(), 1023u) << "the last one is nobody's";
+  const auto small = opened_one();
+  EXPECT_EQ(handler_.connection->send("thirteen byte"), 13u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(small).data.size() == 13; }));
+}
+
 TEST_F(NoPlaceLeft, AFilledChunkWaitsForOneAndKeepsNobodyWaiting) {
   fill();
   std::memset(chunk_.bytes().data(), 'f', 50'000);
