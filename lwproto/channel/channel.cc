@@ -446,9 +446,7 @@ void Channel::retain(fabric::Loan loan) {
   if (loan != fabric::kNoLoan && loan == dispatching_loan_) loan_retained_ = true;
 }
 
-std::uint32_t Channel::references_left() const {
-  return std::min(data_credits(), places_left());
-}
+std::uint32_t Channel::references_left() const { return std::min(data_credits(), places_left()); }
 
 std::uint32_t Channel::references_spare() const {
   return std::min(data_credits(), endpoint_->references_spare());
