@@ -447,24 +447,6 @@ void Worker::run() {
   shut_down();
 }
 
-void Worker::on_signal() {
-  signalfd_siginfo info{};
-  while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
-    if (draining_) {
-      stop_now_ = true;
-      continue;
-    }
-    spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
-                 info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
-    draining_ = true;
-    manager_.stopping();
-    drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
-    translator_->start_drain();
-    for (auto* channel : channels_) channel->set_draining(true);
-    publish_at_ns_ = 0;
-  }
-}
-
 void Worker::shut_down() {
   spdlog::info("shutting down; {} connections are cut", translator_->bound_streams());
   translator_->close_all_channels(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");

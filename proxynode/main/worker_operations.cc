@@ -1,4 +1,6 @@
-// Worker: what operators change while it runs: drains, and what the cluster says.
+// Worker: what operators change while it runs: drains, signals, and what the cluster says.
+#include <sys/signalfd.h>
+#include <unistd.h>
 
 #include "lwproto/daemon/log.h"
 #include "proxynode/main/worker.h"
@@ -109,6 +111,24 @@ void Worker::chores() {
   published_ = news;
   const char* known_as = draining_ ? "draining" : state();
   cluster_->publish(known_as, translator_->bound_streams(), leaving_.all());
+}
+
+void Worker::on_signal() {
+  signalfd_siginfo info{};
+  while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
+    if (draining_) {
+      stop_now_ = true;
+      continue;
+    }
+    spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
+                 info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
+    draining_ = true;
+    manager_.stopping();
+    drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
+    translator_->start_drain();
+    for (auto* channel : channels_) channel->set_draining(true);
+    publish_at_ns_ = 0;
+  }
 }
 
 }  // namespace sanproxy::proxy
