@@ -28,11 +28,11 @@ MadeFabric make_verbs(const NodeOptions&) {
   return std::unique_ptr<fabric::Fabric>(std::move(fabric).value());
 }
 
-}  // namespace
-
 // Pieces of our memory that a proxy may refer to at a time over shm, unless its max_references is
 // less.
 constexpr std::uint32_t kShmSendDepth = 16'384;
+
+}  // namespace
 
 internal::Assembly internal::default_assembly() {
   Assembly assembly;
