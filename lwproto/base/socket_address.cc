@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 
@@ -34,6 +35,12 @@ Result<IpAddress> IpAddress::parse(std::string_view text) {
     return out;
   }
   return Status::error(Code::kInvalidArgument, "not an IP address");
+}
+
+IpAddress network_of(const IpAddress& address) {
+  IpAddress out = address;
+  if (out.family == Family::kIpv6) std::fill(out.bytes.begin() + 8, out.bytes.end(), 0);
+  return out;
 }
 
 std::string IpAddress::to_string() const {

@@ -31,6 +31,10 @@ struct IpAddress {
   auto operator<=>(const IpAddress&) const = default;
 };
 
+// What a host has to itself: an IPv4 address, or the /64 of an IPv6 address, in which it may take
+// any. For whoever counts by peer.
+IpAddress network_of(const IpAddress& address);
+
 struct SocketAddress {
   IpAddress ip;
   std::uint16_t port = 0;  // host order

@@ -156,6 +156,11 @@ class Channel {
 
   // --- receiving: handles up to `budget` completions; returns how many there were.
   std::size_t poll(std::size_t budget = 256);
+  // Posts what has become free since poll(), and grants it if that is due: behind the release of a
+  // loan, also of another channel's that receives into the same memory. As poll() does.
+  void replenish() {
+    if (!closed_) look_after_credits();
+  }
   void retain(fabric::Loan loan);   // only inside on_data() or on_packet()
   void release(fabric::Loan loan);  // of a loan that was retained
 

@@ -75,8 +75,8 @@ wire::HelloBody make_hello(std::uint64_t epoch, const fabric::EndpointOptions& o
       std::max(options.receive_depth / 16, std::min(kReserveMin, options.receive_depth / 2));
   hello.stream_window_bytes = stream_window_bytes;
   hello.streams_max = streams_max;
-  std::memcpy(hello.node_name, node_name.data(),
-              std::min(node_name.size(), sizeof(hello.node_name)));
+  const std::string_view name = wire::node_name_prefix(node_name);
+  std::memcpy(hello.node_name, name.data(), name.size());
   fill_random(std::as_writable_bytes(std::span(hello.nonce)));
   return hello;
 }

@@ -3,7 +3,9 @@
 #include <curl/curl.h>
 
 #include <algorithm>
+#include <charconv>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include "lwproto/base/check.h"
@@ -49,10 +51,19 @@ Status check_endpoint(const std::string& url) {
   const std::size_t colon = url.find("://");
   if (colon == std::string::npos) return kBad;
   const std::string scheme = url.substr(0, colon);
-  const std::string host = url.substr(colon + 3);
+  const std::string_view at = std::string_view(url).substr(colon + 3);
   if (scheme != "http" && scheme != "https") return kBad;
-  if (host.empty() || host.find_first_of("/ @?#\\") != std::string::npos) return kBad;
-  return {};
+  if (at.find_first_of("/ @?#\\") != std::string::npos) return kBad;
+  // An IPv6 address is in brackets, so what follows the first colon behind it is the port.
+  const std::size_t host_end = at.find(':', at.starts_with('[') ? at.find(']') : 0);
+  const std::string_view host = at.substr(0, host_end);
+  if (host.empty() || (host.starts_with('[') && !host.ends_with(']'))) return kBad;
+  if (host_end == std::string_view::npos) return {};
+  const std::string_view digits = at.substr(host_end + 1);
+  std::uint16_t port = 0;
+  const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  return error == std::errc() && stop == digits.data() + digits.size() && port != 0 ? Status()
+                                                                                    : kBad;
 }
 
 struct EtcdClient::Transfer {
@@ -204,11 +215,14 @@ void EtcdClient::resume(std::uint32_t timeout_ms) {
   interrupted_ = false;
 }
 
-Answer EtcdClient::call_once(const std::string& path, const json& body) {
+Answer EtcdClient::call_once(const std::string& path, const json& body, bool repeatable) {
   Transfer& t = *request_;
   configure(t, path, body);
   SANPROXY_CHECK(curl_easy_setopt(t.easy, CURLOPT_TIMEOUT_MS,
                                   static_cast<long>(options_.timeout_ms)) == CURLE_OK);
+  // On a connection that it has used before, libcurl repeats by itself what was not answered, and
+  // does not tell whether anything was sent.
+  SANPROXY_CHECK(curl_easy_setopt(t.easy, CURLOPT_FRESH_CONNECT, repeatable ? 0L : 1L) == CURLE_OK);
   curl_multi_add_handle(multi_, t.easy);
   t.added = true;
   perform();
@@ -290,7 +304,7 @@ Answer EtcdClient::call(const std::string& path, const json& body, bool repeatab
       }
       logged_in_now = true;
     }
-    answer = call_once(path, body);
+    answer = call_once(path, body, repeatable);
     if (answer.ok) return answer;
     last_error_ = answer.error;
     if (interrupted_) return answer;

@@ -41,7 +41,7 @@ Status check_endpoint(const std::string& url);
 struct Answer {
   bool ok = false;
   Code code = Code::kOk;     // why not: kTimeout, kDisconnected, kRefused, kProtocol
-  bool may_be_done = false;  // the request was sent, its fate is unknown
+  bool may_be_done = false;  // not repeatable: the request was sent, its fate is unknown
   bool too_long = false;     // beyond answer_bytes_max
   bool too_large = false;    // the request, for this etcd: less in one may be taken
   std::string error;         // for people
@@ -92,7 +92,7 @@ class EtcdClient {
  private:
   struct Transfer;
   void configure(Transfer& transfer, const std::string& path, const nlohmann::json& body);
-  Answer call_once(const std::string& path, const nlohmann::json& body);
+  Answer call_once(const std::string& path, const nlohmann::json& body, bool repeatable = true);
   bool log_in(Answer& failure);
   void perform();
   void take_watch_lines();

@@ -198,8 +198,11 @@ ApplicationRecord application_of(std::string_view rest, const json& value) {
   if (!name_legal(out.proxy) || error != std::errc() || stop != digits.data() + digits.size()) {
     throw Bad("expected PROXY/NUMBER in the key");
   }
-  for (const auto& [field, text] : std::initializer_list<std::pair<const char*, std::string*>>{
-           {"name", &out.name}, {"fabric", &out.fabric}, {"peer", &out.peer}}) {
+  for (const auto& [field, text] :
+       std::initializer_list<std::pair<const char*, std::string*>>{{"name", &out.name},
+                                                                   {"fabric", &out.fabric},
+                                                                   {"peer", &out.peer},
+                                                                   {"instance", &out.instance}}) {
     if (value.contains(field)) *text = text_of(value[field], field);
   }
   if (value.contains("services")) out.services = texts_of(value["services"], "services");
@@ -401,7 +404,8 @@ json to_json(const NodeRecord& r) {
 
 json to_json(const ApplicationRecord& r) {
   return {{"name", r.name},         {"fabric", r.fabric}, {"peer", r.peer},
-          {"services", r.services}, {"state", r.state},   {"connections", r.connections}};
+          {"services", r.services}, {"state", r.state},   {"connections", r.connections},
+          {"instance", r.instance}};
 }
 
 std::optional<int> parse_schema(std::string_view value) {

@@ -123,6 +123,7 @@ struct ApplicationRecord {
   std::vector<std::string> services;
   std::string state = "running";
   std::uint64_t connections = 0;
+  std::string instance;  // of the proxy's process
 };
 
 using Entry =

@@ -112,6 +112,7 @@ void Session::run() {
 }
 
 void Session::lost(const std::string& why) {
+  state_.pause();
   bool news = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -191,14 +192,12 @@ bool Session::list() {
   }
   next_revision_ = all->revision + 1;
   state_.apply_snapshot(all->values, clock_.now_ns(), changes_, all->truncated);
-  // What etcd has of what we announced; what it lacks will be written.
+  // What etcd has under our lease, also of a transaction whose answer never came: what is not as
+  // announced will be written, what is announced no more deleted.
   std::map<std::string, std::string> found;
   for (const KeyValue& value : all->values) {
-    const std::string key = value.key.substr(root_.size());
-    const auto ours = written_.find(key);
-    if (ours != written_.end() && value.lease == lease_ && value.value == ours->second) {
-      found.insert(*ours);
-    }
+    if (lease_ == 0 || value.lease != lease_) continue;
+    found.insert_or_assign(value.key.substr(root_.size()), value.value);
   }
   written_ = std::move(found);
   write_at_ns_ = 0;
@@ -249,7 +248,8 @@ void Session::note_own(const WatchEvent& event) {
   if (ours == written_.end()) return;
   if (!event.deleted && event.value.lease == lease_) return;  // our own, on its way back
   const std::string other = event.deleted ? "" : instance_in(event.value.value);
-  if (!other.empty() && other != options_.instance) {
+  // Records of nodes of older versions bear no instance, but another's lease.
+  if ((!other.empty() || event.value.lease != 0) && other != options_.instance) {
     log_(LogLevel::kError,
          printable(event.value.key) + ": another process registers under our name");
     const std::lock_guard<std::mutex> lock(mutex_);

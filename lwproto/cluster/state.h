@@ -55,6 +55,8 @@ class ClusterState {
   void apply_event(const WatchEvent& event, std::vector<Change>& changes);
   // Nodes whose grace time is over; to be called now and then.
   void expire(std::uint64_t now_ns, std::vector<Change>& changes);
+  // etcd is lost: nobody can register meanwhile, so the grace begins anew with the next snapshot.
+  void pause() { missing_since_.clear(); }
   bool anything_to_expire() const { return !missing_since_.empty(); }
 
   const std::map<std::string, Entry>& entries() const { return entries_; }

@@ -1,6 +1,5 @@
 #include "lwproto/daemon/admin_server.h"
 
-#include <httplib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -12,8 +11,6 @@ namespace sanproxy::daemon {
 namespace {
 
 constexpr std::chrono::seconds kAnswerTimeout{2};
-constexpr std::size_t kHttpThreads = 4;
-constexpr int kStartPollsMax = 1000;
 constexpr std::uint32_t kLimitMax = 100'000;
 
 constexpr std::size_t kParametersMax = 16;
@@ -27,12 +24,12 @@ bool read_limit(const std::string& text, std::uint32_t& limit) {
 }
 
 // An error says what is wrong with the request's parameters. None is passed over in silence.
-Result<PageRequest> page_request(const httplib::Request& request) {
+Result<PageRequest> page_request(const HttpRequest& request) {
   PageRequest out{request.path, PageRequest{}.limit, request.method, {}};
-  if (request.params.size() > kParametersMax) {
+  if (request.parameters.size() > kParametersMax) {
     return Status::error(Code::kInvalidArgument, "more than 16 parameters");
   }
-  for (const auto& [name, value] : request.params) {
+  for (const auto& [name, value] : request.parameters) {
     if (name.size() > kParameterBytesMax || value.size() > kParameterBytesMax) {
       return Status::error(Code::kInvalidArgument, "a parameter of more than 256 bytes");
     }
@@ -53,16 +50,13 @@ bool from_loopback(const IpAddress& ip) {
 }
 
 // Why this peer may not change anything; nullptr if it may.
-const char* refusal(const httplib::Request& request, const std::vector<IpPrefix>& may_change) {
-  std::string text = request.remote_addr;
-  if (text.rfind("::ffff:", 0) == 0) text.erase(0, 7);
-  const auto ip = IpAddress::parse(text);
-  const bool here =
-      ip.ok() && (from_loopback(*ip) ||
-                  std::any_of(may_change.begin(), may_change.end(),
-                              [&](const IpPrefix& prefix) { return prefix.contains(*ip); }));
+const char* refusal(const HttpRequest& request, const std::vector<IpPrefix>& may_change) {
+  const bool here = from_loopback(request.peer) ||
+                    std::any_of(may_change.begin(), may_change.end(), [&](const IpPrefix& prefix) {
+                      return prefix.contains(request.peer);
+                    });
   if (!here) return "changes are taken from loopback only, or as [admin] changes_from says\n";
-  if (request.get_header_value("Content-Type").rfind("application/json", 0) != 0) {
+  if (!request.content_type.starts_with("application/json")) {
     return "a change needs \"Content-Type: application/json\"\n";
   }
   return nullptr;
@@ -70,79 +64,50 @@ const char* refusal(const httplib::Request& request, const std::vector<IpPrefix>
 
 }  // namespace
 
-struct AdminServer::Http {
-  httplib::Server server;
-};
-
-AdminServer::AdminServer() : http_(std::make_unique<Http>()) {}
-
 Result<std::unique_ptr<AdminServer>> AdminServer::start(const SocketAddress& address,
                                                         std::vector<IpPrefix> may_change) {
   std::unique_ptr<AdminServer> self(new AdminServer());
   self->wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (self->wake_fd_ < 0) return Status::error(Code::kSystem, "eventfd", errno);
-  httplib::Server& server = self->http_->server;
-  server.new_task_queue = [] { return new httplib::ThreadPool(kHttpThreads); };
-  server.set_payload_max_length(4096);
-  server.set_read_timeout(5);
-  server.set_write_timeout(5);
-  // The library would share the port with another proxy (SO_REUSEPORT).
-  server.set_socket_options([](socket_t socket) {
-    const int yes = 1;
-    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-  });
+  self->may_change_ = std::move(may_change);
   AdminServer* raw = self.get();
-  const auto answer = [raw, may_change = std::move(may_change)](const httplib::Request& request,
-                                                                httplib::Response& response) {
-    if (request.method != "GET") {
-      if (const char* why = refusal(request, may_change)) {
-        response.status = 403;
-        return response.set_content(why, "text/plain");
-      }
-    }
-    const auto question = page_request(request);
-    if (!question.ok()) {
-      response.status = 400;
-      return response.set_content(std::string(question.status().text()) + "\n", "text/plain");
-    }
-    const auto page = raw->ask(*question);
-    if (!page) {
-      response.status = 503;
-      response.set_content("the worker does not answer\n", "text/plain");
-      return;
-    }
-    response.status = page->http_status;
-    response.set_content(page->body, page->content_type);
-  };
-  server.Get(".*", answer);
-  server.Post(".*", answer);
-  if (!server.bind_to_port(address.ip.to_string().c_str(), address.port)) {
-    return Status::error(Code::kSystem, "cannot listen on the admin address", errno);
-  }
-  self->thread_ = std::thread([raw] { raw->http_->server.listen_after_bind(); });
-  // stop() has no effect before the thread has got there.
-  for (int i = 0; i < kStartPollsMax && !server.is_running(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  auto listener = HttpListener::start(
+      address, [raw](const HttpRequest& request) { return raw->answer(request); });
+  if (!listener.ok()) return listener.status();
+  self->listener_ = std::move(*listener);
   return self;
 }
 
 AdminServer::~AdminServer() {
-  if (thread_.joinable()) {
-    http_->server.stop();
-    thread_.join();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ending_ = true;
   }
+  answered_.notify_one();  // nobody will answer any more
+  listener_.reset();
   if (wake_fd_ >= 0) close(wake_fd_);
 }
 
+Page AdminServer::answer(const HttpRequest& request) {
+  if (request.method != "GET") {
+    if (const char* why = refusal(request, may_change_)) return {403, "text/plain", why};
+  }
+  const auto question = page_request(request);
+  if (!question.ok()) {
+    return {400, "text/plain", std::string(question.status().text()) + "\n"};
+  }
+  auto page = ask(*question);
+  if (!page) return {503, "text/plain", "the worker does not answer\n"};
+  return std::move(*page);
+}
+
 std::optional<Page> AdminServer::ask(const PageRequest& request) {
-  const std::lock_guard<std::mutex> turn(turn_);
   std::unique_lock<std::mutex> lock(mutex_);
   question_ = request;
   answer_.reset();
   const std::uint64_t one = 1;
   if (write(wake_fd_, &one, sizeof(one)) != sizeof(one)) return std::nullopt;
-  answered_.wait_for(lock, kAnswerTimeout, [this] { return answer_.has_value(); });
+  answered_.wait_for(lock, kAnswerTimeout, [this] { return answer_.has_value() || ending_; });
   question_.reset();
   return std::exchange(answer_, std::nullopt);
 }

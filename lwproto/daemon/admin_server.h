@@ -2,11 +2,11 @@
 // business).
 //
 // Document: docs/administration.md.
-// Role: HTTP on a kernel socket in a thread of its own (cpp-httplib); pages are rendered by the
-//   worker between two loop rounds, so they need no lock around the data path's state.
+// Role: HTTP in a thread of its own (HttpListener); pages are rendered by the worker between two
+//   loop rounds, so they need no lock around the data path's state.
 // Owner: the process. Thread: construct, serve() and destroy on the worker's thread.
 // Invariants:
-//   1. One request is rendered at a time; others wait in the HTTP library's bounded pool.
+//   1. One request is rendered at a time; others wait in the listener's bounded connections.
 //   2. POST is taken from loopback and from where the operator says, and only with a Content-Type
 //      that no web page can send to another site unasked (docs/security.md).
 //   3. A worker that does not answer within kAnswerTimeout gives 503, never a hanging client.
@@ -19,19 +19,13 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "lwproto/daemon/http_listener.h"
 
 namespace sanproxy::daemon {
-
-struct Page {
-  int http_status = 200;
-  std::string content_type = "text/plain; charset=utf-8";
-  std::string body;
-};
 
 struct PageRequest {
   std::string path;
@@ -53,19 +47,18 @@ class AdminServer {
   void serve(const Render& render);
 
  private:
-  struct Http;
-  AdminServer();
+  AdminServer() = default;
+  Page answer(const HttpRequest& request);
   std::optional<Page> ask(const PageRequest& request);
 
-  std::unique_ptr<Http> http_;
-  std::thread thread_;
+  std::vector<IpPrefix> may_change_;
   int wake_fd_ = -1;
-  std::mutex turn_;  // one asker at a time
   std::mutex mutex_;
+  bool ending_ = false;
   std::condition_variable answered_;
   std::optional<PageRequest> question_;
   std::optional<Page> answer_;
-  std::uint64_t asked_ = 0;
+  std::unique_ptr<HttpListener> listener_;
 };
 
 }  // namespace sanproxy::daemon

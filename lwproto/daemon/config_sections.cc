@@ -1,8 +1,14 @@
 #include "lwproto/daemon/config_sections.h"
 
+#include <net/if.h>
+
+#include <filesystem>
+
 namespace sanproxy::daemon {
 
 toml::table parse_config_file(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) config_fail(path, {}, "is a directory");
   try {
     return toml::parse_file(path);
   } catch (const toml::parse_error& e) {
@@ -26,6 +32,15 @@ std::vector<const toml::table*> section_tables(const std::string& path, const st
     if (out.back() == nullptr) config_fail(path, item.source(), expected);
   }
   return out;
+}
+
+std::string interface_name(const std::string& text) {
+  if (text.empty() || text.size() >= IFNAMSIZ || text == "." || text == ".." ||
+      text.find_first_of("/: \t\n\v\f\r") != std::string::npos) {
+    throw std::invalid_argument("expected 1 to 15 characters without '/', ':' and spaces, not \"" +
+                                text + "\"");
+  }
+  return text;
 }
 
 void read_admin(const std::string& path, const toml::table& table, std::string& listen,

@@ -50,6 +50,9 @@ void read_config_file(const std::string& path, std::span<const Section<Config>> 
   }
 }
 
+// `text`, if Linux gives an interface such a name; else throws std::invalid_argument.
+std::string interface_name(const std::string& text);
+
 // `changes_from`: beside loopback.
 void read_admin(const std::string& path, const toml::table& table, std::string& listen,
                 std::vector<IpPrefix>& changes_from);

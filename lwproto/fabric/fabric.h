@@ -145,7 +145,8 @@ struct LinkParameters {
 
 // Where a fabric that receives into our memory (verbs, tcp) takes its receive buffers from: slots
 // of at least transfer_bytes_max bytes over `region` (else kInvalidArgument). Both outlive every
-// endpoint that uses them, and its destruction gives all its slots back.
+// endpoint that uses them. With its kDisconnected an endpoint has given back all slots but those on
+// loan and those of transient segments, which the next poll() ends.
 // Shared by many endpoints; a received loan is one slot until release(). An endpoint may hold a few
 // slots more than receive_depth, for messages of its fabric's own. A pool that runs dry
 // posts fewer receives (replenish() returns less), so the peer gets fewer credits: back-pressure,
@@ -263,7 +264,9 @@ class Listener {
   virtual ~Listener() = default;
   virtual const std::string& address() const = 0;
   // The next peer whose request is complete, or kAgain. Half-open handshakes are bounded in
-  // number and time by the fabric. Never blocks.
+  // number and time by the fabric. Never blocks. The call behind one that returned a request looks
+  // for no newcomers, so a loop until kAgain ends, however fast they come. As long as a request
+  // waits arm() refuses.
   virtual Result<ConnectRequest> poll() = 0;
   // Answers a request, once (then kNotFound). `private_data` reaches the peer either way; more
   // than kPrivateDataBytesMax is kInvalidArgument (as in connect()), to reject() it is cut.

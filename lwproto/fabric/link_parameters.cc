@@ -76,9 +76,8 @@ bool read_congestion(std::string_view text, std::array<char, 16>& out) {
 }
 
 bool read_flag(std::string_view text, bool& out) {
-  if (text != "true" && text != "false") return false;
-  out = text == "true";
-  return true;
+  out = text == "true" || text == "on";
+  return out || text == "false" || text == "off";
 }
 
 // One parameter: its name, how its value is read and written, and what to say when it is wrong.
@@ -90,6 +89,7 @@ struct Field {
   std::string (*write)(const LinkParameters&);
   const char* wrong;
   const char* unsupported;
+  const char* twice;
 };
 
 #define LINK_FIELD(bit, name, member, read_call, set_when, written, expected)               \
@@ -98,11 +98,12 @@ struct Field {
         [](const LinkParameters& link) -> bool { return set_when; },                        \
         []([[maybe_unused]] const LinkParameters& link) -> std::string { return written; }, \
         "link parameter " name ": expected " expected,                                      \
-        "link parameter " name " cannot be honoured here"                                   \
+        "link parameter " name " cannot be honoured here",                                  \
+        "link parameter " name " is there twice"                                            \
   }
-#define LINK_NUMBER(bit, name, member, max, unset, expected)                                \
-  LINK_FIELD(bit, name, member, read_small(text, max, link.member), link.member != (unset), \
-             std::to_string(link.member), expected)
+#define LINK_NUMBER(bit, name, member, max, unset, expected)                                  \
+  LINK_FIELD(bit, name, member, read_small(text, max, link.member) && link.member != (unset), \
+             link.member != (unset), std::to_string(link.member), expected)
 #define LINK_AMOUNT(bit, name, member, suffixes, expected)                                  \
   LINK_FIELD(bit, name, member, read_amount(text, suffixes, link.member), link.member != 0, \
              std::to_string(link.member), expected)
@@ -112,8 +113,7 @@ const Field kFields[] = {
     LINK_NUMBER(kLinkStreams, "streams", parallel_streams, kStreamsMax, 0u, "1 to 64"),
     LINK_NUMBER(kLinkQueuePairs, "queue_pairs", queue_pairs, kQueuePairsMax, 0u, "1 to 64"),
     LINK_FIELD(kLinkSkipSlowStart, "skip_slow_start", skip_slow_start,
-               read_flag(text, link.skip_slow_start), link.skip_slow_start, "true",
-               "true or false"),
+               read_flag(text, link.skip_slow_start), link.skip_slow_start, "true", "on or off"),
     LINK_FIELD(kLinkCongestion, "congestion", congestion, read_congestion(text, link.congestion),
                link.congestion[0] != '\0',
                std::string(link.congestion.data(),
@@ -144,6 +144,7 @@ Status wrong(const char* text) { return Status::error(Code::kInvalidArgument, te
 
 Result<LinkParameters> parse_link(std::string_view text) {
   LinkParameters out;
+  std::uint32_t given = 0;
   while (!text.empty()) {
     const std::string_view item = text.substr(0, text.find(','));
     text.remove_prefix(std::min(item.size() + 1, text.size()));
@@ -157,6 +158,8 @@ Result<LinkParameters> parse_link(std::string_view text) {
           "unknown link parameter; known: window, streams, queue_pairs, skip_slow_start, "
           "congestion, quality, rate, peak, burst, dscp, priority, service_level, traffic_class");
     }
+    if ((given & field->bit) != 0) return wrong(field->twice);
+    given |= field->bit;
     // A flag needs no value.
     const bool bare = equals == std::string_view::npos && field->bit == kLinkSkipSlowStart;
     if (equals == std::string_view::npos && !bare) return wrong(field->wrong);

@@ -4,8 +4,9 @@
 // Role: thresholds and hysteresis, nothing else: who probes tells it each result.
 // Owner: whoever probes. Thread: a value.
 // Invariants:
-//   1. Unknown until the first result, which decides at once. From then on it takes `rise` good
-//      results in a row to come up and `fall` bad ones in a row to go down.
+//   1. Unknown until the first result, which decides at once; a bad one only with
+//      `first_bad_decides`, else it takes `fall` of them. From then on it takes `rise` good results
+//      in a row to come up and `fall` bad ones in a row to go down.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@ namespace sanproxy::flow {
 struct HealthOptions {
   std::uint32_t rise = 2;
   std::uint32_t fall = 3;
+  bool first_bad_decides = true;
   bool operator==(const HealthOptions&) const = default;
 };
 
@@ -33,9 +35,8 @@ class Health {
       return false;
     }
     ++in_a_row_;
-    if (state_ != State::kUnknown && in_a_row_ < (good ? options_.rise : options_.fall)) {
-      return false;
-    }
+    const bool at_once = state_ == State::kUnknown && (good || options_.first_bad_decides);
+    if (!at_once && in_a_row_ < (good ? options_.rise : options_.fall)) return false;
     state_ = wanted;
     in_a_row_ = 0;
     return true;

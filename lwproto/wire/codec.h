@@ -353,10 +353,16 @@ inline Role role_of(const HelloBody& hello) { return static_cast<Role>(hello.rol
 void encode_hello(const HelloBody& hello, std::span<std::byte, sizeof(HelloBody)> out);
 Result<HelloBody> decode_hello(std::span<const std::byte> in);
 
+// The longest beginning of `name` that a HELLO may have as its sender's: whole characters of
+// printable UTF-8, at most kNodeNameBytesMax bytes of them.
+std::string_view node_name_prefix(std::string_view name);
 // Whether `name` is one that a key may have: 1 to kKeyNameBytesMax letters, digits, '.', '_', '-'.
 bool key_name_legal(std::string_view name);
 // The name in an AUTHENTICATE whose form was checked.
 std::string_view key_name_of(const AuthenticateBody& body);
+
+// Whether a REJECT_CONNECTION may have this code.
+bool may_reject(CloseCode code);
 
 const char* message_type_name(MessageType type);
 const char* close_code_name(CloseCode code);

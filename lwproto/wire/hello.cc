@@ -23,17 +23,28 @@ std::size_t printable_sequence(const std::uint8_t* p, std::size_t room) {
   return value >= kFirst[length] && value <= 0x10ffff && !surrogate ? length : 0;
 }
 
-bool name_legal(std::span<const std::uint8_t, kNodeNameBytesMax> name) {
+std::size_t printable_bytes(std::span<const std::uint8_t> name) {
   std::size_t i = 0;
-  while (i < name.size() && name[i] != 0) {
+  while (i < name.size()) {
     const std::size_t length = printable_sequence(name.data() + i, name.size() - i);
-    if (length == 0) return false;
+    if (length == 0) break;
     i += length;
   }
-  return std::all_of(name.begin() + i, name.end(), [](std::uint8_t byte) { return byte == 0; });
+  return i;
+}
+
+bool name_legal(std::span<const std::uint8_t, kNodeNameBytesMax> name) {
+  const auto rest = name.subspan(printable_bytes(name));
+  return std::all_of(rest.begin(), rest.end(), [](std::uint8_t byte) { return byte == 0; });
 }
 
 }  // namespace
+
+std::string_view node_name_prefix(std::string_view name) {
+  name = name.substr(0, kNodeNameBytesMax);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(name.data());
+  return name.substr(0, printable_bytes({bytes, name.size()}));
+}
 
 void encode_hello(const HelloBody& hello, std::span<std::byte, sizeof(HelloBody)> out) {
   std::memcpy(out.data(), &hello, sizeof(hello));

@@ -35,7 +35,7 @@ using enum CloseCode;
 constexpr std::uint32_t kServiceRefusals =
     set_of({kRefused, kProxyShutdown, kServiceShutdown, kLimitReached, kNotPermitted, kNotFound,
             kProtocolError, kAddressInUse});
-constexpr std::uint32_t kAnnouncements = set_of({kServiceShutdown, kProxyShutdown});
+constexpr std::uint32_t kAnnouncements = set_of({kServiceShutdown, kProxyShutdown, kNotPermitted});
 constexpr std::uint32_t kConnectionRefusals =
     set_of({kReset, kRefused, kTimedOut, kProxyShutdown, kServiceShutdown, kLimitReached,
             kNotPermitted, kNotFound, kProtocolError, kUnreachable, kAddressInUse});
@@ -169,7 +169,7 @@ const char* accept_rule(const Message& m) {
 
 const char* reject_rule(const Message& m) {
   if (m.flags != 0) return "a REJECT_CONNECTION has flags";
-  if (!in(m.code, kConnectionRefusals)) return "a REJECT_CONNECTION has a code it cannot have";
+  if (!may_reject(m.code)) return "a REJECT_CONNECTION has a code it cannot have";
   if (m.reject.reserved != 0) return "a reserved field of a REJECT_CONNECTION is not zero";
   if ((m.reject.connection == 0) == (m.reject.request == 0)) {
     return "a REJECT_CONNECTION names not exactly one of connection and request";
@@ -241,6 +241,8 @@ Status check_packet_channel(const Message& m, bool to_proxy) {
 }
 
 }  // namespace
+
+bool may_reject(CloseCode code) { return in(code, kConnectionRefusals); }
 
 bool key_name_legal(std::string_view name) {
   const auto legal = [](char c) {

@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "lwproto/fabric/shm/endpoint.h"
 
@@ -78,7 +79,8 @@ ShmListener::~ShmListener() {
 }
 
 Result<ConnectRequest> ShmListener::poll() {
-  if (ready_.empty()) core_->pump_if_due();
+  // Not behind a request: they may come as fast as their owner answers them.
+  if (ready_.empty() && !std::exchange(handed_out_, false)) core_->pump_if_due();
   while (!ready_.empty()) {
     const auto half = find(ready_.front());
     ready_.pop_front();
@@ -87,6 +89,7 @@ Result<ConnectRequest> ShmListener::poll() {
     request.token = half->token;
     request.peer = half->identity;
     request.private_data = half->private_data;
+    handed_out_ = true;
     return request;
   }
   return Status::again();

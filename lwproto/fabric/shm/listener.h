@@ -79,6 +79,7 @@ class ShmListener final : public Listener, private PollTarget, private Handshake
   std::uint64_t next_token_ = 1;
   HalfOpens half_open_;
   std::deque<std::uint64_t> ready_;
+  bool handed_out_ = false;  // a request, by the last poll()
 };
 
 }  // namespace sanproxy::fabric::shm

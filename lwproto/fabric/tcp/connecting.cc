@@ -9,6 +9,12 @@
 #include "lwproto/fabric/tcp/socket.h"
 
 namespace sanproxy::fabric::tcp {
+namespace {
+
+// More than slow start, which doubles, and BBR's search take for the largest window.
+constexpr std::uint64_t kWarmUpRoundTrips = 32;
+
+}  // namespace
 
 Result<std::unique_ptr<Connecting>> TcpConnecting::create(std::shared_ptr<Core> core,
                                                           const SocketAddress& address,
@@ -20,8 +26,8 @@ Result<std::unique_ptr<Connecting>> TcpConnecting::create(std::shared_ptr<Core> 
   }
   std::unique_ptr<TcpConnecting> connecting(
       new TcpConnecting(std::move(core), address, private_data, options));
-  const LinkVerdict verdict =
-      judge_link(options.link, connecting->streams(), connecting->core_->options());
+  // What a peer may ask of us is no limit of what we may ask for.
+  const LinkVerdict verdict = judge_link(options.link, connecting->streams(), {});
   if (!verdict.ok()) return verdict.status;
   if (Status started = connecting->start_dial(0); !started.ok()) {
     // What the address itself makes impossible is told at once, the rest by poll().
@@ -72,7 +78,22 @@ void TcpConnecting::fail(const Status& status) {
 
 void TcpConnecting::on_tick() {
   if (core_->now_ns() < deadline_ns_) return;
-  fail(Status::error(Code::kTimeout, "the server did not answer in time"));
+  fail(Status::error(Code::kTimeout,
+                     state_ == State::kWarming
+                         ? "link parameter skip_slow_start: the window did not open in time"
+                         : "the server did not answer in time"));
+}
+
+std::uint64_t TcpConnecting::warm_up_ns_max() const {
+  const LinkParameters& link = options_.link;
+  if (!link.skip_slow_start) return 0;
+  std::uint64_t out =
+      core_->options().handshake_timeout_ms * 1'000'000ull + kWarmUpRoundTrips * round_trip_ns_;
+  if (link.rate_bytes_per_s != 0) {
+    out += static_cast<std::uint64_t>(static_cast<double>(kPaddingFactor * link.window_bytes) *
+                                      1e9 / static_cast<double>(link.rate_bytes_per_s));
+  }
+  return out;
 }
 
 Status TcpConnecting::start_dial(std::uint32_t stream) {
@@ -113,6 +134,10 @@ Status TcpConnecting::step(Dial& dial, bool writable) {
     if (!writable) return Status::again();
     if (Status reached = dial_error(dial.socket.fd()); !reached.ok()) return reached;
     dial.stage = Stage::kSecuring;
+    if (dial.stream == 0) {
+      round_trip_ns_ = round_trip_ns(dial.socket.fd());
+      deadline_ns_ += kHandshakeRoundTrips * round_trip_ns_;
+    }
   }
   if (dial.stage == Stage::kSecuring) {
     if (Status established = dial.socket.establish(); !established.ok()) return established;
@@ -214,6 +239,7 @@ Result<std::unique_ptr<Endpoint>> TcpConnecting::poll() {
     state_ = State::kWarming;
     if (made.ok()) {
       endpoint_ = std::move(*made);
+      deadline_ns_ = std::max(deadline_ns_, core_->now_ns() + warm_up_ns_max());
     } else {
       fail(made.status());
     }

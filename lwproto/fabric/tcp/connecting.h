@@ -3,7 +3,8 @@
 // Document: docs/tcp_fabric.md "Handshake".
 // Owner: the caller of Fabric::connect(). Thread: the fabric's.
 // Invariants:
-//   1. Ends within handshake_timeout_ms, one way or the other.
+//   1. Ends within handshake_timeout_ms and some round trips, one way or the other; a link that
+//      skips slow start has as much again, and the time that its padding takes.
 //   2. poll() keeps its answer: an endpoint is handed out once, an error again and again.
 //   3. The other connections of the channel are made only when the first has shown that there is a
 //      server (and, with TLS, which).
@@ -63,6 +64,7 @@ class TcpConnecting final : public Connecting, private Participant {
   Status take_welcome(std::span<const std::byte> body);
   Status take_answer(std::span<const std::byte> body);
   Result<std::unique_ptr<TcpEndpoint>> make_endpoint();
+  std::uint64_t warm_up_ns_max() const;
   void fail(const Status& status);
   void close_all();
 
@@ -73,6 +75,7 @@ class TcpConnecting final : public Connecting, private Participant {
   State state_ = State::kWaiting;
   Status failure_;
   std::uint64_t deadline_ns_ = 0;
+  std::uint64_t round_trip_ns_ = 0;
   bool welcomed_ = false;
   Token token_ = {};
   Sizes peer_;

@@ -15,8 +15,7 @@ namespace {
 constexpr std::size_t kEventsPerWait = 64;
 constexpr int kWaitsPerPump = 16;  // bounds a pump while peers keep the sockets busy
 constexpr std::uint64_t kTicksPerTimeout = 4;
-constexpr int kDiscardsPerEvent = 64;
-constexpr std::size_t kDiscardBytes = 64 * 1024;
+constexpr std::size_t kDiscardBytes = 1024 * 1024;  // of one connection, each time
 
 }  // namespace
 
@@ -130,21 +129,24 @@ void Core::part(std::unique_ptr<Transport> transport) {
   Lingering& last = lingering_.emplace_back();
   last.transport = std::move(transport);
   last.deadline_ns = now_ns() + options_.close_timeout_ms * 1'000'000ull;
-  rewatch(last.transport->fd(), &last);  // also reports what is ready already
+  // As long as there is something to read: a peer that has much to say is read in turn with others.
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = static_cast<PollTarget*>(&last);
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, last.transport->fd(), &event);
   start_ticking();
 }
 
 void Core::Lingering::on_events(std::uint32_t /*events*/) {
-  std::array<std::byte, kDiscardBytes> unread;
-  for (int i = 0; i < kDiscardsPerEvent && !done; ++i) {
-    // Below TLS: nobody wants to know what it says.
-    const ssize_t n = ::recv(transport->fd(), unread.data(), unread.size(), MSG_DONTWAIT);
-    if (n > 0) continue;
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    done = true;
-  }
-  // Whoever sends without end is cut off: the edge may not come again.
+  // Below TLS, and not even copied: nobody wants to know what it says.
+  const ssize_t n = ::recv(transport->fd(), nullptr, kDiscardBytes, MSG_DONTWAIT | MSG_TRUNC);
+  if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))) return;
   done = true;
+}
+
+void Core::sweep() {
+  sweep_due_ = false;
+  for (Participant* participant : participants_) participant->sweep();
 }
 
 void Core::sweep_lingering() {
@@ -187,6 +189,7 @@ void Core::pump() {
         timer_expired = true;
       }
     }
+    if (sweep_due_) sweep();
     if (count < static_cast<int>(kEventsPerWait)) break;
   }
   // Not inside the loop: time-outs destroy targets that may still be in `events`.

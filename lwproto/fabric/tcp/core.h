@@ -6,8 +6,9 @@
 //   connecting attempts together (shared), so that they may be destroyed in any order.
 // Thread: the fabric's.
 // Invariants:
-//   1. A target is unwatched before it is destroyed, and no target is destroyed inside pump().
-//   2. All sockets are watched edge-triggered: one that has nothing new costs nothing.
+//   1. A target is unwatched before it is destroyed, and none is destroyed while the events of one
+//      epoll_wait() are handled.
+//   2. The sockets of channels are watched edge-triggered: one that has nothing new costs nothing.
 #pragma once
 
 #include <cstddef>
@@ -37,6 +38,8 @@ class Participant {
   virtual bool take_work() = 0;  // flushes; true when its owner should poll it rather than sleep
   virtual bool waiting() const = 0;  // it needs on_tick()
   virtual void on_tick() = 0;
+  // Asked for by sweep_soon(): what has ended may be destroyed, no event names it any more.
+  virtual void sweep() {}
 
  protected:
   ~Participant() = default;
@@ -53,6 +56,7 @@ class Core {
   std::uint64_t now_ns() const { return clock_->now_ns(); }
   std::unique_ptr<Transport> make_transport(UniqueFd fd, bool server) const;
   bool secure() const { return tls_ != nullptr; }
+  std::uint64_t& windows_given() { return windows_given_; }  // the sum of all WindowShares
 
   Status watch(int fd, PollTarget* target);
   Status watch_listener(int fd, PollTarget* target);  // level-triggered, for reading only
@@ -62,9 +66,11 @@ class Core {
   void add(Participant* participant);
   void remove(Participant* participant);
   void start_ticking();  // something waits for a time-out
+  void sweep_soon() { sweep_due_ = true; }
 
   // Ends a watched connection: shuts it down for writing, then reads and discards until the peer
-  // closes too, because closing a socket with unread bytes destroys what is on its way out.
+  // closes too or close_timeout_ms is over, because closing a socket with unread bytes destroys
+  // what is on its way out.
   void part(std::unique_ptr<Transport> transport);
 
   // Wakes a sleeper at that time of wake_clock_ns(), once.
@@ -87,6 +93,7 @@ class Core {
   };
 
   void tick();
+  void sweep();
   void sweep_lingering();
 
   TcpOptions options_;
@@ -100,7 +107,9 @@ class Core {
   UniqueFd alarm_;
   std::uint64_t alarm_ns_ = 0;  // 0: not set
   std::uint64_t pumped_ns_ = 0;
+  std::uint64_t windows_given_ = 0;
   bool ticking_ = false;
+  bool sweep_due_ = false;
   std::vector<Participant*> participants_;
   std::list<Lingering> lingering_;  // addresses are stable; oldest first
 };

@@ -49,6 +49,7 @@ TcpEndpoint::TcpEndpoint(EndpointParts& parts)
     : core_(parts.core),
       identity_(std::move(parts.identity)),
       link_(parts.link),
+      window_share_(std::move(parts.window_share)),
       inline_bytes_max_(parts.options.inline_bytes_max),
       transfer_bytes_max_(parts.options.transfer_bytes_max),
       receive_depth_(parts.options.receive_depth),
@@ -96,10 +97,11 @@ std::size_t TcpEndpoint::poll(std::span<Completion> out) {
 
 std::size_t TcpEndpoint::receive(std::span<Completion> out) {
   std::size_t n = 0;
+  std::size_t words = kWordsPerCall;
   // Until each stream in turn has nothing that is due. A breach ends it too.
   for (std::size_t idle = 0; idle < streams_.size() && n < out.size();) {
     if (state_ != State::kOpen && state_ != State::kDraining) return n;
-    if (receive_from(*streams_[receiving_], out, n)) {
+    if (receive_from(*streams_[receiving_], out, n, words)) {
       idle = 0;
     } else {
       ++idle;
@@ -110,11 +112,13 @@ std::size_t TcpEndpoint::receive(std::span<Completion> out) {
   return n;
 }
 
-// Delivers what is due on this stream; true when there was anything.
-bool TcpEndpoint::receive_from(Stream& stream, std::span<Completion> out, std::size_t& n) {
+// Delivers what is due on this stream; true when there was anything. What is beyond `words` stays
+// unread, and take_work() sees it.
+bool TcpEndpoint::receive_from(Stream& stream, std::span<Completion> out, std::size_t& n,
+                               std::size_t& words) {
   bool any = false;
   FrameLimits limits{inline_bytes_max_, transfer_bytes_max_, delivered_, posted_};
-  while (n < out.size() && !stream.finished) {
+  while (n < out.size() && words != 0 && !stream.finished) {
     limits.next = delivered_;
     if (Status status = stream.in.fill(*stream.transport, *slots_, limits); !status.ok()) {
       breach(status);
@@ -123,6 +127,7 @@ bool TcpEndpoint::receive_from(Stream& stream, std::span<Completion> out, std::s
     if (!stream.in.whole()) return any;
     if (stream.in.head().kind() != FrameKind::kTransfer) {
       take_word(stream);
+      --words;
       continue;
     }
     // It was the future when its head arrived, but another stream has delivered it meanwhile.

@@ -27,6 +27,7 @@
 #include "lwproto/fabric/tcp/stream_in.h"
 #include "lwproto/fabric/tcp/token_bucket.h"
 #include "lwproto/fabric/tcp/warm_up.h"
+#include "lwproto/fabric/tcp/window_share.h"
 
 namespace sanproxy::fabric::tcp {
 
@@ -37,6 +38,7 @@ struct EndpointParts {
   PeerIdentity identity;
   EndpointOptions options;
   LinkParameters link;
+  WindowShare window_share;
   Sizes peer;
 };
 
@@ -69,6 +71,10 @@ class TcpEndpoint final : public Endpoint, private Participant {
 
  private:
   enum class State : std::uint8_t { kOpen, kDraining, kClosing, kFailing, kDone };
+  // Frames that are no transfers (a megabyte of padding), taken in one call: they fill no
+  // completion, so nothing else ends a call while a peer goes on sending them.
+  static constexpr std::size_t kWordsPerCall = 64;
+  static_assert(kWordsPerCall >= kTcpStreamsMax);
 
   struct Stream final : PollTarget {
     // `warm_up_bytes`: the window that is to be opened first, 0 if none.
@@ -113,7 +119,7 @@ class TcpEndpoint final : public Endpoint, private Participant {
 
   // Receiving.
   std::size_t receive(std::span<Completion> out);
-  bool receive_from(Stream& stream, std::span<Completion> out, std::size_t& n);
+  bool receive_from(Stream& stream, std::span<Completion> out, std::size_t& n, std::size_t& words);
   void take_word(Stream& stream);
   bool over(const Stream& stream) const { return stream.finished || stream.in.ended(); }
 
@@ -130,6 +136,7 @@ class TcpEndpoint final : public Endpoint, private Participant {
   std::shared_ptr<Core> core_;
   PeerIdentity identity_;
   LinkParameters link_;
+  WindowShare window_share_;
   State state_ = State::kOpen;
   Status reason_;
   std::uint64_t deadline_ns_ = 0;

@@ -73,11 +73,13 @@ Status TcpEndpoint::warm_up() {
   bool warm = true;
   for (const auto& stream : streams_) {
     const FrameLimits limits{inline_bytes_max_, transfer_bytes_max_, delivered_, posted_};
-    while (state_ == State::kOpen && !stream->in.warm() && !stream->finished) {
+    std::size_t words = kWordsPerCall / streams_.size();
+    while (state_ == State::kOpen && words != 0 && !stream->in.warm() && !stream->finished) {
       if (Status status = stream->in.fill(*stream->transport, *slots_, limits); !status.ok()) {
         breach(status);
       } else if (stream->in.whole()) {
         take_word(*stream);
+        --words;
       } else {
         break;
       }
@@ -148,6 +150,7 @@ std::size_t TcpEndpoint::poll_failing(std::span<Completion> out) {
   };
   while (n < out.size() && !lost_.empty()) complete(Completion::Kind::kSend, lost_.pop());
   if (n < out.size() && done_.empty()) {
+    slots_->give_back_held();
     complete(Completion::Kind::kDisconnected, 0);
     state_ = State::kDone;
   }

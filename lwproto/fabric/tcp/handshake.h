@@ -95,6 +95,10 @@ static_assert(sizeof(AnswerBody) == 32);
 
 inline constexpr std::size_t kBodyBytesMax = sizeof(HelloBody) + kPrivateDataBytesMax;
 
+// Those of a whole handshake, with TLS and further connections, come on top of
+// handshake_timeout_ms.
+inline constexpr std::uint64_t kHandshakeRoundTrips = 8;
+
 Sizes make_sizes(const EndpointOptions& options);
 // Of our own options, when an endpoint is asked for.
 Status check_options(const EndpointOptions& options);

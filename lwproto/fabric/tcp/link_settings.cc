@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <string_view>
 
 #include "lwproto/base/unique_fd.h"
 
@@ -97,11 +98,11 @@ Status refused_by_peer(std::uint32_t field) {
 }
 
 LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
-                       const TcpOptions& options) {
+                       const LinkLimits& limits) {
   if (link.quality > QualityClass::kUnspecified) {
     return refuse(kLinkQuality, "link parameter quality: no such class");
   }
-  if (streams == 0 || streams > std::min(options.streams_max, kTcpStreamsMax)) {
+  if (streams == 0 || streams > std::min(limits.streams_max, kTcpStreamsMax)) {
     return refuse(kLinkStreams, "link parameter streams: more than this end takes");
   }
   if (Status possible = check_link(link); !possible.ok()) return {0, possible};
@@ -112,7 +113,7 @@ LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
   if (link.skip_slow_start && link.window_bytes == 0) {
     return refuse(kLinkSkipSlowStart, "link parameter skip_slow_start: needs a window");
   }
-  if (link.window_bytes > options.window_bytes_max) {
+  if (link.window_bytes > limits.window_bytes_max) {
     return refuse(kLinkWindow, "link parameter window: more than this end takes");
   }
   if (link.window_bytes != 0 && link.window_bytes / streams < kWindowShareMin) {
@@ -134,6 +135,29 @@ bool keeps_its_window(int fd) {
       ::open("/proc/sys/net/ipv4/tcp_slow_start_after_idle", O_RDONLY | O_CLOEXEC));
   char value = '1';
   return setting.valid() && ::read(setting.get(), &value, 1) == 1 && value == '0';
+}
+
+bool is_loaded(const LinkParameters& link) {
+  const UniqueFd list(
+      ::open("/proc/sys/net/ipv4/tcp_available_congestion_control", O_RDONLY | O_CLOEXEC));
+  std::array<char, 1024> text{};
+  const ssize_t length = list.valid() ? ::read(list.get(), text.data(), text.size()) : 0;
+  std::string_view names(text.data(), static_cast<std::size_t>(std::max<ssize_t>(length, 0)));
+  const std::string_view wanted(link.congestion.data(),
+                                ::strnlen(link.congestion.data(), link.congestion.size()));
+  while (!names.empty()) {
+    const std::size_t end = std::min(names.find_first_of(" \n"), names.size());
+    if (names.substr(0, end) == wanted) return true;
+    names.remove_prefix(std::min(end + 1, names.size()));
+  }
+  return false;
+}
+
+// A connection says once how its window is scaled, in its SYN.
+std::uint64_t widest_window(int fd) {
+  const auto info = get(fd, IPPROTO_TCP, TCP_INFO, tcp_info{});
+  const unsigned scale = (info.tcpi_options & TCPI_OPT_WSCALE) != 0 ? info.tcpi_rcv_wscale : 0;
+  return std::uint64_t{65'535} << scale;
 }
 
 }  // namespace
@@ -179,6 +203,21 @@ LinkVerdict apply_link(int fd, Family family, const LinkParameters& link, std::u
         get(fd, SOL_SOCKET, SO_PRIORITY, -1) != priority) {
       return refuse(kLinkPriority, "link parameter priority: the kernel does not take it");
     }
+  }
+  return {};
+}
+
+LinkVerdict apply_to_accepted(int fd, Family family, const LinkParameters& link,
+                              std::uint32_t streams) {
+  // Asked for another, the kernel would load a module of that name.
+  if (link.congestion[0] != '\0' && !is_loaded(link)) {
+    return refuse(kLinkCongestion,
+                  "link parameter congestion: not in net.ipv4.tcp_available_congestion_control");
+  }
+  if (LinkVerdict applied = apply_link(fd, family, link, streams); !applied.ok()) return applied;
+  if (link.window_bytes != 0 && link.window_bytes / streams > widest_window(fd)) {
+    return refuse(kLinkWindow,
+                  "link parameter window: more than net.ipv4.tcp_rmem lets a peer be told of");
   }
   return {};
 }

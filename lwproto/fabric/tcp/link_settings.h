@@ -25,11 +25,19 @@ struct LinkVerdict {
 // kRefused with the parameter's name: what the connecting side reports of the other's verdict.
 Status refused_by_peer(std::uint32_t field);
 
+struct LinkLimits {
+  std::uint32_t streams_max = kTcpStreamsMax;
+  std::uint64_t window_bytes_max = kTcpWindowBytesMax;
+};
+
 // What can be said without a socket.
-LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
-                       const TcpOptions& options);
-// One of the `streams` connections of a channel; before connect(), or on an accepted socket.
+LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams, const LinkLimits& limits);
+// One of the `streams` connections of a channel, before connect().
 LinkVerdict apply_link(int fd, Family family, const LinkParameters& link, std::uint32_t streams);
+// The same on an accepted socket, whose window has its scale already, for a peer that is trusted
+// with nothing.
+LinkVerdict apply_to_accepted(int fd, Family family, const LinkParameters& link,
+                              std::uint32_t streams);
 // `link` with what the kernel says of one of the connections.
 LinkParameters read_back_link(int fd, Family family, LinkParameters link, std::uint32_t streams);
 

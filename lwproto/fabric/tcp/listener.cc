@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "lwproto/fabric/tcp/endpoint.h"
 #include "lwproto/fabric/tcp/socket.h"
@@ -15,6 +16,13 @@ namespace sanproxy::fabric::tcp {
 namespace {
 
 constexpr int kAcceptsPerEvent = 64;
+
+// Bytes, or an end.
+bool has_news(int fd) {
+  std::byte first{};
+  return ::recv(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+         (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+}
 
 template <typename T>
 bool read_body(std::span<const std::byte> body, T& out) {
@@ -51,7 +59,11 @@ TcpListener::~TcpListener() {
 }
 
 Result<ConnectRequest> TcpListener::poll() {
-  if (ready_.empty()) core_->pump_if_due();
+  // Not behind a request: they may come as fast as their owner answers them.
+  if (ready_.empty() && !std::exchange(handed_out_, false)) {
+    core_->pump_if_due();
+    take_turn();
+  }
   while (!ready_.empty()) {
     const auto half = find(ready_.front());
     ready_.pop_front();
@@ -60,6 +72,7 @@ Result<ConnectRequest> TcpListener::poll() {
     request.token = half->number;
     request.peer = half->identity;
     request.private_data = half->private_data;
+    handed_out_ = true;
     return request;
   }
   return Status::again();
@@ -85,20 +98,33 @@ void TcpListener::on_events(std::uint32_t /*events*/) {
   }
 }
 
-// Drops the oldest connection at `giving_way` if as many as allowed are at that stage or at
-// `beside`. False when there is none to drop.
+// Drops a connection at `giving_way` if as many as allowed are at that stage or at `beside`: the
+// oldest of the peer that has most, so that nobody but itself suffers from one that opens many.
+// False when there is none to drop.
 bool TcpListener::make_room(Stage giving_way, Stage beside) {
-  std::size_t held = 0;
-  HalfOpen* oldest = nullptr;
-  for (HalfOpen& half : half_open_) {
-    if (half.stage != giving_way && half.stage != beside) continue;
-    ++held;
-    if (oldest == nullptr && half.stage == giving_way) oldest = &half;
-  }
+  const std::size_t held = count(giving_way) + (beside != giving_way ? count(beside) : 0);
   if (held < core_->options().half_open_max) return true;
   ++core_->counters().overflows;
-  if (oldest != nullptr) drop(*oldest);
-  return oldest != nullptr;
+  if (count(giving_way) == 0) return false;
+  const std::uint32_t most = networks_.most(giving_way);
+  drop(*std::find_if(half_open_.begin(), half_open_.end(), [&](const HalfOpen& half) {
+    return half.stage == giving_way && half.network->count(giving_way) == most;
+  }));
+  return true;
+}
+
+void TcpListener::move_to(HalfOpen& half, Stage stage) {
+  --count(half.stage);
+  ++count(stage);
+  if (half.network != nullptr) {  // it is not dead yet
+    --half.network->count(half.stage);
+    if (stage != Stage::kDead) ++half.network->count(stage);
+  }
+  half.stage = stage;
+  if (stage != Stage::kDead) return;
+  half.network = nullptr;
+  if (std::exchange(half.awaits_turn, false)) std::erase(turns_, &half);
+  core_->sweep_soon();
 }
 
 void TcpListener::admit(UniqueFd fd) {
@@ -107,15 +133,19 @@ void TcpListener::admit(UniqueFd fd) {
   auto address = peer_address(fd.get());
   if (!address.ok() || !prepare_socket(fd.get(), core_->options().peer_timeout_ms).ok()) return;
   HalfOpen& half = half_open_.emplace_back();
+  ++count(half.stage);
+  half.network = &networks_.of(address->ip);
+  ++half.network->count(half.stage);
   half.listener = this;
   half.number = next_number_++;
-  half.deadline_ns = core_->now_ns() + core_->options().handshake_timeout_ms * 1'000'000ull;
+  half.deadline_ns = core_->now_ns() + core_->options().handshake_timeout_ms * 1'000'000ull +
+                     kHandshakeRoundTrips * round_trip_ns(fd.get());
   half.family = address->ip.family;
   half.identity.address = "tcp:" + address->ip.to_string();
   core_->start_ticking();
   auto transport = core_->make_transport(std::move(fd), true);
   if (transport == nullptr || !core_->watch(transport->fd(), &half).ok()) {
-    half.stage = Stage::kDead;
+    move_to(half, Stage::kDead);
     return;
   }
   half.socket = HandshakeSocket(std::move(transport));
@@ -135,15 +165,17 @@ void TcpListener::on_tick() {
   sweep();
 }
 
-// Not while the events of a pump() may still name one of them.
+// Not while there are events that may still name one of them.
 void TcpListener::sweep() {
+  if (std::exchange(count(Stage::kDead), 0) == 0) return;
   std::erase_if(half_open_, [](const HalfOpen& half) { return half.stage == Stage::kDead; });
 }
 
 void TcpListener::drop(HalfOpen& half) {
-  half.stage = Stage::kDead;
+  move_to(half, Stage::kDead);
   if (half.socket.open()) core_->unwatch(half.socket.fd());
   half.socket.close();
+  half.window_share = {};
   for (auto& transport : half.joined) {
     if (transport != nullptr) core_->unwatch(transport->fd());
     transport.reset();
@@ -163,6 +195,46 @@ void TcpListener::HalfOpen::on_events(std::uint32_t /*events*/) {
 }
 
 void TcpListener::advance(HalfOpen& half) {
+  if (core_->secure() && !half.socket.established()) return await_turn(half);
+  receive(half);
+}
+
+// A step of TLS may cost a millisecond of the processor, and whoever reaches us can ask for it.
+void TcpListener::await_turn(HalfOpen& half) {
+  if (half.awaits_turn || (!half.tls_begun && !has_news(half.socket.fd()))) return;
+  half.awaits_turn = true;
+  turns_.push_back(&half);
+}
+
+void TcpListener::take_turn() {
+  const std::uint32_t per_s = core_->options().tls_handshakes_per_s;
+  const std::uint64_t now = core_->now_ns();
+  const auto next = std::find_if(turns_.begin(), turns_.end(), [&](const HalfOpen* half) {
+    return half->tls_begun || half->network->may_begin(per_s, now);
+  });
+  if (next == turns_.end()) return;
+  HalfOpen& half = **next;
+  turns_.erase(next);
+  half.awaits_turn = false;
+  if (!std::exchange(half.tls_begun, true)) half.network->begin(per_s, now);
+  receive(half);
+}
+
+// If not, we are woken when it is.
+bool TcpListener::turn_is_due() {
+  if (turns_.empty()) return false;
+  const std::uint32_t per_s = core_->options().tls_handshakes_per_s;
+  const std::uint64_t now = core_->now_ns();
+  std::uint64_t soonest = UINT64_MAX;
+  for (const HalfOpen* half : turns_) {
+    soonest = std::min(soonest, half->tls_begun ? now : half->network->next_begin_ns(per_s));
+  }
+  if (soonest <= now) return true;
+  core_->wake_at(core_->wake_clock_ns() + (soonest - now));
+  return false;
+}
+
+void TcpListener::receive(HalfOpen& half) {
   auto message = half.socket.receive();
   if (message.ok()) return take_message(half, *message);
   if (!message.status().is_again()) fail(half, message.status());
@@ -217,10 +289,7 @@ void TcpListener::take_hello(HalfOpen& half, std::span<const std::byte> body) {
   if (!make_room(Stage::kJoining, Stage::kReady)) return refuse(half, Verdict::kNoRoom, 0, {});
   half.link = from_wire(hello.link);
   half.sizes = hello.sizes;
-  LinkVerdict verdict = judge_link(half.link, hello.link.streams, core_->options());
-  if (verdict.ok()) {
-    verdict = apply_link(half.socket.fd(), half.family, half.link, hello.link.streams);
-  }
+  const LinkVerdict verdict = grant_link(half, hello.link.streams);
   if (!verdict.ok()) {
     ++core_->counters().refused_links;
     return refuse(half, Verdict::kBadLink, verdict.refused, {});
@@ -233,6 +302,21 @@ void TcpListener::take_hello(HalfOpen& half, std::span<const std::byte> body) {
   welcome(half);
 }
 
+LinkVerdict TcpListener::grant_link(HalfOpen& half, std::uint32_t streams) {
+  const TcpOptions& options = core_->options();
+  LinkVerdict verdict =
+      judge_link(half.link, streams, {options.streams_max, options.window_bytes_max});
+  if (!verdict.ok()) return verdict;
+  if (core_->windows_given() + half.link.window_bytes > options.window_total_max) {
+    return {kLinkWindow, Status::error(Code::kExhausted, "link parameter window: all are given")};
+  }
+  verdict = apply_to_accepted(half.socket.fd(), half.family, half.link, streams);
+  if (verdict.ok()) {
+    half.window_share = WindowShare(core_->windows_given(), half.link.window_bytes);
+  }
+  return verdict;
+}
+
 void TcpListener::welcome(HalfOpen& half) {
   WelcomeBody body;
   if (::getrandom(half.token.data(), half.token.size(), 0) !=
@@ -240,7 +324,7 @@ void TcpListener::welcome(HalfOpen& half) {
     return drop(half);
   }
   body.token = half.token;
-  half.stage = Stage::kJoining;
+  move_to(half, Stage::kJoining);
   if (!send_message(half.socket.transport(), MessageType::kWelcome,
                     std::as_bytes(std::span(&body, 1)), {})
            .ok()) {
@@ -262,7 +346,7 @@ void TcpListener::take_join(HalfOpen& half, std::span<const std::byte> body) {
   });
   if (target == half_open_.end() || join.stream == 0 || join.stream > target->joined.size() ||
       target->joined[join.stream - 1] != nullptr ||
-      !apply_link(half.socket.fd(), half.family, target->link, target->link.parallel_streams)
+      !apply_to_accepted(half.socket.fd(), half.family, target->link, target->link.parallel_streams)
            .ok()) {
     ++core_->counters().wrong_tokens;
     return drop(half);
@@ -270,12 +354,12 @@ void TcpListener::take_join(HalfOpen& half, std::span<const std::byte> body) {
   // Its events go to a handshake that ignores them, until an endpoint watches it.
   core_->rewatch(half.socket.fd(), &*target);
   target->joined[join.stream - 1] = half.socket.take();
-  half.stage = Stage::kDead;
+  move_to(half, Stage::kDead);
   if (--target->missing == 0) complete(*target);
 }
 
 void TcpListener::complete(HalfOpen& half) {
-  half.stage = Stage::kReady;
+  move_to(half, Stage::kReady);
   ready_.push_back(half.number);
   ++core_->counters().channels;
 }
@@ -314,12 +398,13 @@ Result<std::unique_ptr<Endpoint>> TcpListener::accept(const ConnectRequest& requ
   if (half == half_open_.end() || half->stage != Stage::kReady) {
     return Status::error(Code::kNotFound, "no such connect request");
   }
-  half->stage = Stage::kDead;
+  move_to(*half, Stage::kDead);
   EndpointParts parts;
   parts.core = core_;
   parts.identity = half->identity;
   parts.options = options_;
   parts.peer = half->sizes;
+  parts.window_share = std::move(half->window_share);
   parts.link =
       read_back_link(half->socket.fd(), half->family, half->link, half->link.parallel_streams);
   AnswerBody answer;

@@ -33,8 +33,11 @@ Result<std::unique_ptr<ReceiveSlots>> ReceiveSlots::create(const EndpointOptions
   return slots;
 }
 
-ReceiveSlots::~ReceiveSlots() {
+ReceiveSlots::~ReceiveSlots() { give_back_held(); }
+
+void ReceiveSlots::give_back_held() {
   for (const buffer::SlotIndex slot : held_) memory_.pool->release(slot);
+  held_.clear();
 }
 
 std::uint32_t ReceiveSlots::post(std::uint32_t count) {

@@ -7,7 +7,7 @@
 //   1. There is a held slot for each posted receive that no transfer has begun to use.
 //   2. A receive that was used by a transfer without references leaves its slot behind as a spare,
 //      for the next post().
-//   3. All slots but those on loan go back to the pool with the endpoint.
+//   3. All slots but those on loan go back to the pool when the channel has ended.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +44,7 @@ class ReceiveSlots {
     return Loan{slot} + 1;
   }
   void release(Loan loan);
+  void give_back_held();  // nothing will come any more
 
  private:
   buffer::MemoryRegion own_memory_;

@@ -139,4 +139,11 @@ Result<SocketAddress> peer_address(int fd) {
   return from_kernel(kernel);
 }
 
+std::uint64_t round_trip_ns(int fd) {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return 0;
+  return std::min(std::uint64_t{info.tcpi_rtt} * 1000, kRoundTripMaxNs);
+}
+
 }  // namespace sanproxy::fabric::tcp

@@ -25,5 +25,9 @@ Status dial_error(int fd);
 Status prepare_socket(int fd, std::uint32_t peer_timeout_ms);
 
 Result<SocketAddress> peer_address(int fd);
+// To the peer and back, as the kernel has measured; at most kRoundTripMaxNs, since a peer can
+// stretch it.
+inline constexpr std::uint64_t kRoundTripMaxNs = 1'000'000'000;
+std::uint64_t round_trip_ns(int fd);
 
 }  // namespace sanproxy::fabric::tcp

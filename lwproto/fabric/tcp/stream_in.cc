@@ -62,7 +62,8 @@ Status StreamIn::check_head(const FrameLimits& limits) const {
     case FrameKind::kEnd:
       return header_.total_bytes == 0 ? Status() : breach("a malformed end");
     case FrameKind::kPadding:
-      if (warm_ || header_.total_bytes > kPaddingBytes || header_.total_bytes > padding_left_) {
+      if (warm_ || header_.total_bytes == 0 || header_.total_bytes > kPaddingBytes ||
+          sizeof(header_) + header_.total_bytes > padding_left_) {
         return breach("padding that was not agreed on");
       }
       return {};
@@ -153,7 +154,9 @@ void StreamIn::take(Completion& out, ReceiveSlots& slots) {
 }
 
 void StreamIn::skip() {
-  if (header_.kind() == FrameKind::kPadding) padding_left_ -= header_.total_bytes;
+  if (header_.kind() == FrameKind::kPadding) {
+    padding_left_ -= sizeof(header_) + header_.total_bytes;
+  }
   if (header_.kind() == FrameKind::kWarm) warm_ = true;
   taken_ += body_bytes();
   next_head();

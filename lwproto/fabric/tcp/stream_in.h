@@ -34,7 +34,8 @@ struct FrameLimits {
 
 class StreamIn {
  public:
-  // `padding_bytes_max`: what may come before the kWarm frame; 0 when the link is not warmed up.
+  // `padding_bytes_max`: what may come before the kWarm frame, headers included; 0 when the link is
+  // not warmed up.
   StreamIn(std::uint32_t inline_bytes_max, std::uint64_t padding_bytes_max);
 
   void on_readable(bool hung_up) {

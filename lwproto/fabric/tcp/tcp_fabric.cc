@@ -1,6 +1,12 @@
 #include "lwproto/fabric/tcp/tcp_fabric.h"
 
+#include <sys/stat.h>
+
 #include <bit>
+#include <cstring>
+#include <iterator>
+#include <string>
+#include <utility>
 
 #include "lwproto/fabric/address.h"
 #include "lwproto/fabric/tcp/connecting.h"
@@ -79,15 +85,42 @@ Status check(const TcpOptions& options) {
       options.peer_timeout_ms > kTcpPeerTimeoutMsMax) {
     return Status::error(Code::kInvalidArgument, "peer_timeout_ms out of range");
   }
-  if (options.half_open_max == 0 || options.lingering_max == 0 ||
-      options.handshake_timeout_ms == 0 || options.close_timeout_ms == 0 ||
-      !std::has_single_bit(options.send_queue_bytes)) {
+  if (options.half_open_max == 0 || options.tls_handshakes_per_s == 0 ||
+      options.lingering_max == 0 || options.handshake_timeout_ms == 0 ||
+      options.close_timeout_ms == 0 || !std::has_single_bit(options.send_queue_bytes)) {
     return Status::error(Code::kInvalidArgument, "an option of the tcp fabric is out of range");
   }
   return {};
 }
 
 }  // namespace
+
+std::string tls_files_problem(const TcpOptions& options) {
+  if (options.certificate_file.empty()) return {};
+  struct stat info {};
+  if (::stat(options.key_file.c_str(), &info) == 0 && (info.st_mode & (S_IROTH | S_IWOTH)) != 0) {
+    return "key \"" + options.key_file + "\": open to everybody (chmod o-rw would mend that)";
+  }
+  const auto tls =
+      tcp::TlsContext::create(options.certificate_file, options.key_file, options.authority_file);
+  if (tls.ok()) {
+    if (!(*tls)->expired()) return {};
+    return "certificate \"" + options.certificate_file + "\": expired";
+  }
+  std::string text = tls.status().to_string();
+  const std::pair<const char*, const std::string*> files[] = {
+      {"certificate_file: ", &options.certificate_file},
+      {"key_file: ", &options.key_file},
+      {"authority_file: ", &options.authority_file}};
+  const char* const keys[] = {"certificate", "key", "ca"};
+  for (std::size_t i = 0; i < std::size(files); ++i) {
+    const std::size_t at = text.find(files[i].first);
+    if (at == std::string::npos) continue;
+    return std::string(keys[i]) + " \"" + *files[i].second +
+           "\": " + text.substr(at + std::strlen(files[i].first));
+  }
+  return text;
+}
 
 Result<std::unique_ptr<Fabric>> make_tcp_fabric(const TcpOptions& options) {
   if (Status checked = check(options); !checked.ok()) return checked;

@@ -29,7 +29,7 @@ struct TcpCounters {
   std::uint64_t overflows = 0;          // turned away, or gave way: half_open_max
   std::uint64_t timeouts = 0;           // not through in time: handshake_timeout_ms
   std::uint64_t malformed = 0;          // sent something that is no handshake
-  std::uint64_t wrong_tokens = 0;       // wanted to join a channel that is not theirs
+  std::uint64_t wrong_tokens = 0;       // joined a channel not theirs, or gone
   std::uint64_t tls_failures = 0;       // no TLS, no certificate, a certificate that is not good
   std::uint64_t refused_links = 0;      // asked for a link that we cannot honour
   std::uint64_t lingering_dropped = 0;  // closed before the peer had taken all: lingering_max
@@ -47,10 +47,16 @@ struct TcpOptions {
 
   std::uint32_t parallel_streams = 1;  // where LinkParameters say nothing
   std::uint32_t streams_max = 16;      // that a peer may ask for; at most kTcpStreamsMax
-  std::uint64_t window_bytes_max = std::uint64_t{256} << 20;  // that a peer may ask for
+  // Windows that peers may ask for: one, and all of a listener's channels together, since the
+  // kernel gives them memory that it takes from everybody.
+  std::uint64_t window_bytes_max = std::uint64_t{64} << 20;
+  std::uint64_t window_total_max = std::uint64_t{256} << 20;
   std::uint32_t send_queue_bytes = 1u << 18;  // of one stream, without references; a power of two
   // Of a listener: connections that have said nothing yet, and likewise channels not yet answered.
   std::uint32_t half_open_max = 128;
+  // TLS handshakes that a listener begins for one peer (an IPv4 address, an IPv6 /64), and four
+  // times as many at once; further ones wait for their turn.
+  std::uint32_t tls_handshakes_per_s = 100;
   std::uint32_t handshake_timeout_ms = 5000;
   std::uint32_t close_timeout_ms = 5000;  // for what was committed before the end to leave
   std::uint32_t lingering_max = 256;      // connections that wait for the peer to take their last
@@ -61,8 +67,13 @@ struct TcpOptions {
 };
 
 inline constexpr std::uint32_t kTcpStreamsMax = 64;
+inline constexpr std::uint64_t kTcpWindowBytesMax = std::uint64_t{1} << 30;
 inline constexpr std::uint32_t kTcpPeerTimeoutMsMin = 1000;
 inline constexpr std::uint32_t kTcpPeerTimeoutMsMax = 3'600'000;
+
+// Why nobody should be started with these files for TLS, for people: which, where, and what is
+// wrong with it; empty if nothing is. A private key that everybody may read is.
+std::string tls_files_problem(const TcpOptions& options);
 
 Result<std::unique_ptr<Fabric>> make_tcp_fabric(const TcpOptions& options = {});
 

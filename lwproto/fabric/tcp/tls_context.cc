@@ -4,6 +4,7 @@
 #include <openssl/err.h>
 #include <openssl/sslerr.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -16,6 +17,15 @@ namespace {
 
 // Several records a read(); a record is at most 16 KB.
 constexpr std::size_t kReadAheadBytes = 64 * 1024;
+
+// Of one connection. OpenSSL handles all that are there inside one SSL_read(); ours sends none, and
+// a changed key is good for hundreds of gigabytes.
+constexpr int kLateHandshakeMessagesMax = 64;
+
+// What anybody in this thread has left in OpenSSL's queue would pass for an error of the next call.
+void forget_errors() {
+  if (ERR_peek_error() != 0) ERR_clear_error();
+}
 
 int socket_of(BIO* bio) {
   return static_cast<int>(reinterpret_cast<std::intptr_t>(BIO_get_data(bio)));
@@ -50,7 +60,10 @@ long bio_control(BIO* bio, int command, long /*number*/, void* /*pointer*/) {
 class TlsTransport final : public Transport {
  public:
   TlsTransport(UniqueFd fd, SSL* ssl, bool server)
-      : Transport(std::move(fd)), ssl_(ssl), server_(server) {}
+      : Transport(std::move(fd)), ssl_(ssl), server_(server) {
+    SSL_set_msg_callback(ssl, on_message);
+    SSL_set_msg_callback_arg(ssl, this);
+  }
   ~TlsTransport() override { SSL_free(ssl_); }
 
   Status establish() override;
@@ -68,19 +81,71 @@ class TlsTransport final : public Transport {
   Status peek();
   Io stopped(int result, std::size_t bytes);
   static Status explain(unsigned long error);
+  static void on_message(int is_ours, int version, int type, const void* bytes, std::size_t length,
+                         SSL* ssl, void* transport);
+  bool too_talkative() const { return late_messages_ > kLateHandshakeMessagesMax; }
 
   SSL* ssl_;
   bool server_;
+  bool established_ = false;
+  int late_messages_ = 0;  // of the peer's, that changed keys after the handshake
   bool peeked_ = false;
   Status failure_;
 };
 
+// What the peer did not like of what we showed.
+const char* text_of_alert(int alert) {
+  switch (alert) {
+    case TLS1_AD_UNKNOWN_CA:
+      return "the peer does not take our certificate: not of its authority";
+    case SSL_AD_CERTIFICATE_EXPIRED:
+      return "the peer does not take our certificate: expired, or not valid yet";
+    case SSL_AD_CERTIFICATE_REVOKED:
+      return "the peer does not take our certificate: revoked";
+    case TLS13_AD_CERTIFICATE_REQUIRED:
+      return "the peer wants a certificate";
+    case SSL_AD_PROTOCOL_VERSION:
+    case SSL_AD_HANDSHAKE_FAILURE:
+      return "the peer speaks no TLS that we speak";
+    default:
+      return "the peer does not take our certificate";
+  }
+}
+
+const char* text_of_verification(long result) {
+  switch (result) {
+    case X509_V_ERR_CERT_HAS_EXPIRED:
+      return "the peer's certificate is not good: expired";
+    case X509_V_ERR_CERT_NOT_YET_VALID:
+      return "the peer's certificate is not good: not valid yet";
+    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
+    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
+    case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
+    case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
+    case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
+      return "the peer's certificate is not good: not of our authority";
+    case X509_V_ERR_INVALID_PURPOSE:
+      return "the peer's certificate is not good: not for this use";
+    default:
+      return "the peer's certificate is not good";
+  }
+}
+
 Status TlsTransport::explain(unsigned long error) {
-  // Alerts of the peer: it did not like what we showed.
   if (ERR_GET_LIB(error) == ERR_LIB_SSL && ERR_GET_REASON(error) > SSL_AD_REASON_OFFSET) {
-    return Status::error(Code::kPermission, "the peer does not take our certificate");
+    return Status::error(Code::kPermission,
+                         text_of_alert(ERR_GET_REASON(error) - SSL_AD_REASON_OFFSET));
   }
   return Status::error(Code::kDisconnected, "TLS failed: does the peer speak it?");
+}
+
+void TlsTransport::on_message(int is_ours, int /*version*/, int type, const void* /*bytes*/,
+                              std::size_t /*length*/, SSL* ssl, void* transport) {
+  auto& self = *static_cast<TlsTransport*>(transport);
+  if (is_ours != 0 || type != SSL3_RT_HANDSHAKE || !self.established_) return;
+  ++self.late_messages_;
+  // The way out of SSL_read() from here.
+  if (self.too_talkative()) SSL_set_shutdown(ssl, SSL_get_shutdown(ssl) | SSL_RECEIVED_SHUTDOWN);
 }
 
 // A client without TLS is told so, rather than left with noise.
@@ -106,14 +171,17 @@ Status TlsTransport::establish() {
     if (SSL_get_verify_result(ssl_) != X509_V_OK || SSL_get0_peer_certificate(ssl_) == nullptr) {
       return Status::error(Code::kPermission, "the peer shows no certificate of our authority");
     }
+    established_ = true;
     return {};
   }
   const int reason = SSL_get_error(ssl_, result);
   if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE) return Status::again();
-  const bool unverified = SSL_get_verify_result(ssl_) != X509_V_OK;
+  const long verified = SSL_get_verify_result(ssl_);
   const unsigned long error = ERR_peek_error();
   ERR_clear_error();
-  if (unverified) return Status::error(Code::kPermission, "the peer's certificate is not good");
+  if (verified != X509_V_OK) {
+    return Status::error(Code::kPermission, text_of_verification(verified));
+  }
   if (ERR_GET_LIB(error) == ERR_LIB_SSL &&
       ERR_GET_REASON(error) == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE) {
     return Status::error(Code::kPermission, "the peer shows no certificate");
@@ -123,6 +191,10 @@ Status TlsTransport::establish() {
 
 // What SSL_read() and SSL_write() say when they did nothing.
 Io TlsTransport::stopped(int result, std::size_t bytes) {
+  if (too_talkative()) {
+    failure_ = Status::error(Code::kProtocol, "the peer changes its TLS keys too often");
+    return {bytes, IoState::kFailed};
+  }
   const int reason = SSL_get_error(ssl_, result);
   if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE) {
     return {bytes, IoState::kAgain};
@@ -139,6 +211,7 @@ Io TlsTransport::read(std::span<iovec> pieces) {
     std::size_t have = 0;
     while (have < piece.iov_len) {
       std::size_t n = 0;
+      forget_errors();
       const int result = SSL_read_ex(ssl_, static_cast<std::byte*>(piece.iov_base) + have,
                                      piece.iov_len - have, &n);
       if (result != 1) return stopped(result, total);
@@ -157,6 +230,7 @@ Io TlsTransport::write(std::span<iovec> pieces) {
       std::size_t n = 0;
       // A record that could not leave stays inside OpenSSL; the next call offers the same bytes,
       // perhaps more behind them, which is what it asks for.
+      forget_errors();
       const int result = SSL_write_ex(ssl_, static_cast<const std::byte*>(piece.iov_base) + done,
                                       piece.iov_len - done, &n);
       if (result != 1) return stopped(result, total);
@@ -187,9 +261,19 @@ Result<std::unique_ptr<TlsContext>> TlsContext::create(const std::string& certif
   return tls;
 }
 
+bool TlsContext::expired() const {
+  const X509* own = SSL_CTX_get0_certificate(context_.get());
+  return own == nullptr || X509_cmp_current_time(X509_get0_notAfter(own)) < 0;
+}
+
 Status TlsContext::load(const std::string& certificate_file, const std::string& key_file,
                         const std::string& authority_file) {
   SSL_CTX* context = context_.get();
+  for (const auto& [file, text] : {std::pair{&certificate_file, "certificate_file: not readable"},
+                                   {&key_file, "key_file: not readable"},
+                                   {&authority_file, "authority_file: not readable"}}) {
+    if (::access(file->c_str(), R_OK) != 0) return Status::error(Code::kSystem, text, errno);
+  }
   if (SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1 ||
       SSL_CTX_set_max_proto_version(context, TLS1_3_VERSION) != 1) {
     return Status::error(Code::kUnsupported, "OpenSSL has no TLS 1.3");

@@ -23,6 +23,8 @@ class TlsContext {
                                                     const std::string& key_file,
                                                     const std::string& authority_file);
 
+  bool expired() const;  // our own certificate: no peer takes it
+
   // nullptr when OpenSSL has no memory.
   std::unique_ptr<Transport> make_transport(UniqueFd fd, bool server) const;
 

@@ -17,6 +17,8 @@ namespace {
 // Bound a pump while peers keep the descriptors busy.
 constexpr int kEventsPerWait = 16;
 constexpr int kCmEventsPerPump = 256;
+// Each makes a queue pair: many of them at once would hold up the channels there are.
+constexpr int kConnectRequestsPerPump = 8;
 constexpr int kCompletionEventsPerPump = 1024;
 constexpr int kDeviceEventsPerPump = 64;
 
@@ -93,23 +95,39 @@ Result<std::shared_ptr<Device>> Core::device_of(const rdma_cm_id& id) {
   if (id.verbs == nullptr) {
     return Status::error(Code::kUnsupported, "no RDMA device behind this address");
   }
-  const char* name = ::ibv_get_device_name(id.verbs->device);
-  for (const auto& device : devices_) {
-    if (device->name() == name) return device;
+  return open_device(id.verbs->device);
+}
+
+Result<std::shared_ptr<Device>> Core::open_device(ibv_device* device) {
+  const char* name = ::ibv_get_device_name(device);
+  for (const auto& known : devices_) {
+    if (known->name() == name) return known;
   }
-  auto opened = Device::open(id.verbs->device);
+  auto opened = Device::open(device);
   if (!opened.ok()) return opened.status();
-  std::shared_ptr<Device> device = *opened;
-  Status status = watch(device->channel()->fd, Watch::Kind::kCompletions, device);
-  if (status.ok()) status = watch(device->context()->async_fd, Watch::Kind::kDevice, device);
+  std::shared_ptr<Device> out = *opened;
+  Status status = watch(out->channel()->fd, Watch::Kind::kCompletions, out);
+  if (status.ok()) status = watch(out->context()->async_fd, Watch::Kind::kDevice, out);
   if (!status.ok()) return status;
-  devices_.push_back(device);
-  return device;
+  devices_.push_back(out);
+  return out;
 }
 
 void Core::remove(QueuePair* queue_pair) {
   std::erase(queue_pairs_, queue_pair);
   forget_if_unused(queue_pair->device());
+}
+
+// Not every driver reports a removal as a failure of the device, and some wait until it is closed.
+void Core::forget_removed(const rdma_cm_id& id) {
+  if (id.verbs == nullptr) return;
+  const char* name = ::ibv_get_device_name(id.verbs->device);
+  const auto is_it = [&](const auto& device) { return device->name() == name; };
+  const auto found = std::find_if(devices_.begin(), devices_.end(), is_it);
+  if (found == devices_.end()) return;
+  const std::shared_ptr<Device> device = *found;
+  devices_.erase(found);
+  forget_if_unused(*device);
 }
 
 // A device that has failed is opened anew for who comes next; the old one is closed when its last
@@ -216,7 +234,9 @@ void Core::pump() {
 }
 
 void Core::drain_cm() {
-  for (int i = 0; i < kCmEventsPerPump; ++i) {
+  // What is left keeps event_fd() readable.
+  int requests = 0;
+  for (int i = 0; i < kCmEventsPerPump && requests < kConnectRequestsPerPump; ++i) {
     rdma_cm_event* raw = nullptr;
     if (::rdma_get_cm_event(events_, &raw) != 0) return;
     CmEvent event;
@@ -224,12 +244,14 @@ void Core::drain_cm() {
     event.status = raw->status;
     event.id = raw->id;
     const bool request = raw->event == RDMA_CM_EVENT_CONNECT_REQUEST;
+    requests += request;
     auto* target = static_cast<Target*>(request ? raw->listen_id->context : raw->id->context);
     if (raw->param.conn.private_data != nullptr) {
       event.private_count =
           std::min<std::size_t>(raw->param.conn.private_data_len, event.private_bytes.size());
       std::memcpy(event.private_bytes.data(), raw->param.conn.private_data, event.private_count);
     }
+    if (raw->event == RDMA_CM_EVENT_DEVICE_REMOVAL) forget_removed(*raw->id);
     ::rdma_ack_cm_event(raw);
     target->on_cm_event(event);
   }

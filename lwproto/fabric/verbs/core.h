@@ -96,6 +96,7 @@ class Core {
   // kUnsupported where there is no RDMA.
   Result<CmId> create_id(Target* target);
   Result<std::shared_ptr<Device>> device_of(const rdma_cm_id& id);
+  Result<std::shared_ptr<Device>> open_device(ibv_device* device);  // or the open one
 
   void add(Sleeper* sleeper) { sleepers_.push_back(sleeper); }
   void remove(Sleeper* sleeper) { std::erase(sleepers_, sleeper); }
@@ -134,6 +135,7 @@ class Core {
   void drain_completions();
   void drain_completions(Device& device);
   void drain_device(Device& device);
+  void forget_removed(const rdma_cm_id& id);
   void forget_if_unused(const Device& device);
   void fail_where(const Device& device, int port, Status reason);
   void on_timer();

@@ -9,7 +9,8 @@
 //      (broken; the device gives work requests back) -> kReporting (cookies come back) -> kDone.
 //      kOpen -> kDraining (the peer has ended it or is gone: what arrived is still delivered) ->
 //      kReporting -> kDone.
-//   2. kClosing, kFlushing and kDraining end at their deadline, whatever peer and device do.
+//   2. kClosing ends at its deadline, kFlushing and kDraining once the completion queue is empty
+//      after theirs, whatever peer and device do.
 //   3. In kReporting and kDone there is no queue pair: the device knows no buffer of ours.
 #pragma once
 

@@ -250,7 +250,9 @@ inline void VerbsEndpoint::look_at_progress() {
   if (state_ == State::kDraining && send_->has_done()) return;  // those went well
   const bool drained = send_->drained() && receive_->posted() == 0;
   if (!drained) {
-    if (core_->now_ns() < deadline_ns_) return;
+    // However late somebody looks: what is in the queue has arrived, and a broken queue pair adds
+    // no end of it. The deadline is for a device that gives nothing back.
+    if (anything_new() || core_->now_ns() < deadline_ns_) return;
     ++core_->counters().unflushed_queues;
   }
   start_reporting();

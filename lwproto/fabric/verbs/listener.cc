@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <utility>
 
 #include "lwproto/fabric/verbs/half_open.h"
 #include "lwproto/fabric/verbs/socket_address.h"
 
 namespace sanproxy::fabric::verbs {
+namespace {
+
+constexpr std::uint64_t kRetryNs = 1'000'000'000;
+
+}  // namespace
 
 Result<std::unique_ptr<Listener>> VerbsListener::create(std::shared_ptr<Core> core,
                                                         std::string address,
@@ -15,14 +21,14 @@ Result<std::unique_ptr<Listener>> VerbsListener::create(std::shared_ptr<Core> co
                                                         const EndpointOptions& options) {
   if (Status status = check_options(options); !status.ok()) return status;
   std::unique_ptr<VerbsListener> out(
-      new VerbsListener(std::move(core), std::move(address), options));
-  if (Status status = out->listen(socket); !status.ok()) return status;
+      new VerbsListener(std::move(core), std::move(address), socket, options));
+  if (Status status = out->listen(); !status.ok()) return status;
   return std::unique_ptr<Listener>(std::move(out));
 }
 
 VerbsListener::VerbsListener(std::shared_ptr<Core> core, std::string address,
-                             const EndpointOptions& options)
-    : core_(std::move(core)), address_(std::move(address)), options_(options) {
+                             const SocketAddress& socket, const EndpointOptions& options)
+    : core_(std::move(core)), address_(std::move(address)), socket_(socket), options_(options) {
   // The connecting side asks, we only honour.
   options_.link = {};
   core_->add(static_cast<Sleeper*>(this));
@@ -33,11 +39,11 @@ VerbsListener::~VerbsListener() {
   half_open_.clear();
 }
 
-Status VerbsListener::listen(const SocketAddress& socket) {
+Status VerbsListener::bind_and_listen() {
   auto id = core_->create_id(this);
   if (!id.ok()) return id.status();
   id_ = std::move(*id);
-  sockaddr_storage at = system_address(socket);
+  sockaddr_storage at = system_address(socket_);
   if (::rdma_bind_addr(id_.get(), reinterpret_cast<sockaddr*>(&at)) != 0) {
     switch (errno) {
       case ENODEV:
@@ -53,25 +59,66 @@ Status VerbsListener::listen(const SocketAddress& socket) {
     if (errno == EADDRINUSE) return Status::error(Code::kExists, "the port is in use", errno);
     return Status::error(Code::kSystem, "listen at an RDMA address", errno);
   }
-  // A wildcard address has no device of its own: the first peer brings one.
-  if (id_->verbs == nullptr) return {};
+  return {};
+}
+
+Status VerbsListener::listen() {
+  if (Status status = bind_and_listen(); !status.ok()) return status;
+  // A wildcard address has no device of its own: a peer may come by any.
+  if (id_->verbs == nullptr) return keep_keys_everywhere();
+  auto device = core_->device_of(*id_);
+  if (!device.ok()) return device.status();
+  return keep_keys(**device);
+}
+
+Status VerbsListener::keep_keys(Device& device) {
+  const auto is_it = [&](const DeviceKeys& one) { return one.device.get() == &device; };
+  if (std::any_of(keys_.begin(), keys_.end(), is_it)) return {};
   std::vector<const buffer::MemoryRegion*> regions = options_.send_regions;
   if (options_.receive_memory.region != nullptr) {
     regions.push_back(options_.receive_memory.region);
   }
   if (regions.empty()) return {};
-  auto device = core_->device_of(*id_);
-  if (!device.ok()) return device.status();
+  DeviceKeys kept;
+  kept.device = device.shared_from_this();
   for (const buffer::MemoryRegion* region : regions) {
-    auto key = (*device)->register_region(*region);
+    auto key = device.register_region(*region);
     if (!key.ok()) return key.status();
-    keys_.push_back(std::move(*key));
+    kept.keys.push_back(std::move(*key));
   }
+  // A device that has failed comes back as another one.
+  std::erase_if(keys_, [&](const DeviceKeys& one) { return one.device->name() == device.name(); });
+  keys_.push_back(std::move(kept));
   return {};
 }
 
+// So that a limit on pinned memory shows now, not with the first peer. What else a device lacks is
+// for those who come by it to see.
+Status VerbsListener::keep_keys_everywhere() {
+  if (options_.send_regions.empty() && options_.receive_memory.region == nullptr) return {};
+  int count = 0;
+  ibv_context** const contexts = ::rdma_get_devices(&count);
+  Status status;
+  for (int i = 0; i < count && status.ok(); ++i) {
+    auto device = core_->open_device(contexts[i]->device);
+    if (!device.ok()) continue;
+    const Status kept = keep_keys(**device);
+    if (kept.code() == Code::kExhausted) status = kept;
+  }
+  if (contexts != nullptr) ::rdma_free_devices(contexts);
+  return status;
+}
+
+void VerbsListener::stop_listening() {
+  keys_.clear();
+  id_.reset();
+  retry_ns_ = core_->now_ns() + kRetryNs;
+  core_->wake_at(retry_ns_);
+}
+
 Result<ConnectRequest> VerbsListener::poll() {
-  if (ready_.empty()) core_->pump_if_due();
+  // Not behind a request: they may come as fast as their owner answers them.
+  if (ready_.empty() && !std::exchange(handed_out_, false)) core_->pump_if_due();
   sweep();
   while (!ready_.empty()) {
     const auto half = find(ready_.front());
@@ -81,13 +128,20 @@ Result<ConnectRequest> VerbsListener::poll() {
     request.token = (*half)->token();
     request.peer = (*half)->identity();
     request.private_data = (*half)->hello().private_data;
+    handed_out_ = true;
     return request;
   }
   return Status::again();
 }
 
 void VerbsListener::on_cm_event(const CmEvent& event) {
-  if (event.type == RDMA_CM_EVENT_CONNECT_REQUEST) admit(CmId(event.id), event.private_data());
+  if (event.type == RDMA_CM_EVENT_CONNECT_REQUEST) {
+    admit(CmId(event.id), event.private_data());
+  } else if (event.type == RDMA_CM_EVENT_DEVICE_REMOVAL && event.id == id_.get()) {
+    // For the kernel it is no listener any more, also when the device comes back.
+    ++core_->counters().lost_listeners;
+    stop_listening();
+  }
 }
 
 // Marks the oldest silent peer for removal; it goes with the next sweep.
@@ -200,7 +254,7 @@ bool VerbsListener::prepare_sleep() {
 }
 
 std::uint64_t VerbsListener::deadline_ns() const {
-  std::uint64_t next_ns = kNever;
+  std::uint64_t next_ns = retry_ns_;
   for (const auto& half : half_open_) {
     // A ready one waits for our owner, not the other way round.
     if (half->state() != HalfOpen::State::kReady) {
@@ -211,6 +265,13 @@ std::uint64_t VerbsListener::deadline_ns() const {
 }
 
 void VerbsListener::on_time(std::uint64_t now_ns) {
+  if (now_ns >= retry_ns_) {
+    retry_ns_ = kNever;
+    // Makes librdmacm look which devices there are: it keeps one open that has gone, and would take
+    // that one's name for it.
+    ::rdma_free_devices(::rdma_get_devices(nullptr));
+    if (!listen().ok()) stop_listening();
+  }
   for (const auto& half : half_open_) {
     const HalfOpen::State state = half->state();
     if (!half->expired(now_ns) ||
@@ -242,6 +303,8 @@ Result<EndpointParts> VerbsListener::make_parts(HalfOpen& half,
   parts.options = options_;
   parts.link = half.hello().link;
   parts.queue_pair = half.take_queue_pair();
+  // From a device that was not there at the start.
+  if (Status status = keep_keys(parts.queue_pair->device()); !status.ok()) return status;
   auto send =
       SendQueue::create(*parts.queue_pair, core_->options().ring_bytes, send_limits_of(options_));
   if (!send.ok()) return send.status();

@@ -5,10 +5,12 @@
 // Invariants:
 //   1. At most half_open_max handshakes are held; the oldest silent one makes room for a newcomer.
 //   2. A silent peer is dropped after handshake_timeout_ms; so is one that does not take our no.
-//   3. A newcomer costs a queue pair and 8 KB of pinned memory until it is accepted; the further
-//   queue
+//   3. A newcomer costs a queue pair with its completion queue (pinned too: with mlx5 about 1 MiB
+//      at the default depths) and 8 KB of pinned memory until it is accepted; the further queue
 //      pairs of handshakes are at most further_queue_pairs_max in all.
-//   4. HalfOpen objects die in sweep() only, never inside a call that an event makes.
+//   4. A listener whose device was removed has no id and no keys; it tries to listen again until it
+//      can. (The kernel does so by itself where the address is a wildcard.)
+//   5. HalfOpen objects die in sweep() only, never inside a call that an event makes.
 #pragma once
 
 #include <deque>
@@ -42,14 +44,25 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
   class HalfOpen;
   using HalfOpens = std::list<std::unique_ptr<HalfOpen>>;  // in order of arrival
 
-  VerbsListener(std::shared_ptr<Core> core, std::string address, const EndpointOptions& options);
+  VerbsListener(std::shared_ptr<Core> core, std::string address, const SocketAddress& socket,
+                const EndpointOptions& options);
 
   void on_cm_event(const CmEvent& event) override;
   bool prepare_sleep() override;
   std::uint64_t deadline_ns() const override;
   void on_time(std::uint64_t now_ns) override;
 
-  Status listen(const SocketAddress& socket);
+  // The regions that every endpoint uses, registered with one device.
+  struct DeviceKeys {
+    std::shared_ptr<Device> device;
+    std::vector<std::shared_ptr<MemoryKey>> keys;
+  };
+
+  Status listen();
+  Status bind_and_listen();
+  Status keep_keys(Device& device);
+  Status keep_keys_everywhere();
+  void stop_listening();
   void admit(CmId id, std::span<const std::byte> private_data);
   void admit_first(CmId id, const CmHeader& header);
   void admit_further(CmId id, const CmHeader& header);
@@ -62,13 +75,16 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
 
   std::shared_ptr<Core> core_;
   std::string address_;
+  SocketAddress socket_;
   EndpointOptions options_;
   CmId id_;
+  std::uint64_t retry_ns_ = kNever;  // when to listen again
   // Keeps the shared receive memory registered while no endpoint does.
-  std::vector<std::shared_ptr<MemoryKey>> keys_;  // of the regions that every endpoint uses
+  std::vector<DeviceKeys> keys_;
   std::uint64_t next_token_ = 1;
   HalfOpens half_open_;
   std::deque<std::uint64_t> ready_;
+  bool handed_out_ = false;  // a request, by the last poll()
 };
 
 }  // namespace sanproxy::fabric::verbs

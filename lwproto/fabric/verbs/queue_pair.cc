@@ -14,6 +14,17 @@ namespace {
 constexpr unsigned kEventsPerAcknowledgement = 64;
 // Attributes of RoCE that the connection manager's kernel interface hands out by mistake.
 constexpr int kStrayAttributes = 0xe0'0000;
+// Of a queue pair; with fewer, each send would be signalled.
+constexpr std::uint32_t kLaneSendsMin = 16;
+
+Status failed_to(const char* what, int error) {
+  if (error == ENOMEM || error == EAGAIN) {
+    return Status::error(Code::kExhausted,
+                         "no more memory for RDMA queues: the memlock limit, or the device's own",
+                         error);
+  }
+  return Status::error(Code::kSystem, what, error);
+}
 
 }  // namespace
 
@@ -58,7 +69,8 @@ Result<std::unique_ptr<QueuePair>> QueuePair::create_further(std::shared_ptr<Cor
   Status status = out->create_queues();
   if (status.ok()) status = out->modify(IBV_QPS_INIT, {});
   // What goes on one lane goes on any.
-  if (!status.ok() || out->inline_bytes_max_ < first.inline_bytes_max_) {
+  if (!status.ok() || out->inline_bytes_max_ < first.inline_bytes_max_ ||
+      out->lane_sends_ < first.lane_sends_) {
     return Status::error(Code::kUnsupported,
                          "link parameter queue_pairs: the RDMA device has no room for so many",
                          status.sys_errno());
@@ -123,7 +135,7 @@ Status QueuePair::create_completion_queue() {
   }
   cq_ = ::ibv_create_cq(device_->context(), static_cast<int>(completions), this, device_->channel(),
                         0);
-  if (cq_ == nullptr) return Status::error(Code::kSystem, "create a completion queue", errno);
+  if (cq_ == nullptr) return failed_to("create a completion queue", errno);
   return {};
 }
 
@@ -147,20 +159,28 @@ Status QueuePair::create_queues() {
 }
 
 // The limit for bytes in a work request is not among a device's attributes: it is found by asking
-// for less and less.
+// for less and less. Nor is max_qp_wr always one for work requests as large as ours (mlx5 counts
+// blocks of 64 bytes): if none of them is small enough, there are fewer.
 Status QueuePair::make_queue_pair(ibv_qp_init_attr& attributes) {
-  std::uint32_t inline_bytes =
+  const std::uint32_t inline_wanted =
       first_ != nullptr ? first_->inline_bytes_max_ : core_->options().inline_bytes_max;
+  std::uint32_t inline_bytes = inline_wanted;
   const ibv_qp_cap wanted = attributes.cap;
   for (;;) {
     attributes.cap = wanted;
+    attributes.cap.max_send_wr = lane_sends_;
     attributes.cap.max_inline_data = inline_bytes;
     qp_ = ::ibv_create_qp(device_->domain(), &attributes);
     if (qp_ != nullptr) break;
-    if (errno != EINVAL || inline_bytes == 0) {
-      return Status::error(Code::kSystem, "create a queue pair", errno);
+    if (errno != EINVAL || (inline_bytes == 0 && lane_sends_ <= kLaneSendsMin)) {
+      return failed_to("create a queue pair", errno);
     }
-    inline_bytes /= 2;
+    if (inline_bytes != 0) {
+      inline_bytes /= 2;
+      continue;
+    }
+    lane_sends_ = std::max(lane_sends_ / 2, kLaneSendsMin);
+    inline_bytes = inline_wanted;
   }
   inline_bytes_max_ = std::min(inline_bytes, attributes.cap.max_inline_data);
   return {};

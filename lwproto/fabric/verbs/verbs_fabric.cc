@@ -46,7 +46,8 @@ class VerbsFabric final : public Fabric {
         {"refused_hellos", c.refused_hellos},       {"refused_busy", c.refused_busy},
         {"evicted_half_open", c.evicted_half_open}, {"timed_out_half_open", c.timed_out_half_open},
         {"failed_set_ups", c.failed_set_ups},       {"port_errors", c.port_errors},
-        {"device_errors", c.device_errors},         {"unflushed_queues", c.unflushed_queues}};
+        {"device_errors", c.device_errors},         {"lost_listeners", c.lost_listeners},
+        {"unflushed_queues", c.unflushed_queues}};
   }
 
   int event_fd() const override { return core_->event_fd(); }

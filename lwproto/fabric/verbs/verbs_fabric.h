@@ -30,6 +30,7 @@ struct VerbsCounters {
   std::uint64_t failed_set_ups = 0;  // no memory or queue for a newcomer
   std::uint64_t port_errors = 0;
   std::uint64_t device_errors = 0;
+  std::uint64_t lost_listeners = 0;    // their device was removed; each is retried until it is back
   std::uint64_t unflushed_queues = 0;  // destroyed before the device had given everything back
 };
 

@@ -2,10 +2,15 @@
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <string_view>
+#include <thread>
+#include <vector>
 
 #include "tests/lwproto/cluster/fake_etcd.h"
 
@@ -29,10 +34,59 @@ class SilentPort {
   }
   ~SilentPort() { close(fd_); }
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+  int fd() const { return fd_; }
 
  private:
   int fd_;
   int port_ = 0;
+};
+
+// A member that answers lists, and carries out transactions but hangs up instead of answering.
+class HangingUp {
+ public:
+  HangingUp() : thread_([this] { serve(); }) {}
+  ~HangingUp() {
+    shutdown(port_.fd(), SHUT_RDWR);
+    thread_.join();
+  }
+  std::string url() const { return port_.url(); }
+  int transactions() const { return transactions_; }
+
+ private:
+  void serve() {
+    std::vector<pollfd> all = {{port_.fd(), POLLIN, 0}};
+    while (poll(all.data(), all.size(), -1) > 0) {
+      if (all[0].revents != 0) {
+        const int fd = accept4(port_.fd(), nullptr, nullptr, SOCK_CLOEXEC);
+        if (fd < 0) break;
+        all.push_back({fd, POLLIN, 0});
+        continue;
+      }
+      for (std::size_t i = 1; i < all.size(); ++i) {
+        if (all[i].revents == 0 || answers(all[i].fd)) continue;
+        close(all[i].fd);
+        all.erase(all.begin() + static_cast<std::ptrdiff_t>(i--));
+      }
+    }
+    for (std::size_t i = 1; i < all.size(); ++i) close(all[i].fd);
+  }
+  bool answers(int fd) {
+    static constexpr std::string_view kList =
+        "HTTP/1.1 200 OK\r\nContent-Length: 27\r\n\r\n{\"header\":{\"revision\":\"7\"}}";
+    char request[4096];
+    const ssize_t n = read(fd, request, sizeof(request));
+    if (n <= 0) return false;
+    const std::string_view text(request, static_cast<std::size_t>(n));
+    if (text.starts_with("POST /v3/kv/range")) {
+      return write(fd, kList.data(), kList.size()) == static_cast<ssize_t>(kList.size());
+    }
+    if (text.starts_with("POST /v3/kv/txn")) ++transactions_;
+    return !text.starts_with("POST /v3/kv/txn");
+  }
+
+  SilentPort port_;
+  std::atomic<int> transactions_{0};
+  std::thread thread_;
 };
 
 // Of what answers, however slow the machine is; a test of silence says what it waits for.
@@ -132,6 +186,17 @@ TEST(EtcdClient, WhatMayHaveBeenDoneIsNotDoneAgainUnlessItMayBe) {
   EXPECT_TRUE(answer.may_be_done);
   EXPECT_EQ(answer.code, Code::kTimeout);
   EXPECT_EQ(here.requests("/v3/kv/txn"), 0u);
+}
+
+TEST(EtcdClient, WhatMayHaveBeenDoneIsNotDoneAgainOnAConnectionThatWasUsedBefore) {
+  HangingUp etcd;
+  EtcdClient client(at({etcd.url()}));
+  ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok);
+  const Answer answer =
+      client.call("/v3/kv/txn", transaction(nlohmann::json::array(), nlohmann::json::array()),
+                  /*repeatable=*/false);
+  EXPECT_TRUE(answer.may_be_done) << answer.error;
+  EXPECT_EQ(etcd.transactions(), 1);
 }
 
 TEST(EtcdClient, AMemberWithoutALeaderIsLeftForTheNext) {
@@ -254,9 +319,12 @@ TEST(EtcdClient, AnInterruptEndsACallThatWaits) {
 
 TEST(EtcdClient, AnEndpointIsAUrlOfAHost) {
   EXPECT_TRUE(check_endpoint("http://127.0.0.1:2379").ok());
-  EXPECT_TRUE(check_endpoint("https://[fd77::1]:2379").ok());
-  for (const char* url :
-       {"", "127.0.0.1:2379", "ftp://h", "http://", "http://h/v3", "http://u@h"}) {
+  for (const char* url : {"https://[fd77::1]:2379", "https://[fd77::1]", "http://h:65535"}) {
+    EXPECT_TRUE(check_endpoint(url).ok()) << url;
+  }
+  for (const char* url : {"", "127.0.0.1:2379", "ftp://h", "http://", "http://h/v3", "http://u@h",
+                          "http://h:99999", "http://h:0", "http://h:abc", "http://h:", "http://:1",
+                          "http://h:1:2", "http://[fd77::1", "http://[fd77::1]1", "http://[:1"}) {
     EXPECT_FALSE(check_endpoint(url).ok()) << url;
   }
 }

@@ -74,8 +74,12 @@ void FakeEtcd::start() {
     }
     int status = 200;
     const json answer = serve(request.path, body, status);
-    response.status = status;
-    response.set_content(answer.dump(), "application/json");
+    const bool lost = [&] {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      return losing_.contains(request.path);
+    }();
+    response.status = lost ? 503 : status;
+    response.set_content(lost ? "" : answer.dump(), "application/json");
     changed_.notify_all();
   });
   if (port_ == 0) {
@@ -180,6 +184,15 @@ std::size_t FakeEtcd::lease_count() {
 void FakeEtcd::answer(const std::string& path, int count, int status, std::string body) {
   const std::lock_guard<std::mutex> lock(mutex_);
   scripted_[path] = {count, status, std::move(body)};
+}
+
+void FakeEtcd::lose_answers(const std::string& path, bool lose) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (lose) {
+    losing_.insert(path);
+  } else {
+    losing_.erase(path);
+  }
 }
 
 void FakeEtcd::set_request_bytes_max(std::size_t bytes) {

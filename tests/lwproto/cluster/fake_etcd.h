@@ -14,6 +14,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,6 +44,8 @@ class FakeEtcd {
 
   // The next `count` requests to `path` get this answer.
   void answer(const std::string& path, int count, int status, std::string body);
+  // While true, requests to `path` are carried out and answered as if they had failed.
+  void lose_answers(const std::string& path, bool lose);
   std::size_t requests(const std::string& path);
   std::string last_body(const std::string& path);
   std::string last_header(const std::string& path, const std::string& name);
@@ -93,6 +96,7 @@ class FakeEtcd {
   std::vector<Event> events_;
   std::map<std::int64_t, bool> leases_;
   std::map<std::string, Scripted> scripted_;
+  std::set<std::string> losing_;
   std::map<std::string, std::size_t> requests_;
   std::size_t request_bytes_max_ = 1536 * 1024;  // etcd's own
   std::map<std::string, std::string> bodies_;

@@ -180,6 +180,31 @@ TEST_F(SessionTest, AnotherProcessOfTheSameNameIsComplainedAboutAndNotFought) {
   EXPECT_EQ(etcd.get(kRoot + kOwn), R"({"instance":"them"})");
 }
 
+TEST_F(SessionTest, ARecordUnderAnothersLeaseIsNotFoughtEither) {
+  const std::string key = "node/appnode/p1/0";
+  auto session = start(options());
+  session->announce(key, {{"name", "ours"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + key).has_value(); }));
+  etcd.put(kRoot + key, R"({"name":"theirs"})", /*lease=*/99);
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().duplicates == 1; }));
+  EXPECT_EQ(etcd.get(kRoot + key), R"({"name":"theirs"})");
+}
+
+TEST_F(SessionTest, ARecordWhoseWritingWasNeverAnsweredIsTakenBack) {
+  const std::string key = "node/appnode/p1/0";
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  etcd.lose_answers("/v3/kv/txn", true);
+  session->announce(key, {{"name", "a"}, {"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + key).has_value(); }));
+  session->withdraw(key);
+  EXPECT_TRUE(etcd.wait_for([&] { return !session->status().connected; })) << "it gave up";
+  etcd.lose_answers("/v3/kv/txn", false);
+  EXPECT_TRUE(etcd.wait_for([&] { return !etcd.get(kRoot + key); }));
+  EXPECT_TRUE(etcd.get(kRoot + kOwn));
+}
+
 TEST_F(SessionTest, OneOfSeveralMembersIsEnough) {
   FakeEtcd away;
   away.stop();

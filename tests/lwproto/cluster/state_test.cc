@@ -97,6 +97,19 @@ TEST_F(ClusterStateTest, ANodeThatComesBackInItsGraceTimeWasNeverGone) {
   EXPECT_EQ(take(), Names{});
 }
 
+TEST_F(ClusterStateTest, TheGraceTimeBeginsAnewWhenEtcdWasLostAgain) {
+  store["node/proxy/p1"] = "{}";
+  (void)snapshot();
+  store.erase("node/proxy/p1");
+  (void)snapshot(100);
+  state.pause();
+  (void)snapshot(100 + 10 * kGraceNs);
+  state.expire(100 + 11 * kGraceNs - 1, changes);
+  EXPECT_EQ(take(), Names{});
+  state.expire(100 + 11 * kGraceNs, changes);
+  EXPECT_EQ(take(), Names{"-node/proxy/p1"});
+}
+
 TEST_F(ClusterStateTest, ALeaseThatRanOutIsAtOnce) {
   store["node/proxy/p1"] = "{}";
   (void)snapshot();

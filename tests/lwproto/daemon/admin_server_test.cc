@@ -16,6 +16,9 @@
 #include <thread>
 #include <vector>
 
+#include "lwproto/base/unique_fd.h"
+#include "lwproto/daemon/http_listener.h"
+
 namespace sanproxy::daemon::testing {
 namespace {
 
@@ -44,6 +47,15 @@ class Endpoint : public ::testing::Test {
     }
     ASSERT_NE(server_, nullptr);
     ASSERT_EQ(get("/ready"), "/ready 100");
+  }
+  UniqueFd connected() const {
+    UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port_);
+    EXPECT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    return fd;
   }
   std::unique_ptr<httplib::Client> client() const {
     auto out = std::make_unique<httplib::Client>("127.0.0.1", port_);
@@ -196,8 +208,10 @@ TEST_F(Endpoint, NeitherFormsNorOtherMethodsReachTheWorker) {
         EXPECT_EQ(client()->Post("/drain", "x", "text/plain")->status, 403);
         EXPECT_EQ(client()->Post("/drain", "x=1", "application/x-www-form-urlencoded")->status,
                   403);
-        EXPECT_EQ(client()->Delete("/status")->status, 404);
-        EXPECT_EQ(client()->Options("/drain")->status, 404);
+        EXPECT_EQ(client()->Delete("/status")->status, 405);
+        EXPECT_EQ(client()->Options("/drain")->status, 405);
+        EXPECT_EQ(client()->Post("/drain", std::string(5000, 'x'), "application/json")->status,
+                  413);
       },
       [](const PageRequest& request) {
         ADD_FAILURE() << "asked for " << request.path;
@@ -209,16 +223,77 @@ TEST_F(Endpoint, BytesThatAreNoHttpHarmNobody) {
   for (const std::string& bytes :
        {std::string("\x16\x03\x01 not http\r\n\r\n"), std::string(100'000, 'A'),
         std::string("GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n"), std::string()}) {
-    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(port_);
-    ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    (void)!::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    ::close(fd);
+    const UniqueFd fd = connected();
+    (void)!::send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
   }
   EXPECT_EQ(get("/still-here"), "/still-here 100");
+}
+
+// What nobody could use is not kept: the connection ends long before all of it is there.
+TEST_F(Endpoint, ALineOrHeadersWithoutAnEndAreCutOff) {
+  constexpr std::size_t kFarTooMuch = std::size_t{256} << 20;
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"", std::string(65536, 'A')}, {"GET / HTTP/1.1\r\n", std::string(8192, 'a') + ": b\r\n"}};
+  for (const auto& [begin, more] : cases) {
+    const UniqueFd fd = connected();
+    (void)!::send(fd.get(), begin.data(), begin.size(), MSG_NOSIGNAL);
+    std::size_t sent = 0;
+    while (sent < kFarTooMuch) {
+      const ssize_t n = ::send(fd.get(), more.data(), more.size(), MSG_NOSIGNAL);
+      if (n <= 0) break;
+      sent += static_cast<std::size_t>(n);
+    }
+    EXPECT_LT(sent, kFarTooMuch);
+  }
+  EXPECT_EQ(get("/still-here"), "/still-here 100");
+}
+
+TEST_F(Endpoint, ThoseWhoAskForNothingShutNobodyOut) {
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 200; ++i) {
+    silent.push_back(connected());
+    (void)!::send(silent.back().get(), "GET /", 5, MSG_NOSIGNAL);
+  }
+  EXPECT_EQ(get("/still-here"), "/still-here 100");
+}
+
+TEST_F(Endpoint, WhileOthersHaveTooMuchToReadThereIsA503) {
+  UniqueFd slow = connected();
+  const std::string request = "GET /all HTTP/1.1\r\nHost: a\r\n\r\n";
+  ASSERT_EQ(::send(slow.get(), request.data(), request.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(request.size()));
+  pollfd asked{server_->fd(), POLLIN, 0};
+  ASSERT_EQ(::poll(&asked, 1, -1), 1);
+  server_->serve([](const PageRequest&) {
+    return Page{200, "text/plain", std::string(HttpListener::kPageBytesMax, 'x')};
+  });
+  EXPECT_EQ(get("/more"), "too many pages are being read\n");
+  slow = UniqueFd();
+  while (get("/more") != "/more 100") {
+  }
+}
+
+TEST_F(Endpoint, ItsEndWaitsForNoPeer) {
+  const UniqueFd fd = connected();
+  std::atomic<bool> begun = false;
+  std::thread slow([&] {  // never at the end of its request, and never silent
+    while (::send(fd.get(), "G", 1, MSG_NOSIGNAL) == 1) {
+      begun = true;
+      pollfd end{fd.get(), POLLRDHUP, 0};
+      (void)::poll(&end, 1, 1);
+    }
+  });
+  while (!begun) std::this_thread::yield();
+  server_.reset();
+  slow.join();  // its connection has ended
+}
+
+TEST_F(Endpoint, ItsEndWaitsForNoAnswer) {
+  std::thread asker([&] { (void)client()->Get("/never"); });
+  pollfd asked{server_->fd(), POLLIN, 0};
+  EXPECT_EQ(::poll(&asked, 1, -1), 1);
+  server_.reset();
+  asker.join();
 }
 
 TEST_F(Endpoint, AnAddressInUseIsAnError) {

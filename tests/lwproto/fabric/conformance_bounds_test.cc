@@ -230,6 +230,26 @@ TEST_P(SharedPool, GetsAllItsSlotsBackHoweverTheEndpointsEnd) {
   }
 }
 
+TEST_P(SharedPool, GetsAllButTheLoansBackWhileAnEndedEndpointLivesOn) {
+  regions_.reserve(2);
+  make_pool(slots());
+  listen(pooled());
+  ASSERT_TRUE(connect_more(small_options(kDepth), server_, client_));
+  ASSERT_TRUE(connect_more(small_options(kDepth), server2_, client2_));
+  regions_.push_back(make_region(4096));
+  const GatherRef ref{attach(client_, regions_.back()), 4096, 0};
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(send(client_, {}, {&ref, 1}, 1).ok());
+  ASSERT_TRUE(run_until([&] { return server_.received.size() == 2; }));
+  server2_.endpoint->disconnect(Status::error(Code::kDisconnected, "enough"));
+  client_ = Side();
+  ASSERT_TRUE(eventually([&] {
+    poll_all();
+    return server_.disconnected && server2_.disconnected;
+  }));
+  poll_all();
+  EXPECT_EQ(pool_->free_count(), slots() - (GetParam().lends ? 0 : held(server_)));
+}
+
 TEST_P(SharedPool, LeavesToItsOwnerWhatIsTheOwners) {
   constexpr std::size_t kKeep = 3;
   make_pool(slots());

@@ -152,6 +152,32 @@ TEST_P(Conformance, AFabricMayBeDestroyedBeforeItsEndpoints) {
   }));
 }
 
+// However fast newcomers come.
+TEST_P(Conformance, WhoTakesRequestsUntilThereIsNoneComesToAnEnd) {
+  listen(small_options());
+  std::vector<std::unique_ptr<Connecting>> attempts;
+  const auto more = [&] {
+    for (int i = 0; i < 4; ++i) {
+      auto connecting = client_fabric_->connect(address_, {}, small_options());
+      ASSERT_TRUE(connecting.ok());
+      attempts.push_back(std::move(*connecting));
+    }
+  };
+  more();
+  auto request = next_request(*listener_, both());
+  ASSERT_TRUE(request);
+  int taken = 1;
+  for (bool any = true; any && taken < 100; ++taken) {
+    listener_->reject(*request, {});
+    more();
+    auto polled = listener_->poll();
+    any = polled.ok();
+    if (any) request = std::move(*polled);
+  }
+  EXPECT_LT(taken, 100);
+  attempts.clear();
+}
+
 // Requests that nobody answers take the places that there are, and no more.
 TEST_P(Conformance, UnansweredRequestsAreBoundedInNumber) {
   constexpr unsigned kMost = 6;

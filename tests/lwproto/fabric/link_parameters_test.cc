@@ -39,6 +39,15 @@ TEST(LinkParameters, TheTextOfALinkReadsBackAsTheSameLink) {
   }
 }
 
+TEST(LinkParameters, AFlagIsOnOrOff) {
+  for (const char* on : {"skip_slow_start", "skip_slow_start=on", "skip_slow_start=true"}) {
+    EXPECT_TRUE(parse_link(on).value().skip_slow_start) << on;
+  }
+  for (const char* off : {"", "skip_slow_start=off", "skip_slow_start=false"}) {
+    EXPECT_FALSE(parse_link(off).value().skip_slow_start) << off;
+  }
+}
+
 TEST(LinkParameters, AWrongValueIsRefusedWithTheNameOfItsParameter) {
   for (const auto& [text, name] : {
            std::pair{"window=0", "window"},
@@ -48,6 +57,10 @@ TEST(LinkParameters, AWrongValueIsRefusedWithTheNameOfItsParameter) {
            {"window=2GiB", "window"},
            {"window=18446744073709551615GiB", "window"},
            {"streams=65", "streams"},
+           {"streams=0", "streams"},
+           {"queue_pairs=0", "queue_pairs"},
+           {"streams=2,dscp=1,streams=3", "streams is there twice"},
+           {"skip_slow_start,skip_slow_start", "skip_slow_start is there twice"},
            {"streams=", "streams"},
            {"queue_pairs=x", "queue_pairs"},
            {"skip_slow_start=maybe", "skip_slow_start"},

@@ -30,6 +30,22 @@ TEST(Health, TheFirstResultDecidesAndThenOnlyARowOfThem) {
   EXPECT_EQ(down.state(), Health::State::kDown);
 }
 
+TEST(Health, ABadResultBeforeAnyGoodOneDecidesOnlyInARowIfSoAsked) {
+  Health health({.rise = 2, .fall = 3, .first_bad_decides = false});
+  EXPECT_FALSE(health.on_result(false));
+  EXPECT_FALSE(health.on_result(false));
+  EXPECT_EQ(health.state(), Health::State::kUnknown);
+  EXPECT_TRUE(health.on_result(true)) << "the first good one decides";
+  EXPECT_TRUE(health.up());
+  Health dead({.rise = 2, .fall = 3, .first_bad_decides = false});
+  EXPECT_FALSE(dead.on_result(false));
+  EXPECT_FALSE(dead.on_result(false));
+  EXPECT_TRUE(dead.on_result(false));
+  EXPECT_TRUE(dead.down());
+  EXPECT_FALSE(dead.on_result(true)) << "now it takes `rise` of them";
+  EXPECT_TRUE(dead.on_result(true));
+}
+
 TEST(Health, NewThresholdsHoldFromTheNextResultAndTheStateStays) {
   Health health({.rise = 2, .fall = 3});
   EXPECT_TRUE(health.on_result(true));

@@ -460,7 +460,7 @@ TEST(MessageRules, EachTypeTakesExactlyTheCodesOfTheTable) {  // M3 and the tabl
       {"JOIN answer, refused", join().flagged(kFlagAnswer), {4, 7, 8, 9, 10, 11, 12, 15}},
       {"LEAVE", leave(), {0}},
       {"LEAVE answer", leave().flagged(kFlagAnswer), {0, 4, 7, 8, 9, 10, 11, 12, 15}},
-      {"SHUTDOWN", announcement(), {0, 7, 8}},
+      {"SHUTDOWN", announcement(), {0, 7, 8, 10}},
       {"SHUTDOWN answer", shutdown_service().flagged(kFlagAnswer), {0, 4, 7, 8, 9, 10, 11, 12, 15}},
       {"CONNECTION_REQUEST", passive(), {0}},
       {"active CONNECTION_REQUEST", active(), {0}},

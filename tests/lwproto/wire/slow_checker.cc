@@ -83,7 +83,7 @@ bool service_ok(const Reading& m, Bytes b) {
   if (m.flags > 1 || number(b, 0, 4) == 0) return false;
   if (m.code == 0) return true;
   if (m.flags == 1) return kAnswers.count(m.code) != 0;
-  return m.type == 4 && (m.code == 7 || m.code == 8) && number(b, 4, 4) == 0;
+  return m.type == 4 && (m.code == 7 || m.code == 8 || m.code == 10) && number(b, 4, 4) == 0;
 }
 
 bool request_ok(const Reading& m, Bytes b) {

@@ -181,6 +181,8 @@ std::size_t SimEndpoint::poll(std::span<Completion> out) {
   }
   if (count < most && side.ended && !side.reported && link_->all_reported(side_)) {
     side.reported = true;
+    for (const buffer::SlotIndex slot : side.slots) side.options.receive_memory.pool->release(slot);
+    side.slots.clear();
     Completion& c = out[count++] = Completion{};
     c.kind = Completion::Kind::kDisconnected;
     c.status = side.reason;

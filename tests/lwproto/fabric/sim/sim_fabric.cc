@@ -171,11 +171,12 @@ class SimListener final : public Listener, private WatchedBase {
     core_->ring();
   }
   Result<ConnectRequest> poll() override {
-    if (to_poll_.empty()) core_->world().step();
+    if (to_poll_.empty() && !std::exchange(handed_out_, false)) core_->world().step();
     while (!to_poll_.empty()) {
       const auto half = half_open_.find(to_poll_.front());
       to_poll_.pop_front();
-      if (half != half_open_.end()) return half->second.request;
+      handed_out_ = half != half_open_.end();
+      if (handed_out_) return half->second.request;
     }
     return Status::again();
   }
@@ -226,6 +227,7 @@ class SimListener final : public Listener, private WatchedBase {
   EndpointOptions options_;
   std::uint64_t next_token_ = 1;
   std::deque<std::uint64_t> to_poll_;
+  bool handed_out_ = false;  // a request, by the last poll()
   std::map<std::uint64_t, HalfOpen> half_open_;
 };
 

@@ -1,6 +1,7 @@
 // How channels over TCP are set up, with well- and ill-behaved peers.
 #include <sys/socket.h>
 
+#include "lwproto/fabric/tcp/listener.h"
 #include "tests/lwproto/fabric/tcp/tcp_fixture.h"
 
 namespace sanproxy::fabric::test {
@@ -36,9 +37,9 @@ TEST(TcpOptionsTest, WhatIsOutOfRangeIsRefused) {
        {TcpOptions{.certificate_file = "x"}, TcpOptions{.server_name = "x"},
         TcpOptions{.parallel_streams = 0}, TcpOptions{.parallel_streams = 17},
         TcpOptions{.streams_max = 65}, TcpOptions{.send_queue_bytes = 100'000},
-        TcpOptions{.half_open_max = 0}, TcpOptions{.handshake_timeout_ms = 0},
-        TcpOptions{.lingering_max = 0}, TcpOptions{.peer_timeout_ms = 999},
-        TcpOptions{.peer_timeout_ms = 3'600'001}}) {
+        TcpOptions{.half_open_max = 0}, TcpOptions{.tls_handshakes_per_s = 0},
+        TcpOptions{.handshake_timeout_ms = 0}, TcpOptions{.lingering_max = 0},
+        TcpOptions{.peer_timeout_ms = 999}, TcpOptions{.peer_timeout_ms = 3'600'001}}) {
     EXPECT_EQ(make_tcp_fabric(options).status().code(), Code::kInvalidArgument);
   }
 }
@@ -86,6 +87,23 @@ TEST_F(TcpHandshake, AFloodOfSilentPeersLeavesRoomForAnHonestOne) {
   EXPECT_TRUE(connect_sides(*fabric_, *listener_, *client_fabric_, {}, server, client));
 }
 
+// Each newcomer would have to look through them.
+TEST_F(TcpHandshake, HandshakesThatAreOverAreForgottenAtOnce) {
+  start({.half_open_max = 8});
+  const auto held = [&] { return static_cast<tcp::TcpListener&>(*listener_).handshakes(); };
+  const Bytes noise = pattern(100, 1);
+  for (std::uint64_t i = 1; i <= 40; ++i) {
+    RawTcpPeer peer;
+    ASSERT_TRUE(peer.dial(listener_->address()) && peer.send(noise));
+    ASSERT_TRUE(counted(counters_.malformed, i));
+    EXPECT_EQ(held(), 0u);
+  }
+  std::vector<RawTcpPeer> silent(40);
+  for (RawTcpPeer& peer : silent) ASSERT_TRUE(peer.dial(listener_->address()));
+  ASSERT_TRUE(counted(counters_.connections, 80));
+  EXPECT_EQ(held(), 8u);
+}
+
 TEST_F(TcpHandshake, AFloodOfHalfJoinedChannelsLeavesRoomForAnHonestOne) {
   start({.half_open_max = 8});
   std::vector<RawTcpPeer> flood(40);
@@ -98,6 +116,47 @@ TEST_F(TcpHandshake, AFloodOfHalfJoinedChannelsLeavesRoomForAnHonestOne) {
   Side server;
   Side client;
   EXPECT_TRUE(connect_sides(*fabric_, *listener_, *client_fabric, {}, server, client));
+}
+
+TEST_F(TcpHandshake, AFloodFromOneAddressLeavesAloneWhoIsThereFromAnother) {
+  start({.half_open_max = 8});
+  RawTcpPeer silent;
+  RawTcpPeer joining;
+  ASSERT_TRUE(silent.dial(listener_->address(), 2) && joining.dial(listener_->address(), 2));
+  ASSERT_TRUE(joining.say_hello(2));
+  ASSERT_TRUE(answered(joining));
+  auto welcome = joining.read_message<tcp::WelcomeBody>(MessageType::kWelcome);
+  ASSERT_TRUE(welcome);
+  std::vector<RawTcpPeer> flood(80);
+  for (std::size_t i = 0; i < flood.size(); ++i) {
+    ASSERT_TRUE(flood[i].dial(listener_->address()));
+    if (i % 2 == 0) continue;
+    ASSERT_TRUE(flood[i].say_hello(3));
+    ASSERT_TRUE(answered(flood[i]));
+  }
+  EXPECT_GT(counters_.overflows, 40u);
+  RawTcpPeer second;
+  ASSERT_TRUE(second.dial(listener_->address(), 2) && second.say_join(welcome->token, 1));
+  accept();
+  EXPECT_EQ(victim_.endpoint->link().parallel_streams, 2u);
+  ASSERT_TRUE(silent.say_hello());
+  accept();
+}
+
+TEST(PeerNetworks, ThoseThatHoldNothingAreForgottenBeforeTheyAreMany) {
+  tcp::PeerNetworks networks;
+  IpAddress address = IpAddress::parse("fd77::1").value();
+  tcp::PeerNetwork* held = &networks.of(address);
+  held->count(tcp::HandshakeStage::kSilent) = 2;
+  for (std::size_t i = 1; i < 10'000; ++i) {
+    address.bytes[6] = static_cast<std::uint8_t>(i >> 8);
+    address.bytes[7] = static_cast<std::uint8_t>(i);
+    networks.of(address);
+    EXPECT_LE(networks.size(), tcp::PeerNetworks::kRemembered + 1);
+  }
+  EXPECT_EQ(&networks.of(IpAddress::parse("fd77::2:3:4:5").value()), held) << "the same /64";
+  EXPECT_EQ(networks.most(tcp::HandshakeStage::kSilent), 2u);
+  EXPECT_EQ(networks.most(tcp::HandshakeStage::kJoining), 0u);
 }
 
 TEST_F(TcpHandshake, WhatIsNoHandshakeIsClosedAndCounted) {

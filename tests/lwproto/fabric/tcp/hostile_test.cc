@@ -269,6 +269,33 @@ TEST_F(TcpHostile, APeerThatReadsNothingCannotKeepAChannelFromEnding) {
   victim_ = Side();  // before its region
 }
 
+// Our bytes reach a peer that has megabytes under way itself and reads after it has sent them.
+TEST_F(TcpHostile, WhatWasCommittedArrivesHoweverMuchThePeerSendsMeanwhile) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs CAP_NET_ADMIN for a window of 32 MB";
+  start({.clock = &clock_});
+  auto region = buffer::MemoryRegion::create("hostile-test", 65536);
+  ASSERT_TRUE(region.ok());
+  RawTcpPeer raw;
+  ASSERT_TRUE(raw.dial(listener_->address()));
+  EndpointOptions wide;
+  wide.link.window_bytes = 32 << 20;
+  ASSERT_TRUE(raw.say(tcp::MessageType::kHello, RawTcpPeer::bytes_in(RawTcpPeer::hello(wide))));
+  accept();
+  ASSERT_TRUE(raw.read_message<tcp::AnswerBody>(tcp::MessageType::kAnswer));
+  auto key = victim_.endpoint->attach(*region);
+  ASSERT_TRUE(key.ok());
+  const GatherRef ref{*key, 65536, 0};
+  constexpr std::size_t kTransfers = 100;
+  for (std::size_t i = 0; i < kTransfers; ++i) ASSERT_TRUE(victim_.send({}, {&ref, 1}, i).ok());
+  victim_.endpoint->disconnect(Status::error(Code::kDisconnected, "enough"));
+  ASSERT_TRUE(victim_ends());  // the kernel has all of it, and the peer only a part
+  ASSERT_TRUE(raw.send(Bytes(8 << 20))) << "the window holds it, though nobody reads";
+  for (int i = 0; i < 100; ++i) fabric_->disarm();
+  const std::size_t committed = kTransfers * (sizeof(FrameHeader) + 65536) + sizeof(FrameHeader);
+  EXPECT_EQ(raw.read(committed).size(), committed);
+  victim_ = Side();  // before its region
+}
+
 TEST_F(TcpHostile, APeerThatSendsWithoutEndAfterTheEndIsCutOff) {
   start({.close_timeout_ms = 100, .clock = &clock_});
   RawTcpPeer raw;

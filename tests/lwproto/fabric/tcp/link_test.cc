@@ -10,9 +10,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "lwproto/base/clock.h"
 #include "lwproto/fabric/link_parameters.h"
 #include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "tests/lwproto/fabric/channel_pair.h"
+#include "tests/lwproto/fabric/tcp/raw_tcp_peer.h"
 
 namespace sanproxy::fabric::test {
 namespace {
@@ -161,9 +163,7 @@ TEST_F(TcpLink, WhatThisEndCannotHonourIsNamed) {
   for (const auto& [text, name] : {std::pair{"queue_pairs=2", "queue_pairs"},
                                    {"service_level=1", "service_level"},
                                    {"traffic_class=1", "traffic_class"},
-                                   {"streams=17", "streams"},
                                    {"window=64KiB,streams=8", "window"},
-                                   {"window=1GiB", "window"},
                                    {"congestion=nonesuch", "congestion"},
                                    {"quality=cbr,rate=1MiB,burst=1KiB", "burst"},
                                    {"skip_slow_start", "skip_slow_start"}}) {
@@ -182,6 +182,31 @@ TEST_F(TcpLink, WhatTheOtherEndCannotHonourIsNamedToo) {
     EXPECT_NE(status.to_string().find(name), std::string::npos) << status.to_string();
   }
   EXPECT_TRUE(connect("streams=2,window=1MiB").ok());
+}
+
+TEST_F(TcpLink, WhatTheOtherEndAllowsIsNotHeldAgainstThisEndsOwnLimits) {
+  listen({.streams_max = 64, .window_bytes_max = 512 << 20, .window_total_max = 512 << 20});
+  const Status streams = connect("streams=64");
+  EXPECT_TRUE(streams.ok()) << streams.to_string();
+  expect_both("streams", "64");
+  const Status window = connect("window=257MiB,streams=64");
+  EXPECT_TRUE(window.ok() || ::geteuid() != 0) << window.to_string();
+}
+
+TEST_F(TcpLink, WindowsOfAllChannelsTogetherHaveABoundAndComeBackWithThem) {
+  listen({.window_total_max = 3 << 20});
+  ASSERT_TRUE(connect("window=1MiB").ok());
+  Side first_server = std::move(server_);
+  Side first_client = std::move(client_);
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(connect("window=2MiB").ok()) << "those before have gone";
+    Side server = std::move(server_);
+    Side client = std::move(client_);
+    const Status status = connect("window=1MiB");
+    EXPECT_EQ(status.code(), Code::kRefused);
+    EXPECT_NE(status.to_string().find("window"), std::string::npos) << status.to_string();
+    EXPECT_TRUE(connect("").ok());
+  }
 }
 
 // --- skipping slow start, in a network of its own whose settings are ours
@@ -258,6 +283,66 @@ TEST_F(TcpSlowStart, WindowsAreOpenInBothDirectionsWhenTheChannelIsHandedOver) {
       expect_both("skip_slow_start", "true");
       expect_transfers();
     }
+  });
+}
+
+TEST_F(TcpSlowStart, AWindowBeyondTheScaleOfAnAcceptedConnectionIsRefused) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs CAP_NET_ADMIN for a window of 20 MB";
+  std::ifstream file("/proc/sys/net/core/rmem_max");
+  std::uint64_t rmem_max = 0;
+  file >> rmem_max;
+  if (rmem_max >= 8 << 20) GTEST_SKIP() << "net.core.rmem_max is large";
+  in_own_network([this] {
+    ASSERT_TRUE(write_setting("tcp_rmem", "4096 131072 6291456"));
+    listen();
+    const Status status = connect("window=20MiB");
+    EXPECT_EQ(status.code(), Code::kRefused);
+    EXPECT_NE(status.to_string().find("window"), std::string::npos) << status.to_string();
+    EXPECT_TRUE(connect("window=20MiB,streams=4").ok());
+  });
+}
+
+// Against a server that says yes and reads nothing.
+TEST_F(TcpSlowStart, HasTheTimeThatItsRateTakesAndIsNamedWhenThatIsOver) {
+  in_own_network([] {
+    ASSERT_TRUE(write_setting("tcp_slow_start_after_idle", "0"));
+    ASSERT_TRUE(write_setting("tcp_congestion_control", "reno"));
+    const UniqueFd server(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_port = htons(7471);
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(::bind(server.get(), reinterpret_cast<const sockaddr*>(&at), sizeof(at)), 0);
+    ASSERT_EQ(::listen(server.get(), 1), 0);
+    ManualClock clock;
+    auto fabric =
+        make([&] { return make_tcp_fabric({.handshake_timeout_ms = 400, .clock = &clock}); });
+    EndpointOptions options;
+    options.link = parse_link("window=64KiB,skip_slow_start,quality=cbr,rate=64KiB").value();
+    auto connecting = fabric->connect("tcp://127.0.0.1:7471", {}, options);
+    ASSERT_TRUE(connecting.ok()) << connecting.status().to_string();
+    RawTcpPeer raw;
+    raw.take(UniqueFd(::accept(server.get(), nullptr, nullptr)));
+    pollfd said{raw.fd(), POLLIN, 0};
+    ASSERT_TRUE(eventually({fabric.get()}, [&] {
+      EXPECT_TRUE((*connecting)->poll().status().is_again());
+      return ::poll(&said, 1, 0) == 1;
+    }));
+    ASSERT_TRUE(raw.read_message<tcp::HelloBody>(tcp::MessageType::kHello));
+    tcp::AnswerBody answer;
+    answer.sizes = tcp::make_sizes({});
+    ASSERT_TRUE(raw.say(tcp::MessageType::kAnswer, RawTcpPeer::bytes_in(answer)));
+    pollfd padded{raw.fd(), POLLIN, 0};
+    ASSERT_TRUE(eventually({fabric.get()}, [&] {
+      EXPECT_TRUE((*connecting)->poll().status().is_again());
+      return ::poll(&padded, 1, 0) == 1;
+    }));
+    clock.advance_ns(7'000'000'000);
+    EXPECT_TRUE((*connecting)->poll().status().is_again()) << "eight windows take eight seconds";
+    clock.advance_ns(60'000'000'000);
+    const Status late = (*connecting)->poll().status();
+    EXPECT_EQ(late.code(), Code::kTimeout);
+    EXPECT_NE(late.to_string().find("skip_slow_start"), std::string::npos) << late.to_string();
   });
 }
 

@@ -22,11 +22,15 @@ namespace sanproxy::fabric::test {
 
 class RawTcpPeer {
  public:
-  // "tcp://127.0.0.1:PORT"
-  bool dial(const std::string& address) {
+  // "tcp://127.0.0.1:PORT"; `from` is the last byte of our own address in 127.0.0.0/8.
+  bool dial(const std::string& address, std::uint8_t from = 1) {
     auto parsed = SocketAddress::parse(address.substr(6));
     if (!parsed.ok()) return false;
     fd_ = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in own{};
+    own.sin_family = AF_INET;
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK - 1 + from);
+    if (::bind(fd_.get(), reinterpret_cast<const sockaddr*>(&own), sizeof(own)) != 0) return false;
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(parsed->port);

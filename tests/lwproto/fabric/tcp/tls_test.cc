@@ -1,8 +1,10 @@
 // Channels over TCP with TLS: who is let in, and what is known of them.
+#include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 
+#include <filesystem>
 #include <fstream>
 
 #include "tests/lwproto/fabric/tcp/raw_tcp_peer.h"
@@ -108,10 +110,14 @@ TEST_F(TcpTls, ACertificateOfAnotherAuthorityIsRefusedOnEitherSide) {
   made.make_certificate("stranger", "other-ca", "/CN=stranger", "subjectAltName=DNS:server.test");
   listen(made.options("server"));
   // The stranger trusts us, we do not trust it.
-  EXPECT_EQ(attempt(made.options("stranger")).code(), Code::kPermission);
+  const Status stranger = attempt(made.options("stranger"));
+  EXPECT_EQ(stranger.code(), Code::kPermission);
+  EXPECT_STREQ(stranger.text(), "the peer does not take our certificate: not of its authority");
   EXPECT_TRUE(tls_failures(1));
   // We do not trust the server.
-  EXPECT_EQ(attempt(made.options("client", "other-ca")).code(), Code::kPermission);
+  const Status distrust = attempt(made.options("client", "other-ca"));
+  EXPECT_EQ(distrust.code(), Code::kPermission);
+  EXPECT_STREQ(distrust.text(), "the peer's certificate is not good: not of our authority");
   EXPECT_TRUE(tls_failures(2));
   EXPECT_EQ(counters_.channels, 0u);
   EXPECT_TRUE(attempt(made.options("client")).ok());
@@ -156,6 +162,30 @@ TEST_F(TcpTls, EveryConnectionOfAChannelProvesItself) {
   expect_bytes_go_round();
 }
 
+// As a program that uses OpenSSL itself does, which reads its errors when it likes.
+TEST_F(TcpTls, ErrorsThatOthersLeaveInTheQueueOfTheThreadHarmNoChannel) {
+  const auto leave_an_error = [] { ERR_raise(ERR_LIB_PEM, ERR_R_PASSED_NULL_PARAMETER); };
+  listen(certificates().options("server"));
+  leave_an_error();
+  ASSERT_TRUE(attempt(certificates().options("client")).ok());
+  // Nothing to read, then nothing more, then no room to write.
+  leave_an_error();
+  server_.poll();
+  client_.poll();
+  leave_an_error();
+  expect_bytes_go_round();
+  server_.received.clear();
+  const Bytes bytes = pattern(8000, 2);
+  while (client_.send(bytes).ok()) leave_an_error();
+  client_.endpoint->flush();
+  leave_an_error();
+  client_.poll();
+  server_.poll();
+  EXPECT_FALSE(client_.disconnected) << client_.disconnected->to_string();
+  EXPECT_FALSE(server_.disconnected) << server_.disconnected->to_string();
+  EXPECT_TRUE(client_.endpoint->connected() && server_.endpoint->connected());
+}
+
 TEST_F(TcpTls, FilesThatAreNotWhatTheyShouldBeAreNamed) {
   auto& made = certificates();
   const auto status = [](const TcpOptions& options) { return make_tcp_fabric(options).status(); };
@@ -170,11 +200,32 @@ TEST_F(TcpTls, FilesThatAreNotWhatTheyShouldBeAreNamed) {
   EXPECT_NE(status(options).to_string().find("authority_file"), std::string::npos);
 }
 
+TEST_F(TcpTls, WhatIsWrongWithAFileIsToldToPeople) {
+  auto& made = certificates();
+  made.make_certificate("over", "ca", "/CN=over", "subjectAltName=DNS:over.test", -1);
+  made.make_certificate("open", "ca", "/CN=open", "subjectAltName=DNS:open.test");
+  std::filesystem::permissions(made.file("open", ".key"), std::filesystem::perms::others_read,
+                               std::filesystem::perm_options::add);
+  EXPECT_EQ(tls_files_problem({}), "");
+  EXPECT_EQ(tls_files_problem(made.options("server")), "");
+  EXPECT_EQ(tls_files_problem(made.options("over")),
+            "certificate \"" + made.file("over", ".crt") + "\": expired");
+  const std::string open = tls_files_problem(made.options("open"));
+  EXPECT_EQ(open.find("key \"" + made.file("open", ".key") + "\": open to everybody"), 0u) << open;
+  TcpOptions options = made.options("server");
+  options.authority_file = "/nonexistent/ca.pem";
+  const std::string missing = tls_files_problem(options);
+  EXPECT_EQ(missing.find("ca \"/nonexistent/ca.pem\": "), 0u) << missing;
+  EXPECT_NE(missing.find("No such file"), std::string::npos) << missing;
+}
+
 // A client of OpenSSL's own, with what it is asked for; true if the handshake was completed and the
 // server let it stay.
 class OpensslClient {
  public:
-  explicit OpensslClient(const std::string& address) { connected_ = raw_.dial(address); }
+  explicit OpensslClient(const std::string& address, std::uint8_t from = 1) {
+    connected_ = raw_.dial(address, from);
+  }
   ~OpensslClient() {
     SSL_free(ssl_);
     SSL_CTX_free(context_);
@@ -217,6 +268,32 @@ class OpensslClient {
     return false;
   }
   bool connected() const { return connected_; }
+  // Sends the first message of TLS.
+  void call() {
+    int flags = 1;
+    ::ioctl(raw_.fd(), FIONBIO, &flags);
+    SSL_do_handshake(ssl_);
+  }
+  bool answered() const {
+    pollfd wait{raw_.fd(), POLLIN, 0};
+    return ::poll(&wait, 1, 0) == 1;
+  }
+  void change_keys(int times) {
+    for (int i = 0; i < times; ++i) {
+      SSL_key_update(ssl_, SSL_KEY_UPDATE_NOT_REQUESTED);
+      SSL_do_handshake(ssl_);
+    }
+  }
+  bool say_hello() {
+    tcp::Preamble preamble;
+    const tcp::HelloBody body = RawTcpPeer::hello();
+    preamble.body_bytes = sizeof(body);
+    Bytes out = RawTcpPeer::bytes_in(preamble);
+    const Bytes rest = RawTcpPeer::bytes_in(body);
+    out.insert(out.end(), rest.begin(), rest.end());
+    return SSL_write(ssl_, out.data(), static_cast<int>(out.size())) ==
+           static_cast<int>(out.size());
+  }
 
  private:
   RawTcpPeer raw_;
@@ -244,6 +321,32 @@ TEST_F(TcpTls, OnlyTls13WithACertificateIsSpoken) {
   EXPECT_EQ(counters_.tls_failures, 2u);
 }
 
+// OpenSSL would go on for as long as such messages come, and the fabric's thread with it.
+TEST_F(TcpTls, APeerThatChangesItsKeysAgainAndAgainIsTurnedAway) {
+  listen(certificates().options("server"));
+  const TcpOptions own = certificates().options("client");
+  const auto serve = [&] {
+    server_fabric_->disarm();
+    (void)listener_->poll();
+  };
+  OpensslClient sparing(listener_->address());
+  sparing.begin(TLS1_3_VERSION, &own);
+  ASSERT_TRUE(sparing.stays(serve));
+  sparing.change_keys(10);
+  ASSERT_TRUE(sparing.say_hello());
+  EXPECT_TRUE(next_request(*listener_, {server_fabric_.get()}));
+  OpensslClient talkative(listener_->address());
+  talkative.begin(TLS1_3_VERSION, &own);
+  ASSERT_TRUE(talkative.stays(serve));
+  talkative.change_keys(1000);
+  ASSERT_TRUE(eventually({server_fabric_.get()}, [&] {
+    (void)listener_->poll();
+    return counters_.malformed + counters_.timeouts != 0;
+  }));
+  EXPECT_EQ(counters_.malformed, 1u);
+  EXPECT_TRUE(attempt(own).ok());
+}
+
 TEST_F(TcpTls, NoiseBeforeInsideAndAfterTheHandshakeIsTurnedAway) {
   listen(certificates().options("server"));
   std::uint64_t failures = 0;
@@ -259,6 +362,57 @@ TEST_F(TcpTls, NoiseBeforeInsideAndAfterTheHandshakeIsTurnedAway) {
     EXPECT_TRUE(tls_failures(++failures)) << seed;
   }
   EXPECT_TRUE(attempt(certificates().options("client")).ok());
+}
+
+class TcpTlsCrowd : public TcpTls {
+ protected:
+  OpensslClient& call(std::uint8_t from = 1) {
+    OpensslClient& client =
+        *crowd_.emplace_back(std::make_unique<OpensslClient>(listener_->address(), from));
+    client.begin(TLS1_3_VERSION, nullptr);
+    client.call();
+    return client;
+  }
+  std::ptrdiff_t answered() const {
+    return std::count_if(crowd_.begin(), crowd_.end(),
+                         [](const auto& client) { return client->answered(); });
+  }
+  std::ptrdiff_t answered_after(int rounds) {
+    for (int i = 0; i < rounds; ++i) {
+      server_fabric_->disarm();
+      (void)listener_->poll();
+    }
+    return answered();
+  }
+
+  std::vector<std::unique_ptr<OpensslClient>> crowd_;
+};
+
+TEST_F(TcpTlsCrowd, OneHandshakeARoundIsWorkedOnAndNoneIsForgotten) {
+  listen(certificates().options("server"));
+  for (int i = 0; i < 20; ++i) call();
+  server_fabric_->disarm();
+  for (std::ptrdiff_t round = 1; round <= 20; ++round) {
+    EXPECT_FALSE(server_fabric_->arm()) << "somebody waits for a turn";
+    server_fabric_->disarm();
+    (void)listener_->poll();
+    EXPECT_EQ(answered(), round);
+  }
+}
+
+TEST_F(TcpTlsCrowd, OneAddressBeginsNoMoreHandshakesThanItsRate) {
+  ManualClock clock;
+  TcpOptions options = certificates().options("server");
+  options.tls_handshakes_per_s = 2;
+  options.clock = &clock;
+  listen(options);
+  for (int i = 0; i < 20; ++i) call();
+  EXPECT_EQ(answered_after(100), 8) << "four seconds' worth at once";
+  EXPECT_TRUE(server_fabric_->arm()) << "until the time comes";
+  EXPECT_TRUE(call(2).answered() || answered_after(10) == 9) << "another address";
+  clock.advance_ns(1'000'000'000);
+  EXPECT_FALSE(server_fabric_->arm());
+  EXPECT_EQ(answered_after(100), 11);
 }
 
 }  // namespace

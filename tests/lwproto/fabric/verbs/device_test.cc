@@ -1,6 +1,7 @@
 // What only verbs has: gather limits, link parameters on a queue pair, addresses.
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -82,6 +83,91 @@ TEST_F(VerbsDevice, AnEndedChannelGivesEverythingBackToAnOwnerWhoOnlyPolls) {
       }
     }
   }
+}
+
+// The peer ends in order, and we come late: 600 ms after the device has broken the queue pair.
+TEST_F(VerbsDevice, WhatHasArrivedIsDeliveredHoweverLateItIsLookedFor) {
+  ManualClock clock;
+  connect({}, {.clock = &clock});
+  const auto give_up = std::chrono::steady_clock::now() + fabric::test::kGiveUp;
+  const auto spin_until = [&](const std::function<bool()>& done) {
+    while (!done()) {
+      if (std::chrono::steady_clock::now() > give_up) return false;
+    }
+    return true;
+  };
+  const auto idle = [&] {
+    const bool nothing = client_fabric_->arm();
+    client_fabric_->disarm();
+    return nothing;
+  };
+  ASSERT_TRUE(spin_until([&] {
+    client_.poll();
+    return idle();
+  }));
+  // It is seen, and alone, but not polled for.
+  ASSERT_TRUE(server_.send(pattern(100, 0)).ok());
+  ASSERT_TRUE(spin_until([&] { return !idle(); }));
+  for (unsigned i = 1; i <= 10; ++i) ASSERT_TRUE(server_.send(pattern(100, i)).ok());
+  server_.endpoint->disconnect(Status::error(Code::kDisconnected, "that was it"));
+  ASSERT_TRUE(fabric::test::eventually({server_fabric_.get()}, [&] {
+    server_.poll();
+    return server_.disconnected.has_value();
+  }));
+  ASSERT_TRUE(spin_until([&] {
+    client_fabric_->disarm();
+    return !client_.endpoint->connected();
+  }));
+  clock.advance_ns(600'000'000);
+  ASSERT_TRUE(spin_until([&] {
+    client_.poll();
+    return client_.disconnected.has_value();
+  }));
+  ASSERT_EQ(client_.received.size(), 11u);
+  for (unsigned i = 0; i <= 10; ++i) EXPECT_EQ(client_.received[i].content, pattern(100, i)) << i;
+}
+
+// In KiB.
+long pinned_memory() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    if (word != "VmPin:") continue;
+    long kib = 0;
+    status >> kib;
+    return kib;
+  }
+  return -1;
+}
+
+TEST_F(VerbsDevice, AListenerAtAnyAddressPinsItsMemoryOnceAndAtTheStart) {
+  constexpr long kKib = 65'536;  // far more than a channel's own
+  auto memory = buffer::MemoryRegion::create("wildcard-test", kKib * 1024);
+  ASSERT_TRUE(memory.ok());
+  EndpointOptions serving = options();
+  serving.send_regions.push_back(&*memory);
+  auto server_fabric = make_verbs_fabric();
+  auto client_fabric = make_verbs_fabric();
+  ASSERT_TRUE(server_fabric.ok() && client_fabric.ok());
+  const long before = pinned_memory();
+  const std::string port = address_.substr(address_.rfind(':'));
+  auto listening = (*server_fabric)->listen("verbs://0.0.0.0" + port, serving);
+  ASSERT_TRUE(listening.ok()) << listening.status().to_string();
+  EXPECT_GE(pinned_memory() - before, kKib);
+  auto connecting = (*client_fabric)->connect(address_, {}, options());
+  ASSERT_TRUE(connecting.ok());
+  const std::vector<Fabric*> both{server_fabric->get(), client_fabric->get()};
+  auto request = fabric::test::next_request(**listening, both);
+  ASSERT_TRUE(request);
+  auto accepted = (*listening)->accept(*request, {});
+  ASSERT_TRUE(accepted.ok()) << accepted.status().to_string();
+  EXPECT_TRUE((*accepted)->attach(*memory).ok());
+  EXPECT_LT(pinned_memory() - before, 2 * kKib);
+  accepted->reset();
+  connecting->reset();
+  EXPECT_GE(pinned_memory() - before, kKib);
+  listening->reset();
+  EXPECT_LT(pinned_memory() - before, kKib);
 }
 
 TEST_F(VerbsDevice, ARateHoldsTransfersBackUntilTheirTime) {

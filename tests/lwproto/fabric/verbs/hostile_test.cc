@@ -1,11 +1,16 @@
 // Peers that connect and then do anything but what they should.
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
+#include <fstream>
 #include <functional>
 #include <thread>
 
 #include "gtest/gtest.h"
+#include "lwproto/fabric/address.h"
+#include "lwproto/fabric/verbs/socket_address.h"
 #include "lwproto/fabric/verbs/verbs_fabric.h"
 #include "tests/lwproto/fabric/channel_pair.h"
 #include "tests/lwproto/fabric/verbs/device_address.h"
@@ -183,6 +188,82 @@ TEST_F(VerbsHostile, TheOldestSilentPeerMakesRoomForANewcomer) {
   });
   expect_honest_peers_are_served();
   EXPECT_EQ(counters_.evicted_half_open, 3u);
+}
+
+// So many requests, without waiting for answers.
+class Crowd {
+ public:
+  explicit Crowd(std::size_t count) : events_(::rdma_create_event_channel()), ids_(count) {}
+  ~Crowd() {
+    for (rdma_cm_id* id : ids_) {
+      if (id != nullptr) ::rdma_destroy_id(id);
+    }
+    ::rdma_destroy_event_channel(events_);
+  }
+  Crowd(const Crowd&) = delete;
+  Crowd& operator=(const Crowd&) = delete;
+
+  bool ask(const std::string& address) {
+    sockaddr_storage to = system_address(FabricAddress::parse(address)->socket);
+    for (rdma_cm_id*& id : ids_) {
+      if (::rdma_create_id(events_, &id, nullptr, RDMA_PS_TCP) != 0 ||
+          ::rdma_resolve_addr(id, nullptr, reinterpret_cast<sockaddr*>(&to), 5000) != 0 ||
+          !take(RDMA_CM_EVENT_ADDR_RESOLVED) || ::rdma_resolve_route(id, 5000) != 0 ||
+          !take(RDMA_CM_EVENT_ROUTE_RESOLVED)) {
+        return false;
+      }
+    }
+    const std::byte garbage{0x77};
+    for (rdma_cm_id* id : ids_) {
+      rdma_conn_param param{};
+      param.private_data = &garbage;
+      param.private_data_len = 1;
+      param.qp_num = ++queue_pair_;
+      if (::rdma_connect(id, &param) != 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  bool take(rdma_cm_event_type expected) {
+    rdma_cm_event* event = nullptr;
+    if (::rdma_get_cm_event(events_, &event) != 0) return false;
+    const bool as_expected = event->event == expected;
+    ::rdma_ack_cm_event(event);
+    return as_expected;
+  }
+
+  rdma_event_channel* events_;
+  std::vector<rdma_cm_id*> ids_;
+  std::uint32_t queue_pair_ = 1000;
+};
+
+TEST_F(VerbsHostile, ACrowdIsLetInAFewAtATimeAndNobodyIsForgotten) {
+  const char* device = std::getenv("SANPROXY_VM_DEVICE");
+  if (device == nullptr) GTEST_SKIP() << "not in the guest";
+  const auto requests_arrived = [path = "/sys/class/infiniband/" + std::string(device) +
+                                        "/ports/1/cm_rx_msgs/req"] {
+    std::uint64_t count = 0;
+    std::ifstream(path) >> count;
+    return count;
+  };
+  constexpr std::uint64_t kCrowd = 40;
+  start();
+  const std::uint64_t before = requests_arrived();
+  Crowd crowd(kCrowd);
+  ASSERT_TRUE(crowd.ask(address_));
+  const auto give_up = std::chrono::steady_clock::now() + fabric::test::kGiveUp;
+  while (requests_arrived() < before + kCrowd) {
+    ASSERT_LT(std::chrono::steady_clock::now(), give_up);
+    std::this_thread::yield();
+  }
+  std::uint64_t most = 0;
+  EXPECT_TRUE(fabric::test::eventually({fabric_.get()}, [&, seen = std::uint64_t{0}]() mutable {
+    most = std::max(most, counters_.refused_headers - seen);
+    seen = counters_.refused_headers;
+    return seen == kCrowd;
+  }));
+  EXPECT_LE(most, 8u);
 }
 
 TEST_F(VerbsHostile, AFirstTransferThatIsNoHelloIsDropped) {

@@ -52,6 +52,35 @@ class VerbsPort : public VerbsDevice {
     EXPECT_EQ(server_.disconnected->code(), Code::kDisconnected);
     for (const auto& received : server_.received) server_.endpoint->release(received.loan);
   }
+
+  // In the child. The kernel waits with the removal until the listener has let go of the device.
+  void lose_the_device() {
+    VerbsCounters counters;
+    auto server = make_verbs_fabric({.counters = &counters});
+    ASSERT_TRUE(server.ok());
+    auto memory = buffer::MemoryRegion::create("device-removal", 1 << 20);
+    ASSERT_TRUE(memory.ok());
+    EndpointOptions serving = options();
+    serving.send_regions.push_back(&*memory);
+    auto listening = (*server)->listen(address_, serving);
+    ASSERT_TRUE(listening.ok()) << listening.status().to_string();
+    const std::string removed = "/tmp/removed-" + device_;
+    ASSERT_TRUE(run("(rdma link delete " + device_ + " && touch " + removed + ") &"));
+    ASSERT_TRUE(
+        fabric::test::eventually({server->get()}, [&] { return counters.lost_listeners == 1; }));
+    ASSERT_TRUE(fabric::test::eventually({server->get()},
+                                         [&] { return ::access(removed.c_str(), F_OK) == 0; }));
+    ASSERT_TRUE(run("rdma link add " + device_ + " type rxe netdev " + interface_));
+    auto client = make_verbs_fabric();
+    ASSERT_TRUE(client.ok());
+    EXPECT_TRUE(fabric::test::eventually({server->get()}, [&] {
+      return fabric::test::connect_sides(**server, **listening, **client, options(), server_,
+                                         client_);
+    }));
+    EXPECT_EQ(counters.lost_listeners, 1u);
+    client_ = Side();
+    server_ = Side();
+  }
   template <typename Act>
   static int in_child(const Act& act) {
     const pid_t child = ::fork();
@@ -67,6 +96,13 @@ class VerbsPort : public VerbsDevice {
   std::string interface_;
   std::string device_;
 };
+
+TEST_F(VerbsPort, ThatIsRemovedWithItsDeviceIsListenedAtAgainWhenItIsBack) {
+  // The library notices that a device has gone only where there is another.
+  ASSERT_TRUE(run("rdma link add spare type rxe netdev " + interface_ + "-peer"));
+  EXPECT_EQ(in_child([this] { lose_the_device(); }), 0);
+  EXPECT_TRUE(run("rdma link delete spare"));
+}
 
 TEST_F(VerbsPort, ThatLosesItsAddressesEndsItsChannelsAndGivesEverythingBack) {
   const std::string saved = "/tmp/addresses-of-" + interface_;
