@@ -22,7 +22,6 @@ struct Filter {
   static Result<Filter> read(const std::map<std::string, std::string>& parameters) {
     Filter out;
     for (const auto& [name, value] : parameters) {
-      if (value.empty() || name == "limit") continue;
       Status taken;
       if (name == "service") {
         taken = out.take_service(value);
@@ -32,7 +31,7 @@ struct Filter {
         taken = out.take_state(value);
       } else if (name == "node") {
         out.node = value;
-      } else {
+      } else if (name != "limit") {
         taken = Status::error(Code::kInvalidArgument,
                               "only limit, service, state, client and node are known here");
       }
@@ -41,13 +40,16 @@ struct Filter {
     return out;
   }
 
+  // An empty text matches all.
   Status take_service(const std::string& text) {
+    if (text.empty()) return {};
     auto address = SocketAddress::parse(text);
     if (!address.ok()) return Status::error(Code::kInvalidArgument, "service is IP:PORT");
     service = *address;
     return {};
   }
   Status take_client(const std::string& text) {
+    if (text.empty()) return {};
     if (auto ip = IpAddress::parse(text); ip.ok()) {
       client_ip = *ip;
       return {};
@@ -58,6 +60,7 @@ struct Filter {
     return {};
   }
   Status take_state(std::string text) {
+    if (text.empty()) return {};
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) {
       return c == '_' ? '-' : static_cast<char>(std::toupper(c));
     });

@@ -46,6 +46,7 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("tcp_refused_total", refused, c.refused_half_open_max, "reason=\"max_half_open\"");
   m.counter("tcp_refused_total", refused, c.refused_no_memory, "reason=\"no_memory\"");
   m.counter("tcp_refused_total", refused, c.refused_no_listener, "reason=\"no_service\"");
+  m.counter("tcp_refused_total", refused, c.refused_starting, "reason=\"starting\"");
   m.counter("tcp_time_wait_reused_total", "SYNs that took over a TIME_WAIT tuple",
             c.time_wait_reused);
   m.counter("tcp_time_wait_evicted_total", "TIME_WAIT ended early: max_time_wait",
@@ -53,6 +54,7 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("tcp_resets_total", "RST segments", c.resets_in, "direction=\"in\"");
   m.counter("tcp_resets_total", "RST segments", c.resets_out, "direction=\"out\"");
   m.counter("tcp_retransmits_total", "Segments sent again", c.retransmits);
+  m.counter("tcp_recoveries_total", "Losses that selective acknowledgements told of", c.recoveries);
   const char* dropped = "Packets dropped by the TCP stack by reason";
   m.counter("packets_dropped_total", dropped, c.dropped_malformed, "reason=\"malformed\"");
   m.counter("packets_dropped_total", dropped, c.dropped_checksum, "reason=\"checksum\"");
@@ -62,7 +64,8 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("packets_dropped_total", dropped, c.dropped_refused, "reason=\"refused\"");
   m.counter("packets_dropped_total", dropped, c.dropped_handing_over, "reason=\"handing_over\"");
   fragment_metrics(in.stack->fragments(), dropped, m);
-  m.counter("handed_over_total", "Packets that came in fragments and went on to another worker",
+  m.counter("handed_over_total",
+            "Packets that went on to another worker, whose flow they are of or about",
             c.handed_over);
   m.counter("path_mtu_lowered_total", "Connections whose segments became smaller for their path",
             c.path_mtu_lowered);

@@ -1,5 +1,6 @@
 #include "proxynode/admin/sum.h"
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -17,9 +18,24 @@ bool answered(const WorkerPage& worker) { return worker.page.http_status == 200;
 struct Family {
   std::string head;  // its HELP and TYPE lines
   std::vector<std::string> order;
-  std::map<std::string, std::uint64_t> sums;
-  std::string each;  // the lines with a worker label
+  std::map<std::string, std::uint64_t> values;  // of all workers together
+  std::string each;                             // the lines with a worker label
 };
+
+// What every worker tells of the same thing is no sum.
+enum class Together : std::uint8_t { kSum, kGreatest, kLeast };
+
+Together together(const std::string& name) {
+  static const std::map<std::string, Together> kNoSums = {
+      {"sanproxy_up", Together::kGreatest},
+      {"sanproxy_draining", Together::kGreatest},
+      {"sanproxy_cluster_connected", Together::kLeast},  // one that has lost etcd is to be seen
+      {"sanproxy_cluster_revision", Together::kGreatest},
+      {"sanproxy_cluster_entries", Together::kGreatest},
+      {"sanproxy_cluster_entries_refused", Together::kGreatest}};
+  const auto known = kNoSums.find(name);
+  return known == kNoSums.end() ? Together::kSum : known->second;
+}
 
 struct Exposition {
   std::vector<std::string> order;
@@ -47,9 +63,20 @@ void add_sample(Exposition& out, const std::string& line, std::uint32_t worker) 
   Family& family = out.family(name);
   family.each += with_worker(series, worker) + line.substr(space) + "\n";
   if (name.ends_with("_info")) return;
-  const auto [at, created] = family.sums.try_emplace(series, 0);
-  if (created) family.order.push_back(series);
-  at->second += std::strtoull(line.c_str() + space, nullptr, 10);
+  const std::uint64_t value = std::strtoull(line.c_str() + space, nullptr, 10);
+  const auto [at, created] = family.values.try_emplace(series, value);
+  if (created) return family.order.push_back(series);
+  switch (together(name)) {
+    case Together::kSum:
+      at->second += value;
+      break;
+    case Together::kGreatest:
+      at->second = std::max(at->second, value);
+      break;
+    case Together::kLeast:
+      at->second = std::min(at->second, value);
+      break;
+  }
 }
 
 void add_page(Exposition& out, const WorkerPage& worker) {
@@ -179,7 +206,7 @@ Page sum_metrics(const std::vector<WorkerPage>& workers) {
     const Family& family = all.families[name];
     out += family.head;
     for (const std::string& series : family.order) {
-      out += series + " " + std::to_string(family.sums.at(series)) + "\n";
+      out += series + " " + std::to_string(family.values.at(series)) + "\n";
     }
     out += family.each;
   }
@@ -202,19 +229,22 @@ Page sum_status(const std::vector<WorkerPage>& workers) {
               {"interfaces", json::array()},  {"connections", json::object()},
               {"tcp_memory", json::object()}, {"pools", json::object()}};
   json each = json::array();
+  bool all_known = true;
   for (const WorkerPage& worker : workers) {
     json state = state_json(worker.state);
-    if (answered(worker)) {
-      const json page = json::parse(worker.page.body, nullptr, false);
-      if (page.is_object()) {
-        add_status(sum, page, worker.state.index);
-        state["connections"] = page["connections"];
-        state["pools"] = page["pools"];
-        state["tcp_memory"] = page["tcp_memory"];
-      }
+    const json page =
+        answered(worker) ? json::parse(worker.page.body, nullptr, false) : json(nullptr);
+    if (page.is_object()) {
+      add_status(sum, page, worker.state.index);
+      for (const char* key : {"connections", "pools", "tcp_memory"}) state[key] = page[key];
+    } else if (worker.state.pid != 0) {
+      state["answered"] = false;
+      all_known = false;
     }
     each.push_back(std::move(state));
   }
+  // Nobody knows whether a worker that is silent still has connections.
+  if (!all_known && sum.value("state", "") == "drained") sum["state"] = "draining";
   sum["workers"] = std::move(each);
   return json_page(sum);
 }

@@ -26,10 +26,13 @@ struct WorkerPage {
   Page page;  // http_status 0: the worker did not answer
 };
 
-// Every series once without `worker` label, summed over the workers that answered, and once for
-// each with it. Series whose name ends in _info are not summed: their labels are of one worker.
+// Every series once without `worker` label, of the workers that answered together, and once for
+// each with it. That is the sum, or of what each tells of the same thing (whether etcd answers,
+// say) the least or the greatest. Series whose name ends in _info are not summed: their labels are
+// of one worker.
 Page sum_metrics(const std::vector<WorkerPage>& workers);
-// Of the shape of one worker's /status, and `workers` with the state and the page of each.
+// Of the shape of one worker's /status, and `workers` with the state and the page of each. While
+// one that runs has not answered ("answered": false there) the sum is not "drained".
 Page sum_status(const std::vector<WorkerPage>& workers);
 // Of the shape of one worker's /connections, each row with its worker.
 Page sum_connections(const std::vector<WorkerPage>& workers, std::uint32_t limit);

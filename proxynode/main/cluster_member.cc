@@ -151,6 +151,7 @@ void ClusterMember::publish_nodes() {
   translator_.for_each_node([&](const translate::AppNode& node) {
     if (node.dead) return;
     cluster::ApplicationRecord record;
+    record.instance = self_.instance;
     record.name = node.name;
     record.fabric = node.from->fabric;
     record.peer = node.peer.address;

@@ -1,5 +1,7 @@
 #include "proxynode/main/config.h"
 
+#include <set>
+
 #include "lwproto/daemon/config_sections.h"
 #include "lwproto/fabric/address.h"
 #include "proxynode/main/config_access.h"
@@ -59,6 +61,7 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   r.number("initial_rto_ms", s.initial_rto_ms, 100, 60'000);
   r.number("min_rto_ms", s.min_rto_ms, 40, 10'000);
   r.number("drain_ms", config.drain_ms, 0, 86'400'000);
+  r.number("drain_grace_ms", config.drain_grace_ms, 0, 600'000);
   r.flag("outgoing", config.outgoing);
   r.flag("spin", config.spin);
   r.number("spin_us", config.spin_us, 0, 1000);
@@ -105,6 +108,7 @@ void read_service(const std::string& path, const toml::table& table, ProxyConfig
   TableReader r(path, "[[service]]", table);
   r.text("address", [&](const std::string& v) {
     out.address = value_or_throw(SocketAddress::parse(v), v, "IP:PORT");
+    if (out.address.port == 0) throw std::invalid_argument("\"" + v + "\" needs a port from 1 on");
     for (const auto& other : config.services) {
       if (other.address == out.address) throw std::invalid_argument("\"" + v + "\" is there twice");
     }
@@ -160,6 +164,18 @@ void check_published(const std::string& path, const ProxyConfig& config) {
   for (const ChannelConfig& channel : config.channels) check(channel.fabric, "[[interface]]");
 }
 
+// One place to listen at is taken once.
+void check_listeners(const std::string& path, const ProxyConfig& config) {
+  std::set<std::string> taken;
+  const auto check = [&](const FabricConfig& fabric, const char* section) {
+    if (taken.insert(fabric::FabricAddress::parse(fabric.listen)->to_string()).second) return;
+    config_fail(path, {},
+                std::string(section) + ".listen: \"" + fabric.listen + "\" is there twice");
+  };
+  for (const FabricConfig& fabric : config.fabrics) check(fabric, "[[fabric]]");
+  for (const ChannelConfig& channel : config.channels) check(channel.fabric, "[[interface]]");
+}
+
 }  // namespace
 
 ProxyConfig load_config(const std::string& path) {
@@ -170,6 +186,7 @@ ProxyConfig load_config(const std::string& path) {
   }
   if (config.fabrics.empty()) config_fail(path, {}, "needs at least one [[fabric]]");
   check_allow_lists(path, config);
+  check_listeners(path, config);
   check_published(path, config);
   // Further workers are known by names that follow from it, and those have to be legal too.
   if (config.cluster &&

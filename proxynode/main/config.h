@@ -36,9 +36,11 @@ struct FabricConfig {
   std::uint32_t dead_after_ms = 0;  // verbs, tcp: 60 s by default; shm: never
   service::AllowList allow;         // to services without a list of their own
   // tcp
-  std::string certificate, key, ca;  // all or none
-  std::uint32_t streams_max = 16;    // that a node may ask for
-  std::size_t window_bytes_max = std::size_t{256} << 20;
+  std::string certificate, key, ca;          // all or none
+  std::uint32_t streams_max = 16;            // that a node may ask for
+  std::uint32_t tls_handshakes_per_s = 100;  // of one peer
+  std::size_t window_bytes_max = std::size_t{64} << 20;
+  std::size_t window_total_max = 0;  // of all channels; 0: 256 MiB, or window_bytes_max if more
   // verbs
   std::uint32_t queue_pairs_max = 64;           // that a node may ask for
   std::uint32_t further_queue_pairs_max = 128;  // of all handshakes, beyond their first
@@ -69,6 +71,7 @@ struct ProxyConfig {
   std::uint32_t services_max = 1024;
   std::uint32_t tx_records_max = 1 << 20;
   std::uint32_t drain_ms = 10'000;
+  std::uint32_t drain_grace_ms = 0;  // from saying so to closing the listeners
   bool outgoing = true;
   bool spin = false;
   std::uint32_t spin_us = 50;  // ShortSpin's bound

@@ -14,6 +14,19 @@ bool known(const ProxyConfig& config, const std::string& name) {
                      [&](const auth::Key& key) { return key.name() == name; });
 }
 
+// What nobody can show through a fabric lets nobody in.
+void check_use(const std::string& path, const FabricConfig& fabric, const std::string& whose) {
+  using Kind = service::AllowEntry::Kind;
+  for (const service::AllowEntry& entry : fabric.allow) {
+    if (entry.kind == Kind::kUid && fabric.uses_pools()) {
+      config_fail(path, {}, whose + " allows user ids, which only shm knows");
+    }
+    if (entry.kind == Kind::kCertificate && fabric.certificate.empty()) {
+      config_fail(path, {}, whose + " allows certificates, but has no TLS");
+    }
+  }
+}
+
 void check_list(const std::string& path, const ProxyConfig& config, const service::AllowList& list,
                 const std::string& whose) {
   for (const service::AllowEntry& entry : list) {
@@ -81,6 +94,7 @@ void read_limits(const std::string& path, const toml::table& table, ProxyConfig&
 void check_allow_lists(const std::string& path, const ProxyConfig& config) {
   for (const FabricConfig& fabric : config.fabrics) {
     check_list(path, config, fabric.allow, "[[fabric]] \"" + fabric.listen + "\"");
+    check_use(path, fabric, "[[fabric]] \"" + fabric.listen + "\"");
   }
   for (const service::Policy& policy : config.services) {
     if (policy.allow) {

@@ -39,7 +39,8 @@ void fill_in(FabricConfig& fabric, const std::set<std::string>& given) {
 }  // namespace
 
 void check_listening_keys(const FabricConfig& fabric, const std::set<std::string>& given) {
-  for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes"}) {
+  for (const char* key : {"certificate", "key", "ca", "max_streams", "max_window_bytes",
+                          "max_total_window_bytes", "max_tls_handshakes_per_s"}) {
     only(fabric, given, key, fabric.scheme == "tcp", "tcp");
   }
   for (const char* key : {"max_queue_pairs", "max_further_queue_pairs"}) {
@@ -48,6 +49,9 @@ void check_listening_keys(const FabricConfig& fabric, const std::set<std::string
   if (fabric.queue_pairs_max - 1 > fabric.further_queue_pairs_max) {
     throw std::invalid_argument(
         "max_further_queue_pairs is too small for the handshake of one channel of max_queue_pairs");
+  }
+  if (fabric.window_total_max != 0 && fabric.window_total_max < fabric.window_bytes_max) {
+    throw std::invalid_argument("max_total_window_bytes is less than max_window_bytes");
   }
   if (!fabric.advertise.empty() && !fabric.advertise.starts_with(fabric.scheme + ":")) {
     throw std::invalid_argument("advertise is \"" + fabric.advertise + "\", but \"" +
@@ -86,6 +90,8 @@ void listening_keys(TableReader& r, FabricConfig& out) {
   r.text("ca", [&](const std::string& v) { out.ca = v; });
   r.number("max_streams", out.streams_max, 1, 64);
   r.number("max_window_bytes", out.window_bytes_max, 65'536, kGiB);
+  r.number("max_total_window_bytes", out.window_total_max, 65'536, 1024 * kGiB);
+  r.number("max_tls_handshakes_per_s", out.tls_handshakes_per_s, 1, 100'000);
   r.number("max_queue_pairs", out.queue_pairs_max, 1, fabric::kQueuePairsMax);
   r.number("max_further_queue_pairs", out.further_queue_pairs_max, 0, 65'536);
   r.number("max_handshakes", out.handshakes_max, 1, 65'536);

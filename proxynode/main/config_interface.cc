@@ -2,8 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <set>
 
+#include "lwproto/daemon/config_sections.h"
 #include "lwproto/fabric/address.h"
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
@@ -13,6 +15,7 @@ namespace sanproxy::proxy {
 namespace {
 
 constexpr std::uint32_t kChannelNodesDefault = 16;
+constexpr std::size_t kChannelNameBytesMax = 15;
 
 using AllowEntry = service::AllowEntry;
 
@@ -32,12 +35,20 @@ void check_allow(const FabricConfig& fabric) {
   }
 }
 
+bool is_there(const ProxyConfig& config, const std::string& name) {
+  const auto named = [&](const auto& interface) { return interface.name == name; };
+  return std::any_of(config.interfaces.begin(), config.interfaces.end(), named) ||
+         std::any_of(config.channels.begin(), config.channels.end(),
+                     [&](const ChannelConfig& channel) { return named(channel.options); });
+}
+
 // What only some drivers have: said for another one it is an error, not ignored.
 void check_keys(const std::string& driver, const std::set<std::string>& given) {
   const bool channel = driver == "channel";
-  for (const char* key : {"listen", "advertise", "allow", "credits", "max_nodes", "certificate",
-                          "key", "ca", "max_streams", "max_window_bytes", "max_queue_pairs",
-                          "max_further_queue_pairs", "max_handshakes", "max_joined"}) {
+  for (const char* key :
+       {"listen", "advertise", "allow", "credits", "max_nodes", "certificate", "key", "ca",
+        "max_streams", "max_window_bytes", "max_total_window_bytes", "max_tls_handshakes_per_s",
+        "max_queue_pairs", "max_further_queue_pairs", "max_handshakes", "max_joined"}) {
     if (!channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }
@@ -48,6 +59,15 @@ void check_keys(const std::string& driver, const std::set<std::string>& given) {
       throw std::invalid_argument(std::string(key) + " is not for driver \"channel\"");
     }
   }
+}
+
+// For people: no device has it.
+std::string channel_name(const std::string& text) {
+  if (text.empty() || text.size() > kChannelNameBytesMax) {
+    throw std::invalid_argument("expected 1 to " + std::to_string(kChannelNameBytesMax) +
+                                " characters");
+  }
+  return text;
 }
 
 }  // namespace
@@ -65,9 +85,9 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
                                          {"xdp", "xdp"},
                                          {"channel", "channel"}});
   });
+  const bool channel = table["driver"].value_or(std::string_view()) == "channel";
   r.text("name", [&](const std::string& v) {
-    if (v.empty() || v.size() > 15) throw std::invalid_argument("expected 1 to 15 characters");
-    out.name = v;
+    out.name = channel ? channel_name(v) : daemon::interface_name(v);
   });
   r.number("mtu", out.mtu_bytes, 1280, 65'521);
   r.texts("addresses", [&](const std::string& v) {
@@ -88,10 +108,12 @@ void read_interface(const std::string& path, const toml::table& table, ProxyConf
   if (out.driver.empty()) r.missing("driver");
   std::set<std::string> given;
   for (const auto& [key, node] : table) given.emplace(key.str());
-  const bool channel = out.driver == "channel";
   if (channel && out.name.empty()) out.name = "channel";
   if (out.name.empty()) r.missing("name");
   if (channel && fabric.listen.empty()) r.missing("listen");
+  if (is_there(config, out.name)) {
+    config_fail(path, table.source(), "[[interface]].name: \"" + out.name + "\" is there twice");
+  }
   try {
     check_keys(out.driver, given);
     if (channel) {

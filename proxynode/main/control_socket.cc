@@ -169,9 +169,10 @@ void ControlSocket::say_ready() {
 }
 
 void ControlSocket::answer(std::uint32_t number, const admin::Page& page) {
-  const UniqueFd body(::memfd_create("sanproxy-page", MFD_CLOEXEC));
-  if (!body.valid() || !write_all(body.get(), page.body)) return;
-  Answer out{0, number, page.http_status, 0, page.body.size(), {}};
+  UniqueFd body(::memfd_create("sanproxy-page", MFD_CLOEXEC));
+  // Without a descriptor or memory for it: that we live is the half of it that matters most.
+  if (body.valid() && !write_all(body.get(), page.body)) body = {};
+  Answer out{0, number, page.http_status, 0, body.valid() ? page.body.size() : 0, {}};
   copy_text(page.content_type, out.content_type);
   (void)send_answer(fd(), out, body.get());
 }

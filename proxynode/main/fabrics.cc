@@ -1,5 +1,6 @@
 #include "proxynode/main/fabrics.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "lwproto/fabric/shm/shm_fabric.h"
@@ -9,14 +10,23 @@
 namespace sanproxy::proxy {
 namespace {
 
-Result<std::unique_ptr<fabric::Fabric>> make_tcp(const FabricConfig& config) {
+fabric::TcpOptions tls_of(const FabricConfig& config) {
   fabric::TcpOptions options;
   options.certificate_file = config.certificate;
   options.key_file = config.key;
   options.authority_file = config.ca;
+  return options;
+}
+
+Result<std::unique_ptr<fabric::Fabric>> make_tcp(const FabricConfig& config) {
+  fabric::TcpOptions options = tls_of(config);
   options.streams_max = config.streams_max;
   options.window_bytes_max = config.window_bytes_max;
+  options.window_total_max = config.window_total_max != 0
+                                 ? config.window_total_max
+                                 : std::max(options.window_total_max, options.window_bytes_max);
   options.half_open_max = config.handshakes_max;
+  options.tls_handshakes_per_s = config.tls_handshakes_per_s;
   return fabric::make_tcp_fabric(options);
 }
 
@@ -43,7 +53,13 @@ Result<std::unique_ptr<fabric::Fabric>> make(const FabricConfig& config) {
 
 }  // namespace
 
+void check_files(const FabricConfig& config) {
+  const std::string problem = fabric::tls_files_problem(tls_of(config));
+  if (!problem.empty()) throw std::runtime_error("fabric " + config.listen + ": " + problem);
+}
+
 std::unique_ptr<fabric::Fabric> make_fabric(const FabricConfig& config) {
+  check_files(config);
   auto fabric = make(config);
   if (!fabric.ok()) {
     throw std::runtime_error("fabric " + config.listen + ": " + fabric.status().to_string());

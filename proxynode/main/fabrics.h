@@ -11,6 +11,8 @@
 
 namespace sanproxy::proxy {
 
+// Throws std::runtime_error when the files for TLS are no good: what --check looks at besides.
+void check_files(const FabricConfig& config);
 // Throws std::runtime_error with a text for the operator. There is no falling back to another.
 std::unique_ptr<fabric::Fabric> make_fabric(const FabricConfig& config);
 

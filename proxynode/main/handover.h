@@ -1,8 +1,9 @@
-// Handover: packets that came to one worker in fragments and are of a flow of another one's.
+// Handover: packets that came to one worker and are of, or about, a flow of another one's.
 //
-// Document: docs/workers.md "Fragments".
-// Role: the kernel's steering sees no ports in a fragment and sends all of a client's to one
-//   worker. Who has put a packet together asks here whose it is, and sends it there over a socket.
+// Document: docs/workers.md "Packets without ports".
+// Role: the kernel's steering sees no ports in a fragment, in an ICMP error and behind extension
+//   headers, and goes by addresses alone. Who gets such a packet whole and knows no flow for it
+//   asks here whose it is, and sends it there over a socket.
 // Owner: a Worker. Thread: its.
 // Invariants:
 //   1. A packet goes where steering would have sent it whole.
@@ -37,18 +38,29 @@ class Handover {
            std::vector<UniqueFd> out);
 
   // `packet` is whole and came by `interface`.
-  stack::HandedOver pass_on(stack::InterfaceIndex interface, std::span<const std::byte> packet);
+  stack::HandedOver pass_on(stack::InterfaceIndex interface, std::span<const std::byte> packet,
+                            bool checksum_verified);
 
   int fd() const { return in_.get(); }
   // The next one that was passed on to us, to be used before the next call. Empty: none.
-  std::span<const std::byte> receive(stack::InterfaceIndex& interface);
+  struct Received {
+    stack::InterfaceIndex interface = 0;
+    bool checksum_verified = false;
+    std::span<const std::byte> packet;
+  };
+  Received receive();
 
  private:
+  struct Head {
+    stack::InterfaceIndex interface;
+    std::uint8_t checksum_verified;
+  };
+
   packet_io::QueueSteering steering_;
   std::uint32_t self_;
   UniqueFd in_;
   std::vector<UniqueFd> out_;
-  std::vector<std::byte> received_;  // the interface in a byte, and the packet
+  std::vector<std::byte> received_;  // a Head and the packet
 };
 
 }  // namespace sanproxy::proxy

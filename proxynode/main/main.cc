@@ -4,11 +4,12 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <sys/prctl.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <thread>
 
+#include "lwproto/daemon/command_line.h"
+#include "lwproto/daemon/descriptor_limit.h"
 #include "lwproto/daemon/log.h"
 #include "proxynode/main/config.h"
 #include "proxynode/main/fabrics.h"
@@ -19,6 +20,9 @@
 namespace {
 
 constexpr std::size_t kLogQueueMessages = 8192;
+// So long clients find no service that is on its way, at a worker that is started again, as its
+// application nodes need to come back to it.
+constexpr std::uint32_t kStartHoldMs = 2'000;
 
 // Logging never blocks the data path: a full queue drops the oldest line.
 void start_logging(const std::string& level, const std::string& who) {
@@ -74,6 +78,7 @@ void run_worker(const sanproxy::proxy::ProxyConfig& config,
   if (place == nullptr) {
     spdlog::info("proxy node \"{}\" {} is ready", config.name, SANPROXY_VERSION);
   }
+  if (place != nullptr) worker.resume(place->drains());
   worker.run();
 }
 
@@ -102,7 +107,7 @@ int main(int argc, char** argv) {
   app.add_option("--worker-place", place_text)->group("");  // the supervisor's, for its workers
   app.add_flag("--check", check, "Check the configuration and exit");
   app.set_version_flag("--version", "proxynode " SANPROXY_VERSION);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto status = sanproxy::daemon::parse_command_line(app, argc, argv)) return *status;
 
   sanproxy::proxy::ProxyConfig config;
   sanproxy::proxy::WorkerPlace place;
@@ -111,9 +116,14 @@ int main(int argc, char** argv) {
     if (!place_text.empty()) {
       place = sanproxy::proxy::WorkerPlace::parse(place_text);
       config = sanproxy::proxy::share_of(config, place.index, place.workers);
+      if (place.again) config.stack.start_hold_ms = kStartHoldMs;
     } else {
       if (workers != 0) config.workers = workers;
       workers = sanproxy::proxy::count_workers(config, std::thread::hardware_concurrency());
+    }
+    if (check) {
+      for (const auto& fabric : config.fabrics) sanproxy::proxy::check_files(fabric);
+      for (const auto& channel : config.channels) sanproxy::proxy::check_files(channel.fabric);
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "proxynode: %s\n", e.what());
@@ -133,6 +143,7 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGCHLD);
   sigprocmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  sanproxy::daemon::raise_descriptor_limit();
   start_logging(config.log_level,
                 place_text.empty() ? "" : "[worker " + std::to_string(place.index) + "] ");
   int exit_code = 0;

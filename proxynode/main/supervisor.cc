@@ -12,13 +12,13 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <fstream>
 #include <iterator>
 #include <random>
 #include <stdexcept>
 
 #include "lwproto/daemon/log.h"
+#include "netnode/packet_io/device_gone.h"
 
 namespace sanproxy::proxy {
 namespace {
@@ -37,25 +37,22 @@ constexpr int kSleepMsMax = 1000;
   throw std::runtime_error(what + ": " + status.to_string());
 }
 
-UniqueFd memory_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  UniqueFd fd(::memfd_create("sanproxy-config", MFD_CLOEXEC));
-  if (!file || !fd.valid() ||
+// Not valid: no memory or no descriptor for it; errno says.
+UniqueFd memory_with(const std::string& text) {
+  UniqueFd fd(::memfd_create("sanproxy", MFD_CLOEXEC));
+  if (fd.valid() &&
       ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
-    throw std::runtime_error(path + ": cannot be read again");
+    fd = UniqueFd();
   }
   return fd;
 }
 
-template <typename T>
-T number(const std::string& text) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    throw std::invalid_argument("not a worker's place");
-  }
-  return value;
+UniqueFd memory_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  UniqueFd fd = file ? memory_with(text) : UniqueFd();
+  if (!fd.valid()) throw std::runtime_error(path + ": cannot be read again");
+  return fd;
 }
 
 std::string end_text(int status) {
@@ -64,47 +61,6 @@ std::string end_text(int status) {
 }
 
 }  // namespace
-
-std::string WorkerPlace::to_text() const {
-  std::string out = std::to_string(index) + "," + std::to_string(workers) + "," +
-                    std::to_string(control_fd) + "," + std::to_string(steering_seed) + "," +
-                    std::to_string(handover_in);
-  for (const int fd : handover_out) out += "," + std::to_string(fd);
-  for (const int fd : queue_fds) out += "," + std::to_string(fd);
-  return out;
-}
-
-WorkerPlace WorkerPlace::parse(const std::string& text) {
-  constexpr std::size_t kFixed = 5;  // before the descriptors
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == ',') {
-      parts.emplace_back();
-    } else {
-      parts.back() += c;
-    }
-  }
-  if (parts.size() < kFixed) throw std::invalid_argument("not a worker's place");
-  WorkerPlace out;
-  out.index = number<std::uint32_t>(parts[0]);
-  out.workers = number<std::uint32_t>(parts[1]);
-  out.control_fd = number<int>(parts[2]);
-  out.steering_seed = number<std::uint64_t>(parts[3]);
-  out.handover_in = number<int>(parts[4]);
-  if (out.workers > parts.size() - kFixed) throw std::invalid_argument("not a worker's place");
-  for (std::size_t i = kFixed; i < parts.size(); ++i) {
-    auto& list = i < kFixed + out.workers ? out.handover_out : out.queue_fds;
-    list.push_back(number<int>(parts[i]));
-  }
-  return out;
-}
-
-std::unique_ptr<Handover> WorkerPlace::handover() const {
-  std::vector<UniqueFd> out;
-  for (const int fd : handover_out) out.emplace_back(fd);
-  return std::make_unique<Handover>(packet_io::QueueSteering{workers, steering_seed}, index,
-                                    UniqueFd(handover_in), std::move(out));
-}
 
 struct Supervisor::Child {
   std::uint32_t index = 0;
@@ -164,8 +120,16 @@ void Supervisor::open_interfaces() {
 
 void Supervisor::start(Child& child) {
   auto ends = ControlSocket::make_pair();
-  if (!ends.ok()) fail("supervisor", ends.status());
+  if (!ends.ok()) return start_later(child, ends.status());
+  std::string drains;
+  for (const std::string& path : drains_) drains += path + '\0';
+  const UniqueFd drains_fd = drains.empty() ? UniqueFd() : memory_with(drains);
+  if (!drains.empty() && !drains_fd.valid()) {
+    return start_later(child, Status::error(Code::kSystem, "keep what is drained", errno));
+  }
   WorkerPlace place;
+  place.again = child.restarts != 0;
+  place.drains_fd = drains_fd.get();
   place.index = child.index;
   place.workers = static_cast<std::uint32_t>(children_.size());
   place.control_fd = ends->second.get();
@@ -180,6 +144,9 @@ void Supervisor::start(Child& child) {
   posix_spawn_file_actions_adddup2(&actions, config_fd_.get(), config_fd_.get());
   posix_spawn_file_actions_adddup2(&actions, place.control_fd, place.control_fd);
   posix_spawn_file_actions_adddup2(&actions, place.handover_in, place.handover_in);
+  if (place.drains_fd >= 0) {
+    posix_spawn_file_actions_adddup2(&actions, place.drains_fd, place.drains_fd);
+  }
   for (const auto* list : {&place.handover_out, &place.queue_fds}) {
     for (const int fd : *list) posix_spawn_file_actions_adddup2(&actions, fd, fd);
   }
@@ -188,25 +155,34 @@ void Supervisor::start(Child& child) {
   std::array<std::string, 5> words = {"proxynode", "--config", config, "--worker-place", where};
   std::array<char*, 6> argv{};
   std::transform(words.begin(), words.end(), argv.begin(), [](auto& word) { return word.data(); });
+  // In a group of its own: a signal to ours (Ctrl-C at a terminal) reaches it once, through us.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  posix_spawnattr_setpgroup(&attributes, 0);
   const int error =
-      posix_spawn(&child.pid, "/proc/self/exe", &actions, nullptr, argv.data(), environ);
+      posix_spawn(&child.pid, "/proc/self/exe", &actions, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
-  const std::uint64_t now_ns = clock_.now_ns();
   if (error != 0) {
-    child.pid = 0;
-    child.start_at_ns = now_ns + child.pause_ns;
-    spdlog::error("worker {} cannot be started: {}", child.index,
-                  Status::error(Code::kSystem, "posix_spawn", error).to_string());
-    return;
+    return start_later(child, Status::error(Code::kSystem, "posix_spawn", error));
   }
   child.control = std::make_unique<ControlSocket>(std::move(ends->first));
   child.ready = child.draining = child.killed = false;
-  child.started_ns = now_ns;
+  child.started_ns = clock_.now_ns();
   child.beat = 0;
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = child.control->fd();
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, event.data.fd, &event);
+}
+
+// The others go on meanwhile.
+void Supervisor::start_later(Child& child, const Status& why) {
+  child.pid = 0;
+  child.start_at_ns = clock_.now_ns() + child.pause_ns;
+  child.pause_ns = std::min(child.pause_ns * 2, kRestartMaxNs);
+  spdlog::error("worker {} cannot be started: {}", child.index, why.to_string());
 }
 
 int Supervisor::run() {
@@ -232,6 +208,7 @@ int Supervisor::run() {
     take_events();
     const std::uint64_t now_ns = clock_.now_ns();
     for (auto& child : children_) look_after(*child, now_ns);
+    look_at_devices(now_ns);
     manager_.beat(now_ns);
   }
   return exit_status_;
@@ -372,6 +349,18 @@ void Supervisor::look_after(Child& child, std::uint64_t now_ns) {
   if (child.control->ask(number, {"/healthz", 0})) child.beat = number;
 }
 
+// Workers would find it out as well, and end; and be started again, for nothing.
+void Supervisor::look_at_devices(std::uint64_t now_ns) {
+  if (stopping_ || now_ns < devices_due_ns_) return;
+  devices_due_ns_ = now_ns + packet_io::kDeviceLookNs;
+  for (std::size_t i = 0; i < queues_.size(); ++i) {
+    if (!packet_io::queue_gone(config_.interfaces[i], queues_[i].front().get())) continue;
+    spdlog::error("interface {} has been removed", config_.interfaces[i].name);
+    exit_status_ = 1;
+    return stop_all(SIGTERM);
+  }
+}
+
 std::vector<admin::WorkerPage> Supervisor::ask_all(const admin::PageRequest& request) {
   std::vector<admin::WorkerPage> pages(children_.size());
   const std::uint32_t number = next_question_++;
@@ -415,9 +404,33 @@ std::vector<admin::WorkerPage> Supervisor::ask_all(const admin::PageRequest& req
   return pages;
 }
 
+// What is meant, not what was answered: a worker may do it later than we wait for its answer, and
+// forgets its own drain also where the cluster's stays. None does what one calls nonsense; and that
+// one has done it bounds how many there are, as it does there.
+void Supervisor::remember_drains(const std::string& path,
+                                 const std::vector<admin::WorkerPage>& answers) {
+  const std::string undo = "/undrain";
+  if (path.ends_with(undo)) {
+    drains_.erase(path.substr(0, path.size() - undo.size()) + "/drain");
+    return;
+  }
+  const auto any = [&](int from, int to) {
+    return std::any_of(answers.begin(), answers.end(), [&](const auto& worker) {
+      return worker.page.http_status >= from && worker.page.http_status < to;
+    });
+  };
+  if (any(200, 300) && !any(400, 500)) drains_.insert(path);
+}
+
 // A change is for every worker: done when all have done it, else the first refusal.
 admin::Page Supervisor::change(const admin::PageRequest& request) {
   const std::vector<admin::WorkerPage> answers = ask_all(request);
+  remember_drains(request.path, answers);
+  for (std::size_t i = 0; i < answers.size(); ++i) {  // its next sign of life may be a second away
+    if (answers[i].page.http_status != 200) continue;
+    if (request.path == "/drain") children_[i]->draining = true;
+    if (request.path == "/undrain") children_[i]->draining = false;
+  }
   for (const admin::WorkerPage& worker : answers) {
     if (worker.page.http_status == 200) continue;
     if (worker.page.http_status != 0) return worker.page;

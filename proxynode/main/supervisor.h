@@ -11,13 +11,15 @@
 //   2. A worker that dies before all have been ready once ends the start, with its exit status;
 //      from then on it is started again until the node stops.
 //      Likewise its end of what others pass on to it (handover.h).
-//   3. Workers end when the supervisor does: their end of the control socket tells them.
+//   3. A drain that was asked for here holds for workers that start later as well.
+//   4. Workers end when the supervisor does: their end of the control socket tells them.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,23 +30,9 @@
 #include "proxynode/main/config.h"
 #include "proxynode/main/control_socket.h"
 #include "proxynode/main/handover.h"
+#include "proxynode/main/worker_place.h"
 
 namespace sanproxy::proxy {
-
-// What a worker is told on its command line, beside the configuration.
-struct WorkerPlace {
-  std::uint32_t index = 0;
-  std::uint32_t workers = 1;
-  int control_fd = -1;
-  std::uint64_t steering_seed = 0;
-  int handover_in = -1;
-  std::vector<int> handover_out;  // one a worker
-  std::vector<int> queue_fds;     // one an interface
-
-  std::string to_text() const;
-  static WorkerPlace parse(const std::string& text);  // throws std::invalid_argument
-  std::unique_ptr<Handover> handover() const;         // takes over its descriptors
-};
 
 class Supervisor {
  public:
@@ -60,6 +48,8 @@ class Supervisor {
   struct Child;
   void open_interfaces();
   void start(Child& child);
+  void start_later(Child& child, const Status& why);
+  void look_at_devices(std::uint64_t now_ns);
   void take_events();
   void on_signal();
   void reap();
@@ -70,6 +60,7 @@ class Supervisor {
   int sleep_ms(std::uint64_t now_ns) const;
   admin::Page page(const admin::PageRequest& request);
   admin::Page change(const admin::PageRequest& request);
+  void remember_drains(const std::string& path, const std::vector<admin::WorkerPage>& answers);
   std::vector<admin::WorkerPage> ask_all(const admin::PageRequest& request);
 
   ProxyConfig config_;
@@ -81,6 +72,8 @@ class Supervisor {
   std::vector<Handover::Ends> handovers_;      // by worker
   std::vector<std::unique_ptr<Child>> children_;
   std::unique_ptr<daemon::AdminServer> admin_;
+  std::set<std::string> drains_;  // pages of the POSTs that hold until they are undone
+  std::uint64_t devices_due_ns_ = 0;
   UniqueFd epoll_;
   UniqueFd signals_;
   std::uint32_t next_question_ = 1;

@@ -17,14 +17,13 @@
 #include "lwproto/auth/admission.h"
 #include "lwproto/buffer/pool_sizes.h"
 #include "lwproto/daemon/log.h"
+#include "proxynode/main/worker_interface.h"
 
 namespace sanproxy::proxy {
 namespace {
 
-// Packets received from an interface in one round: enough to pay for the round.
-constexpr std::size_t kBurst = 64;
-// And bytes, as far as the burst before tells: few enough that what the kernel has just written is
-// still in a core's own cache when it is copied to its channel.
+// Bytes received in one round, as far as the one before tells: few enough that what the kernel has
+// just written is still in a core's own cache when it is copied to its channel.
 constexpr std::size_t kBurstBytes = 192 * 1024;
 constexpr std::size_t kBurstMin = 2;
 // Rounds without a sleep between two looks at listeners, signals and the admin endpoint.
@@ -48,19 +47,6 @@ std::uint16_t new_epoch() {
 }
 
 }  // namespace
-
-struct Worker::Interface {
-  std::unique_ptr<packet_io::PacketIo> io;
-  stack::InterfaceIndex index = 0;
-  // Slots lent to the driver: the first `posted` entries of both arrays.
-  std::size_t posted = 0;
-  std::size_t burst = kBurst;    // how many of them the next round offers
-  std::size_t offered = kBurst;  // how many packets the last round would have taken
-  std::array<buffer::SlotIndex, kBurst> slots{};
-  std::array<packet_io::ReceiveBuffer, kBurst> buffers{};
-  std::array<packet_io::ReceivedPacket, kBurst> packets{};
-  std::array<std::span<const std::byte>, kBurst> bytes{};  // of the same packets
-};
 
 Worker::Worker(const ProxyConfig& config, std::string version, std::unique_ptr<Handover> handover)
     : config_(config),
@@ -128,8 +114,8 @@ Worker::Worker(const ProxyConfig& config, std::string version, std::unique_ptr<H
   stack_options.proxy_id = config.id;
   if (handover_) {
     stack_options.hand_over = [this](stack::InterfaceIndex interface,
-                                     std::span<const std::byte> packet) {
-      return handover_->pass_on(interface, packet);
+                                     std::span<const std::byte> packet, bool checksum_verified) {
+      return handover_->pass_on(interface, packet, checksum_verified);
     };
   }
   stack_ = take(stack::Stack::create(stack_options, clock_, *ingress_, *translator_), "TCP stack");
@@ -351,6 +337,9 @@ int Worker::sleep_ms() const {
   for (const auto* channel : channels_) next = std::min(next, channel->next_timer_ns());
   if (pause_at_ns_ != 0) next = std::min(next, pause_at_ns_);
   if (next <= now) return 0;
+  for (const auto& interface : interfaces_) {
+    if (interface->io->unsent()) return 1;
+  }
   const std::uint64_t ms = (next - now + 999'999) / 1'000'000;
   return static_cast<int>(std::min<std::uint64_t>(ms, kSleepMsMax));
 }
@@ -371,6 +360,7 @@ void Worker::look_at_listeners() {
     (void)channel->poll_listener();
     channel->on_time();
   }
+  look_at_devices();
   chores();
   manager_.beat(clock_.now_ns());
 }
@@ -393,7 +383,9 @@ void Worker::on_event(int fd) {
   } else if (handover_ && fd == handover_->fd()) {
     on_handover();
   } else if (cluster_ && fd == cluster_->fd()) {
-    if (cluster_->apply()) follow_drain();
+    const bool changed = cluster_->apply();
+    if (changed) follow_drain(!cluster_heard_);
+    cluster_heard_ = true;
   } else if (admin_ && fd == admin_->fd()) {
     admin_->serve(render);
   } else if (control_ && fd == control_->fd()) {
@@ -409,13 +401,13 @@ void Worker::on_event(int fd) {
 // rounds.
 void Worker::on_handover() {
   for (std::size_t i = 0; i < kBurst; ++i) {
-    stack::InterfaceIndex interface = 0;
-    const std::span<const std::byte> bytes = handover_->receive(interface);
-    if (bytes.empty() || interface >= interfaces_.size()) return;
+    const Handover::Received received = handover_->receive();
+    if (received.packet.empty() || received.interface >= interfaces_.size()) return;
     packet_io::ReceivedPacket packet;
-    packet.length = static_cast<std::uint32_t>(bytes.size());
-    packet.lent = bytes.data();
-    stack_->input(interface, packet);
+    packet.length = static_cast<std::uint32_t>(received.packet.size());
+    packet.lent = received.packet.data();
+    packet.offload.checksum_verified = received.checksum_verified;
+    stack_->input(received.interface, packet);
   }
 }
 
@@ -442,12 +434,17 @@ void Worker::run() {
       for (auto& fabric : fabrics_) fabric->disarm();
       look_at_listeners();
     }
-    if (draining_ && (translator_->idle() || clock_.now_ns() >= drain_deadline_ns_)) break;
+    if (draining_ && pause_at_ns_ == 0 &&
+        (translator_->idle() || clock_.now_ns() >= drain_deadline_ns_)) {
+      break;
+    }
   }
   shut_down();
+  if (!device_gone_.empty()) throw std::runtime_error("without " + device_gone_ + " it ends");
 }
 
 void Worker::shut_down() {
+  const bool cut = translator_->bound_streams() != 0;
   spdlog::info("shutting down; {} connections are cut", translator_->bound_streams());
   translator_->close_all_channels(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   // The channels report their end, their connections are reset, the packets leave.
@@ -457,31 +454,21 @@ void Worker::shut_down() {
   while (translator_->holds_ends() && clock_.now_ns() < end_ns) {
     if (round() == 0) idle();
   }
+  if (cut) answer_stragglers();
   for (auto* channel : channels_) {
     channel->close_all(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
   }
 }
 
-admin::Sources Worker::sources() {
-  admin::Sources out;
-  out.name = config_.name;
-  out.version = version_;
-  out.uptime_s = static_cast<double>(clock_.now_ns() - start_ns_) / 1e9;
-  out.draining = draining_ || drained();
-  out.state = state();
-  out.operations = this;
-  if (cluster_) {
-    cluster_status_ = cluster_->status();
-    out.cluster = &cluster_status_;
-    out.leaving = {leaving_.all().size(), leaving_.forgotten()};
+// A client that asks whether the reset is true (RFC 5961 3.2), or has not got it, is told again, as
+// long as its packet takes on most paths: nobody else would.
+void Worker::answer_stragglers() {
+  constexpr std::uint64_t kFarewellNs = 200'000'000;
+  draining_ = true;
+  drain_deadline_ns_ = clock_.now_ns() + kFarewellNs;
+  while (clock_.now_ns() < drain_deadline_ns_) {
+    if (round() == 0) idle();
   }
-  out.stack = stack_.get();
-  out.translator = translator_.get();
-  out.ingress = ingress_.get();
-  out.egress = egress_.get();
-  for (const auto& interface : interfaces_) out.interfaces.push_back(interface->io.get());
-  out.loop = &loop_;
-  return out;
 }
 
 }  // namespace sanproxy::proxy

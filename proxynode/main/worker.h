@@ -58,8 +58,11 @@ class Worker final : public translate::Host, private admin::Operations {
   void serve_supervisor(UniqueFd control);
 
   // Runs until SIGTERM or SIGINT has been handled: listeners close, open connections may finish
-  // for drain_ms (a second signal cuts that short), the rest is reset.
+  // for drain_ms (a second signal cuts that short), the rest is reset. Throws std::runtime_error
+  // in the end when the device of an interface was removed.
   void run();
+  // Before run(), of one that is started again: the pages of the drains that hold.
+  void resume(const std::vector<std::string>& paths);
 
   void on_service_opened(const SocketAddress& address) override;
   void on_service_closed(const SocketAddress& address) override;
@@ -80,6 +83,7 @@ class Worker final : public translate::Host, private admin::Operations {
   void on_signal();
   void on_handover();
   void shut_down();
+  void answer_stragglers();
 
   // worker_operations.cc: what operators change while it runs.
   std::string drain() override;
@@ -87,10 +91,11 @@ class Worker final : public translate::Host, private admin::Operations {
   std::string drain_node(const std::string& name, bool drained) override;
   bool drained() const { return drained_here_ || (cluster_ && cluster_->drained()); }
   const char* state() const;
-  void follow_drain();
+  void follow_drain(bool at_start);
   void chores();
   void watch(int fd);
   void look_at_listeners();
+  void look_at_devices();
   admin::Sources sources();
 
   ProxyConfig config_;
@@ -115,8 +120,11 @@ class Worker final : public translate::Host, private admin::Operations {
   std::unique_ptr<ControlSocket> control_;
   std::unique_ptr<ClusterMember> cluster_;
   bool drained_here_ = false;      // by POST /drain
+  bool cluster_heard_ = false;     // it has said what it says
   std::uint64_t pause_at_ns_ = 0;  // drained, but the listeners are still open; else 0
   std::uint64_t publish_at_ns_ = 0;
+  std::uint64_t devices_due_ns_ = 0;
+  std::string device_gone_;                                    // its name
   std::array<std::uint64_t, 8> published_{~std::uint64_t{0}};  // differs from what it will be
   cluster::SessionStatus cluster_status_;                      // of the page that is being made
   RetiredAddresses retired_;                                   // of closed services

@@ -1,9 +1,13 @@
-// Worker: what operators change while it runs: drains, signals, and what the cluster says.
+// Worker: what changes while it runs: drains, signals, what the cluster says, devices that go; and
+// what operators see of it.
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "lwproto/daemon/log.h"
-#include "proxynode/main/worker.h"
+#include "netnode/packet_io/device_gone.h"
+#include "proxynode/main/worker_interface.h"
 
 namespace sanproxy::proxy {
 namespace {
@@ -23,14 +27,14 @@ void Worker::join_cluster() {
 
 std::string Worker::drain() {
   drained_here_ = true;
-  follow_drain();
+  follow_drain(loop_.rounds == 0);
   return "";
 }
 
 std::string Worker::undrain() {
   if (draining_) return "the proxy is shutting down";
   drained_here_ = false;
-  follow_drain();
+  follow_drain(false);
   if (cluster_ && cluster_->drained()) {
     return "drained by the cluster: sanctl undrain " + config_.name + " --etcd ...";
   }
@@ -55,8 +59,9 @@ const char* Worker::state() const {
   return translator_->paused() && translator_->idle() ? "drained" : "draining";
 }
 
-// In a cluster the network nodes are to know first: until then clients still find us listening.
-void Worker::follow_drain() {
+// In a cluster the network nodes are to know first: until then clients still find us listening; but
+// at the start nobody has found us yet.
+void Worker::follow_drain(bool at_start) {
   if (draining_) return;
   publish_at_ns_ = 0;
   for (auto* channel : channels_) channel->set_draining(drained());
@@ -68,12 +73,16 @@ void Worker::follow_drain() {
   }
   if (translator_->paused() || pause_at_ns_ != 0) return;
   const bool others_look = cluster_ != nullptr || !channels_.empty();
-  const std::uint64_t grace_ms = !others_look      ? 0
-                                 : config_.cluster ? config_.cluster->drain_grace_ms
-                                                   : ClusterConfig{}.drain_grace_ms;
+  std::uint32_t grace_ms = config_.drain_grace_ms;
+  if (others_look) {
+    const ClusterConfig cluster = config_.cluster.value_or(ClusterConfig{});
+    grace_ms = std::max(grace_ms, cluster.drain_grace_ms);
+  }
+  if (at_start) grace_ms = 0;
   spdlog::info("drained: no new connections after {} ms; {} open ones go on", grace_ms,
                translator_->bound_streams());
-  pause_at_ns_ = clock_.now_ns() + grace_ms * kNsPerMs;
+  if (grace_ms == 0) return translator_->set_paused(true);
+  pause_at_ns_ = clock_.now_ns() + std::uint64_t{grace_ms} * kNsPerMs;
 }
 
 // Our ends of open connections. Walks all of them: control plane only, and seldom.
@@ -91,7 +100,7 @@ void Worker::chores() {
   const std::uint64_t now = clock_.now_ns();
   if (pause_at_ns_ != 0 && now >= pause_at_ns_) {
     pause_at_ns_ = 0;
-    translator_->set_paused(true);
+    draining_ ? translator_->start_drain() : translator_->set_paused(true);
   }
   if (!cluster_ || now < publish_at_ns_) return;
   publish_at_ns_ = now + kPublishPauseNs;
@@ -105,12 +114,34 @@ void Worker::chores() {
                                              c.leaves,
                                              waiting ? 1u + translator_->paused() : 0u,
                                              waiting ? translator_->bound_streams() : 0,
-                                             translator_->drained_names().size(),
+                                             translator_->drain_changes(),
                                              leaving_.changes()};
   if (news == published_) return;
   published_ = news;
   const char* known_as = draining_ ? "draining" : state();
   cluster_->publish(known_as, translator_->bound_streams(), leaving_.all());
+}
+
+void Worker::resume(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    (void)admin::render(sources(), {.path = path, .method = "POST"});
+  }
+}
+
+// Whoever runs us starts us anew: a device of the same name is another one.
+void Worker::look_at_devices() {
+  const std::uint64_t now = clock_.now_ns();
+  if (now < devices_due_ns_ || stop_now_) return;
+  devices_due_ns_ = now + packet_io::kDeviceLookNs;
+  stack_->take_smaller_mtus();
+  for (const auto& interface : interfaces_) {
+    const char* what = interface->io->lost();
+    if (what == nullptr) continue;
+    device_gone_ = interface->io->options().name;
+    spdlog::error("interface {} {}", device_gone_, what);
+    stop_now_ = true;
+    return;
+  }
 }
 
 void Worker::on_signal() {
@@ -120,15 +151,43 @@ void Worker::on_signal() {
       stop_now_ = true;
       continue;
     }
-    spdlog::info("signal {}: no new connections; {} open ones may finish within {} ms",
-                 info.ssi_signo, translator_->bound_streams(), config_.drain_ms);
+    spdlog::info("signal {}: no new connections after {} ms; {} open ones may finish within {} ms",
+                 info.ssi_signo, config_.drain_grace_ms, translator_->bound_streams(),
+                 config_.drain_ms);
     draining_ = true;
     manager_.stopping();
-    drain_deadline_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
-    translator_->start_drain();
+    // Whoever looks at /healthz sends nobody any more before we refuse anybody.
+    pause_at_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_grace_ms} * kNsPerMs;
+    drain_deadline_ns_ = pause_at_ns_ + std::uint64_t{config_.drain_ms} * kNsPerMs;
+    if (config_.drain_grace_ms == 0) {
+      pause_at_ns_ = 0;
+      translator_->start_drain();
+    }
     for (auto* channel : channels_) channel->set_draining(true);
     publish_at_ns_ = 0;
   }
+}
+
+admin::Sources Worker::sources() {
+  admin::Sources out;
+  out.name = config_.name;
+  out.version = version_;
+  out.uptime_s = static_cast<double>(clock_.now_ns() - start_ns_) / 1e9;
+  out.draining = draining_ || drained();
+  out.state = state();
+  out.operations = this;
+  if (cluster_) {
+    cluster_status_ = cluster_->status();
+    out.cluster = &cluster_status_;
+    out.leaving = {leaving_.all().size(), leaving_.forgotten()};
+  }
+  out.stack = stack_.get();
+  out.translator = translator_.get();
+  out.ingress = ingress_.get();
+  out.egress = egress_.get();
+  for (const auto& interface : interfaces_) out.interfaces.push_back(interface->io.get());
+  out.loop = &loop_;
+  return out;
 }
 
 }  // namespace sanproxy::proxy

@@ -1,7 +1,6 @@
 #include "proxynode/service/rate_limit.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace sanproxy::service {
 namespace {
@@ -41,13 +40,5 @@ void PeerLimiter::make_room(std::uint64_t now_ns) {
     return a.second.seen_ns < b.second.seen_ns;
   }));
 }
-
-bool LogGate::open(std::uint64_t now_ns) {
-  if (bucket_.take(rate_, now_ns)) return true;
-  ++held_;
-  return false;
-}
-
-std::uint64_t LogGate::take_held() { return std::exchange(held_, 0); }
 
 }  // namespace sanproxy::service

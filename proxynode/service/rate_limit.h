@@ -49,18 +49,4 @@ class PeerLimiter {
   std::unordered_map<std::string, Peer> peers_;
 };
 
-// Lets a log line of one kind through or counts it: whoever provokes lines must not fill a disk.
-class LogGate {
- public:
-  explicit LogGate(Rate rate = {5, 50}) : rate_(rate) {}
-  bool open(std::uint64_t now_ns);
-  // Lines held back since the last that went through, once.
-  std::uint64_t take_held();
-
- private:
-  Rate rate_;
-  TokenBucket bucket_;
-  std::uint64_t held_ = 0;
-};
-
 }  // namespace sanproxy::service

@@ -18,11 +18,10 @@ const char* balance_name(Balance balance) {
   return "unknown";
 }
 
-Service::Service(ServiceId id, const Policy& policy, bool immediate_if_as_joined)
-    : id_(id), policy_(policy), immediate_if_as_joined_(immediate_if_as_joined) {}
+Service::Service(ServiceId id, const Policy& policy) : id_(id), policy_(policy) {}
 
 bool Service::immediate() const {
-  if (policy_.binding == Binding::kAsJoined) return immediate_if_as_joined_;
+  if (policy_.binding == Binding::kAsJoined) return immediate_members_ != 0;
   return policy_.binding == Binding::kImmediate;
 }
 
@@ -194,7 +193,7 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
     Policy fresh;
     if (policy != nullptr) fresh = *policy;
     fresh.address = request.address;
-    auto owned = std::make_unique<Service>(next_id_++, fresh, request.immediate);
+    auto owned = std::make_unique<Service>(next_id_++, fresh);
     service = owned.get();
     by_address_[request.address] = service->id();
     services_[service->id()] = std::move(owned);
@@ -208,6 +207,8 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
   service->weigh(member);
   service->examine(member);
   member.connections_max = request.connections_max;
+  member.immediate = request.immediate;
+  if (member.immediate) ++service->immediate_members_;
   service->members_.push_back(member);
   return Joined{service, created};
 }
@@ -215,11 +216,12 @@ Result<ServiceTable::Joined> ServiceTable::join(const JoinRequest& request) {
 Result<bool> ServiceTable::leave(ServiceId id, NodeId node) {
   Service* service = find(id);
   if (service == nullptr) return Status::error(Code::kNotFound, "no such service");
-  const auto before = service->members_.size();
-  std::erase_if(service->members_, [node](const Member& m) { return m.node == node; });
-  if (service->members_.size() == before) {
+  const Member* member = service->find(node);
+  if (member == nullptr) {
     return Status::error(Code::kNotFound, "this node is no member of the service");
   }
+  if (member->immediate) --service->immediate_members_;
+  service->members_.erase(service->members_.begin() + (member - service->members_.data()));
   return service->members_.empty();
 }
 

@@ -74,6 +74,7 @@ struct Member {
   std::uint32_t weight = 1;           // in force
   std::uint32_t joined_weight = 1;    // as its JOIN said
   std::uint32_t connections_max = 0;  // 0 is no limit
+  bool immediate = false;             // as its JOIN said
   std::uint32_t connections = 0;
   std::uint32_t membership = 0;     // from 1; who leaves and joins again gets another
   std::int64_t current_weight = 0;  // smooth weighted round-robin (as in nginx)
@@ -98,12 +99,12 @@ struct JoinRequest {
 
 class Service {
  public:
-  Service(ServiceId id, const Policy& policy, bool immediate_if_as_joined);
+  Service(ServiceId id, const Policy& policy);
 
   ServiceId id() const { return id_; }
   const SocketAddress& address() const { return policy_.address; }
   const Policy& policy() const { return policy_; }
-  bool immediate() const;
+  bool immediate() const;  // as the policy says, or else if any member asked for it
   const std::vector<Member>& members() const { return members_; }
   Member* find(NodeId node);
   void for_each_member(const std::function<void(Member&)>& fn);
@@ -128,7 +129,7 @@ class Service {
 
   ServiceId id_;
   Policy policy_;
-  bool immediate_if_as_joined_;
+  std::size_t immediate_members_ = 0;
   std::size_t next_ = 0;
   std::uint32_t memberships_ = 0;
   std::vector<Member> members_;

@@ -43,14 +43,21 @@ struct alignas(64) Connection {
   std::uint32_t seq_remote;
   ListenerId listener;
   std::uint32_t timer_prev, timer_next;  // connections with a TCP timer pending
-  std::uint32_t wheel_prev, wheel_next;  // keepalive; after close() its bounds
+  std::uint32_t wheel_prev, wheel_next;  // keepalive; at the end its bounds (arm_closed())
   std::uint32_t wheel_tick;
-  std::uint32_t orphan_acked;    // after close(): what was acknowledged when the wheel was armed
-  std::uint32_t ended_next;      // freed by lwIP, on_closed() still to be called
-  std::uint32_t timer_stamp;     // the tick at which its timers ran last
-  std::uint16_t mss_bytes;       // of the wire, with TCP options, as lwIP counts it
-  std::uint16_t queued_packets;  // in the packet queue
-  std::uint8_t rx_segments;      // received since the last acknowledgement left
+  std::uint32_t orphan_acked;          // what was acknowledged when arm_closed() was called
+  std::uint32_t ended_next;            // freed by lwIP, on_closed() still to be called
+  std::uint32_t timer_stamp;           // the tick at which its timers ran last
+  std::uint32_t half_prev, half_next;  // in SYN-RECEIVED, oldest first
+  std::uint32_t recover_end;           // recovering: until this is acknowledged
+  std::uint32_t resent_end;            // what had been sent when a hole was filled last
+  std::uint32_t loss_window_bytes;     // CUBIC (stack_congestion.cc): W_max
+  std::uint32_t reno_window_bytes;     // W_est
+  std::uint32_t cubic_start_ms;        // of the present growth; 0: none
+  std::uint32_t cubic_flat_ms;         // K, from then on
+  std::uint16_t mss_bytes;             // of the wire, with TCP options, as lwIP counts it
+  std::uint16_t queued_packets;        // in the packet queue
+  std::uint8_t rx_segments;            // received since the last acknowledgement left
   TcpState state;
   EndReason reason;
   InterfaceIndex interface;
@@ -67,6 +74,8 @@ struct alignas(64) Connection {
   bool fin_pending : 1;    // on_fin() is due once that is taken
   bool lingering : 1;      // ended in order but for refused payload; pcb is gone
   bool held : 1;           // ended, but the delegate still needs the index
+  bool probed : 1;         // the last of the flight went again, up to recover_end
+  bool recovering : 1;     // what the client lacks is sent again (stack_recovery.cc)
   bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
 };
 static_assert(sizeof(Connection) == 192);  // docs/tcp_stack.md says what a connection takes

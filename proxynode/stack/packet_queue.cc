@@ -1,6 +1,7 @@
 #include "proxynode/stack/packet_queue.h"
 
 #include "lwip/pbuf.h"
+#include "netnode/net/checksum.h"
 #include "proxynode/stack/segment_guard.h"
 
 namespace sanproxy::stack {

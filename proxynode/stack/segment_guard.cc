@@ -8,7 +8,7 @@ namespace {
 using namespace net;  // NOLINT: header constants
 
 constexpr std::uint8_t kEnd = 0, kNop = 1, kMss = 2, kWindowScale = 3, kSackPermitted = 4,
-                       kTimestamps = 8;
+                       kSack = 5, kTimestamps = 8;
 
 bool unicast_source(const ParsedPacket& packet) {
   const std::uint8_t* src = packet.src;
@@ -33,6 +33,8 @@ bool allowed(std::uint8_t kind, std::uint8_t length, bool syn) {
       return syn && length == 3;
     case kSackPermitted:
       return syn && length == 2;
+    case kSack:
+      return !syn && length > 2 && length % 8 == 2;
     case kTimestamps:
       return length == 10;
     default:
@@ -79,6 +81,12 @@ TcpOptions clean_options(std::uint8_t* header, std::uint32_t header_bytes, bool 
     } else if (kind == kTimestamps) {
       found.timestamps = true;
       found.ts_value = load_be32(header + at + 2);
+    } else if (kind == kSack) {
+      found.sack_blocks = length / 8u;
+      for (std::uint32_t i = 0; i < found.sack_blocks; ++i) {
+        const std::uint8_t* const block = header + at + 2 + 8 * i;
+        found.sack[i] = {load_be32(block), load_be32(block + 4)};
+      }
     }
     at += length;
   }

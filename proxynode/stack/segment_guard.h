@@ -8,6 +8,7 @@
 // Thread: pure functions.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "netnode/net/packet.h"
@@ -28,9 +29,17 @@ inline bool seq_after(std::uint32_t a, std::uint32_t b) { return seq_before(b, a
 // Could any TCP have sent this between these addresses?
 bool plausible_segment(const net::ParsedPacket& packet, const net::TcpHeader& tcp);
 
+// What the sender of an acknowledgement has beyond it (RFC 2018).
+struct SackBlock {
+  std::uint32_t left, right;
+};
+inline constexpr std::uint32_t kSackBlocksMax = 4;
+
 struct TcpOptions {
   bool timestamps = false;
   std::uint32_t ts_value = 0;
+  std::uint32_t sack_blocks = 0;
+  std::array<SackBlock, kSackBlocksMax> sack;
 };
 // Blanks what lwIP must not read: options of a SYN on other segments, wrong lengths, an MSS below
 // kPeerMssMin, everything behind a broken option. `header` is writable for `header_bytes`.

@@ -123,6 +123,7 @@ Stack::Impl::Impl(const StackOptions& stack_options, const Clock& stack_clock,
   madvise(&connections[0], connections.capacity() * sizeof(Connection), MADV_HUGEPAGE);
   current = this;
   refresh_clock();
+  hold_until_ns = now_ns + std::uint64_t{options.start_hold_ms} * 1'000'000;
 }
 
 Stack::Impl::~Impl() {
@@ -168,6 +169,7 @@ Stack::~Stack() = default;
 Result<InterfaceIndex> Stack::add_interface(packet_io::PacketIo& io) {
   return impl_->add_interface(io);
 }
+void Stack::take_smaller_mtus() { impl_->take_smaller_mtus(); }
 Result<ListenerId> Stack::listen(const SocketAddress& address, std::uint64_t cookie) {
   return impl_->listen(address, cookie);
 }

@@ -126,9 +126,10 @@ class Delegate {
   virtual void on_connected(ConnIndex conn, const ConnectionInfo& info) = 0;
   // The next bytes in order. The window stays closed by them until consume(). True: the delegate
   // has taken the payload (moved from it, or is done with it: what is left in it is freed).
-  // False: back-pressure; what is left in it was not taken. The stack keeps that, offers it again
-  // within a tick, and drops further data of this connection meanwhile, so that its client slows
-  // down and nobody else does. on_fin() and an on_closed() after an orderly end
+  // False: back-pressure; what is left in it was not taken. The stack keeps that, and what was on
+  // its way, as long as slots are plenty; it offers it again within a tick, announces no window and
+  // drops further data of this connection meanwhile, so that its client slows down and nobody else
+  // does. on_fin() and an on_closed() after an orderly end
   // wait for it; after a reset or time-out it is lost. When slots are short and refused payload
   // holds too many, such a connection is reset (kNoMemory).
   virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
@@ -144,16 +145,21 @@ class Delegate {
   virtual void on_expected(ConnIndex conn) const { (void)conn; }
 };
 
-// A packet that came in fragments may be of a flow of another worker, because who spreads packets
-// over workers sees no ports in fragments.
+// Who spreads packets over workers sees no ports in fragments, in ICMP errors and behind extension
+// headers of IPv6: such a packet may be of a flow of another worker.
 enum class HandedOver : std::uint8_t { kOurs, kPassedOn, kLost };
-using HandOver = std::function<HandedOver(InterfaceIndex, std::span<const std::byte> packet)>;
+// `checksum_verified`: that of the transport header has been looked at, or need not be.
+using HandOver = std::function<HandedOver(InterfaceIndex, std::span<const std::byte> packet,
+                                          bool checksum_verified)>;
 
 struct StackOptions {
-  std::uint32_t connections_max = 100'000;               // all states but TIME_WAIT
-  std::uint32_t time_wait_max = 65'536;                  // beyond, the oldest is dropped
-  std::uint32_t half_open_max = 8'192;                   // SYN_RCVD at a time
-  bool refuse_with_reset = true;                         // at connections_max: RST, else no answer
+  std::uint32_t connections_max = 100'000;  // all states but TIME_WAIT
+  std::uint32_t time_wait_max = 65'536;     // beyond, the oldest is dropped
+  std::uint32_t half_open_max = 8'192;      // SYN_RCVD at a time; the oldest goes
+  bool refuse_with_reset = true;            // at connections_max: RST, else no answer
+  // So long after create() a SYN for which there is no listener is left unanswered, not refused:
+  // the client tries again, and the listener that it means may be on its way.
+  std::uint32_t start_hold_ms = 0;
   std::uint32_t receive_window_bytes = 4 * 1024 * 1024;  // 64 KB .. 4 MB
   std::uint32_t send_buffer_bytes = 2 * 1024 * 1024;     // 64 KB .. 4 MB
   std::size_t heap_bytes_max = std::size_t{1} << 30;
@@ -162,7 +168,7 @@ struct StackOptions {
   std::uint32_t keepalive_interval_ms = 75'000;
   std::uint32_t keepalive_probes = 9;
   std::uint32_t fin_wait_2_ms = 60'000;  // after close()
-  std::uint32_t orphan_ms = 60'000;      // after close(), without a byte acknowledged
+  std::uint32_t orphan_ms = 60'000;  // after close() or FIN from both, without a byte acknowledged
   std::uint32_t initial_rto_ms = 1'000;
   std::uint32_t min_rto_ms = 200;
   std::uint16_t ephemeral_port_first = 32'768;
@@ -176,10 +182,11 @@ struct StackOptions {
 struct StackCounters {
   std::uint64_t accepted = 0, connected = 0, closed = 0;
   std::uint64_t refused_connections_max = 0, refused_half_open_max = 0, refused_no_memory = 0,
-                refused_no_listener = 0;
+                refused_no_listener = 0, refused_starting = 0;
   std::uint64_t time_wait_reused = 0, time_wait_evicted = 0;
   std::uint64_t resets_in = 0, resets_out = 0;
   std::uint64_t retransmits = 0;
+  std::uint64_t recoveries = 0;  // begun by selective acknowledgements
   std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_not_tcp = 0,
                 dropped_no_slot = 0, dropped_send_queue = 0,
                 dropped_refused = 0;  // payload behind one that the delegate did not take
@@ -207,6 +214,9 @@ class Stack {
   static constexpr unsigned kAckRoundsMax = 4;
 
   Result<InterfaceIndex> add_interface(packet_io::PacketIo& io);
+  // Looks for interfaces whose mtu_bytes() has become smaller: what their connections send, and
+  // have sent in vain, is cut to that. To be called about once a second.
+  void take_smaller_mtus();
 
   // --- listeners. An any-address listens on every address of its family at that port.
   Result<ListenerId> listen(const SocketAddress& address, std::uint64_t cookie);
@@ -238,7 +248,8 @@ class Stack {
   // on_time()), or kDisconnected (the sending side is shut). Output happens in flush().
   Status write(ConnIndex conn, std::span<const std::byte> bytes, WriteMode mode);
   void consume(ConnIndex conn, std::uint32_t bytes);  // opens the receive window again
-  // FIN after everything written. The other direction goes on.
+  // FIN after everything written. The other direction goes on; once that has ended too, the rest is
+  // bounded as after close().
   Status shutdown_send(ConnIndex conn);
   // Orderly end of both: FIN; bytes that still arrive are answered with RST. FIN-WAIT-2 is
   // bounded by fin_wait_2_ms; before it, a client that acknowledges nothing for orphan_ms (twice

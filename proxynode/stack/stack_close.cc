@@ -14,6 +14,7 @@ Status Stack::Impl::shutdown_send(ConnIndex index) {
   {
     // Without memory for a FIN lwIP marks the connection and tries again on its timer.
     LwipLists lists(LwipLists::Active{conn.pcb});
+    hold_retransmission(*conn.pcb);
     tcp_shutdown(conn.pcb, 0, 1);
   }
   follow_state(conn);
@@ -45,6 +46,10 @@ void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {
   const EndReason outer = end_reason;
   end_reason = reason;
   tcp_clear_flags(pcb, TF_ACK_DELAY);  // or lwIP would acknowledge first
+  // The client drops a reset from beyond its window, behind a probe of a closed one, or when the
+  // window has shrunk, and would wait for ever.
+  const std::uint32_t edge = pcb->lastack + pcb->snd_wnd;
+  if (pcb->state >= ESTABLISHED && seq_after(pcb->snd_nxt, edge)) pcb->snd_nxt = edge;
   {
     LwipLists lists(LwipLists::Active{pcb});
     // A reset answers nothing in SYN-SENT: the peer knows of no connection.

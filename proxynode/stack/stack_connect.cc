@@ -28,6 +28,18 @@ Result<InterfaceIndex> Stack::Impl::add_interface(packet_io::PacketIo& io) {
   return static_cast<InterfaceIndex>(interfaces.size() - 1);
 }
 
+void Stack::Impl::take_smaller_mtus() {
+  for (std::size_t i = 0; i < interfaces.size(); ++i) {
+    const std::uint32_t mtu = mtu_bytes(interfaces[i]->io);
+    if (mtu >= interfaces[i]->lwip.mtu) continue;
+    interfaces[i]->lwip.mtu = static_cast<u16_t>(mtu);
+    for (ConnIndex index = 0; index < fresh; ++index) {
+      Connection& conn = connections[index];
+      if (conn.pcb != nullptr && conn.interface == i) (void)lower_mss(conn, mtu);
+    }
+  }
+}
+
 Result<ListenerId> Stack::Impl::listen(const SocketAddress& address, std::uint64_t cookie) {
   if (address.port == 0 || address.ip.family == Family::kNone) {
     return Status::error(Code::kInvalidArgument, "a listener needs an address and a port");
@@ -154,9 +166,24 @@ err_t Stack::Impl::passive_open(tcp_pcb* pcb) {
   conn.mss_bytes = pcb->mss;
   attach(conn, pcb);
   set_windows(conn);
-  ++half_open;
+  add_half_open(conn);
   opened = index;
   return ERR_OK;
+}
+
+void Stack::Impl::add_half_open(Connection& conn) {
+  const ConnIndex index = index_of(conn);
+  conn.half_prev = half_tail;
+  conn.half_next = kNone;
+  (half_tail == kNone ? half_head : connections[half_tail].half_next) = index;
+  half_tail = index;
+  ++half_open;
+}
+
+void Stack::Impl::remove_half_open(Connection& conn) {
+  (conn.half_prev == kNone ? half_head : connections[conn.half_prev].half_next) = conn.half_next;
+  (conn.half_next == kNone ? half_tail : connections[conn.half_next].half_prev) = conn.half_prev;
+  --half_open;
 }
 
 Result<InterfaceIndex> Stack::Impl::route(const IpAddress& remote) const {

@@ -10,6 +10,9 @@ namespace {
 // kRefusedShare: nodes that take nothing must not leave everybody else without slots.
 constexpr std::size_t kSlotsShort = 4;
 constexpr std::size_t kRefusedShare = 2;
+// What was on its way when payload was refused is kept behind it, as long as the pool is far from
+// short: so much of a connection, and half of that share in all.
+constexpr std::size_t kRefusedPiecesMax = 64;
 // Of the three repeated acknowledgements that make lwIP send a segment again (RFC 5681).
 constexpr u8_t kDuplicatesBefore = 2;
 
@@ -54,7 +57,12 @@ err_t Stack::Impl::on_established(Connection& conn) {
   tcp_pcb* const pcb = conn.pcb;
   const ConnIndex index = index_of(conn);
   const std::uint32_t generation = conn.generation;
-  conn.mss_bytes = pcb->mss;
+  // The interface's may have become smaller since the SYN.
+  const std::uint32_t headers =
+      (conn.flow.key.family == Family::kIpv4 ? net::kIpv4HeaderBytesMin : net::kIpv6HeaderBytes) +
+      net::kTcpHeaderBytesMin;
+  const auto fits = static_cast<u16_t>(interfaces[conn.interface]->lwip.mtu - headers);
+  conn.mss_bytes = pcb->mss = std::min(pcb->mss, fits);
   follow_state(conn);
   arm_keepalive(conn);
   if (conn.active) {
@@ -86,11 +94,13 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
     abort(index, EndReason::kAborted, true);
     return ERR_ABRT;
   }
-  if (conn.refused != nullptr) {  // more than 64 KB became in order at once
+  if (conn.refused != nullptr) {
     pbuf* const first = take_refused(conn);
     pbuf* last = first;
     while (last->next != nullptr) last = last->next;
     last->next = chain;
+    conn.rx_segments = 255;
+    mark_dirty(conn);
     if (keep_refused(conn, first)) return ERR_OK;
     abort(index, EndReason::kNoMemory, true);
     return ERR_ABRT;
@@ -114,9 +124,11 @@ err_t Stack::Impl::on_data(Connection& conn, pbuf* chain) {
 
 // lwIP could keep refused payload too, but would lose it when the connection ends in order, and
 // not look at acknowledgements meanwhile. Here the segments that follow come without payload
-// (to_connection()), until it is taken. False: it holds slots that others need.
+// (to_connection()), until it is taken, and the client is told of no window: the acknowledgement of
+// the refused bytes is the one that no client overlooks. False: it holds slots that others need.
 bool Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
   conn.refused = chain;
+  if (conn.pcb != nullptr) conn.pcb->rcv_ann_wnd = 0;
   refused_slots += slots_in(chain);
   if (!conn.in_refused) {
     conn.in_refused = true;
@@ -124,6 +136,17 @@ bool Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
     arm_tick();
   }
   return unpin_refused(conn);
+}
+
+bool Stack::Impl::may_add_to_refused(const Connection& conn) const {
+  const std::size_t slots = ingress.slot_count();
+  if (ingress.free_count() < slots / 2 || refused_slots >= slots / kRefusedShare / 2) return false;
+  if (heap.used_bytes() >= heap.bytes_max() / 2) return false;
+  std::size_t pieces = 0;
+  for (const pbuf* at = conn.refused; at != nullptr; at = at->next) {
+    if (++pieces == kRefusedPiecesMax) return false;
+  }
+  return true;
 }
 
 pbuf* Stack::Impl::take_refused(Connection& conn) {
@@ -185,6 +208,9 @@ void Stack::Impl::offer(ConnIndex index) {
   if (conn.fin_pending) {
     conn.fin_pending = false;
     delegate.on_fin(index);
+  } else if (conn.pcb != nullptr && tcp_update_rcv_ann_wnd(conn.pcb) != 0) {
+    conn.rx_segments = 255;
+    mark_dirty(conn);
   }
   if (conn.generation == generation && conn.lingering) finish(index, EndReason::kFinished);
 }
@@ -223,7 +249,7 @@ void Stack::Impl::destroyed(Connection& conn) {
   unlink_timer(conn);
   wheel.disarm(index);
   --states[static_cast<std::size_t>(conn.state)];
-  if (conn.state == TcpState::kSynReceived) --half_open;
+  if (conn.state == TcpState::kSynReceived) remove_half_open(conn);
   conn.pcb = nullptr;
   conn.state = TcpState::kClosed;
   conn.reason = end_reason;
@@ -269,8 +295,9 @@ void Stack::Impl::follow_state(Connection& conn) {
   if (now == conn.state) return;
   --states[static_cast<std::size_t>(conn.state)];
   ++states[static_cast<std::size_t>(now)];
-  if (conn.state == TcpState::kSynReceived) --half_open;
+  if (conn.state == TcpState::kSynReceived) remove_half_open(conn);
   conn.state = now;
+  if (both_sides_ended(now) && !conn.receive_shut) arm_closed(conn);
 }
 
 void Stack::Impl::settle(ConnIndex index) {

@@ -14,18 +14,22 @@ void Stack::Impl::add_fragment(const std::uint8_t* bytes, const Arrived& arrived
       fragments.add(arrived.parsed, {header, packet.length}, {start, packet.length}, now_ns);
   if (whole.empty()) return;
   counters.bytes_copied += whole.size();
-  const HandedOver handed =
-      options.hand_over ? options.hand_over(arrived.interface, whole) : HandedOver::kOurs;
-  if (handed != HandedOver::kOurs) {
-    ++(handed == HandedOver::kPassedOn ? counters.handed_over : counters.dropped_handing_over);
-    return;
-  }
+  if (hand_over(arrived.interface, whole, false)) return;
   packet_io::ReceivedPacket out;
   out.length = static_cast<std::uint32_t>(whole.size());
   out.lent = whole.data();
   out.from = packet.from;
   out.others_may_know = packet.others_may_know;
   input(arrived.interface, out);
+}
+
+bool Stack::Impl::hand_over(InterfaceIndex interface, std::span<const std::byte> packet,
+                            bool checksum_verified) {
+  if (!options.hand_over) return false;
+  const HandedOver handed = options.hand_over(interface, packet, checksum_verified);
+  if (handed == HandedOver::kOurs) return false;
+  ++(handed == HandedOver::kPassedOn ? counters.handed_over : counters.dropped_handing_over);
+  return true;
 }
 
 }  // namespace sanproxy::stack

@@ -73,7 +73,9 @@ void Stack::Impl::on_icmp_error(std::span<const std::byte> packet, const net::Pa
   const net::FlowKey key = error.inner.reversed();  // as what the client sends has it
   const std::uint32_t entry = flows.find(key, flows.hash(key));
   if (entry == kNone) {
-    if (!send_back(arrived)) ++counters.icmp_errors_ignored;
+    if (!hand_over(arrived.interface, packet, true) && !send_back(arrived)) {
+      ++counters.icmp_errors_ignored;
+    }
     return;
   }
   const std::uint32_t mtu = announced_mtu(packet, parsed);
@@ -89,17 +91,17 @@ void Stack::Impl::on_icmp_error(std::span<const std::byte> packet, const net::Pa
     ++counters.icmp_errors_ignored;
     return;
   }
-  lower_mss(conn, mtu);
+  if (!lower_mss(conn, mtu)) ++counters.icmp_errors_ignored;
 }
 
-void Stack::Impl::lower_mss(Connection& conn, std::uint32_t mtu_bytes) {
+// False: its segments are no larger, or it has none yet.
+bool Stack::Impl::lower_mss(Connection& conn, std::uint32_t mtu_bytes) {
   const std::uint32_t header_bytes =
       (conn.flow.key.family == Family::kIpv4 ? net::kIpv4HeaderBytesMin : net::kIpv6HeaderBytes) +
       net::kTcpHeaderBytesMin;
   const std::uint32_t mss = mtu_bytes - header_bytes;
   if (mss >= conn.mss_bytes || conn.pcb->state < ESTABLISHED) {
-    ++counters.icmp_errors_ignored;
-    return;
+    return false;
   }
   ++counters.path_mtu_lowered;
   conn.mss_bytes = static_cast<std::uint16_t>(mss);
@@ -108,10 +110,13 @@ void Stack::Impl::lower_mss(Connection& conn, std::uint32_t mtu_bytes) {
   // congestion, so the window stays.
   if (tcp_rexmit_rto_prepare(conn.pcb) == ERR_OK) {
     sort_unsent(*conn.pcb);
+    if (conn.recovering) conn.pcb->cwnd = conn.pcb->ssthresh;
+    forget_selected(conn);
     tcp_clear_flags(conn.pcb, TF_RTO);
     mark_dirty(conn);
   }
   settle(index_of(conn));
+  return true;
 }
 
 }  // namespace sanproxy::stack

@@ -7,6 +7,8 @@
 //   stack_time_wait.cc  TIME-WAIT records              stack_icmp.cc     echo, packet too big
 //   stack_lent.cc     packets that stay in memory of others
 //   stack_split.cc    a segment longer than what may leave
+//   stack_recovery.cc   what the client lacks is sent again
+//   stack_congestion.cc  how much may be under way
 //   stack_fragments.cc  packets that came in pieces
 //
 // lwIP keeps its connections in global lists and walks them. Here they are found in flow_, and
@@ -37,6 +39,9 @@ namespace sanproxy::stack {
 
 inline constexpr std::uint64_t kFastTickNs = std::uint64_t{TCP_FAST_INTERVAL} * 1'000'000;
 inline constexpr std::uint32_t kSlowTickMs = TCP_SLOW_INTERVAL;
+// Of a congestion window that has met loss this part leaves at once.
+inline constexpr std::uint32_t kLossyBurstPart = 16;
+inline constexpr std::uint32_t kInitialWindowSegments = 10;  // RFC 6928
 
 // lwIP's lists name this one control block, or none, until the end of the scope; then they are
 // empty again. lwIP copes with finding its lists emptied by a nested scope.
@@ -110,6 +115,7 @@ struct Stack::Impl {
 
   // --- stack_connect.cc
   Result<InterfaceIndex> add_interface(packet_io::PacketIo& io);
+  void take_smaller_mtus();
   Result<ListenerId> listen(const SocketAddress& address, std::uint64_t cookie);
   void unlisten(ListenerId id);
   Listener* find_listener(const SocketAddress& local);
@@ -120,6 +126,8 @@ struct Stack::Impl {
   bool choose_port(InterfaceIndex interface, net::FlowKey& key);
   ConnIndex acquire();
   void release(ConnIndex index);
+  void add_half_open(Connection& conn);
+  void remove_half_open(Connection& conn);
   err_t passive_open(tcp_pcb* pcb);
   void attach(Connection& conn, tcp_pcb* pcb);
   void set_windows(Connection& conn);
@@ -139,6 +147,7 @@ struct Stack::Impl {
     std::uint32_t hash;
     pbuf* chain;
     const packet_io::ReceivedPacket* packet;
+    TcpOptions options;
   };
   // False: nothing is left to do with it. `rest`: its last bytes, where not all of it is at
   // `bytes`.
@@ -148,13 +157,17 @@ struct Stack::Impl {
 
   // --- stack_fragments.cc
   void add_fragment(const std::uint8_t* bytes, const Arrived& arrived);
+  // True when it was another worker's: it is done with.
+  bool hand_over(InterfaceIndex interface, std::span<const std::byte> packet,
+                 bool checksum_verified);
+  bool hand_over_options(const Arrived& arrived);
 
   // --- stack_icmp.cc
   // Takes over `chain`, all of a packet that is not TCP.
   void answer_other(pbuf* chain, const Arrived& arrived);
   void on_icmp_error(std::span<const std::byte> packet, const net::ParsedPacket& parsed,
                      const Arrived& arrived);
-  void lower_mss(Connection& conn, std::uint32_t mtu_bytes);
+  bool lower_mss(Connection& conn, std::uint32_t mtu_bytes);
 
   // --- stack_lent.cc
   void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);
@@ -166,6 +179,8 @@ struct Stack::Impl {
   // --- stack_input.cc
   pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
   void to_connection(ConnIndex index, Arrived& arrived);
+  void input_stripped(Connection& conn, Arrived& arrived);
+  static void cut_to_window(const ReceiveState& receive, Arrived& arrived);
   bool take_payload(const Connection& conn, bool pins_slot);
   void run_input(Connection& conn, Arrived& arrived);
   void begin_estimates(Connection& conn, bool first_try);
@@ -186,6 +201,7 @@ struct Stack::Impl {
   bool keep_refused(Connection& conn, pbuf* chain);
   pbuf* take_refused(Connection& conn);
   bool unpin_refused(Connection& conn);
+  bool may_add_to_refused(const Connection& conn) const;
   void offer_refused();
   void offer(ConnIndex index);
   void finish(ConnIndex index, EndReason reason);
@@ -239,6 +255,35 @@ struct Stack::Impl {
   std::uint32_t trim_acknowledged(Connection& conn, tcp_seg*& first);
   void prepare_retransmission(Connection& conn);
   void fit_unsent(Connection& conn, bool all);
+  void fit_behind(Connection& conn, std::uint32_t under_way_bytes);
+
+  // --- stack_recovery.cc
+  // What the client has of what is under way, or of a part of it.
+  struct Had {
+    std::uint32_t bytes = 0, segments = 0;
+    void add(const tcp_seg& segment) {
+      bytes += segment.len;
+      ++segments;
+    }
+    void take(const tcp_seg& segment) {
+      bytes -= segment.len;
+      --segments;
+    }
+  };
+  void mark_selected(Connection& conn, const SackBlock& block);
+  void recover(Connection& conn, const TcpOptions& said);
+  void begin_recovery(Connection& conn);
+  void fill_holes(Connection& conn, const Had& all, bool first_lost);
+  void send_filling(Connection& conn);
+  void probe_tail(Connection& conn);
+  static void forget_selected(Connection& conn);
+  static void hold_retransmission(tcp_pcb& pcb);
+
+  // --- stack_congestion.cc
+  void on_loss(Connection& conn, std::uint32_t flight_bytes);
+  void restart_if_idle(Connection& conn);
+  void begin_cubic(Connection& conn, std::uint32_t cwnd, std::uint32_t now_ms);
+  void grow_window(Connection& conn, std::uint32_t cwnd, std::uint32_t flight, std::uint32_t acked);
 
   // --- stack_close.cc
   Status shutdown_send(ConnIndex index);
@@ -284,6 +329,7 @@ struct Stack::Impl {
   std::uint32_t free_head = 0, free_tail = 0, fresh = 0;
   std::uint32_t open = 0;
   std::uint32_t half_open = 0;
+  std::uint32_t half_head = kNone, half_tail = kNone;  // the oldest, the newest
   FlowTable flows;
   std::array<std::uint32_t, kTcpStates> states{};
   std::vector<std::unique_ptr<Interface>> interfaces;
@@ -311,6 +357,7 @@ struct Stack::Impl {
   std::uint64_t next_tick_ns = UINT64_MAX;
   static inline std::uint8_t lwip_timer_counter = 0;  // mirrors tcp.c's
   std::uint64_t now_ns = 0;
+  std::uint64_t hold_until_ns = 0;  // start_hold_ms
   bool clock_fresh = false;
   std::uint64_t reclaimed_tick = 0;
   TimerWheel wheel;
@@ -333,6 +380,15 @@ std::uint64_t random64();
 const tcp_ext_arg_callbacks& connection_callbacks();
 
 inline TcpState to_state(enum tcp_state state) { return static_cast<TcpState>(state); }
+
+// Of a segment of the wire.
+inline std::uint32_t wire_bytes(const Connection& conn, const tcp_seg& segment) {
+  return conn.mss_bytes - (LWIP_TCP_OPT_LENGTH(segment.flags));
+}
+
+inline bool both_sides_ended(TcpState state) {
+  return state == TcpState::kClosing || state == TcpState::kLastAck;
+}
 
 // With many connections each packet finds its record and control block out of the cache: all
 // lines are asked for at once instead of one after the other.

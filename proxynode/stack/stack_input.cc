@@ -14,7 +14,6 @@ constexpr std::size_t kReclaimBelow = 16;
 constexpr std::size_t kReservedSlots = 2;
 // A connection costs about this much of lwIP's heap until it is established.
 constexpr std::size_t kConnectionBytes = 2048;
-constexpr std::uint32_t kInitialWindowSegments = 10;
 
 constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
 
@@ -68,6 +67,10 @@ void Stack::Impl::dispatch(Arrived& arrived) {
   arrived.hash = flows.hash(arrived.key);
   const std::uint32_t entry = flows.find(arrived.key, arrived.hash);
   if (entry == kNone) {
+    if (arrived.parsed.has_l3_options && hand_over_options(arrived)) {
+      pbuf_free(arrived.chain);
+      return;
+    }
     to_listener(arrived);
   } else if ((entry & FlowTable::kTimeWaitFlag) == 0) {
     prefetch(connections[entry]);
@@ -81,6 +84,14 @@ void Stack::Impl::dispatch(Arrived& arrived) {
       to_listener(arrived);
     }
   }
+}
+
+// A packet whose extension headers hid its ports from who spreads packets over workers.
+bool Stack::Impl::hand_over_options(const Arrived& arrived) {
+  if (arrived.parsed.family != Family::kIpv6 || arrived.packet->lent != nullptr) return false;
+  const auto* const start =
+      reinterpret_cast<const std::byte*>(arrived.l4) - arrived.parsed.l3_header_bytes;
+  return hand_over(arrived.interface, {start, arrived.parsed.total_bytes}, true);
 }
 
 bool Stack::Impl::check(std::uint8_t* bytes, const packet_io::ReceivedPacket& packet,
@@ -148,28 +159,66 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
   if (verdict >= Verdict::kChallenge) {
     ++counters.dropped_malformed;
     pbuf_free(arrived.chain);
-    if (verdict == Verdict::kChallenge) tcp_send_empty_ack(pcb);
+    if (verdict == Verdict::kChallenge) {
+      tcp_send_empty_ack(pcb);
+      update_timers(conn);  // without room for it the timer tries again
+    }
     return;
   }
   if (verdict == Verdict::kPassBare) {
     make_bare(arrived);
   } else {
     const bool syn = (arrived.tcp.flags & net::kTcpSyn) != 0;
-    clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
+    arrived.options = clean_options(arrived.l4, arrived.parsed.l4_header_bytes, syn);
     const bool payload = arrived.chain->tot_len > arrived.parsed.l4_header_bytes;
     const bool fin = (arrived.tcp.flags & net::kTcpFin) != 0;
-    if ((payload || fin) && !take_payload(conn, payload)) {
-      pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
-      arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
+    if ((payload || fin) && !take_payload(conn, payload)) [[unlikely]]
+      return input_stripped(conn, arrived);
+    // What is on loan from a network node is of few, and not held for who waits.
+    if (payload && conn.refused != nullptr && arrived.packet->loan != packet_io::kNoPacketLoan) {
+      ++counters.dropped_refused;
+      return input_stripped(conn, arrived);
     }
+    if (payload) cut_to_window(receive, arrived);
   }
   run_input(conn, arrived);
   reap();
 }
 
+// Without its payload. What waits behind refused payload is answered with the closed window, lest
+// the client take it for lost and be ever slower to try again.
+void Stack::Impl::input_stripped(Connection& conn, Arrived& arrived) {
+  tcp_pcb* const pcb = conn.pcb;
+  pbuf_realloc(arrived.chain, arrived.parsed.l4_header_bytes);
+  arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
+  if (conn.refused != nullptr) {
+    conn.rx_segments = 255;
+    mark_dirty(conn);
+  }
+  // A segment with payload is no repeated acknowledgement, and ends a row of them.
+  pcb->dupacks = 0;
+  run_input(conn, arrived);
+  if (conn.pcb == pcb) pcb->dupacks = 0;
+  reap();
+}
+
+// Of a segment out of order lwIP takes what is beyond the window as well, unless it goes behind all
+// others that wait, and counts it off a window that has no room for it. A segment of which nothing
+// is inside stays whole, to be answered.
+void Stack::Impl::cut_to_window(const ReceiveState& receive, Arrived& arrived) {
+  const std::uint32_t header = arrived.parsed.l4_header_bytes;
+  const std::uint32_t payload = arrived.chain->tot_len - header;
+  const std::uint32_t fin = (arrived.tcp.flags & net::kTcpFin) != 0 ? 1 : 0;
+  const std::uint32_t room = receive.rcv_nxt + receive.rcv_wnd - arrived.tcp.seq;
+  if (payload + fin <= room || room == 0 || receive.state == TcpState::kSynSent) [[likely]]
+    return;
+  pbuf_realloc(arrived.chain, static_cast<u16_t>(header + std::min(payload, room)));
+  arrived.l4[13] &= static_cast<std::uint8_t>(~net::kTcpFin);
+}
+
 // False: only what the segment acknowledges counts; the client will send the rest again.
 bool Stack::Impl::take_payload(const Connection& conn, bool pins_slot) {
-  if (conn.refused != nullptr) {
+  if (conn.refused != nullptr && !may_add_to_refused(conn)) {
     ++counters.dropped_refused;
     return false;
   }
@@ -197,19 +246,29 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
   const std::uint32_t generation = conn.generation;
   const std::uint32_t una = pcb->lastack;
   const std::uint32_t cwnd = pcb->cwnd;
-  const bool slow_start = cwnd < pcb->ssthresh && (pcb->flags & (TF_RTO | TF_INFR)) == 0;
+  const std::uint32_t flight = pcb->snd_nxt - una;
+  const bool may_grow = (pcb->flags & (TF_RTO | TF_INFR)) == 0 && !conn.recovering;
   const bool first_try = pcb->nrtx == 0;
+  const bool selective = conn.recovering || (arrived.options.sack_blocks != 0 &&
+                                             (pcb->flags & (TF_SACK | TF_INFR)) == TF_SACK);
+  if (selective) pcb->dupacks = 0;  // lwIP's recovery is not wanted
   {
     LwipLists lists(LwipLists::Active{pcb});
     tcp_input(arrived.chain, &interfaces[conn.interface]->lwip);
   }
   if (conn.generation != generation || conn.pcb == nullptr) return;
+  if (may_grow && (pcb->flags & TF_INFR) != 0) {  // three repeated acknowledgements
+    on_loss(conn, std::min(flight, cwnd));
+    pcb->cwnd = pcb->ssthresh + 3u * conn.mss_bytes;
+  }
   if (before <= TcpState::kSynReceived) {
     begin_estimates(conn, first_try);
-  } else if (slow_start && pcb->cwnd > cwnd) {
-    // RFC 3465 with L unbounded: one acknowledgement of a super-segment stands for many.
-    pcb->cwnd = std::max(pcb->cwnd, cwnd + (pcb->lastack - una));
-    if (pcb->unsent != nullptr) mark_dirty(conn);
+  } else if (selective) {
+    if (may_grow && pcb->lastack != una) grow_window(conn, cwnd, flight, pcb->lastack - una);
+    recover(conn, arrived.options);
+  } else if (may_grow && pcb->lastack != una) {
+    grow_window(conn, cwnd, flight, pcb->lastack - una);
+    if (pcb->unsent != nullptr && pcb->cwnd > cwnd) mark_dirty(conn);
   }
   settle(index);
 }
@@ -246,6 +305,11 @@ void Stack::Impl::to_listener(Arrived& arrived) {
     pbuf_free(arrived.chain);
     return;
   }
+  if (listener == nullptr && syn && now_ns < hold_until_ns) {
+    ++counters.refused_starting;
+    pbuf_free(arrived.chain);
+    return;
+  }
   if (listener == nullptr) {
     ++counters.refused_no_listener;
     refuse(arrived);
@@ -260,10 +324,14 @@ void Stack::Impl::to_listener(Arrived& arrived) {
     }
     return;
   }
-  if (half_open >= options.half_open_max ||
-      heap.used_bytes() + kConnectionBytes > heap.bytes_max()) {
-    ++(half_open >= options.half_open_max ? counters.refused_half_open_max
-                                          : counters.refused_no_memory);
+  if (half_open >= options.half_open_max) {
+    // The oldest is the least likely to be somebody's: a flood of made-up SYNs shuts nobody out
+    // whose answer comes before as many of them.
+    ++counters.refused_half_open_max;
+    abort(half_head, EndReason::kTimedOut, false);
+  }
+  if (heap.used_bytes() + kConnectionBytes > heap.bytes_max()) {
+    ++counters.refused_no_memory;
     pbuf_free(arrived.chain);
     return;
   }

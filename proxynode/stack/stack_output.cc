@@ -44,6 +44,17 @@ Connection* sender(const netif& interface) {
   return pcb->state == LISTEN ? nullptr : static_cast<Connection*>(pcb->ext_args[0].data);
 }
 
+// An acknowledgement bears the number of the next byte. Where that is beyond the peer's window,
+// behind a probe of a closed one or because the window has shrunk, the peer would drop it, and
+// its own data would stand still as long as it takes none of ours.
+void keep_acceptable(const tcp_pcb& pcb, std::uint8_t* tcp) {
+  const bool bare = (tcp[13] & (net::kTcpSyn | net::kTcpFin | net::kTcpRst)) == 0;
+  const std::uint32_t edge = pcb.lastack + pcb.snd_wnd;
+  if (bare && pcb.state >= ESTABLISHED && seq_after(net::load_be32(tcp + 4), edge)) {
+    net::store_be32(tcp + 4, edge);
+  }
+}
+
 }  // namespace
 
 bool Stack::Impl::make_room(Interface& interface) {
@@ -86,6 +97,7 @@ err_t Stack::Impl::output(pbuf* chain, const std::uint8_t* src, const std::uint8
   if (Connection* const conn = sender(*netif); conn != nullptr) {
     packet.conn = index_of(*conn);
     packet.to = conn->via;
+    if (payload == 0) keep_acceptable(*conn->pcb, tcp);
     packet.seq_end = net::load_be32(tcp + 4) + payload;
     const std::uint32_t wire = conn->mss_bytes - (tcp_bytes - 20);
     if (payload > wire) packet.segment_bytes = static_cast<std::uint16_t>(wire);

@@ -47,10 +47,6 @@ pbuf* tail_of(const pbuf* chain, std::uint32_t skip, std::uint16_t option_bytes,
   return tail;
 }
 
-std::uint32_t wire_bytes(const Connection& conn, const tcp_seg& segment) {
-  return conn.mss_bytes - (LWIP_TCP_OPT_LENGTH(segment.flags));
-}
-
 }  // namespace
 
 // The rest becomes the next segment of the list. False: no memory, or its packet is still in the
@@ -121,8 +117,13 @@ void Stack::Impl::prepare_retransmission(Connection& conn) {
 void Stack::Impl::fit_unsent(Connection& conn, bool all) {
   tcp_pcb& pcb = *conn.pcb;
   const std::uint32_t window = std::min(pcb.snd_wnd, pcb.cwnd);
-  if (pcb.unsent == nullptr || pcb.unsent->len <= window || window == 0) return;
-  if (seq_after(lwip_ntohl(pcb.unsent->tcphdr->seqno), pcb.lastack)) return;  // an answer will come
+  if (pcb.unsent == nullptr || window == 0) return;
+  const std::uint32_t seq = lwip_ntohl(pcb.unsent->tcphdr->seqno);
+  if (seq_after(seq, pcb.lastack)) {
+    fit_behind(conn, seq - pcb.lastack);
+    return;
+  }
+  if (pcb.unsent->len <= window) return;
   const std::uint32_t had = trim_acknowledged(conn, pcb.unsent);
   if (pcb.unsent->len <= had + window) return;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
@@ -133,6 +134,19 @@ void Stack::Impl::fit_unsent(Connection& conn, bool all) {
   } else if (all || window >= pcb.snd_wnd_max / 2) {
     split(pcb, *pcb.unsent, had + window);
   }
+}
+
+// With something under way an answer will come, which opens the client's window again. The
+// congestion window opens by the segment: what it takes leaves when that is a good part of it, and
+// in recovery, where each answer is worth about a segment, all of it.
+void Stack::Impl::fit_behind(Connection& conn, std::uint32_t under_way_bytes) {
+  tcp_pcb& pcb = *conn.pcb;
+  if (pcb.cwnd >= pcb.snd_wnd || pcb.cwnd <= under_way_bytes) return;
+  const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
+  const std::uint32_t room = pcb.cwnd - under_way_bytes;
+  const std::uint32_t part = pcb.cwnd / (conn.loss_window_bytes == 0 ? 4 : kLossyBurstPart);
+  const std::uint32_t worth = conn.recovering ? wire : std::max(2 * wire, part);
+  if (pcb.unsent->len > room && room >= worth) split(pcb, *pcb.unsent, room / wire * wire);
 }
 
 }  // namespace sanproxy::stack

@@ -118,15 +118,22 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
   Connection& conn = connections[index];
   tcp_pcb* const pcb = conn.pcb;
   end_reason = EndReason::kTimedOut;
+  if ((pcb->flags & TF_ACK_DELAY) != 0 && conn.rx_segments == 0) conn.rx_segments = 1;
   {
     LwipLists lists(LwipLists::Active{pcb});
     pcb->last_timer = lwip_timer_counter++;
     tcp_fasttmr();
   }
+  // lwIP takes the acknowledgement for sent also when the device had no room for it.
+  if (conn.rx_segments != 0) mark_dirty(conn);
   if (slow) {
     fill_window(conn);
     const bool time_out = pcb->rtime >= 0 && pcb->rtime + 1 >= pcb->rto;
     if (time_out && pcb->unacked != nullptr) prepare_retransmission(conn);
+    const std::uint32_t flight =
+        conn.recovering ? pcb->ssthresh : std::min(pcb->snd_nxt - pcb->lastack, pcb->cwnd);
+    if (!time_out) probe_tail(conn);
+    if (time_out && conn.recovering) pcb->cwnd = pcb->ssthresh;  // of which lwIP takes the half
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
     LwipLists lists(LwipLists::Active{pcb});
@@ -135,6 +142,8 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     tcp_slowtmr();
     if (conn.generation == generation && conn.pcb != nullptr && pcb->nrtx != retransmissions) {
       sort_unsent(*pcb);
+      forget_selected(conn);
+      if (retransmissions == 0) on_loss(conn, flight);
     }
   }
   end_reason = EndReason::kFinished;
@@ -161,7 +170,7 @@ void Stack::Impl::deadline(ConnIndex index) {
     }
     return;
   }
-  if (!conn.receive_shut) {
+  if (!conn.receive_shut && !both_sides_ended(conn.state)) {
     keepalive(index);
   } else if (conn.orphan_acked == conn.pcb->lastack) {
     abort(index, EndReason::kTimedOut, true);
@@ -170,9 +179,9 @@ void Stack::Impl::deadline(ConnIndex index) {
   }
 }
 
-// After close() nobody waits for the client any more. lwIP gives up on one that is silent, but
-// not on one that answers probes of its closed window. Looked at again when the time is over: who
-// acknowledged anything meanwhile has as long again.
+// After close(), or FIN from both sides, nobody waits for the client any more. lwIP gives up on one
+// that is silent, but not on one that answers probes of its closed window. Looked at again when the
+// time is over: who acknowledged anything meanwhile has as long again.
 void Stack::Impl::arm_closed(Connection& conn) {
   conn.fin_deadline = conn.state == TcpState::kFinWait2;
   conn.orphan_acked = conn.pcb->lastack;

@@ -37,7 +37,10 @@ std::uint16_t Stack::Impl::segment_mss(const Connection& conn) const {
   if (interfaces[conn.interface]->segmentation && !in_recovery) {
     // Half a window, so that one is under way while the other is acknowledged.
     count = (kPacketBytesMax - kHeaderBytes - opts) / wire;
-    count = std::min(count, pcb.cwnd / 2 / wire);
+    // On a path that has lost something less of it: what leaves at once has to find room on the
+    // way.
+    const std::uint32_t cwnd = conn.recovering ? pcb.ssthresh : pcb.cwnd;
+    count = std::min(count, cwnd / (conn.loss_window_bytes == 0 ? 2 : kLossyBurstPart) / wire);
     count = std::min(count, pcb.snd_wnd_max / 2 / wire);
     count = std::max(count, 1u);
   }
@@ -53,6 +56,8 @@ Status Stack::Impl::write(ConnIndex index, std::span<const std::byte> bytes, Wri
   if (pcb->state != ESTABLISHED && pcb->state != CLOSE_WAIT) return Status::again();
   if (bytes.empty()) return {};
   if (bytes.size() > pcb->snd_buf) return Status::again();
+  hold_retransmission(*pcb);
+  restart_if_idle(conn);
   // All or nothing: what the pieces need is looked at before the first is made.
   const std::uint16_t mss = segment_mss(conn);
   const std::uint32_t payload = mss - option_bytes(*pcb);
@@ -133,7 +138,9 @@ void Stack::Impl::consume(ConnIndex index, std::uint32_t bytes) {
   tcp_pcb* const pcb = conn.pcb;
   bytes = std::min(bytes, conn.rx_unconsumed_bytes);
   conn.rx_unconsumed_bytes -= bytes;
-  pcb->rcv_wnd = std::min(pcb->rcv_wnd + bytes, conn.window_bytes);
+  const std::uint64_t window = std::uint64_t{pcb->rcv_wnd} + bytes;
+  pcb->rcv_wnd = static_cast<tcpwnd_size_t>(std::min<std::uint64_t>(window, conn.window_bytes));
+  if (conn.refused != nullptr) return;  // closed until that is taken
   const std::uint32_t opened_bytes = tcp_update_rcv_ann_wnd(pcb);
   if (pcb->state != ESTABLISHED && pcb->state != FIN_WAIT_1 && pcb->state != FIN_WAIT_2) return;
   // Worth a packet of its own, the more so the less the client has left; less waits for the next

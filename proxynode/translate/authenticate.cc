@@ -9,6 +9,9 @@ namespace sanproxy::translate {
 namespace {
 
 constexpr std::size_t kKeysPerNodeMax = 8;  // rule S21
+// Of a channel, looked at whatever else its peer does: who has the key must not be locked out by
+// who has not and shares the address.
+constexpr std::uint32_t kProofsAlwaysSeen = kKeysPerNodeMax;
 
 }  // namespace
 
@@ -27,9 +30,11 @@ void Translator::on_authenticate(AppNode& node, const wire::Message& message) {
     send_or_owe(node, wire::MessageType::kAuthenticate, wire::kFlagAnswer, code, answer, true);
   };
   const std::uint64_t now_ns = clock_.now_ns();
-  if (!limiter_.may_try(node.peer_key, now_ns)) {
+  const bool may_try = limiter_.may_try(node.peer_key, now_ns);
+  if (!may_try && node.proofs_seen >= kProofsAlwaysSeen) {
     return refuse(wire::CloseCode::kLimitReached, "too many attempts");
   }
+  if (node.proofs_seen < kProofsAlwaysSeen) ++node.proofs_seen;
   auto& proven = node.who.keys;
   const bool again = std::find(proven.begin(), proven.end(), name) != proven.end();
   if (!again && proven.size() >= kKeysPerNodeMax) {
@@ -38,10 +43,13 @@ void Translator::on_authenticate(AppNode& node, const wire::Message& message) {
   const auto key = std::find_if(options_.keys.begin(), options_.keys.end(),
                                 [&](const auth::Key& one) { return one.name() == name; });
   if (!prove(node, key == options_.keys.end() ? nullptr : &*key, answer, claimed)) {
+    if (!may_try) return refuse(wire::CloseCode::kLimitReached, "too many attempts");
     limiter_.on_failure(node.peer_key, now_ns);
     return refuse(wire::CloseCode::kNotPermitted, "unknown key or wrong proof");
   }
   if (!again) {
+    // From now on apart from others of its address.
+    if (proven.empty()) node.peer_key += " key:" + name;
     proven.push_back(name);
     spdlog::info("node {} \"{}\" has proven key \"{}\"", node.index, node.name, name);
   }

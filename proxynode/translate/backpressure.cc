@@ -2,8 +2,10 @@
 //
 //   dirty    the stream has something for its application node; served at the end of the burst
 //   blocked  the channel had no credit for it; served in order when credits come back
-//   starved  the stack had no memory for its bytes; tried again every round
+//   starved  the stack had no memory for its bytes; tried again every round, and while memory is
+//            low only if it has little in the stack
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "proxynode/translate/translator.h"
@@ -119,16 +121,20 @@ void Translator::starve(Stream& s, StreamIndex index) {
 
 // A few a round: those that have something in flight are served by on_acked() anyway.
 void Translator::feed_starved() {
-  if (memory_is_low()) return;
+  std::array<StreamIndex, kStarvedPerRound> turn;
   const std::size_t count = std::min(starved_.size(), kStarvedPerRound);
-  for (std::size_t i = 0; i < count; ++i) {
-    const StreamIndex index = starved_[i];
-    Stream& s = streams_[index];
-    if (!s.has(kStarved)) continue;
-    s.clear(kStarved);
-    if (s.state != StreamState::kFree && s.tx_unwritten != kNone) write_records(s, index);
-  }
+  std::copy_n(starved_.begin(), count, turn.begin());
   starved_.erase(starved_.begin(), starved_.begin() + static_cast<std::ptrdiff_t>(count));
+  for (std::size_t i = 0; i < count; ++i) {
+    Stream& s = streams_[turn[i]];
+    const bool waits = s.state != StreamState::kFree && s.tx_unwritten != kNone;
+    if (waits && !may_write(s)) {
+      starved_.push_back(turn[i]);
+      continue;
+    }
+    s.clear(kStarved);
+    if (waits) write_records(s, turn[i]);
+  }
 }
 
 }  // namespace sanproxy::translate

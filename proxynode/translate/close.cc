@@ -116,6 +116,7 @@ void Translator::orphan(Stream& s, StreamIndex index) {
     AppNode& node = *nodes_[s.node];
     release_chunks(s, node);
     unblock(s, node);
+    if (s.has(kRequestPending)) settle_request(s, node);
     --node.open_streams;
     if (service::Service* service = services_.find(s.service); service != nullptr) {
       service->unbind(node.index, s.membership);
@@ -203,9 +204,7 @@ void Translator::free_stream(Stream& s, StreamIndex index) {
     SANPROXY_CHECK(node.stream_count > 0);
     --node.stream_count;
   }
-  const std::uint32_t generation = s.generation;
-  s = Stream{};
-  s.generation = generation;
+  wipe(s);
   s.node = kNone;
   s.state = StreamState::kFree;
   --bound_streams_;

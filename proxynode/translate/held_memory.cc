@@ -1,9 +1,10 @@
-// What streams hold of the EgressPool, and what happens when it runs low.
+// What streams hold of the EgressPool and of the stack's memory, and what happens when that is low.
 //
-// Two things live there: receive buffers of channels whose fabric receives into our memory (posted,
-// then held by a stream until its client has acknowledged the bytes), and copies of what the stack
-// had no memory for. The last egress_reserve() slots are for the copies alone: endpoints leave them
-// (ReceiveMemory::keep_free), so that whatever a channel delivers can be put somewhere.
+// Two things live in the EgressPool: receive buffers of channels whose fabric receives into our
+// memory (posted, then held by a stream until its client has acknowledged the bytes), and copies of
+// what the stack had no memory for. The last egress_reserve() slots are for the copies alone:
+// endpoints leave them (ReceiveMemory::keep_free), so that whatever a channel delivers can be put
+// somewhere.
 #include <algorithm>
 #include <cstring>
 
@@ -14,6 +15,11 @@ namespace {
 
 // Writes wait while less than this share of the stack's memory is left.
 constexpr std::size_t kHeapReserveShare = 16;
+// A stream with less than this in the stack writes all the same: what is left serves those whose
+// clients take their bytes.
+constexpr std::uint64_t kLittleBytes = 4 * 1024;
+// Of what the stack refers to it keeps the headers, a fifth of the shortest pieces.
+constexpr std::uint64_t kHeadersShare = 8;
 constexpr std::uint32_t kSmallWindowBytes = 256 * 1024;
 constexpr std::uint64_t kMemoryPatienceMs = 500;
 // A channel is short of receive buffers when it has no more than this share of them posted, or so
@@ -41,10 +47,10 @@ bool Translator::is_better_copied() const {
 
 // The window of a new stream towards its client. What does not stay in the application's memory is
 // ours to keep, whole windows of it if the client takes nothing: once much is kept, new ones are
-// smaller.
+// smaller. Over shared memory that is only what comes in small pieces.
 std::uint32_t Translator::window_for(const AppNode& node) const {
-  const bool much =
-      node.receives_into_egress && stack_->heap_bytes_used() > stack_->heap_bytes_max() / 8;
+  const std::size_t share = node.receives_into_egress ? 8 : 2;
+  const bool much = stack_->heap_bytes_used() > stack_->heap_bytes_max() / share;
   return much ? std::min(options_.send_window_bytes, kSmallWindowBytes)
               : options_.send_window_bytes;
 }
@@ -60,11 +66,20 @@ bool Translator::receives_are_short() const {
   });
 }
 
+// A network node that keeps what it was lent is cut off first, and its clients hear again what it
+// has kept.
+std::uint64_t Translator::patience_ns() const {
+  const std::uint64_t ms =
+      kMemoryPatienceMs + (options_.lent == nullptr ? 0 : options_.lent_ms_max);
+  return ms * 1'000'000;
+}
+
 // The EgressPool holds what the stack has no memory for. When that runs low too, application nodes
 // have to wait: their messages stay in their own channels. Likewise a channel has to wait for
 // receive buffers that streams hold. Clients that take their bytes soon put an end to it; if the
 // connection that holds most does not get on at all meanwhile, it is ended, and so on.
 bool Translator::must_wait_for_memory() {
+  if (!starved_.empty() || heap_low_since_ns_ != 0) look_after_heap();
   const bool copies_wait = egress_.free_count() < egress_reserve(egress_);
   if (!copies_wait && !receives_are_short()) {
     low_since_ns_ = 0;
@@ -72,11 +87,7 @@ bool Translator::must_wait_for_memory() {
   }
   const std::uint64_t now = clock_.now_ns();
   if (copies_wait) ++counters_.waiting_rounds;
-  // A network node that keeps what it was lent is cut off first, and its clients hear again what it
-  // has kept.
-  const std::uint64_t patience_ms =
-      kMemoryPatienceMs + (options_.lent == nullptr ? 0 : options_.lent_ms_max);
-  if (low_since_ns_ == 0 || now - low_since_ns_ > patience_ms * 1'000'000) {
+  if (low_since_ns_ == 0 || now - low_since_ns_ > patience_ns()) {
     if (low_since_ns_ != 0) end_largest_holder();
     low_since_ns_ = now;
     remember_largest_holder();
@@ -106,11 +117,68 @@ void Translator::remember_largest_holder() {
 void Translator::end_largest_holder() {
   const StreamIndex largest = largest_holder();
   if (largest == kNone) return;
-  Stream& s = streams_[largest];
+  const Stream& s = streams_[largest];
   if (s.id != holder_id_ || s.from_app.freed() != holder_freed_) return;  // it gets on
+  end_for_memory(largest);
+}
+
+void Translator::end_for_memory(StreamIndex index) {
+  Stream& s = streams_[index];
   ++counters_.closed_no_memory;
-  if (s.state == StreamState::kOrphan) return reset_stream(s, largest);
-  fail_stream(s, largest, wire::CloseCode::kLimitReached);
+  if (s.state == StreamState::kOrphan) return reset_stream(s, index);
+  fail_stream(s, index, wire::CloseCode::kLimitReached);
+}
+
+// Bytes that are written to the stack and that the client has not acknowledged.
+std::uint64_t Translator::in_stack(const Stream& s) const {
+  std::uint64_t written = s.from_app.received();
+  if (s.tx_unwritten != kNone) {
+    written = records_[s.tx_unwritten].end_offset - records_[s.tx_unwritten].length;
+  }
+  return written - s.from_app.freed();
+}
+
+bool Translator::may_write(const Stream& s) const {
+  return !memory_is_low() || in_stack(s) < kLittleBytes;
+}
+
+// Clients that take nothing can fill the stack's memory with a window of copies each, and then
+// others write no more than a little at a time. Where that lasts, who fills it and stands still is
+// ended, one after the other.
+void Translator::look_after_heap() {
+  if (starved_.empty() || !memory_is_low()) {
+    heap_low_since_ns_ = 0;
+    return;
+  }
+  const std::uint64_t now = clock_.now_ns();
+  const bool first = heap_low_since_ns_ == 0;
+  if (!first && now - heap_low_since_ns_ <= patience_ns()) return;
+  const StreamIndex heaviest = heaviest_that_stands_still();
+  heap_low_since_ns_ = now;
+  if (!first && heaviest != kNone) end_for_memory(heaviest);
+}
+
+// Since the last call, which left its marks.
+StreamIndex Translator::heaviest_that_stands_still() {
+  StreamIndex heaviest = kNone;
+  std::uint64_t most = 0;
+  for (const AppNode* node : present_) {
+    for (StreamIndex i = node->streams_head; i != kNone; i = streams_[i].node_next) {
+      Stream& s = streams_[i];
+      const std::uint64_t bytes = in_stack(s);
+      const std::uint64_t copied = std::min<std::uint64_t>(s.copied_bytes, bytes);
+      const std::uint64_t weight = copied + (bytes - copied) / kHeadersShare;
+      if (bytes < kLittleBytes) {
+        s.clear(kStandsStill);
+      } else if (!s.has(kStandsStill)) {
+        s.set(kStandsStill);
+      } else if (weight > most) {
+        most = weight;
+        heaviest = i;
+      }
+    }
+  }
+  return heaviest;
 }
 
 // Bytes on loan whose receive buffer is ours, mostly empty, and wanted: those of one stream may

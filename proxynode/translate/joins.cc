@@ -19,6 +19,12 @@ wire::CloseCode code_of(const Status& status) {
   }
 }
 
+// 0 for who is no member.
+std::uint32_t membership_of(service::Service* service, service::NodeId node) {
+  const service::Member* member = service == nullptr ? nullptr : service->find(node);
+  return member == nullptr ? 0 : member->membership;
+}
+
 }  // namespace
 
 void Translator::on_join(AppNode& node, const wire::Message& message) {
@@ -90,22 +96,67 @@ void Translator::leave_service(service::ServiceId id, AppNode& node) {
 
 void Translator::on_leave(AppNode& node, const wire::Message& message) {
   service::Service* service = services_.find(message.service.service);
-  const bool member = service != nullptr && service->find(node.index) != nullptr;
-  if (member) leave_service(message.service.service, node);
-  send_or_owe(node, wire::MessageType::kLeaveService, wire::kFlagAnswer,
-              member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service, true);
+  const std::uint32_t membership = membership_of(service, node.index);
+  if (membership != 0) leave_service(message.service.service, node);
+  tell_end(node, {wire::MessageType::kLeaveService, wire::kFlagAnswer,
+                  membership != 0 ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
+                  message.service, membership});
 }
 
 void Translator::on_shutdown_service(AppNode& node, const wire::Message& message) {
   service::Service* service = services_.find(message.service.service);
-  const bool member = service != nullptr && service->find(node.index) != nullptr;
-  if (member) {
+  const std::uint32_t membership = membership_of(service, node.index);
+  if (membership != 0) {
     spdlog::info("node {} \"{}\" shuts down {}", node.index, node.name,
                  service->address().to_string());
     close_service(*service, wire::CloseCode::kServiceShutdown, node.index);
   }
-  send_or_owe(node, wire::MessageType::kShutdownService, wire::kFlagAnswer,
-              member ? wire::CloseCode::kNone : wire::CloseCode::kNotFound, message.service, true);
+  tell_end(node, {wire::MessageType::kShutdownService, wire::kFlagAnswer,
+                  membership != 0 ? wire::CloseCode::kNone : wire::CloseCode::kNotFound,
+                  message.service, membership});
+}
+
+// Behind the end of a membership the node takes no request that was bound in it, and may be gone.
+// So the end waits for those that wait for a credit.
+void Translator::tell_end(AppNode& node, AppNode::End end) {
+  if (node.dead) return;
+  if (end.membership == 0) {  // behind an end that waits already
+    for (const AppNode::End& other : node.ends) {
+      if (other.body.service != end.body.service) continue;
+      end.membership = other.membership;
+      end.requests = other.requests;
+    }
+  } else if (node.requests_pending != 0) {
+    for (StreamIndex i = node.streams_head; i != kNone; i = streams_[i].node_next) {
+      const Stream& s = streams_[i];
+      const bool bound_in_it = s.service == end.body.service && s.membership == end.membership;
+      if (bound_in_it && s.has(kRequestPending)) ++end.requests;
+    }
+  }
+  if (end.requests == 0) {
+    return send_or_owe(node, end.type, end.flags, end.code, end.body, true);
+  }
+  if (node.ends.size() + node.owed.size() >= node.owed_max) {
+    node.channel->close(wire::CloseCode::kLimitReached, "it does not take what it is owed");
+    return;
+  }
+  node.ends.push_back(end);
+}
+
+// The request has left, or never will.
+void Translator::settle_request(Stream& s, AppNode& node) {
+  s.clear(kRequestPending);
+  --node.requests_pending;
+  for (std::size_t i = 0; i < node.ends.size();) {
+    AppNode::End& end = node.ends[i];
+    const bool of_it = end.body.service == s.service && end.membership == s.membership;
+    if (!of_it || --end.requests != 0) {
+      ++i;
+      continue;
+    }
+    send_or_owe(node, end.type, end.flags, end.code, end.body, true);
+    node.ends.erase(node.ends.begin() + static_cast<std::ptrdiff_t>(i));
+  }
 }
 
 Status Translator::open_listener(service::Service& service) {
@@ -132,7 +183,7 @@ void Translator::close_service(service::Service& service, wire::CloseCode announ
     for (const service::Member& member : service.members()) {
       AppNode* node = member.node < nodes_.size() ? nodes_[member.node].get() : nullptr;
       if (node == nullptr || node->dead || node->index == except) continue;
-      send_or_owe(*node, wire::MessageType::kShutdownService, 0, announce, body, true);
+      tell_end(*node, {wire::MessageType::kShutdownService, 0, announce, body, member.membership});
     }
   }
   services_.erase(service.id());

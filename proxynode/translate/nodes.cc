@@ -12,6 +12,8 @@ namespace {
 
 // Answers to joins and refused outgoing connections that may be owed beside those of streams.
 constexpr std::size_t kAnswersOwedMax = 1024;
+// Of one listener, in one go: who may connect at all can do so faster than requests are worked off.
+constexpr int kRequestsMax = 16;
 
 }  // namespace
 
@@ -45,7 +47,7 @@ Translator::~Translator() = default;
 std::size_t Translator::poll_listeners() {
   std::size_t admitted = 0;
   for (FabricListener& from : listeners_) {
-    while (true) {
+    for (int i = 0; i < kRequestsMax; ++i) {
       auto request = from.listener->poll();
       if (!request.ok()) break;
       admit(from, *request);
@@ -69,7 +71,7 @@ void Translator::refuse(FabricListener& from, const fabric::ConnectRequest& requ
 
 // Why this one may not come in: a code and a text, or nothing.
 std::optional<std::pair<wire::CloseCode, const char*>> Translator::objection(
-    const FabricListener& from, const wire::HelloBody& hello) {
+    const FabricListener& from, const fabric::PeerIdentity& peer, const wire::HelloBody& hello) {
   using Objection = std::pair<wire::CloseCode, const char*>;
   if (wire::role_of(hello) != wire::Role::kApplicationNode) {
     return Objection{wire::CloseCode::kNotPermitted,
@@ -89,7 +91,24 @@ std::optional<std::pair<wire::CloseCode, const char*>> Translator::objection(
     evict_idle(&from);
     return Objection{wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached"};
   }
+  const std::size_t free = std::min<std::size_t>(options_.nodes_max - present_.size(),
+                                                 from.nodes_max - static_cast<std::size_t>(here));
+  if (unproven_of(peer) >= free) {
+    return Objection{wire::CloseCode::kLimitReached,
+                     "others of the same peer have shown nothing yet, and few places are left"};
+  }
   return std::nullopt;
+}
+
+// Channels of this peer that may join nothing so far, for all we know. A peer has no more of them
+// than there are free places: it may be fast, and still leaves some to others.
+std::size_t Translator::unproven_of(const fabric::PeerIdentity& peer) const {
+  const std::string key = peer_key(peer);
+  return static_cast<std::size_t>(
+      std::count_if(present_.begin(), present_.end(), [&](const AppNode* node) {
+        return !node->dead && !node->has_joined && node->stream_count == 0 &&
+               node->peer_key == key && !allowed_anything(*node);
+      }));
 }
 
 void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
@@ -100,7 +119,9 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
                                                               : wire::CloseCode::kProtocolError,
                   hello.status().text());
   }
-  if (const auto no = objection(from, *hello)) return refuse(from, request, no->first, no->second);
+  if (const auto no = objection(from, request.peer, *hello)) {
+    return refuse(from, request, no->first, no->second);
+  }
 
   std::unique_ptr<ChunkRegion> own_chunks;
   if (from.shared_chunks == nullptr) {
@@ -128,7 +149,9 @@ void Translator::admit(FabricListener& from, const fabric::ConnectRequest& reque
     if (status.ok()) return enter(std::move(node));
   }
   ++counters_.channels_refused;
-  spdlog::warn("channel from {} failed: {}", request.peer.address, status.to_string());
+  if (may_log()) {
+    spdlog::warn("channel from {} failed: {}", request.peer.address, status.to_string());
+  }
 }
 
 // All of a node but its place in the tables.
@@ -165,8 +188,10 @@ void Translator::enter(std::unique_ptr<AppNode> node) {
   present_.push_back(node.get());
   nodes_due_ns_ = std::min(nodes_due_ns_, node->heartbeat.due_ns());
   ++counters_.channels_opened;
-  spdlog::info("application node {} \"{}\" connected from {}", node->index, node->name,
-               node->peer.address);
+  if (may_log_stranger()) {
+    spdlog::info("application node {} \"{}\" connected from {}", node->index, node->name,
+                 node->peer.address);
+  }
   nodes_[node->index] = std::move(node);
 }
 
@@ -225,6 +250,15 @@ std::size_t Translator::poll_channels() {
   return handled;
 }
 
+bool Translator::may_log_stranger() {
+  if (!strangers_log_.open(clock_.now_ns())) return false;
+  if (const std::uint64_t held = strangers_log_.take_held(); held != 0) {
+    spdlog::info("{} comings and goings of application nodes before this one were not logged",
+                 held);
+  }
+  return true;
+}
+
 void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, const Status& status) {
   AppNode& node = node_of_channel(channel);
   SANPROXY_CHECK(!node.dead);
@@ -239,7 +273,9 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
                         code == wire::CloseCode::kProtocolError ||
                         code == wire::CloseCode::kNotFound;
   if (breached) ++counters_.channels_breached;
-  if (code == wire::CloseCode::kFinBoth) {
+  if (!node.has_joined && !may_log_stranger()) {
+    // Who comes and goes again and again must not fill the log.
+  } else if (code == wire::CloseCode::kFinBoth) {
     spdlog::info("application node {} \"{}\" has ended in order, {} connections", node.index,
                  node.name, node.open_streams);
   } else {
@@ -259,6 +295,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
     i = next;
   }
   node.owed.clear();
+  node.ends.clear();
 }
 
 void Translator::reap_dead_nodes() {

@@ -43,10 +43,8 @@ void Translator::expel(service::Service& service, AppNode& node) {
   spdlog::warn("node {} \"{}\" is not allowed at {} any more", node.index, node.name,
                service.address().to_string());
   ++counters_.expelled;
-  if (!node.dead) {
-    send_or_owe(node, wire::MessageType::kShutdownService, 0, wire::CloseCode::kServiceShutdown,
-                wire::ServiceBody{service.id(), 0}, true);
-  }
+  tell_end(node, {wire::MessageType::kShutdownService, 0, wire::CloseCode::kNotPermitted,
+                  wire::ServiceBody{service.id(), 0}, service.find(node.index)->membership});
   leave_service(service.id(), node);
 }
 
@@ -81,6 +79,7 @@ bool Translator::is_drained(const std::string& node_name, DrainedBy by) const {
 
 void Translator::set_drained(const std::string& node_name, bool drained, DrainedBy by) {
   const auto bit = static_cast<std::uint8_t>(by);
+  ++drain_changes_;
   std::uint8_t& all = drained_names_[node_name];
   all = static_cast<std::uint8_t>(drained ? all | bit : all & ~bit);
   if (all == 0) drained_names_.erase(node_name);

@@ -31,7 +31,7 @@ Stream& Translator::open_stream(StreamIndex index) {
   Stream& s = streams_[index];
   std::uint32_t generation = s.generation + 1;
   if ((generation & 0xff'ffffu) == 0) ++generation;  // no id has generation 0
-  s = Stream{};
+  wipe(s);
   s.generation = generation;
   s.id = wire::make_connection_id(options_.epoch, generation, index);
   s.from_app = flow::ReceiveWindow(options_.send_window_bytes);
@@ -81,6 +81,7 @@ bool Translator::bind(StreamIndex index) {
   s.membership = member->membership;
   s.state = StreamState::kRequested;
   s.set(kRequestPending);
+  ++node.requests_pending;
   ++counters_.requests;
   mark_dirty(s, index);
   return true;

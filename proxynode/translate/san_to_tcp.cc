@@ -60,9 +60,10 @@ bool Translator::write_small(Stream& s, StreamIndex index, const channel::Payloa
   for (const fabric::Segment& piece : payload.pieces) {
     const std::span<const std::byte> bytes{piece.data, piece.length};
     end += bytes.size();
-    if (s.tx_unwritten == kNone && !memory_is_low()) {
+    if (s.tx_unwritten == kNone && may_write(s)) {
       const Status status = stack_->write(index, bytes, stack::WriteMode::kCopy);
       if (status.ok()) {
+        s.copied_bytes += static_cast<std::uint32_t>(bytes.size());
         counters_.copied_inline += bytes.size();
         continue;
       }
@@ -114,6 +115,7 @@ std::size_t Translator::copy_prefix(Stream& s, StreamIndex index, const channel:
       const Status status =
           stack_->write(index, {piece.data + done, step}, stack::WriteMode::kCopy);
       if (!status.ok()) return status.is_again() ? copied : payload.length;
+      s.copied_bytes += static_cast<std::uint32_t>(step);
       counters_.copied_pressure += step;
       done += step;
       copied += step;
@@ -182,7 +184,7 @@ bool Translator::add_record(Stream& s, std::span<const std::byte> bytes, std::ui
 void Translator::write_records(Stream& s, StreamIndex index) {
   while (s.tx_unwritten != kNone) {
     const TxRecord& record = records_[s.tx_unwritten];
-    if (memory_is_low()) {
+    if (!may_write(s)) {
       ++counters_.held_writes;
       return starve(s, index);
     }
@@ -262,7 +264,14 @@ void Translator::on_acked(stack::ConnIndex conn, std::uint64_t acked_offset) {
   if (s.node == kNone || acked_offset <= s.from_app.freed()) return;
   // Not beyond what was received: our own FIN has no place in the stream's offsets.
   const std::uint64_t acked = std::min(acked_offset, s.from_app.received());
-  s.from_app.on_freed(static_cast<std::uint32_t>(acked - s.from_app.freed()));
+  const std::uint64_t news = acked - s.from_app.freed();
+  s.from_app.on_freed(static_cast<std::uint32_t>(news));
+  s.clear(kStandsStill);
+  if (s.copied_bytes != 0) {  // of copies and references in proportion, about
+    const std::uint64_t left = in_stack(s);
+    s.copied_bytes =
+        left == 0 ? 0 : static_cast<std::uint32_t>(s.copied_bytes * left / (left + news));
+  }
   if (s.tx_first != kNone) {
     release_records(s, *nodes_[s.node], acked);
     if (s.tx_unwritten != kNone) write_records(s, conn);

@@ -45,8 +45,9 @@ enum StreamFlag : std::uint16_t {
   kClosePending = 1 << 7,     // likewise, and both directions
   kDirty = 1 << 8,            // in the dirty list
   kBlocked = 1 << 9,          // in its node's blocked list
-  kStarved = 1 << 10,         // in the starved list: the stack had no memory for a write
+  kStarved = 1 << 10,         // in the starved list: the stack had no memory; survives reuse
   kLingering = 1 << 11,       // TCP has ended in order, but not all of it has been handed over
+  kStandsStill = 1 << 12,     // nothing was acknowledged since the last look at who fills the stack
 };
 
 struct Stream {
@@ -64,6 +65,7 @@ struct Stream {
   std::uint32_t pending_bytes;  // in chunks, not yet sent to the application node
   std::uint32_t membership;     // of its node in its service, when it was bound
   std::uint32_t egress_slots;   // of the EgressPool that its records hold
+  std::uint32_t copied_bytes;   // of what is in the stack, about as many are its own copies
   std::uint16_t flags;
   StreamState state;
 
@@ -71,6 +73,15 @@ struct Stream {
   void set(StreamFlag flag) { flags = static_cast<std::uint16_t>(flags | flag); }
   void clear(StreamFlag flag) { flags = static_cast<std::uint16_t>(flags & ~flag); }
 };
+
+// All but what survives reuse.
+inline void wipe(Stream& s) {
+  const std::uint32_t generation = s.generation;
+  const auto listed = static_cast<std::uint16_t>(s.flags & kStarved);
+  s = Stream{};
+  s.generation = generation;
+  s.flags = listed;
+}
 
 // A piece of application memory that the stack refers to until the client has acknowledged it.
 struct TxRecord {

@@ -72,7 +72,7 @@ bool Translator::may_send_now(Stream& s, AppNode& node) {
   if (s.pending_bytes != 0 || node.blocked_head != kNone || !node.owed.empty()) return false;
   if (s.has(kRequestPending)) {
     if (!send_request(s, wire::connection_index(s.id), node).ok()) return false;
-    s.clear(kRequestPending);
+    settle_request(s, node);
   }
   return !s.has(kAcceptPending);
 }
@@ -235,7 +235,7 @@ Status Translator::emit(StreamIndex index) {
   AppNode& node = *nodes_[s.node];
   if (s.has(kRequestPending)) {
     if (const Status status = send_request(s, index, node); !status.ok()) return status;
-    s.clear(kRequestPending);
+    settle_request(s, node);
   }
   if (s.has(kAcceptPending)) {
     if (const Status status = send_accept(s, index, node); !status.ok()) return status;

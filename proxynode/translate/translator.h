@@ -41,6 +41,7 @@
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
 #include "lwproto/fabric/lent_memory.h"
+#include "lwproto/flow/log_gate.h"
 #include "proxynode/service/rate_limit.h"
 #include "proxynode/service/service_table.h"
 #include "proxynode/stack/stack.h"
@@ -139,6 +140,7 @@ struct AppNode {
   std::string name;
   fabric::PeerIdentity peer;
   std::string peer_key;  // whom its joins are counted for
+  std::uint32_t proofs_seen = 0;
   service::Credentials who;
   std::unique_ptr<ChunkRegion> own_chunks;  // outlives the channel; null where the fabric's is used
   std::unique_ptr<channel::Channel> channel;
@@ -172,6 +174,17 @@ struct AppNode {
   };
   std::deque<Owed> owed;
   std::size_t owed_max = 0;
+  // Ends of memberships that wait for the requests that were bound in them (joins.cc).
+  struct End {
+    wire::MessageType type;
+    std::uint8_t flags;
+    wire::CloseCode code;
+    wire::ServiceBody body;
+    std::uint32_t membership = 0;  // 0: there was none
+    std::uint32_t requests = 0;    // of it that have not left
+  };
+  std::vector<End> ends;               // with `owed`, at most owed_max
+  std::uint32_t requests_pending = 0;  // of its streams, that have not left
 };
 
 class Translator final : public stack::Delegate, public channel::Delegate {
@@ -211,6 +224,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void set_drained(const std::string& node_name, bool drained, DrainedBy by);
   bool is_drained(const std::string& node_name, DrainedBy by) const;
   std::vector<std::string> drained_names() const;
+  // Grows whenever a name is drained or undrained.
+  std::uint64_t drain_changes() const { return drain_changes_; }
 
   // --- winding down
   void start_drain();  // no new connections or joins; members are told
@@ -256,10 +271,13 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void refuse(FabricListener& from, const fabric::ConnectRequest& request, wire::CloseCode code,
               const char* why);
   std::optional<std::pair<wire::CloseCode, const char*>> objection(const FabricListener& from,
+                                                                   const fabric::PeerIdentity& peer,
                                                                    const wire::HelloBody& hello);
+  std::size_t unproven_of(const fabric::PeerIdentity& peer) const;
   Status set_up(AppNode& node, FabricListener& from, const fabric::PeerIdentity& peer,
                 const wire::HelloBody& hello);
   void enter(std::unique_ptr<AppNode> node);
+  bool may_log_stranger();  // of channels that have joined nothing
   void evict_idle(const FabricListener* from);
   void reap_dead_nodes();
   AppNode& node_of_channel(channel::Channel& channel) {
@@ -281,6 +299,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void close_listener(service::Service& service);
   void close_service(service::Service& service, wire::CloseCode announce, NodeIndex except);
   void leave_service(service::ServiceId id, AppNode& node);
+  void tell_end(AppNode& node, AppNode::End end);
+  void settle_request(Stream& s, AppNode& node);
 
   // operations.cc
   void expel(service::Service& service, AppNode& node);
@@ -356,7 +376,13 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool is_better_copied() const;
   std::uint32_t window_for(const AppNode& node) const;
   bool receives_are_short() const;
+  std::uint64_t in_stack(const Stream& s) const;
+  bool may_write(const Stream& s) const;
+  std::uint64_t patience_ns() const;
   bool must_wait_for_memory();
+  void look_after_heap();
+  StreamIndex heaviest_that_stands_still();
+  void end_for_memory(StreamIndex index);
   StreamIndex largest_holder() const;
   void remember_largest_holder();
   void end_largest_holder();
@@ -422,15 +448,17 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   const Clock& clock_;
   std::optional<auth::Mac> mac_;  // there when there are keys
   service::PeerLimiter limiter_;
-  service::LogGate refusals_log_;
+  flow::LogGate refusals_log_, strangers_log_;
   std::uint64_t low_since_ns_ = 0;  // since when application nodes wait for memory
   std::uint64_t holder_id_ = 0;     // who held most of it then, and how far its client was
   std::uint64_t holder_freed_ = 0;
-  bool slots_released_ = false;  // of the EgressPool, since the last poll_channels()
+  std::uint64_t heap_low_since_ns_ = 0;  // since when streams wait for the stack's memory
+  bool slots_released_ = false;          // of the EgressPool, since the last poll_channels()
   bool any_dead_ = false;
   bool draining_ = false;
   bool paused_ = false;
   std::map<std::string, std::uint8_t, std::less<>> drained_names_;  // and by whom
+  std::uint64_t drain_changes_ = 0;
   TranslatorCounters counters_;
 };
 

@@ -28,6 +28,21 @@ TEST(SumMetrics, ShowEachSeriesAsTheSumAndOfEachWorker) {
   EXPECT_EQ(page.body.find("# TYPE sanproxy_x_total"), page.body.rfind("# TYPE sanproxy_x_total"));
 }
 
+TEST(SumMetrics, DoNotAddUpWhatEveryWorkerTellsOfTheSameThing) {
+  const Page page = sum_metrics({worker(0,
+                                        "sanproxy_up{version=\"1\"} 1\nsanproxy_draining 1\n"
+                                        "sanproxy_cluster_connected 1\n"
+                                        "sanproxy_cluster_revision 57\n"),
+                                 worker(1,
+                                        "sanproxy_up{version=\"1\"} 1\nsanproxy_draining 0\n"
+                                        "sanproxy_cluster_connected 0\n"
+                                        "sanproxy_cluster_revision 56\n")});
+  for (const char* line : {"sanproxy_up{version=\"1\"} 1", "sanproxy_draining 1",
+                           "sanproxy_cluster_connected 0", "sanproxy_cluster_revision 57"}) {
+    EXPECT_TRUE(has_line(page.body, line)) << line << " in\n" << page.body;
+  }
+}
+
 TEST(SumMetrics, DoNotAddUpSeriesThatOnlyCarryLabels) {
   const Page page = sum_metrics({worker(0, "sanproxy_node_info{node=\"0\"} 1\n"),
                                  worker(1, "sanproxy_node_info{node=\"0\"} 1\n")});
@@ -93,6 +108,19 @@ TEST(SumStatus, GoesOnWithoutAWorkerThatDoesNotAnswerOrAnswersNonsense) {
                                    .body);
   EXPECT_EQ(all["connections"]["open"], 3);
   EXPECT_EQ(all["workers"].size(), 3u);
+}
+
+TEST(SumStatus, IsNotDrainedWhileAWorkerThatRunsDoesNotAnswer) {
+  auto silent = worker(1, "");
+  silent.page.http_status = 0;
+  const auto drained = worker(0, status(0, "10.0.0.1:80", "drained").dump());
+  json all = json::parse(sum_status({drained, silent}).body);
+  EXPECT_EQ(all["state"], "draining") << "it may have connections";
+  EXPECT_EQ(all["workers"][1]["answered"], false);
+  EXPECT_FALSE(all["workers"][0].contains("answered"));
+  silent.state.pid = 0;  // its connections have ended with it
+  all = json::parse(sum_status({drained, silent}).body);
+  EXPECT_EQ(all["state"], "drained");
 }
 
 TEST(SumConnections, KeepTheLimitAndCountAll) {

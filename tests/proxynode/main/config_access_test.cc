@@ -99,6 +99,18 @@ TEST_F(AccessConfig, AnAllowedKeyMustExistWhereverItStandsInTheFile) {
             ": [[fabric]] \"shm:/tmp/x.sock\" allows \"key:web\", but no [[key]] has that name");
 }
 
+TEST_F(AccessConfig, AFabricAllowsOnlyWhatCanBeShownThroughIt) {
+  const auto tcp = [](const std::string& rest) {
+    return kInterface + "[[fabric]]\nlisten = \"tcp://10.0.0.1:1\"\n" + rest;
+  };
+  EXPECT_EQ(error_of(tcp("allow = [\"uid:33\"]\n")),
+            ": [[fabric]] \"tcp://10.0.0.1:1\" allows user ids, which only shm knows");
+  EXPECT_EQ(error_of(tcp("allow = [\"cert:app1\"]\n")),
+            ": [[fabric]] \"tcp://10.0.0.1:1\" allows certificates, but has no TLS");
+  const std::string tls = "certificate = \"c\"\nkey = \"k\"\nca = \"a\"\n";
+  EXPECT_EQ(error_of(tcp(tls + "allow = [\"cert:app1\"]\n")), "");
+}
+
 TEST_F(AccessConfig, LimitsHaveDefaultsAndRanges) {
   const service::RateLimits defaults = load(base_).limits;
   EXPECT_EQ(defaults.joins.per_s, 1000u);

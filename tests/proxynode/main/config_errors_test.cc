@@ -18,7 +18,8 @@ const std::string kProxy = kGood + "[proxy]\n";           // the next line is 7
 const std::string kMoreInterface = kFabric + kInterface;  // likewise 6
 const std::string kMoreFabric = kInterface + kFabric;     // likewise 6
 const std::string kService = kGood + "[[service]]\naddress = \"10.0.0.1:80\"\n";  // likewise 8
-const std::string kAdmin = kGood + "[admin]\n";                                   // likewise 7
+const std::string kChannel = "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/";
+const std::string kAdmin = kGood + "[admin]\n";  // likewise 7
 
 std::string many_members(int count) {
   std::string out = "\"http://h:1\"";
@@ -36,7 +37,7 @@ const BadFile kBadFiles[] = {
      "credits, decapsulate_from, driver, gateways, gue_port, key, listen, "
      "max_further_queue_pairs, max_handshakes, max_joined, max_nodes, max_queue_pairs, "
      "max_streams, "
-     "max_window_bytes, mtu, name, "
+     "max_tls_handshakes_per_s, max_total_window_bytes, max_window_bytes, mtu, name, "
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
      "unknown key \"depth\" in [[fabric]]; known: advertise, allow, ca, certificate, "
@@ -44,7 +45,8 @@ const BadFile kBadFiles[] = {
      "credits, dead_after_ms, "
      "key, listen, "
      "max_further_queue_pairs, max_handshakes, "
-     "max_nodes, max_queue_pairs, max_references, max_streams, max_window_bytes, trust"},
+     "max_nodes, max_queue_pairs, max_references, max_streams, max_tls_handshakes_per_s, "
+     "max_total_window_bytes, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
      "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},
     {"an_unknown_health_key", kService + "health = { request = \"x\", path = 5 }\n", 8,
@@ -70,6 +72,8 @@ const BadFile kBadFiles[] = {
     {"a_cluster_without_etcd", kGood + "[cluster]\nname = \"x\"\n", 6, "[cluster] needs \"etcd\""},
     {"an_impossible_etcd", kGood + "[cluster]\netcd = [\"127.0.0.1:2379\"]\n", 7,
      "[cluster].etcd: expected http://HOST:PORT or https://HOST:PORT, not \"127.0.0.1:2379\""},
+    {"an_impossible_port_of_etcd", kGood + "[cluster]\netcd = [\"http://h:99999\"]\n", 7,
+     "[cluster].etcd: expected http://HOST:PORT or https://HOST:PORT, not \"http://h:99999\""},
     {"too_many_members_of_etcd", kGood + "[cluster]\netcd = [" + many_members(17) + "]\n", 7,
      "[cluster].etcd: more than 16 members"},
     {"an_impossible_cluster_name", kGood + "[cluster]\nname = \"a b\"\n", 7,
@@ -153,6 +157,15 @@ const BadFile kBadFiles[] = {
     {"a_device_name_too_long",
      kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"sixteen_letters_\"\n", 5,
      "[[interface]].name: expected 1 to 15 characters"},
+    {"a_device_name_with_a_slash", kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"a/b\"\n", 5,
+     "[[interface]].name: expected 1 to 15 characters without '/', ':' and spaces, not \"a/b\""},
+    {"a_device_twice", kGood + kInterface, 6, "[[interface]].name: \"san0\" is there twice"},
+    {"two_channels_without_names", kFabric + kChannel + "a\"\n" + kChannel + "b\"\n", 6,
+     "[[interface]].name: \"channel\" is there twice"},
+    {"two_fabrics_at_one_place", kGood + kFabric, 0,
+     "[[fabric]].listen: \"shm:/tmp/x.sock\" is there twice"},
+    {"a_channel_where_a_fabric_is", kFabric + kChannel + "x.sock\"\n", 0,
+     "[[interface]].listen: \"shm:/tmp/x.sock\" is there twice"},
     {"an_mtu_too_small_for_ipv6", kMoreInterface + "mtu = 1279\n", 6,
      "[[interface]].mtu: expected an integer from 1280 to 65521"},
     {"an_address_without_length", kMoreInterface + "addresses = [\"10.0.0.1\"]\n", 6,
@@ -190,6 +203,8 @@ const BadFile kBadFiles[] = {
      "[[fabric]]: max_references is for shm, not for tcp"},
     {"a_service_without_port", kGood + "[[service]]\naddress = \"10.0.0.1\"\n", 7,
      "[[service]].address: expected IP:PORT, not \"10.0.0.1\""},
+    {"a_service_at_port_0", kGood + "[[service]]\naddress = \"10.0.0.1:0\"\n", 7,
+     "[[service]].address: \"10.0.0.1:0\" needs a port from 1 on"},
     {"a_service_twice",
      kService + "[[service]]\nbalance = \"weighted\"\naddress = "
                 "\"10.0.0.1:80\"\n",
@@ -242,6 +257,15 @@ TEST(ConfigError, AFileThatIsNotThereIsNamed) {
     FAIL() << "it loaded";
   } catch (const ConfigError& e) {
     EXPECT_EQ(std::string(e.what()).rfind("/nonexistent/proxynode.toml: ", 0), 0u) << e.what();
+  }
+}
+
+TEST(ConfigError, AFolderIsNoFile) {
+  try {
+    (void)load_config("/tmp");
+    FAIL() << "it loaded";
+  } catch (const ConfigError& e) {
+    EXPECT_EQ(std::string(e.what()), "/tmp: is a directory");
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "tests/netnode/net/packet_builder.h"
@@ -43,6 +44,11 @@ class HandoverTest : public ::testing::Test {
     return out;
   }
 
+  static Bytes bytes_of(const Handover::Received& got) {
+    const auto* at = reinterpret_cast<const std::uint8_t*>(got.packet.data());
+    return Bytes(at, at + got.packet.size());
+  }
+
   std::vector<std::unique_ptr<Handover>> workers_;
 };
 
@@ -53,19 +59,19 @@ TEST_F(HandoverTest, a_packet_goes_to_the_worker_of_its_ports_and_stays_as_it_is
     const Bytes one = packet(port, port % 2 == 0, owner, port % 3 == 0 ? 60'000 : 100);
     ++owners[owner];
     for (std::uint32_t from = 0; from < kWorkers; ++from) {
+      const bool verified = port % 4 == 0;
       const auto handed =
-          workers_[from]->pass_on(static_cast<stack::InterfaceIndex>(from), as_span(one));
-      stack::InterfaceIndex interface = 77;
-      const auto got = workers_[owner]->receive(interface);
+          workers_[from]->pass_on(static_cast<stack::InterfaceIndex>(from), as_span(one), verified);
+      const Handover::Received got = workers_[owner]->receive();
       if (from == owner) {
         EXPECT_EQ(handed, stack::HandedOver::kOurs);
-        EXPECT_TRUE(got.empty());
+        EXPECT_TRUE(got.packet.empty());
         continue;
       }
       EXPECT_EQ(handed, stack::HandedOver::kPassedOn);
-      EXPECT_EQ(interface, from);
-      const auto* at = reinterpret_cast<const std::uint8_t*>(got.data());
-      EXPECT_EQ(Bytes(at, at + got.size()), one);
+      EXPECT_EQ(got.interface, from);
+      EXPECT_EQ(got.checksum_verified, verified);
+      EXPECT_EQ(bytes_of(got), one);
     }
   }
   for (const int count : owners) EXPECT_GT(count, 20);
@@ -77,23 +83,44 @@ TEST_F(HandoverTest, what_the_other_one_does_not_take_is_lost_and_the_first_ones
   const std::uint32_t from = (owner + 1) % kWorkers;
   int passed_on = 0;
   while (passed_on < 100'000 &&
-         workers_[from]->pass_on(0, as_span(one)) == stack::HandedOver::kPassedOn) {
+         workers_[from]->pass_on(0, as_span(one), false) == stack::HandedOver::kPassedOn) {
     ++passed_on;
   }
-  EXPECT_EQ(workers_[from]->pass_on(0, as_span(one)), stack::HandedOver::kLost);
+  EXPECT_EQ(workers_[from]->pass_on(0, as_span(one), false), stack::HandedOver::kLost);
   EXPECT_GT(passed_on, 0);
-  stack::InterfaceIndex interface = 0;
   int received = 0;
-  while (!workers_[owner]->receive(interface).empty()) ++received;
+  while (!workers_[owner]->receive().packet.empty()) ++received;
   EXPECT_EQ(received, passed_on);
-  EXPECT_EQ(workers_[from]->pass_on(0, as_span(one)), stack::HandedOver::kPassedOn);
+  EXPECT_EQ(workers_[from]->pass_on(0, as_span(one), false), stack::HandedOver::kPassedOn);
+}
+
+TEST_F(HandoverTest, an_error_goes_to_the_worker_of_the_flow_that_it_is_about) {
+  std::vector<int> owners(kWorkers);
+  for (std::uint16_t port = 1000; port < 1100; ++port) {
+    std::uint32_t owner = 0;
+    Bytes quoted = packet(port, true, owner, 0);
+    // As it was sent to the client: the other way.
+    std::swap_ranges(quoted.begin() + 12, quoted.begin() + 16, quoted.begin() + 16);
+    std::swap_ranges(quoted.begin() + 20, quoted.begin() + 22, quoted.begin() + 22);
+    Bytes icmp = {3, 4, 0, 0, 0, 0, 5, 20};
+    net::testing::append(icmp, quoted);
+    const Bytes error = net::testing::ipv4(1, icmp);
+    ++owners[owner];
+    const std::uint32_t from = (owner + 1) % kWorkers;
+    EXPECT_EQ(workers_[owner]->pass_on(0, as_span(error), true), stack::HandedOver::kOurs);
+    EXPECT_EQ(workers_[from]->pass_on(0, as_span(error), true), stack::HandedOver::kPassedOn);
+    EXPECT_EQ(bytes_of(workers_[owner]->receive()), error);
+  }
+  for (const int count : owners) EXPECT_GT(count, 10);
 }
 
 TEST_F(HandoverTest, what_is_no_tcp_is_left_to_whoever_has_it) {
   const Bytes udp = net::testing::ipv4(17, Bytes(20));
   const Bytes broken = net::testing::ipv4(6, Bytes(20));  // a header of 0 bytes
-  for (const Bytes& one : {udp, broken}) {
-    EXPECT_EQ(workers_[0]->pass_on(0, as_span(one)), stack::HandedOver::kOurs);
+  const Bytes ping = net::testing::ipv4(1, {8, 0, 0, 0, 0, 1, 0, 1});
+  const Bytes cut = net::testing::ipv4(1, {3, 4, 0, 0, 0, 0, 5, 20, 0x45});
+  for (const Bytes& one : {udp, broken, ping, cut}) {
+    EXPECT_EQ(workers_[0]->pass_on(0, as_span(one), false), stack::HandedOver::kOurs);
   }
 }
 

@@ -134,21 +134,33 @@ TEST(ServiceTable, AnEmptyAllowListLetsNobodyIn) {
   EXPECT_EQ(table.join(request(1)).status().code(), Code::kPermission);
 }
 
-TEST(ServiceTable, BindingIsThePolicysOrElseThatOfTheFirstMember) {
-  const auto immediate_with = [](Binding binding, bool asked) {
+TEST(ServiceTable, BindingIsThePolicysOrElseImmediateIfAnyMemberAskedForIt) {
+  const auto immediate_with = [](Binding binding, bool first, bool second) {
     ServiceTable table({Policy{.address = kWeb, .binding = binding}}, 10);
     JoinRequest ask = request(1);
-    ask.immediate = asked;
-    const bool first = table.join(ask)->service->immediate();
+    ask.immediate = first;
+    const Service& service = *table.join(ask)->service;
     ask.node = 2;
-    ask.immediate = !asked;
-    EXPECT_EQ(table.join(ask)->service->immediate(), first) << "a later member changes nothing";
-    return first;
+    ask.immediate = second;
+    EXPECT_TRUE(table.join(ask).ok());
+    return service.immediate();
   };
-  EXPECT_TRUE(immediate_with(Binding::kAsJoined, true));
-  EXPECT_FALSE(immediate_with(Binding::kAsJoined, false));
-  EXPECT_TRUE(immediate_with(Binding::kImmediate, false));
-  EXPECT_FALSE(immediate_with(Binding::kDelayed, true));
+  EXPECT_TRUE(immediate_with(Binding::kAsJoined, true, false));
+  EXPECT_TRUE(immediate_with(Binding::kAsJoined, false, true));
+  EXPECT_FALSE(immediate_with(Binding::kAsJoined, false, false));
+  EXPECT_TRUE(immediate_with(Binding::kImmediate, false, false));
+  EXPECT_FALSE(immediate_with(Binding::kDelayed, true, true));
+}
+
+TEST(ServiceTable, BindingIsDelayedAgainWhenTheLastMemberThatAskedForImmediateHasLeft) {
+  ServiceTable table({}, 10);
+  JoinRequest ask = request(1);
+  ask.immediate = true;
+  Service& service = *table.join(ask)->service;
+  ASSERT_TRUE(table.join(request(2)).ok());
+  EXPECT_TRUE(service.immediate());
+  ASSERT_TRUE(table.leave(service.id(), 1).ok());
+  EXPECT_FALSE(service.immediate());
 }
 
 TEST(ServiceTable, AServiceWithoutAPolicyIsRoundRobinForEveryone) {

@@ -132,8 +132,10 @@ TEST_F(StackFragments, one_that_is_another_workers_is_passed_on_whole_and_nothin
       .connections_max = 10, .time_wait_max = 10, .heap_bytes_max = std::size_t{16} << 20};
   HandedOver answer = HandedOver::kPassedOn;
   std::vector<Bytes> passed_on;
-  options.hand_over = [&](InterfaceIndex interface, std::span<const std::byte> packet) {
+  options.hand_over = [&](InterfaceIndex interface, std::span<const std::byte> packet,
+                          bool checksum_verified) {
     EXPECT_EQ(interface, 0);
+    EXPECT_FALSE(checksum_verified);
     const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
     passed_on.emplace_back(at, at + packet.size());
     return answer;
@@ -162,6 +164,44 @@ TEST_F(StackFragments, one_that_is_another_workers_is_passed_on_whole_and_nothin
   answer = HandedOver::kOurs;
   send_cut();
   EXPECT_EQ(recorder_.conns[conn].received, pattern(1400));
+}
+
+// Steering does not look for ports behind extension headers.
+TEST_F(StackFragments, an_unknown_flow_behind_extension_headers_may_be_another_workers) {
+  StackOptions options{
+      .connections_max = 10, .time_wait_max = 10, .heap_bytes_max = std::size_t{16} << 20};
+  HandedOver answer = HandedOver::kPassedOn;
+  std::vector<Bytes> passed_on;
+  options.hand_over = [&](InterfaceIndex, std::span<const std::byte> packet, bool verified) {
+    EXPECT_TRUE(verified);
+    const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
+    passed_on.emplace_back(at, at + packet.size());
+    return answer;
+  };
+  make(options);
+  listen("[fd77::10]:80");
+  Peer peer;
+  peer.self = *SocketAddress::parse("[fd77::1]:40000");
+  peer.other = *SocketAddress::parse("[fd77::10]:80");
+  const auto with_options = [](Bytes packet) {
+    const Bytes header = {packet[6], 0, 1, 4, 0, 0, 0, 0};  // destination options: padding
+    packet[6] = 60;
+    net::store_be16(packet.data() + 4,
+                    static_cast<std::uint16_t>(packet.size() - 40 + header.size()));
+    packet.insert(packet.begin() + 40, header.begin(), header.end());
+    return packet;
+  };
+  const Bytes syn = with_options(make_packet(peer.self, peer.other, peer.segment(kTcpSyn)));
+  deliver_bytes(syn);
+  EXPECT_EQ(passed_on, std::vector<Bytes>{syn});
+  EXPECT_TRUE(take().empty());
+  answer = HandedOver::kOurs;
+  const ConnIndex conn = open(peer);
+  EXPECT_EQ(passed_on.size(), 1u) << "what comes without is steered right";
+  deliver_bytes(
+      with_options(make_packet(peer.self, peer.other, peer.segment(kTcpAck, pattern(9)))));
+  EXPECT_EQ(passed_on.size(), 1u) << "the flow is known";
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(9));
 }
 
 TEST_F(StackFragments, one_that_another_proxy_may_know_goes_back_whole) {

@@ -33,6 +33,7 @@ TEST_F(StackFuzz, segments_near_the_state_of_a_connection_break_nothing) {
     };
     Peer peer;
     peer.timestamps = pick(2) == 0;
+    peer.selective = pick(3) != 0;
     peer.self.port = static_cast<std::uint16_t>(10'000 + seed);
     ASSERT_TRUE(half_open(peer, static_cast<int>(pick(16)) - 1,
                           static_cast<std::uint16_t>(pick(2) == 0 ? 1460 : pick(2000))));
@@ -55,6 +56,14 @@ TEST_F(StackFuzz, segments_near_the_state_of_a_connection_break_nothing) {
         byte = static_cast<std::uint8_t>(pick(3) == 0 ? random() : pick(11));
       }
       if (pick(2) == 0) segment.options.clear();
+      if (pick(3) == 0) {
+        Blocks blocks(1 + pick(4));
+        for (auto& [left, right] : blocks) {
+          left = peer.rcv + pick(pick(2) == 0 ? 3000 : 150'000) - pick(2) * pick(5000);
+          right = pick(4) == 0 ? sent_seq : left + pick(pick(2) == 0 ? 10 : 30'000);
+        }
+        segment.options = sack_options(blocks);
+      }
       deliver(peer.self, peer.other, segment);
       for (auto& [index, conn] : recorder_.conns) {
         if (conn.closed || index == watched || !stack_->is_open(index)) continue;

@@ -57,6 +57,9 @@ struct Sent {
   bool has(std::uint8_t flag) const { return (tcp.flags & flag) != 0; }
 };
 
+// Of a packet without SYN, from a stack with the default window scale.
+inline std::uint32_t window_of(const Sent& packet) { return std::uint32_t{packet.tcp.window} << 7; }
+
 inline Bytes make_packet(const SocketAddress& src, const SocketAddress& dst, const Segment& tcp) {
   const bool v4 = src.ip.family == Family::kIpv4;
   const std::size_t ip = v4 ? 20 : 40;
@@ -331,6 +334,19 @@ inline Bytes syn_options(std::uint16_t mss = 1460, int scale = 7, bool timestamp
   return out;
 }
 
+// What a receiver has beyond what it acknowledges: [left, right) (RFC 2018).
+using Blocks = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+
+inline Bytes sack_options(const Blocks& blocks) {
+  Bytes out = {1, 1, 5, static_cast<std::uint8_t>(2 + 8 * blocks.size())};
+  for (const auto& [left, right] : blocks) {
+    out.resize(out.size() + 8);
+    net::store_be32(out.data() + out.size() - 8, left);
+    net::store_be32(out.data() + out.size() - 4, right);
+  }
+  return out;
+}
+
 inline Bytes ts_options(std::uint32_t value, std::uint32_t echo = 0) {
   Bytes out = {1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0};
   net::store_be32(out.data() + 4, value);
@@ -434,7 +450,9 @@ struct Peer {
   std::uint32_t rcv = 0;     // next one expected
   std::uint16_t window = 0xffff;
   bool timestamps = false;
+  bool selective = false;  // it says so in its SYN
   std::uint32_t now = 1;
+  Blocks blocks = {};  // goes with each segment
 
   Segment segment(std::uint8_t flags, Bytes payload = {}) const {
     Segment out{.flags = flags,
@@ -444,6 +462,10 @@ struct Peer {
                 .options = {},
                 .payload = std::move(payload)};
     if (timestamps) out.options = ts_options(now);
+    if (!blocks.empty()) {
+      const Bytes sack = sack_options(blocks);
+      out.options.insert(out.options.end(), sack.begin(), sack.end());
+    }
     return out;
   }
 };
@@ -466,6 +488,7 @@ class ConnectedStackTest : public StackTest {
     Segment syn = peer.segment(kTcpSyn);
     syn.ack = 0;
     syn.options = syn_options(mss, scale, peer.timestamps, peer.now);
+    if (peer.selective) syn.options.insert(syn.options.end(), {1, 1, 4, 2});
     deliver(peer.self, peer.other, syn);
     peer.snd += 1;
     const auto sent = take();

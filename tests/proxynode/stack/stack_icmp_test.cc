@@ -52,6 +52,48 @@ TEST_F(StackIcmp, a_narrower_path_gets_smaller_segments_and_what_was_lost_again)
   }
 }
 
+TEST_F(StackIcmp, an_interface_that_takes_smaller_packets_gets_them_and_what_was_lost_again) {
+  Peer peer;
+  start(peer);
+  const std::uint32_t first = peer.rcv;
+  stack_->take_smaller_mtus();
+  EXPECT_TRUE(take().empty()) << "nothing has changed";
+  io_.mtu = 1300;
+  stack_->take_smaller_mtus();
+  EXPECT_EQ(stack_->counters().path_mtu_lowered, 1u);
+  const auto sent = take();
+  ASSERT_FALSE(sent.empty());
+  EXPECT_EQ(sent[0].tcp.seq, first);
+  std::uint32_t total = 0;
+  for (const Sent& one : sent) {
+    const bool cut = one.offload.segmentation != packet_io::Segmentation::kNone;
+    EXPECT_LE(cut ? one.offload.segment_bytes : one.payload_bytes(), 1260u);
+    total += one.payload_bytes();
+  }
+  EXPECT_EQ(total, bytes_.size());
+  EXPECT_EQ(stack_->info(conn_).mss_bytes, 1260u);
+  stack_->take_smaller_mtus();
+  EXPECT_EQ(stack_->counters().path_mtu_lowered, 1u);
+  Peer later;
+  later.self.port = 40'001;
+  EXPECT_EQ(stack_->info(open(later)).mss_bytes, 1260u);
+}
+
+TEST_F(StackIcmp, a_handshake_during_which_the_interface_shrinks_ends_with_what_fits) {
+  Peer peer;
+  Segment syn = peer.segment(kTcpSyn);
+  syn.options = syn_options();
+  deliver(peer.self, peer.other, syn);
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  peer.snd += 1;
+  peer.rcv = sent[0].tcp.seq + 1;
+  io_.mtu = 1300;
+  stack_->take_smaller_mtus();
+  send(peer, kTcpAck);
+  EXPECT_EQ(stack_->info(recorder_.last).mss_bytes, 1260u);
+}
+
 TEST_F(StackIcmp, an_error_that_cannot_be_true_changes_nothing) {
   Peer peer;
   start(peer);
@@ -83,6 +125,32 @@ TEST_F(StackIcmp, nobody_is_believed_who_says_that_nothing_fits) {
   start(peer);
   deliver_bytes(too_big(peer.other, peer.self, peer.rcv, 68));
   EXPECT_EQ(stack_->info(conn_).mss_bytes, 576 - 40);
+}
+
+TEST_F(StackIcmp, an_error_about_a_flow_of_another_worker_is_passed_on) {
+  StackOptions options{
+      .connections_max = 10, .time_wait_max = 10, .heap_bytes_max = std::size_t{16} << 20};
+  std::vector<Bytes> passed_on;
+  options.hand_over = [&](InterfaceIndex, std::span<const std::byte> packet, bool verified) {
+    EXPECT_TRUE(verified);
+    const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());
+    passed_on.emplace_back(at, at + packet.size());
+    return HandedOver::kPassedOn;
+  };
+  make(options);
+  listen();
+  Peer peer;
+  start(peer);
+  deliver_bytes(too_big(peer.other, peer.self, peer.rcv, 1300));
+  EXPECT_EQ(stack_->counters().path_mtu_lowered, 1u);
+  EXPECT_TRUE(passed_on.empty());
+  SocketAddress stranger = peer.self;
+  stranger.port = 1;
+  const Bytes error = too_big(peer.other, stranger, 1, 1300);
+  deliver_bytes(error);
+  EXPECT_EQ(passed_on, std::vector<Bytes>{error});
+  EXPECT_EQ(stack_->counters().handed_over, 1u);
+  EXPECT_EQ(stack_->counters().icmp_errors_ignored, 0u);
 }
 
 TEST_F(StackIcmp, an_error_about_a_flow_of_another_proxy_goes_back) {

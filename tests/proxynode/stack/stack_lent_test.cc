@@ -61,6 +61,23 @@ TEST_F(StackLent, a_large_packet_without_a_loan_is_copied) {
   EXPECT_EQ(stack_->counters().bytes_copied, 30'000u);
 }
 
+TEST_F(StackLent, what_is_lent_is_not_held_behind_refused_payload) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  recorder_.refuse = true;
+  const Bytes first = next(peer, kTcpAck, pattern(5'000));
+  const Bytes second = next(peer, kTcpAck, pattern(5'000, 5'000));
+  deliver_lent(first, 1);
+  EXPECT_TRUE(io_.released.empty());
+  deliver_lent(second, 2);
+  EXPECT_EQ(io_.released, std::vector<packet_io::PacketLoan>{2});
+  EXPECT_EQ(stack_->counters().dropped_refused, 1u);
+  recorder_.refuse = false;
+  advance_ms(20);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(5'000));
+  EXPECT_EQ(io_.released, (std::vector<packet_io::PacketLoan>{2, 1}));
+}
+
 TEST_F(StackLent, a_whole_connection_runs_over_lent_packets) {
   Peer peer;
   Segment syn = peer.segment(kTcpSyn);

@@ -35,18 +35,50 @@ TEST_F(StackLimits, beyond_connections_max_a_syn_is_reset_or_left_unanswered) {
   }
 }
 
-TEST_F(StackLimits, beyond_half_open_max_a_syn_is_left_unanswered) {
+TEST_F(StackLimits, beyond_half_open_max_the_oldest_handshake_is_given_up) {
   make({.connections_max = 100, .half_open_max = 5, .heap_bytes_max = std::size_t{8} << 20});
   listen();
   Peer peers[6];
   for (int i = 0; i < 6; ++i) peers[i].self.port = static_cast<std::uint16_t>(40'000 + i);
   for (int i = 0; i < 5; ++i) ASSERT_TRUE(half_open(peers[i]));
-  EXPECT_FALSE(half_open(peers[5]));
-  EXPECT_EQ(stack_->counters().refused_half_open_max, 1u);
-  send(peers[0], kTcpAck);
+  send(peers[1], kTcpAck);
   EXPECT_EQ(recorder_.accepted, 1);
-  peers[5].snd = 1000;
-  EXPECT_TRUE(half_open(peers[5])) << "its repetition finds room";
+  EXPECT_TRUE(half_open(peers[5]));
+  EXPECT_EQ(stack_->counters().refused_half_open_max, 0u) << "one has been established";
+  Peer late;
+  late.self.port = 41'000;
+  EXPECT_TRUE(half_open(late));
+  EXPECT_EQ(stack_->counters().refused_half_open_max, 1u);
+  EXPECT_EQ(count(TcpState::kSynReceived), 5u);
+  EXPECT_TRUE(take().empty()) << "in silence";
+  send(peers[2], kTcpAck);
+  send(late, kTcpAck);
+  EXPECT_EQ(recorder_.accepted, 3);
+  send(peers[0], kTcpAck);
+  const auto sent = take();
+  ASSERT_FALSE(sent.empty());
+  EXPECT_TRUE(sent.back().has(kTcpRst)) << "it is the one that is not known any more";
+  EXPECT_EQ(recorder_.accepted, 3);
+}
+
+TEST_F(StackLimits, a_flood_of_syns_shuts_out_nobody_who_answers) {
+  make({.connections_max = 1'000, .half_open_max = 50, .heap_bytes_max = std::size_t{8} << 20});
+  listen();
+  for (int round = 0; round < 20; ++round) {
+    Peer peer;
+    peer.self.port = static_cast<std::uint16_t>(30'000 + round);
+    ASSERT_TRUE(half_open(peer)) << round;
+    for (int i = 0; i < 40; ++i) {
+      Peer made_up;
+      made_up.self.port = static_cast<std::uint16_t>(40'000 + round * 40 + i);
+      deliver(made_up.self, made_up.other, syn_of(made_up));
+    }
+    (void)take();
+    send(peer, kTcpAck);
+    EXPECT_EQ(recorder_.accepted, round + 1);
+  }
+  EXPECT_LE(count(TcpState::kSynReceived), 50u);
+  EXPECT_GT(stack_->counters().refused_half_open_max, 700u);
 }
 
 TEST_F(StackLimits, nobody_listening_is_answered_with_a_reset) {
@@ -64,6 +96,26 @@ TEST_F(StackLimits, nobody_listening_is_answered_with_a_reset) {
   EXPECT_EQ(sent[1].tcp.seq, 77u);
   EXPECT_EQ(sent[2].tcp.seq, 78u);
   EXPECT_EQ(stack_->counters().refused_no_listener, 3u);
+}
+
+TEST_F(StackLimits, for_a_moment_after_the_start_nobody_is_refused_for_want_of_a_listener) {
+  make({.connections_max = 10, .start_hold_ms = 2'000, .heap_bytes_max = std::size_t{16} << 20});
+  Peer peer;
+  deliver(peer.self, peer.other, syn_of(peer));
+  EXPECT_TRUE(take().empty());
+  EXPECT_EQ(stack_->counters().refused_starting, 1u);
+  deliver(peer.self, peer.other, {.flags = kTcpAck, .seq = 5, .ack = 77});
+  EXPECT_EQ(take().size(), 1u) << "a connection of before is reset";
+  advance_ms(1'000);
+  listen();
+  deliver(peer.self, peer.other, syn_of(peer));
+  EXPECT_EQ(take().size(), 1u);
+  peer.other.port = 81;
+  advance_ms(2'000);
+  deliver(peer.self, peer.other, syn_of(peer));
+  const auto sent = take();
+  ASSERT_FALSE(sent.empty());
+  EXPECT_TRUE(sent.back().has(kTcpRst));
 }
 
 TEST_F(StackLimits, a_full_heap_refuses_connections_and_writes_and_recovers) {

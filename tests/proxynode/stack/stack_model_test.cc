@@ -14,13 +14,19 @@ struct Weather {
   double shorten = 0;         // of a super-segment only the first packets get through
   double window = 0;          // the client's window changes in a round, to nothing or little, too
   double too_big = 0;         // a router tells in a round of a smaller MTU
+  double renege = 0;          // the client drops in a round what it has out of order
 };
 
-// Sends `up`, takes `down`; cumulative acknowledgements, go-back-n on a timer, a fixed window.
+// Sends `up`, takes `down`; go-back-n on a timer, a fixed window. Keeps what comes out of order if
+// it is to acknowledge selectively.
 class Client {
  public:
   Client(Peer peer, Bytes up, std::size_t down_bytes)
-      : peer_(peer), up_(std::move(up)), down_bytes_(down_bytes), base_(peer_.snd) {}
+      : peer_(peer),
+        up_(std::move(up)),
+        down_bytes_(down_bytes),
+        base_(peer_.snd),
+        first_(peer_.rcv) {}
 
   void on_packet(Sent packet) {
     if (packet.has(kTcpRst)) reset = true;
@@ -40,8 +46,12 @@ class Client {
     if (skip >= 0 && skip < bytes) {
       received.insert(received.end(), packet.tcp.payload.begin() + skip, packet.tcp.payload.end());
       peer_.rcv += static_cast<std::uint32_t>(bytes - skip);
+      take_later();
+    } else if (skip < 0 && bytes > 0 && peer_.selective) {
+      keep(packet.tcp.seq - first_, packet.tcp.payload);
     }
-    if (skip >= 0 && skip <= bytes && packet.has(kTcpFin) && !fin_seen) {
+    say_later();
+    if (packet.tcp.seq + packet.payload_bytes() == peer_.rcv && packet.has(kTcpFin) && !fin_seen) {
       fin_seen = true;
       peer_.rcv += 1;
     }
@@ -80,6 +90,10 @@ class Client {
     peer_.window = window;
     ack_due_ = true;
   }
+  void renege() {
+    later_.clear();
+    peer_.blocks.clear();
+  }
   bool finished() const { return fin_seen && acked_ == up_.size() + 1; }
 
   Bytes received;
@@ -87,6 +101,44 @@ class Client {
   const Peer& peer() const { return peer_; }
 
  private:
+  void keep(std::uint32_t offset, const Bytes& bytes) {
+    newest_ = offset;
+    Bytes& kept = later_[offset];
+    if (kept.size() < bytes.size()) kept = bytes;
+  }
+  void take_later() {
+    while (!later_.empty() && later_.begin()->first <= received.size()) {
+      const auto& [offset, bytes] = *later_.begin();
+      const std::size_t had = received.size() - offset;
+      if (had < bytes.size()) {
+        received.insert(received.end(), bytes.begin() + static_cast<std::ptrdiff_t>(had),
+                        bytes.end());
+      }
+      later_.erase(later_.begin());
+    }
+    peer_.rcv = first_ + static_cast<std::uint32_t>(received.size()) + (fin_seen ? 1 : 0);
+  }
+  // The newest block first, three in all: what fits beside timestamps.
+  void say_later() {
+    Blocks all;
+    for (const auto& [offset, bytes] : later_) {
+      const std::uint32_t end = offset + static_cast<std::uint32_t>(bytes.size());
+      if (!all.empty() && offset <= all.back().second) {
+        all.back().second = std::max(all.back().second, end);
+      } else {
+        all.emplace_back(offset, end);
+      }
+    }
+    std::stable_partition(all.begin(), all.end(), [&](const auto& block) {
+      return block.first <= newest_ && newest_ < block.second;
+    });
+    if (all.size() > 3) all.resize(3);
+    for (auto& [left, right] : all) {
+      left += first_;
+      right += first_;
+    }
+    peer_.blocks = all;
+  }
   Segment at(std::uint32_t offset, std::uint32_t bytes, bool fin) const {
     Segment out = peer_.segment(static_cast<std::uint8_t>(fin ? kTcpAck | kTcpFin : kTcpAck));
     out.seq = base_ + offset;
@@ -97,7 +149,9 @@ class Client {
   Peer peer_;
   Bytes up_;
   std::size_t down_bytes_;
-  std::uint32_t base_;
+  std::uint32_t base_, first_;
+  std::map<std::uint32_t, Bytes> later_;  // by offset
+  std::uint32_t newest_ = 0;
   std::uint32_t sent_ = 0, acked_ = 0, last_acked_ = 0, timer_ = 0, window_ = 65535;
   bool ack_due_ = true;
 };
@@ -131,6 +185,7 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     std::mt19937 random(seed);
     Peer peer;
     peer.timestamps = seed % 2 == 0;
+    peer.selective = seed % 4 < 2;
     peer.snd = static_cast<std::uint32_t>(random());  // wraps around now and then
     peer.self.port = static_cast<std::uint16_t>(20'000 + seed);
     const ConnIndex conn = open(peer);
@@ -164,6 +219,7 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         constexpr std::array<std::uint16_t, 6> kWindows{0, 1, 5, 12, 100, 511};
         client.set_window(kWindows[random() % kWindows.size()]);
       }
+      if (chance(random) < GetParam().renege) client.renege();
       auto sent = take();
       if (!sent.empty() && mtu > 600 && chance(random) < GetParam().too_big) {
         mtu -= static_cast<std::uint32_t>(random() % 90);
@@ -209,7 +265,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4},
                       Weather{"policed", 0, 0, 0, 0, 0.5}, Weather{"tight", 0, 0, 0, 0, 0, 0.2},
                       Weather{"narrowing", 0.02, 0, 0.1, 3, 0.1, 0, 0.05},
-                      Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02}),
+                      Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02},
+                      Weather{"forgetful", 0.05, 0.02, 0.1, 4, 0.1, 0, 0, 0.05}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace

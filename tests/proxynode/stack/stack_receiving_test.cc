@@ -6,8 +6,6 @@ namespace {
 
 using StackReceiving = ConnectedStackTest;
 
-std::uint32_t window_of(const Sent& packet) { return std::uint32_t{packet.tcp.window} << 7; }
-
 TEST_F(StackReceiving, payload_stays_in_the_slot_it_arrived_in) {
   Peer peer;
   const ConnIndex conn = open(peer);
@@ -112,6 +110,170 @@ TEST_F(StackReceiving, what_is_more_than_an_acknowledgement_waits_for_no_burst) 
   stack_->flush(true);
   ASSERT_EQ(io_.sent.size(), 1u) << "nor does the acknowledgement of the client's end";
   EXPECT_EQ(io_.sent[0].tcp.ack, peer.snd);
+}
+
+// Resets for strangers, which fill the interface's queue while the device takes nothing.
+class StackFullDevice : public ConnectedStackTest {
+ protected:
+  void fill_device() {
+    io_.accept_max = 0;
+    for (int i = 0; i < 1'100; ++i) {
+      Peer stranger;
+      stranger.self.port = static_cast<std::uint16_t>(1'000 + i);
+      Segment lost = stranger.segment(kTcpAck);
+      lost.ack = 5;
+      deliver(stranger.self, stranger.other, lost);
+    }
+  }
+  std::vector<Sent> to_peer_once_it_empties(const Peer& peer) {
+    advance_ms(60);
+    EXPECT_TRUE(io_.sent.empty());
+    io_.accept_max = SIZE_MAX;
+    advance_ms(100);
+    std::vector<Sent> out;
+    for (Sent& packet : std::exchange(io_.sent, {})) {
+      if (packet.dst == peer.self) out.push_back(std::move(packet));
+    }
+    return out;
+  }
+};
+
+TEST_F(StackFullDevice, a_window_that_opens_meanwhile_is_announced_afterwards) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  recorder_.consume = false;
+  for (std::uint32_t total = 0; total < kWindowBytes;) {
+    const std::uint32_t bytes = std::min(50'000u, kWindowBytes - total);
+    send(peer, kTcpAck, pattern(bytes, total));
+    total += bytes;
+  }
+  ASSERT_EQ(take().back().tcp.window, 0u);
+  fill_device();
+  stack_->consume(conn, kWindowBytes);
+  const auto sent = to_peer_once_it_empties(peer);
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(window_of(sent[0]), kWindowBytes);
+}
+
+TEST_F(StackFullDevice, one_segment_is_acknowledged_afterwards) {
+  Peer peer;
+  open(peer);
+  fill_device();
+  send(peer, kTcpAck, pattern(100));
+  const auto sent = to_peer_once_it_empties(peer);
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+}
+
+TEST_F(StackFullDevice, what_is_beyond_the_window_is_challenged_afterwards) {
+  Peer peer;
+  open(peer);
+  fill_device();
+  Segment far = peer.segment(kTcpAck, pattern(100));
+  far.seq += StackOptions{}.receive_window_bytes + 1'000;
+  deliver(peer.self, peer.other, far);
+  const auto sent = to_peer_once_it_empties(peer);
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+}
+
+// A client that lost them would wait for its own time-out, and the longer the refusal the longer.
+TEST_F(StackReceiving, what_is_on_its_way_when_payload_is_refused_is_kept_behind_it) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  recorder_.refuse = true;
+  constexpr std::uint32_t kPieces = 64;
+  for (std::uint32_t i = 0; i < kPieces; ++i) {
+    send(peer, kTcpAck, pattern(3'000, i * 3'000));
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u) << i;
+    EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+    EXPECT_EQ(sent[0].tcp.window, 0u);
+  }
+  EXPECT_EQ(stack_->counters().dropped_refused, 0u);
+  send(peer, kTcpAck, pattern(3'000, kPieces * 3'000));
+  EXPECT_EQ(stack_->counters().dropped_refused, 1u) << "a client that ignores the window";
+  auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd - 3'000);
+  peer.snd -= 3'000;
+  EXPECT_TRUE(recorder_.conns[conn].received.empty());
+  recorder_.refuse = false;
+  advance_ms(20);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(kPieces * 3'000));
+  sent = take();
+  ASSERT_EQ(sent.size(), 1u) << "it hears at once when they are taken";
+  EXPECT_GT(window_of(sent[0]), 1u << 20);
+}
+
+TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+  make({.connections_max = 100, .heap_bytes_max = std::size_t{8} << 20}, 32);
+  listen();
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  std::vector<buffer::SlotIndex> taken;
+  while (pool_->free_count() > 12) taken.push_back(pool_->acquire());
+  recorder_.consume = false;
+  send(peer, kTcpAck, pattern(3'000));
+  recorder_.refuse = true;
+  send(peer, kTcpAck, pattern(2'000, 3'000));
+  auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd) << "the acknowledgement of the refused bytes says it";
+  EXPECT_EQ(sent[0].tcp.window, 0u);
+  for (const bool fin : {false, false, true}) {
+    advance_ms(1'000);
+    const auto flags = static_cast<std::uint8_t>(kTcpAck | (fin ? kTcpFin : 0));
+    const Segment again = peer.segment(flags, pattern(1'000, 5'000));
+    deliver(peer.self, peer.other, again);
+    sent = take();
+    ASSERT_EQ(sent.size(), 1u) << "what comes meanwhile is answered";
+    EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+    EXPECT_EQ(sent[0].tcp.window, 0u);
+  }
+  stack_->consume(conn, 3'000);
+  EXPECT_TRUE(take().empty()) << "nor does what became free meanwhile open it";
+  recorder_.refuse = false;
+  advance_ms(20);
+  sent = take();
+  ASSERT_EQ(sent.size(), 1u) << "it hears at once when they are taken";
+  EXPECT_EQ(window_of(sent[0]), (kWindowBytes - 2'000) & ~127u);
+  EXPECT_EQ(stack_->counters().dropped_refused, 3u);
+  send(peer, kTcpAck, pattern(1'000, 5'000));
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(6'000));
+  for (const buffer::SlotIndex slot : taken) pool_->release(slot);
+}
+
+TEST_F(StackReceiving, a_refusal_that_is_over_before_the_acknowledgement_leaves_closes_nothing) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  recorder_.refuse = true;
+  send(peer, kTcpAck, pattern(100));
+  recorder_.refuse = false;
+  advance_ms(60);
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(window_of(sent[0]), (kWindowBytes - 100) & ~127u) << "the right edge is where it was";
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(100));
+}
+
+TEST_F(StackReceiving, segments_whose_payload_is_not_taken_are_no_repeated_acknowledgements) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes data = pattern(10'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_FALSE(take().empty());
+  recorder_.refuse = true;
+  send(peer, kTcpAck, pattern(100));
+  for (int i = 0; i < 8; ++i) {
+    send(peer, kTcpAck, pattern(100));
+    send(peer, kTcpAck);  // one that is
+  }
+  EXPECT_EQ(stack_->counters().retransmits, 0u);
+  recorder_.refuse = false;
 }
 
 TEST_F(StackReceiving, bytes_beyond_the_window_are_not_taken) {

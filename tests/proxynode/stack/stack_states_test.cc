@@ -386,81 +386,6 @@ TEST_F(StackStates, bytes_that_arrive_after_close_are_answered_with_a_reset) {
   EXPECT_TRUE(sent.back().has(kTcpRst));
 }
 
-TEST_F(StackStates, fin_wait_2_ends_after_close_but_not_after_shutdown_send) {
-  Peer closed_peer, shut_peer;
-  shut_peer.self.port = 40001;
-  const ConnIndex closed = open(closed_peer);
-  const ConnIndex shut = open(shut_peer);
-  stack_->close(closed);
-  ASSERT_TRUE(stack_->shutdown_send(shut).ok());
-  take();
-  closed_peer.rcv += 1;
-  shut_peer.rcv += 1;
-  send(closed_peer, kTcpAck);
-  send(shut_peer, kTcpAck);
-  EXPECT_EQ(count(TcpState::kFinWait2), 2u);
-  advance_ms(59'000, 500);
-  EXPECT_EQ(count(TcpState::kFinWait2), 2u);
-  advance_ms(2'000, 500);
-  EXPECT_TRUE(recorder_.conns[closed].closed);
-  EXPECT_EQ(recorder_.conns[closed].reason, EndReason::kTimedOut);
-  EXPECT_EQ(stack_->state(shut), TcpState::kFinWait2);
-  // Shut first and closed later, it is bounded from then on.
-  stack_->close(shut);
-  advance_ms(61'000, 500);
-  EXPECT_TRUE(recorder_.conns[shut].closed);
-}
-
-TEST_F(StackStates, a_closed_window_does_not_keep_a_closed_connection_for_ever) {
-  for (const bool client_first : {false, true}) {
-    Peer peer;
-    peer.self.port = client_first ? 40001 : 40002;
-    const ConnIndex conn = open(peer);
-    peer.window = 0;
-    send(peer, kTcpAck | (client_first ? kTcpFin : 0));
-    ASSERT_TRUE(stack_->write(conn, as_span(pattern(3000)), WriteMode::kCopy).ok());
-    stack_->close(conn);
-    take();
-    std::uint64_t ms = 0;
-    bool reset = false;
-    for (; ms < 130'000 && !recorder_.conns[conn].closed; ms += 100) {
-      if (ms == 58'000) {
-        EXPECT_EQ(stack_->state(conn), client_first ? TcpState::kLastAck : TcpState::kFinWait1);
-      }
-      advance_ms(100);
-      const auto sent = take();
-      if (!sent.empty()) reset = sent.back().has(kTcpRst);
-      if (!reset) send(peer, kTcpAck);  // answers, and stays closed
-    }
-    EXPECT_TRUE(recorder_.conns[conn].closed);
-    EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kTimedOut);
-    EXPECT_TRUE(reset);
-    EXPECT_GE(ms, 59'000u);
-    EXPECT_EQ(stack_->open_connections(), 0u);
-  }
-}
-
-TEST_F(StackStates, a_slow_client_may_take_as_long_as_it_likes_after_close) {
-  Peer peer;
-  const ConnIndex conn = open(peer);
-  ASSERT_TRUE(stack_->write(conn, as_span(pattern(3000)), WriteMode::kCopy).ok());
-  stack_->close(conn);
-  take();
-  peer.window = 0;
-  for (int i = 0; i < 6; ++i) {
-    peer.rcv += 400;
-    for (int second = 0; second < 55; ++second) {
-      send(peer, kTcpAck);
-      advance_ms(1000, 100);
-      take();
-    }
-    ASSERT_TRUE(stack_->is_open(conn)) << i;
-  }
-  peer.rcv += 600 + 1;
-  send(peer, kTcpAck);
-  EXPECT_EQ(stack_->state(conn), TcpState::kFinWait2);
-}
-
 TEST_F(StackStates, callbacks_may_end_the_connection_they_are_about) {
   for (const int where : {0, 1, 2, 3}) {
     for (const bool abort : {true, false}) {
@@ -530,17 +455,14 @@ TEST_F(StackStates, refused_payload_is_offered_again_and_stops_only_this_client)
   recorder_.refuse = true;
   send(peer, kTcpAck, pattern(100));
   EXPECT_EQ(recorder_.offered, 1);
-  send(peer, kTcpAck | kTcpFin, pattern(50, 100));  // dropped meanwhile
-  EXPECT_EQ(stack_->counters().dropped_refused, 1u);
+  send(peer, kTcpAck | kTcpFin, pattern(50, 100));  // behind it
+  EXPECT_EQ(recorder_.offered, 1);
   advance_ms(60);
   EXPECT_GE(recorder_.offered, 3);
   EXPECT_TRUE(recorder_.conns[conn].received.empty());
+  EXPECT_FALSE(recorder_.conns[conn].fin);
   recorder_.refuse = false;
   advance_ms(40);
-  EXPECT_EQ(recorder_.conns[conn].received, pattern(100));
-  EXPECT_FALSE(recorder_.conns[conn].fin);
-  peer.snd -= 51;
-  send(peer, kTcpAck | kTcpFin, pattern(50, 100));
   EXPECT_EQ(recorder_.conns[conn].received, pattern(150));
   EXPECT_TRUE(recorder_.conns[conn].fin);
 }

@@ -265,5 +265,32 @@ TEST_F(StackWindows, probes_bear_the_timestamps_that_were_agreed) {
   }
 }
 
+// RFC 9293 3.10.7.4: what begins beyond the window is dropped, its acknowledgement with it.
+TEST_F(StackWindows, acknowledgements_begin_inside_the_window_also_behind_a_probe_of_a_closed_one) {
+  Peer peer;
+  const ConnIndex conn = open_shut(peer);
+  const Bytes data = pattern(5000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  std::deque<Sent> probes;
+  for (int i = 0; i < 100 && probes.empty(); ++i) {
+    advance_ms(20);
+    probes = take();
+  }
+  ASSERT_EQ(probes.size(), 1u);
+  ASSERT_EQ(probes[0].payload_bytes(), 1u);
+  ASSERT_EQ(probes[0].tcp.seq, peer.rcv);
+  for (int i = 0; i < 3; ++i) {
+    send(peer, kTcpAck, pattern(3'000));  // it sends all the same
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u);
+    EXPECT_EQ(sent[0].payload_bytes(), 0u);
+    EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+    EXPECT_EQ(sent[0].tcp.seq, peer.rcv);
+  }
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(drain(peer), data);
+}
+
 }  // namespace
 }  // namespace sanproxy::stack::testing

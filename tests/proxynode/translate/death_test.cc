@@ -248,6 +248,32 @@ TEST_P(NodeDeath, WhatItHadClosedInOrderIsFinishedFromItsMemory) {
   EXPECT_EQ(node_in_proxy("node"), nullptr);
 }
 
+TEST_P(NodeDeath, WhatItHadClosedInOrderIsHeldForNoClientThatTakesNothing) {
+  WorldOptions options;
+  options.stack.orphan_ms = 2'000;
+  make_with(options);
+  Node& node = add_member();
+  Client* client = nullptr;
+  const std::uint64_t id = open(client, node);
+  client->acknowledge = false;
+  client->window = 0;
+  client->shut();
+  run();
+  node.send(id, pattern(100'000));
+  node.close(id);
+  run();
+  node.die();
+  run();
+  EXPECT_NE(node_in_proxy("node"), nullptr) << "its memory is what the client is to get";
+  for (int i = 0; i < 30; ++i) {
+    run_ms(200);
+    if (!client->reset) client->acknowledge_now();  // as a living one answers probes
+  }
+  EXPECT_TRUE(client->reset);
+  EXPECT_EQ(node_in_proxy("node"), nullptr);
+  expect_nothing_held();
+}
+
 TEST_P(NodeDeath, WhileItConnectsIsTheEndOfTheAttempt) {
   make_with();
   Node& node = add_member();

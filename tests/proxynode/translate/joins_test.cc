@@ -1,4 +1,10 @@
 // Nodes come, join, leave, shut services down; and are refused.
+#include <spdlog/sinks/ostream_sink.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "lwproto/daemon/log.h"
 #include "tests/proxynode/translate/world.h"
 
 namespace sanproxy::translate::testing {
@@ -70,6 +76,92 @@ TEST_F(Joins, WhoWaitsUnboundWhenTheServiceClosesIsReset) {
   run();
   EXPECT_TRUE(client.reset);
   EXPECT_EQ(counters().unserved, 1u);
+}
+
+class WaitingRequests : public World {
+ protected:
+  // More clients than a stopped node has credits for.
+  void start() {
+    make();
+    a_ = &add_member({.name = "a", .credits = 8, .reserve = 2});
+    a_->stopped = true;
+    for (int i = 0; i < 30; ++i) {
+      clients_of_a_.push_back(&add_client());
+      clients_of_a_.back()->send(bytes_of("x"));
+      run();
+    }
+    ASSERT_GT(node_in_proxy("a")->requests_pending, 8u);
+  }
+  std::uint32_t service() const { return a_->answers[0].join.service; }
+  bool the_last_word_came_behind_the_requests() const {
+    const char* const word = wire::message_type_name(last_answer(*a_).type);
+    const auto last = std::find(a_->story.rbegin(), a_->story.rend(), word);
+    return std::find(a_->story.rbegin(), last, "CONNECTION_REQUEST") == last;
+  }
+  void expect_all_served_before_the_end() {
+    a_->stopped = false;
+    run();
+    EXPECT_EQ(a_->order.size(), 30u);
+    ASSERT_EQ(a_->answers.size(), 2u);
+    EXPECT_TRUE(the_last_word_came_behind_the_requests());
+    for (const Client* client : clients_of_a_) EXPECT_FALSE(client->reset);
+    EXPECT_TRUE(node_in_proxy("a")->ends.empty());
+    EXPECT_EQ(node_in_proxy("a")->requests_pending, 0u);
+  }
+  Node* a_ = nullptr;
+  std::vector<Client*> clients_of_a_;
+};
+
+TEST_F(WaitingRequests, ComeBeforeTheAnswerToLeave) {
+  start();
+  a_->leave(service(), 31);
+  expect_all_served_before_the_end();
+  EXPECT_EQ(last_answer(*a_).type, MessageType::kLeaveService);
+  EXPECT_EQ(last_answer(*a_).code, CloseCode::kNone);
+  EXPECT_EQ(last_answer(*a_).service.request, 31u);
+}
+
+TEST_F(WaitingRequests, ComeBeforeTheNewsThatAnotherMemberShutsTheServiceDown) {
+  start();
+  Node& b = add_member({.name = "b"});
+  b.shut_down(service());
+  run();
+  expect_all_served_before_the_end();
+  EXPECT_EQ(last_answer(*a_).code, CloseCode::kServiceShutdown);
+}
+
+TEST_F(WaitingRequests, ComeBeforeTheAnswerToALeaveThatCrossesTheProxysShutdown) {
+  start();
+  translator_->start_drain();
+  a_->leave(service(), 31);
+  a_->stopped = false;
+  run();
+  EXPECT_EQ(a_->order.size(), 30u);
+  ASSERT_EQ(a_->answers.size(), 3u);
+  EXPECT_EQ(a_->answers[1].code, CloseCode::kProxyShutdown);
+  EXPECT_EQ(a_->answers[2].code, CloseCode::kNotFound);
+  EXPECT_TRUE(the_last_word_came_behind_the_requests());
+}
+
+TEST_F(WaitingRequests, OfClientsThatGoHoldNoEndBack) {
+  start();
+  a_->leave(service(), 31);
+  for (Client* client : clients_of_a_) client->send_reset();
+  a_->stopped = false;
+  run();
+  EXPECT_LT(a_->order.size(), 30u);
+  EXPECT_EQ(last_answer(*a_).type, MessageType::kLeaveService);
+  EXPECT_EQ(node_in_proxy("a")->requests_pending, 0u);
+}
+
+TEST_F(WaitingRequests, OfANodeThatDiesAreForgotten) {
+  start();
+  Node& b = add_member({.name = "b"});
+  b.shut_down(service());
+  run();
+  a_->die();
+  run();
+  EXPECT_EQ(node_in_proxy("a"), nullptr);
 }
 
 TEST_F(Joins, ANodeMayServeManyAddresses) {
@@ -256,6 +348,16 @@ TEST_F(Joins, ABadHelloIsRefusedWithItsCode) {
   EXPECT_EQ(counters().channels_refused, 6u);
 }
 
+TEST_F(Joins, AFloodOfNewcomersIsWorkedOffAFewAtATime) {
+  make();
+  std::vector<std::uint64_t> tokens;
+  for (int i = 0; i < 40; ++i) tokens.push_back(listener_->dial({}, {}));
+  EXPECT_EQ(translator_->poll_listeners(), 16u);
+  EXPECT_EQ(translator_->poll_listeners(), 16u);
+  EXPECT_EQ(translator_->poll_listeners(), 8u);
+  for (const std::uint64_t token : tokens) EXPECT_TRUE(listener_->answer(token));
+}
+
 TEST_F(Joins, BeyondNodesMaxIsLimitReachedAndALaterPlaceIsTaken) {
   WorldOptions options;
   options.translator.nodes_max = 2;
@@ -296,6 +398,44 @@ TEST_F(Joins, ANodeThatNeverJoinedGivesUpItsPlaceOnceItIsNeededAndTheGraceIsOver
   EXPECT_TRUE(member.alive());
   EXPECT_EQ(counters().channels_evicted, 1u);
   EXPECT_TRUE(add_node({.name = "newcomer"}).alive());
+}
+
+TEST_F(Joins, OneUserWhoMayJoinNothingLeavesPlacesToOthers) {
+  WorldOptions options;
+  options.translator.nodes_max = 8;
+  options.allow = {*service::AllowEntry::parse("uid:33")};
+  make(options);
+  std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+  wire::encode_hello(Node({.name = "newcomer"}).hello(), bytes);
+  const auto refused = [&] { return dial_refused(bytes).code; };
+  for (int i = 0; i < 4; ++i) (void)add_node({.name = "stranger"});
+  EXPECT_EQ(refused(), CloseCode::kLimitReached) << "half of the places";
+  for (int i = 0; i < 2; ++i) (void)add_member({.name = "member", .uid = 33});
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(refused(), CloseCode::kLimitReached);
+    EXPECT_TRUE(add_node({.name = "newcomer", .uid = 33}).alive()) << "who may join counts not";
+  }
+  EXPECT_EQ(refused(), CloseCode::kLimitReached) << "max_nodes";
+}
+
+TEST_F(Joins, WhoComesAndGoesWithoutJoiningFillsNoLog) {
+  make();
+  std::ostringstream log;
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "joins", std::make_shared<spdlog::sinks::ostream_sink_st>(log)));
+  for (int i = 0; i < 200; ++i) {
+    add_node({.name = "restless"}).die();
+    run();
+  }
+  Node& member = add_member({.name = "member"});
+  member.die();
+  run();
+  spdlog::set_default_logger(before);
+  const std::string text = log.str();
+  EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 60);
+  EXPECT_NE(text.find("\"restless\" connected"), std::string::npos);
+  EXPECT_NE(text.find("\"member\" is gone"), std::string::npos) << "it has joined";
 }
 
 TEST_F(Joins, TheProxysHelloSaysWhatItPromises) {

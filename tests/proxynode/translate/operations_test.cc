@@ -101,6 +101,17 @@ TEST_F(Operations, WhoeverDrainsIsToUndrain) {
   EXPECT_TRUE(translator_->drained_names().empty());
 }
 
+// As many names as before may be other names.
+TEST_F(Operations, EveryDrainAndUndrainIsNews) {
+  make();
+  translator_->set_drained("a", true, DrainedBy::kOperator);
+  const std::uint64_t before = translator_->drain_changes();
+  translator_->set_drained("a", false, DrainedBy::kOperator);
+  translator_->set_drained("b", true, DrainedBy::kOperator);
+  EXPECT_EQ(translator_->drained_names(), std::vector<std::string>{"b"});
+  EXPECT_GT(translator_->drain_changes(), before);
+}
+
 TEST_F(Operations, WhoMayNoLongerServeIsToldAndItsConnectionsGoOn) {
   make();
   Node& a = add_member({.name = "a", .uid = 1});
@@ -110,7 +121,7 @@ TEST_F(Operations, WhoMayNoLongerServeIsToldAndItsConnectionsGoOn) {
   translator_->set_policy(kAddress, allowing("uid:2"));
   run();
   EXPECT_EQ(a.answers.back().type, MessageType::kShutdownService);
-  EXPECT_EQ(a.answers.back().code, CloseCode::kServiceShutdown);
+  EXPECT_EQ(a.answers.back().code, CloseCode::kNotPermitted);
   EXPECT_EQ(counters().expelled, 1u);
   client->send(bytes_of(" again"));
   run();

@@ -18,15 +18,26 @@ TEST(PeerKey, IsTheUserWhereTheKernelVouchesForOne) {
 TEST(PeerKey, IsTheAddressWithoutItsPortElsewhere) {
   EXPECT_EQ(key_of("tcp:10.9.0.2:4711"), "tcp:10.9.0.2");
   EXPECT_EQ(key_of("tcp://10.9.0.2:4711"), "tcp://10.9.0.2");
-  EXPECT_EQ(key_of("tcp:[fd77::2]:4711"), "tcp:[fd77::2]");
   EXPECT_EQ(key_of("tcp:[fd77::2]:4712"), key_of("tcp:[fd77::2]:4711"));
+}
+
+// In which it may take any address.
+TEST(PeerKey, IsThe64OfAnIpv6Address) {
+  EXPECT_EQ(key_of("tcp:fd77::2"), "tcp:fd77::/64");
+  EXPECT_EQ(key_of("tcp:fd77::abcd:2"), key_of("tcp:fd77::2"));
+  EXPECT_EQ(key_of("tcp:fd77:1:2:3:4:5:6:7"), "tcp:fd77:1:2:3::/64");
+  EXPECT_NE(key_of("tcp:fd77:0:0:1::2"), key_of("tcp:fd77::2"));
+  EXPECT_EQ(key_of("verbs:[fd77::2]"), key_of("verbs:[fd77::3]:4711"));
+}
+
+TEST(PeerKey, IsTheNameInACertificateWhereThereIsOne) {
+  const fabric::PeerIdentity peer{
+      .address = "tcp:10.9.0.2", .uid = -1, .gid = -1, .pid = -1, .certificate_name = "app1"};
+  EXPECT_EQ(peer_key(peer), "cert:app1");
 }
 
 TEST(PeerKey, KeepsAnAddressThatHasNoPort) {
   EXPECT_EQ(key_of("verbs:10.9.0.2"), "verbs:10.9.0.2");
-  EXPECT_EQ(key_of("verbs:[fd77::2]"), "verbs:[fd77::2]");
-  EXPECT_EQ(key_of("verbs:fd77::2"), "verbs:fd77::2");
-  EXPECT_EQ(key_of("tcp:fd77:1:2:3:4:5:6:7"), "tcp:fd77:1:2:3:4:5:6:7");
   EXPECT_EQ(key_of("tcp:10.9.0.2"), "tcp:10.9.0.2");
   EXPECT_EQ(key_of("memory"), "memory");
   EXPECT_EQ(key_of("tcp:"), "tcp:");
