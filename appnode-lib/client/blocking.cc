@@ -15,36 +15,6 @@ using SteadyTime = std::chrono::steady_clock;
 
 constexpr int kLingerMs = 5000;  // for bytes on their way when the program is done
 
-// The Node, shared by a listener and its streams. The last of them to go waits for what was sent
-// to arrive, because the bytes are still in our memory.
-struct Core {
-  std::unique_ptr<Node> node;
-  Service service;
-  bool serving = false;
-
-  ~Core() {
-    if (node == nullptr) return;
-    if (serving) service.leave();
-    (void)wait_until([this] { return node->drained(); }, kLingerMs);
-  }
-
-  // False when the time is over first.
-  template <typename Condition>
-  bool wait_until(Condition condition, int timeout_ms) {
-    const auto end = SteadyTime::now() + std::chrono::milliseconds(timeout_ms);
-    while (!condition()) {
-      int left_ms = -1;
-      if (timeout_ms >= 0) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - SteadyTime::now());
-        if (left.count() <= 0) return false;
-        left_ms = static_cast<int>(left.count());
-      }
-      node->wait(left_ms);
-    }
-    return true;
-  }
-};
-
 // One connection. Bytes are copied into `buffer`; the client's window opens as read() takes them.
 struct StreamHandler final : ConnectionHandler {
   Connection* connection = nullptr;
@@ -101,6 +71,46 @@ Status gone() { return {Code::kDisconnected, "the connection is closed"}; }
 
 }  // namespace
 
+// The Node, shared by a listener and its streams. The last of them to go waits for what was sent
+// to arrive, because the bytes are still in our memory.
+struct BlockingStream::Core {
+  std::unique_ptr<Node> node;
+  Service service;
+  bool serving = false;
+
+  ~Core() {
+    if (node == nullptr) return;
+    if (serving) service.leave();
+    (void)wait_until([this] { return node->drained(); }, kLingerMs);
+  }
+
+  // False when the time is over first. Whatever the time, the node gets on.
+  template <typename Condition>
+  bool wait_until(Condition condition, int timeout_ms) {
+    const auto end = SteadyTime::now() + std::chrono::milliseconds(timeout_ms);
+    for (bool over = false; !condition();) {
+      if (over) return false;
+      int left_ms = -1;
+      if (timeout_ms >= 0) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - SteadyTime::now());
+        left_ms = std::max(static_cast<int>(left.count()), 0);
+        over = left_ms == 0;
+      }
+      node->wait(left_ms);
+    }
+    return true;
+  }
+
+  // The same for a call of the application's, which Node::stop() ends too.
+  template <typename Condition>
+  Status wait_for(Condition condition, int timeout_ms, const char* late) {
+    if (wait_until([&] { return condition() || node->stopped(); }, timeout_ms)) {
+      return condition() ? Status() : Status(Code::kDisconnected, "the node was stopped");
+    }
+    return {Code::kTimeout, late};
+  }
+};
+
 struct BlockingStream::State {
   std::shared_ptr<Core> core;
   StreamHandler* handler = nullptr;
@@ -112,7 +122,7 @@ struct BlockingStream::State {
 };
 
 struct BlockingListener::State {
-  std::shared_ptr<Core> core = std::make_shared<Core>();
+  std::shared_ptr<BlockingStream::Core> core = std::make_shared<BlockingStream::Core>();
   std::deque<StreamHandler*> waiting;
   std::size_t backlog = 0;
 
@@ -130,28 +140,38 @@ BlockingStream::~BlockingStream() = default;
 BlockingStream::BlockingStream(BlockingStream&&) noexcept = default;
 BlockingStream& BlockingStream::operator=(BlockingStream&&) noexcept = default;
 
-Result<BlockingStream> BlockingStream::connect(std::string_view remote, NodeOptions options,
-                                               int timeout_ms) {
-  auto core = std::make_shared<Core>();
+Result<BlockingStream> BlockingStream::connect(std::string_view remote, std::string_view service,
+                                               NodeOptions options, int timeout_ms) {
   auto node = Node::create(std::move(options));
   if (!node.ok()) return node.status();
+  auto core = std::make_shared<Core>();
   core->node = std::move(*node);
-  if (!core->wait_until([&] { return core->node->proxies_up() > 0; }, timeout_ms)) {
-    return Status(Code::kTimeout, "no proxy answers");
-  }
+  auto joined = core->node->join(service, [](Request& request) { request.reject(); });
+  if (!joined.ok()) return joined.status();
+  core->service = *joined;
+  core->serving = true;
+  return connect(std::move(core), remote, timeout_ms);
+}
+
+Result<BlockingStream> BlockingStream::connect(std::shared_ptr<Core> core, std::string_view remote,
+                                               int timeout_ms) {
+  const Status joined = core->wait_for([&] { return core->service.joined_count() > 0; }, timeout_ms,
+                                       "no proxy has let us join the service");
+  if (!joined.ok()) return joined;
   auto handler = std::make_unique<StreamHandler>();
   handler->open = false;
   auto connection = core->node->connect(remote, *handler);
   if (!connection.ok()) return connection.status();
   handler->connection = *connection;
   auto state = std::make_unique<State>();
-  state->core = core;
+  state->core = std::move(core);
   state->handler = handler.release();
   StreamHandler& stream = *state->handler;
-  const bool answered =
-      core->wait_until([&] { return stream.open || stream.connection == nullptr; }, timeout_ms);
-  if (!answered) return Status(Code::kTimeout, "the remote end does not answer");
-  if (stream.connection == nullptr) return Status(Code::kRefused, to_string(stream.reason));
+  const Status answered =
+      state->core->wait_for([&] { return stream.open || stream.connection == nullptr; }, timeout_ms,
+                            "the remote end does not answer");
+  if (!answered.ok()) return answered;
+  if (!stream.open) return Status(Code::kRefused, to_string(stream.reason));
   return BlockingStream(std::move(state));
 }
 
@@ -161,9 +181,11 @@ Result<std::size_t> BlockingStream::read(std::span<std::byte> into, int timeout_
   const auto ready = [&] {
     return stream.available() != 0 || stream.end_of_stream || stream.connection == nullptr;
   };
-  if (!into.empty() && !state_->core->wait_until(ready, timeout_ms)) {
-    return Status(Code::kTimeout, "nothing has arrived");
-  }
+  if (into.empty()) return Status(Code::kInvalidArgument, "no room to read into");
+  // Who reads what came long ago answers the proxy too, and opens the window.
+  if (ready()) state_->core->node->poll();
+  const Status status = state_->core->wait_for(ready, timeout_ms, "nothing has arrived");
+  if (!status.ok()) return status;
   if (stream.available() != 0) return stream.take(into);
   if (stream.end_of_stream || stream.reason == CloseCode::kFin) return std::size_t{0};
   return gone();
@@ -178,9 +200,10 @@ Status BlockingStream::write(Bytes bytes, int timeout_ms) {
     bytes = bytes.subspan(n);
     if (bytes.empty()) break;
     stream.writable = false;
-    const bool in_time = state_->core->wait_until(
-        [&] { return stream.writable || stream.connection == nullptr; }, timeout_ms);
-    if (!in_time) return {Code::kTimeout, "the other end takes no more"};
+    const Status status =
+        state_->core->wait_for([&] { return stream.writable || stream.connection == nullptr; },
+                               timeout_ms, "the other end takes no more");
+    if (!status.ok()) return status;
   }
   state_->core->node->poll();
   return {};
@@ -233,14 +256,18 @@ Result<BlockingListener> BlockingListener::open(std::string_view service, NodeOp
 
 Result<BlockingStream> BlockingListener::accept(int timeout_ms) {
   State& self = *state_;
-  if (!self.core->wait_until([&] { return !self.waiting.empty(); }, timeout_ms)) {
-    return Status(Code::kTimeout, "no connection came");
-  }
+  const Status status =
+      self.core->wait_for([&] { return !self.waiting.empty(); }, timeout_ms, "no connection came");
+  if (!status.ok()) return status;
   auto state = std::make_unique<BlockingStream::State>();
   state->core = self.core;
   state->handler = self.waiting.front();
   self.waiting.pop_front();
   return BlockingStream(std::move(state));
+}
+
+Result<BlockingStream> BlockingListener::connect(std::string_view remote, int timeout_ms) {
+  return BlockingStream::connect(state_->core, remote, timeout_ms);
 }
 
 Node& BlockingListener::node() { return *state_->core->node; }

@@ -95,7 +95,7 @@ void SendChunk::release() {
 RegisteredMemory& RegisteredMemory::operator=(RegisteredMemory&& other) noexcept {
   if (this != &other) {
     release();
-    region_ = std::exchange(other.region_, nullptr);
+    region_ = std::move(other.region_);
   }
   return *this;
 }
@@ -108,7 +108,9 @@ std::span<std::byte> RegisteredMemory::bytes() const {
 std::size_t RegisteredMemory::in_use() const { return region_ == nullptr ? 0 : region_->in_use; }
 
 void RegisteredMemory::release() {
-  if (region_ != nullptr) std::exchange(region_, nullptr)->released = true;
+  if (region_ == nullptr) return;
+  region_->released = true;
+  region_.reset();
 }
 
 }  // namespace sanproxy::app

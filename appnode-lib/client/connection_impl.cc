@@ -76,6 +76,7 @@ void ConnectionImpl::opened(const wire::AcceptConnectionBody& body) {
   state = State::kOpen;
   handler->on_open(*this);
   flush_pending();
+  maybe_writable();  // for a send() that came before
 }
 
 void ConnectionImpl::end(CloseCode reason) {

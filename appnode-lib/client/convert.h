@@ -6,6 +6,7 @@
 
 #include "lwproto/base/socket_address.h"
 #include "lwproto/base/status.h"
+#include "lwproto/wire/codec.h"
 #include "lwproto/wire/format.h"
 #include "sanproxy/connection.h"
 
@@ -26,10 +27,10 @@ inline Status to_public(const BaseStatus& status) {
 
 inline CloseCode to_public(wire::CloseCode code) { return static_cast<CloseCode>(code); }
 
-// Codes of the library's own never travel.
-inline wire::CloseCode to_wire(CloseCode code) {
-  return code <= CloseCode::kAddressInUse ? static_cast<wire::CloseCode>(code)
-                                          : wire::CloseCode::kReset;
+// Those that say nothing of a refusal, and the library's own, never travel.
+inline wire::CloseCode to_wire_rejection(CloseCode code) {
+  const auto wanted = static_cast<wire::CloseCode>(code);
+  return wire::may_reject(wanted) ? wanted : wire::CloseCode::kRefused;
 }
 
 inline Address to_public(const SocketAddress& address) {

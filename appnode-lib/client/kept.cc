@@ -32,7 +32,8 @@ Kept* KeptPool::acquire_copy(std::size_t bytes, bool must) {
   const std::size_t wanted = std::max(bytes, kBufferBytes);
   const std::size_t reserve = must ? 0 : bytes_max_ / kReserveShare;
   if (wanted + reserve > bytes_max_ - bytes_used_) return nullptr;
-  Kept* kept = take(free_copies_);
+  // One that gives its buffer back when it is released comes from where it goes then.
+  Kept* kept = take(wanted > kBufferBytes ? free_loans_ : free_copies_);
   if (kept->buffer_bytes < wanted) {
     kept->buffer = std::make_unique<std::byte[]>(wanted);
     kept->buffer_bytes = wanted;
@@ -44,6 +45,7 @@ Kept* KeptPool::acquire_copy(std::size_t bytes, bool must) {
 void KeptPool::release(Kept& kept) {
   if (kept.loan != fabric::kNoLoan) {
     kept.hold->channel->release(kept.loan);
+    buffers_freed_ = buffers_freed_ || kept.hold->receives_into_pool;
     --kept.hold->loans;
     kept.loan = fabric::kNoLoan;
   }

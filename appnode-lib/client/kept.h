@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "lwproto/fabric/fabric.h"
@@ -50,6 +51,10 @@ class KeptPool {
   Kept* acquire_loan();
   void release(Kept& kept);
   std::size_t in_use() const { return in_use_; }
+  // Receive buffers have become free that channels may post.
+  bool buffers_freed() const { return buffers_freed_; }
+  bool take_buffers_freed() { return std::exchange(buffers_freed_, false); }
+  void on_buffers_freed() { buffers_freed_ = true; }
 
  private:
   Kept* take(std::vector<Kept*>& free);
@@ -57,9 +62,10 @@ class KeptPool {
   std::size_t bytes_max_;
   std::size_t bytes_used_ = 0;
   std::size_t in_use_ = 0;
+  bool buffers_freed_ = false;
   std::vector<std::unique_ptr<Kept>> all_;
   std::vector<Kept*> free_copies_;  // with a buffer of kBufferBytes
-  std::vector<Kept*> free_loans_;
+  std::vector<Kept*> free_loans_;   // without: for loans and larger copies
 };
 
 }  // namespace sanproxy::app::internal

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <span>
 
 #include "appnode-lib/client/convert.h"
@@ -33,9 +34,9 @@ std::size_t Link::poll(std::uint64_t now_ns) {
     look_for_silence(now_ns);
     return handled;
   }
-  if (connecting_ != nullptr) return poll_connecting(now_ns);
+  if (connecting_ != nullptr) return poll_connecting();
   if (retired_ || now_ns < retry_at_ns_) return 0;
-  start_connecting(now_ns);
+  start_connecting();
   return 1;
 }
 
@@ -51,41 +52,55 @@ void Link::move_to(LinkPlace place) {
   last_reason_.clear();
 }
 
-void Link::flush() {
+void Link::publish() {
   if (up()) hold_->channel->publish();
 }
 
-void Link::start_connecting(std::uint64_t now_ns) {
+void Link::flush() {
+  if (up()) hold_->channel->flush();
+}
+
+void Link::replenish() {
+  if (up() && place_.receives_into_pool) hold_->channel->replenish();
+}
+
+void Link::start_connecting() {
   std::array<std::byte, sizeof(wire::HelloBody)> hello;
   hello_ = node_.make_hello(place_.endpoint);
   wire::encode_hello(hello_, hello);
   auto attempt = place_.fabric->connect(place_.address, hello, place_.endpoint);
   if (!attempt.ok()) return retry_later(attempt.status().text());
   connecting_ = std::move(*attempt);
-  retry_at_ns_ = now_ns + kConnectMaxNs;  // a proxy that hangs is given up
+  retry_at_ns_ = 0;  // a proxy that hangs is given up by the fabric, which knows how far it is
 }
 
-std::size_t Link::poll_connecting(std::uint64_t now_ns) {
+std::size_t Link::poll_connecting() {
   auto endpoint = connecting_->poll();
   if (!endpoint.ok()) {
-    if (endpoint.status().is_again()) {
-      if (now_ns < retry_at_ns_) return 0;
-      connecting_.reset();
-      retry_later("the proxy does not answer");
-      return 1;
-    }
-    const BaseStatus status = endpoint.status();
+    if (endpoint.status().is_again()) return 0;
+    const std::string reason = why_not(endpoint.status());
     connecting_.reset();
-    retry_later(status.text());
+    retry_later(reason);
     return 1;
   }
   const BaseStatus status = come_up(std::move(*endpoint), connecting_->private_data());
   connecting_.reset();
   if (!status.ok()) {
-    hold_.reset();
+    node_.bury(std::move(hold_));
     retry_later(status.text());
   }
   return 1;
+}
+
+// A proxy that refuses says why, with the header of an ERROR.
+std::string Link::why_not(const BaseStatus& status) const {
+  std::string out = status.text();
+  const auto said = connecting_->private_data();
+  wire::MessageHeader reason{};
+  if (status.code() != BaseCode::kRefused || said.size() != sizeof(reason)) return out;
+  std::memcpy(&reason, said.data(), sizeof(reason));
+  if (reason.type != static_cast<std::uint8_t>(wire::MessageType::kError)) return out;
+  return out + ": " + wire::close_code_name(static_cast<wire::CloseCode>(reason.code));
 }
 
 BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
@@ -99,6 +114,7 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   if (!key.ok()) return key.status();
   send_memory_key_ = *key;
   hold_ = std::make_unique<ChannelHold>();
+  hold_->receives_into_pool = place_.receives_into_pool;
   hold_->channel = std::make_unique<channel::Channel>(std::move(endpoint), hello_, *peer, *this);
   hold_->channel->wake_early();  // the proxy writes each reply to the network
   lost_ = false;

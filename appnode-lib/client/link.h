@@ -48,13 +48,13 @@ struct LinkPlace {
 struct ChannelHold {
   std::unique_ptr<channel::Channel> channel;
   std::size_t loans = 0;
+  bool receives_into_pool = false;
 };
 
 class Link final : public channel::Delegate {
  public:
   static constexpr std::uint64_t kRetryFirstNs = 10'000'000;
   static constexpr std::uint64_t kRetryMaxNs = 200'000'000;
-  static constexpr std::uint64_t kConnectMaxNs = 2'000'000'000;
   static constexpr std::uint64_t kAskAgainFirstNs = 1'000'000'000;
   static constexpr std::uint64_t kAskAgainMaxNs = 30'000'000'000;
   static constexpr std::size_t kUnsentRejectsMax = 4096;
@@ -65,8 +65,11 @@ class Link final : public channel::Delegate {
 
   // --- life
   std::size_t poll(std::uint64_t now_ns);
+  void publish();  // of a loop that arms before it sleeps
   void flush();
+  void replenish();  // its channel, if that receives into memory of ours
   bool up() const { return hold_ != nullptr && !lost_; }
+  bool connecting() const { return connecting_ != nullptr; }  // the fabric says how long
   // At the end of the node: tells the proxy and throws away what still comes; calls nobody. False
   // while the good-bye is on its way.
   bool say_goodbye();
@@ -96,6 +99,8 @@ class Link final : public channel::Delegate {
   // --- services (by their index in the Node)
   void sync_services();  // sends the JOINs, LEAVEs and SHUTDOWNs that are due
   bool service_joined(std::size_t index) const;
+  // Has joined one with an address of its own in that family: outgoing connections come from there.
+  bool has_source(std::uint8_t family) const;
   bool service_settled(std::size_t index) const;  // neither joined nor under way
   void forget_service(std::size_t index);         // settled; its place is another's now
 
@@ -156,10 +161,11 @@ class Link final : public channel::Delegate {
     bool attached = false;
   };
 
-  void start_connecting(std::uint64_t now_ns);
-  std::size_t poll_connecting(std::uint64_t now_ns);
+  void start_connecting();
+  std::size_t poll_connecting();
   ::sanproxy::Status come_up(std::unique_ptr<fabric::Endpoint> endpoint,
                              std::span<const std::byte> hello);
+  std::string why_not(const ::sanproxy::Status& status) const;
   void retry_later(std::string_view reason);
   void take_down();
 
@@ -186,6 +192,7 @@ class Link final : public channel::Delegate {
   void ask_again();
   void forget_limits();
   ::sanproxy::Status sync_service(std::size_t index);
+  bool waits_for_another(std::size_t index) const;
   void on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode code);
   void on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code);
   std::size_t service_index(std::uint32_t id) const;

@@ -86,7 +86,7 @@ void Link::on_request(const wire::ConnectionRequestBody& body) {
   connection->state = ConnectionImpl::State::kEnded;
   connection->closed_reported = true;
   connection->maybe_free();
-  reject(body.connection, to_wire(request.code_));
+  reject(body.connection, to_wire_rejection(request.code_));
 }
 
 void Link::adopt(ConnectionImpl& connection) { table_.insert(connection); }

@@ -85,7 +85,11 @@ Status take_link_environment(NodeOptions& options) {
     take("SANPROXY_TLS_KEY", options.tls.key);
     take("SANPROXY_TLS_CA", options.tls.ca);
   }
+  if (options.tls.proxy_name.empty()) take("SANPROXY_TLS_PROXY_NAME", options.tls.proxy_name);
   const TlsFiles& tls = options.tls;
+  if (!tls.any() && !tls.proxy_name.empty()) {
+    return {Code::kInvalidArgument, "a proxy's name is in its certificate, which takes TLS"};
+  }
   if (tls.any() && (tls.certificate.empty() || tls.key.empty() || tls.ca.empty())) {
     return {Code::kInvalidArgument, "TLS needs a certificate, its key and a CA"};
   }

@@ -1,6 +1,7 @@
 // From LinkOptions to what a fabric takes, and what the environment says in their place.
 //
-// Role: SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY, _CA stand in for options that a program
+// Role: SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY, _CA, _PROXY_NAME stand in for options
+// that a program
 //   did not set.
 // Thread: set-up only.
 #pragma once

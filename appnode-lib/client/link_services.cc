@@ -11,6 +11,14 @@
 #include "lwproto/wire/codec.h"
 
 namespace sanproxy::app::internal {
+namespace {
+
+// The same join may be taken later.
+bool passes(wire::CloseCode code) {
+  return code == wire::CloseCode::kLimitReached || code == wire::CloseCode::kNotPermitted;
+}
+
+}  // namespace
 
 void Link::sync_services() {
   if (!up()) return;
@@ -31,6 +39,7 @@ BaseStatus Link::sync_service(std::size_t index) {
   channel::Channel& channel = *hold_->channel;
   const auto request = static_cast<std::uint32_t>(index + 1);
   if (state.phase == Phase::kNone && !wanted.leaving) {
+    if (waits_for_another(index)) return {};
     wire::JoinServiceBody body{};
     body.address = wire::to_wire(to_base(wanted.address));
     body.request = request;
@@ -51,8 +60,26 @@ BaseStatus Link::sync_service(std::size_t index) {
   return status;
 }
 
+// The proxy knows a service by its address: who leaves it must have left before it is joined anew.
+bool Link::waits_for_another(std::size_t index) const {
+  const auto& all = node_.services();
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    const bool leaving = i != index && all[i]->leaving && !service_settled(i);
+    if (leaving && all[i]->address == all[index]->address) return true;
+  }
+  return false;
+}
+
 bool Link::service_joined(std::size_t index) const {
   return up() && index < services_.size() && services_[index].phase == Phase::kJoined;
+}
+
+bool Link::has_source(std::uint8_t family) const {
+  for (std::size_t i = 0; i < services_.size(); ++i) {
+    const Address& address = node_.services()[i]->address;
+    if (service_joined(i) && address.family == family && !to_base(address).ip.is_any()) return true;
+  }
+  return false;
 }
 
 bool Link::service_settled(std::size_t index) const {
@@ -84,12 +111,11 @@ void Link::on_join_answer(const wire::JoinServiceBody& body, wire::CloseCode cod
   }
   ServiceState& state = services_[index];
   if (code != wire::CloseCode::kNone) {
-    // Limits pass. Other refusals stand as long as the channel.
-    const bool limited = code == wire::CloseCode::kLimitReached;
-    state.phase = limited ? Phase::kLimited : Phase::kRefused;
-    if (limited) ask_again_later();
+    // Limits pass, and operators change lists. Other refusals stand as long as the channel.
+    state.phase = passes(code) ? Phase::kLimited : Phase::kRefused;
+    if (passes(code)) ask_again_later();
     node_.join_refused(index, *this, to_public(code));
-    return;
+    return sync_services();  // another may have waited for this one
   }
   ask_again_pause_ns_ = kAskAgainFirstNs;
   state.phase = Phase::kJoined;
@@ -127,8 +153,10 @@ void Link::on_service_end(const wire::ServiceBody& body, bool answer, wire::Clos
   const std::size_t index = service_index(body.service);
   if (index == services_.size()) return;  // it crossed our LEAVE
   if (answer && services_[index].phase != Phase::kLeaving) return breach("answer to no request");
-  services_[index].phase = Phase::kGone;
+  services_[index].phase = !answer && passes(code) ? Phase::kLimited : Phase::kGone;
+  if (!answer && passes(code)) ask_again_later();
   if (!answer) node_.join_refused(index, *this, to_public(code));
+  sync_services();  // another may have waited for this one
 }
 
 }  // namespace sanproxy::app::internal

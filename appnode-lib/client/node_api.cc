@@ -77,9 +77,17 @@ std::size_t Node::proxies_up() const { return impl(*this).proxies_up(); }
 std::size_t Node::proxies_left_out() const { return impl(*this).proxies_left_out(); }
 bool Node::drained() const { return impl(*this).drained(); }
 
-std::size_t Service::joined_count() const { return node_->joined_count(index_, serial_); }
-void Service::leave() { node_->leave(index_, serial_, false); }
-void Service::shutdown() { node_->leave(index_, serial_, true); }
-bool Service::left() const { return !node_->is(index_, serial_) || node_->left(index_); }
+std::size_t Service::joined_count() const {
+  return node_ == nullptr ? 0 : node_->joined_count(index_, serial_);
+}
+void Service::leave() {
+  if (node_ != nullptr) node_->leave(index_, serial_, false);
+}
+void Service::shutdown() {
+  if (node_ != nullptr) node_->leave(index_, serial_, true);
+}
+bool Service::left() const {
+  return node_ == nullptr || !node_->is(index_, serial_) || node_->left(index_);
+}
 
 }  // namespace sanproxy::app

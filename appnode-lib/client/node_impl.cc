@@ -17,6 +17,7 @@
 #include "lwproto/base/check.h"
 #include "lwproto/buffer/pool_sizes.h"
 #include "lwproto/fabric/address.h"
+#include "lwproto/wire/codec.h"
 
 namespace sanproxy::app::internal {
 namespace {
@@ -44,7 +45,19 @@ std::string_view scheme_of(std::string_view address) {
 }
 
 std::string default_name() {
-  return std::string(program_invocation_short_name) + ":" + std::to_string(getpid());
+  const std::string pid = ":" + std::to_string(getpid());
+  const std::string program(wire::node_name_prefix(program_invocation_short_name));
+  return program.substr(0, wire::kNodeNameBytesMax - pid.size()) + pid;
+}
+
+// Printable UTF-8 but for what is too long, which is cut off.
+bool name_is_legal(std::string_view name) {
+  while (!name.empty()) {
+    const std::size_t length = wire::node_name_prefix(name).size();
+    if (length == 0) return false;
+    name.remove_prefix(length);
+  }
+  return true;
 }
 
 }  // namespace
@@ -62,6 +75,9 @@ Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly
   if (options.proxies.empty()) options.proxies = proxies_from_environment();
   options.proxies = rejoin_cluster_addresses(options.proxies);
   if (options.name.empty()) options.name = default_name();
+  if (!name_is_legal(options.name)) {
+    return Status(Code::kInvalidArgument, "the node's name must be printable UTF-8");
+  }
   if (options.proxies.empty() || options.proxies.size() > kProxiesMax) {
     return Status(Code::kInvalidArgument, "1 to 64 proxies are needed (or SANPROXY_PROXY)");
   }
@@ -85,6 +101,7 @@ Result<std::unique_ptr<NodeImpl>> NodeImpl::create(NodeOptions options, Assembly
 }
 
 Status NodeImpl::set_up() {
+  pid_ = getpid();
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   stop_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   timer_fd_ = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -206,7 +223,28 @@ Status NodeImpl::watch(int fd) {
   return {Code::kSystem, "epoll_ctl", errno};
 }
 
+// After a fork() all that we have is the other process's too: nothing is given back, and nobody is
+// told. It goes with the memory of this process.
+void NodeImpl::leave_to_parent() {
+  for (auto& link : links_) (void)link.release();
+  for (auto& hold : buried_) (void)hold.release();
+  for (auto& cluster : clusters_) (void)cluster.release();
+  for (auto& [scheme, in_use] : fabrics_) (void)in_use.fabric.release();
+  close_own();
+}
+
+void NodeImpl::close_own() {
+  for (const int fd : {epoll_fd_, stop_fd_, timer_fd_}) {
+    if (fd >= 0) ::close(fd);
+  }
+}
+
 NodeImpl::~NodeImpl() {
+  if (getpid() != pid_) {
+    leave_to_parent();
+    return;
+  }
+  closing_ = true;
   for (const auto& link : links_) end_connections(*link, CloseCode::kNodeClosed);
   run_ended();
   // A Borrowed would point into memory that goes away with us.
@@ -215,9 +253,8 @@ NodeImpl::~NodeImpl() {
   links_.clear();
   buried_.clear();
   fabrics_.clear();
-  for (const int fd : {epoll_fd_, stop_fd_, timer_fd_}) {
-    if (fd >= 0) ::close(fd);
-  }
+  if (send_records_ != nullptr) send_records_->end_all();
+  close_own();
 }
 
 // In a moment; a proxy that takes nothing does not hold us up.
@@ -248,10 +285,14 @@ std::size_t NodeImpl::poll() {
   for (std::size_t i = 0; i < links_.size(); ++i) handled += links_[i]->poll(now);
   if (!starved_.empty() && send_memory_->take_released()) run_starved();
   if (!ended_.empty()) handled += run_ended();
-  flush_all();
   if (!buried_.empty()) {
     std::erase_if(buried_, [](const auto& hold) { return hold->loans == 0; });
   }
+  // Also by handlers above, of another link than their own: links share the memory.
+  if (kept_.take_buffers_freed()) {
+    for (const auto& link : links_) link->replenish();
+  }
+  publish_all();
   return handled;
 }
 
@@ -269,8 +310,8 @@ std::size_t NodeImpl::run_ended() {
   return count;
 }
 
-void NodeImpl::flush_all() {
-  for (const auto& link : links_) link->flush();
+void NodeImpl::publish_all() {
+  for (const auto& link : links_) link->publish();
 }
 
 // --- sleeping
@@ -288,16 +329,24 @@ std::uint64_t NodeImpl::next_deadline_ns() const {
   for (const auto& link : links_) {
     if (!link->up() && !link->wanted()) continue;
     const std::uint64_t deadline = link->deadline_ns();
-    if (link->up() && deadline == 0) continue;
+    if (deadline == 0 && (link->up() || link->connecting())) continue;
     if (next == 0 || deadline < next) next = std::max<std::uint64_t>(deadline, 1);
   }
   return next;
 }
 
+// Given back outside poll(), for which somebody waits.
+bool NodeImpl::memory_waits_for_poll() const {
+  return kept_.buffers_freed() || (!starved_.empty() && send_memory_->released());
+}
+
 bool NodeImpl::arm() {
-  if (armed_) return true;
-  if (!ended_.empty()) return false;
-  flush_all();
+  if (memory_waits_for_poll() || !ended_.empty()) return false;
+  if (armed_) {  // and not polled since: what was sent meanwhile leaves, and wakes who sleeps
+    for (const auto& link : links_) link->flush();
+    return true;
+  }
+  publish_all();
   const std::uint64_t deadline = next_deadline_ns();
   if (deadline != 0 && deadline <= now_ns()) return false;
   armed_ = true;

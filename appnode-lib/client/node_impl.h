@@ -114,7 +114,7 @@ class NodeImpl final : public Node {
   const auth::Mac& mac() const { return *mac_; }  // there when there are keys
   std::uint32_t receive_window_bytes() const { return options_.receive_window_bytes; }
   const std::vector<std::unique_ptr<ServiceImpl>>& services() const { return services_; }
-  const std::vector<std::unique_ptr<Region>>& regions() const { return regions_; }
+  const std::vector<std::shared_ptr<Region>>& regions() const { return regions_; }
   const buffer::MemoryRegion& send_region() const { return send_region_; }
   void link_up(Link& link);
   // The proxy at the configured address of `link` has so many workers: one Link for each.
@@ -167,9 +167,12 @@ class NodeImpl final : public Node {
   bool time_matters() const;
   std::uint64_t next_deadline_ns() const;
   void say_goodbye();
+  void leave_to_parent();
+  void close_own();
   void run_starved();
   std::size_t run_ended();
-  void flush_all();
+  void publish_all();
+  bool memory_waits_for_poll() const;
 
   NodeOptions options_;
   Assembly assembly_;
@@ -184,8 +187,8 @@ class NodeImpl final : public Node {
   std::unique_ptr<SendMemory> send_memory_;
   std::unique_ptr<SendRecords> send_records_;
   std::size_t send_slots_ = 0;
-  std::vector<std::unique_ptr<Region>> regions_;
-  buffer::MemoryRegion receive_region_;  // of the fabrics that receive into memory of ours
+  std::vector<std::shared_ptr<Region>> regions_;  // shared with the application's handles
+  buffer::MemoryRegion receive_region_;           // of the fabrics that receive into memory of ours
   std::unique_ptr<buffer::SlotPool> receive_pool_;
   std::vector<std::unique_ptr<LinkMemory>> link_memory_;
   KeptPool kept_;
@@ -203,10 +206,12 @@ class NodeImpl final : public Node {
   StarvedList starved_;
   EndedList ended_;
 
+  int pid_ = 0;  // that of the process that made us
   int epoll_fd_ = -1;
   int stop_fd_ = -1;   // eventfd
   int timer_fd_ = -1;  // wakes us to connect again
   bool armed_ = false;
+  bool closing_ = false;                 // the destructor runs
   std::uint64_t timer_deadline_ns_ = 0;  // that timer_fd_ is set to; 0: none
   bool timer_fired_ = false;             // and has gone off
   std::atomic<bool> stopped_{false};

@@ -5,13 +5,20 @@
 #include "appnode-lib/client/node_impl.h"
 
 namespace sanproxy::app::internal {
+namespace {
+
+Status ending() { return {Code::kDisconnected, "the node is being destroyed"}; }
+
+}  // namespace
 
 // --- services
 
 Result<Service> NodeImpl::join(std::string_view address, RequestHandler on_request,
                                JoinOptions options) {
+  if (closing_) return ending();
   auto parsed = Address::parse(address);
   if (!parsed.ok()) return parsed.status();
+  if (on_request == nullptr) return Status(Code::kInvalidArgument, "nobody to ask about clients");
   if (parsed->port == 0) return Status(Code::kInvalidArgument, "a service needs a port");
   if (options.weight == 0) return Status(Code::kInvalidArgument, "the least weight is 1");
   for (const auto& service : services_) {
@@ -76,16 +83,22 @@ bool NodeImpl::drained() const {
 
 Result<Connection*> NodeImpl::connect(std::string_view remote, ConnectionHandler& handler,
                                       void* user) {
+  if (closing_) return ending();
   auto address = Address::parse(remote);
   if (!address.ok()) return address.status();
   if (address->port == 0) return Status(Code::kInvalidArgument, "a remote end needs a port");
-  Link* ready = nullptr;
-  for (std::size_t tried = 0; tried < links_.size() && ready == nullptr; ++tried) {
+  bool any_ready = false;
+  Link* chosen = nullptr;
+  for (std::size_t tried = 0; tried < links_.size() && chosen == nullptr; ++tried) {
     Link& next = *links_[next_link_++ % links_.size()];
-    if (next.ready()) ready = &next;
+    any_ready = any_ready || next.ready();
+    if (next.ready() && next.has_source(address->family)) chosen = &next;
   }
-  if (ready == nullptr) return Status(Code::kDisconnected, "no proxy is connected");
-  Link& link = *ready;
+  if (!any_ready) return Status(Code::kDisconnected, "no proxy is connected");
+  if (chosen == nullptr) {
+    return Status(Code::kNotFound, "no joined service has an address of that family to come from");
+  }
+  Link& link = *chosen;
   ConnectionImpl* connection = pool_.acquire();
   if (connection == nullptr) return Status(Code::kExhausted, "connections_max");
   connection->begin(link, ConnectionImpl::State::kConnecting, options_.receive_window_bytes);
@@ -108,18 +121,18 @@ Result<RegisteredMemory> NodeImpl::register_memory(std::size_t bytes) {
       region->released = false;
       region->bytes = bytes;
       std::fill_n(region->memory.data(), bytes, std::byte{0});
-      return RegisteredMemory(region.get());
+      return RegisteredMemory(region);
     }
   }
   auto memory = buffer::MemoryRegion::create("appnode-registered", bytes);
   if (!memory.ok()) return to_public(memory.status());
-  auto region = std::make_unique<Region>();
+  auto region = std::make_shared<Region>();
   region->memory = std::move(*memory);
   region->bytes = bytes;
   region->index = static_cast<std::uint32_t>(regions_.size());
   regions_.push_back(std::move(region));
   for (const auto& link : links_) link->attach(*regions_.back());
-  return RegisteredMemory(regions_.back().get());
+  return RegisteredMemory(regions_.back());
 }
 
 // --- news of the Links
@@ -160,6 +173,8 @@ void NodeImpl::end_connections(Link& link, CloseCode reason) {
 }
 
 void NodeImpl::bury(std::unique_ptr<ChannelHold> hold) {
+  if (hold == nullptr) return;
+  if (hold->receives_into_pool) kept_.on_buffers_freed();
   if (hold->loans != 0) buried_.push_back(std::move(hold));
 }
 

@@ -67,4 +67,15 @@ void SendRecords::release(std::uint32_t index) {
   free_ = index;
 }
 
+void SendRecords::end_all() {
+  for (std::uint32_t i = 0; i < records_.size(); ++i) {
+    SendRecord& record = records_[i];
+    if (record.region == nullptr) continue;
+    record.region->in_use -= record.pieces;
+    const SendDone done = record.done;
+    release(i);
+    if (done.call != nullptr) done.call(done.context, false);
+  }
+}
+
 }  // namespace sanproxy::app::internal

@@ -63,6 +63,7 @@ class SendMemory {
     const std::uint32_t left = in_large(large_.free_count(), small_.free_count());
     return left - std::min(left, in_large(large_.slot_count(), small_.slot_count()) / 2);
   }
+  bool released() const { return released_; }
   // True once after releases, for those who wait for memory.
   bool take_released() { return std::exchange(released_, false); }
 
@@ -99,6 +100,7 @@ class SendRecords {
   void add(std::uint32_t count) { records_.reserve(records_.capacity() + count); }
   std::uint32_t acquire(Region& region, SendDone done);  // kNone if there is none
   void release(std::uint32_t index);
+  void end_all();  // nothing will come back any more: all are done, and did not go well
   SendRecord& operator[](std::uint32_t index) { return records_[index]; }
 
  private:

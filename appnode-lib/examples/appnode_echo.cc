@@ -3,12 +3,14 @@
 //   --mode echo     sends back what comes; when the client ends its direction, sends the rest and
 //                   ends too
 //   --mode sink     takes everything, sends nothing
-//   --mode source   sends --bytes N of a repeating pattern (0: without end), then FIN
+//   --mode source   sends --bytes N of a repeating pattern (0: without end), then FIN; binds at the
+//                   handshake (--immediate), since its clients need not say anything
 //   --stall         accepts connections and never takes a byte from them
 #include <algorithm>
 #include <deque>
 
 #include "appnode-lib/examples/example_program.h"
+#include "lwproto/daemon/command_line.h"
 
 namespace {
 
@@ -142,10 +144,11 @@ int main(int argc, char** argv) {
   bool stall = false;
   std::uint64_t bytes = 0;
   examples::add_common_options(cli, common);
-  cli.add_option("--mode", mode, "echo, sink or source")
+  cli.add_option("--mode", mode, "echo, sink or source (which implies --immediate)")
       ->check(CLI::IsMember({"echo", "sink", "source"}));
   cli.add_option("--bytes", bytes, "source: this many, then FIN; 0 is without end");
   cli.add_flag("--stall", stall, "Accept connections and never take a byte");
-  CLI11_PARSE(cli, argc, argv);
+  if (const auto status = sanproxy::daemon::parse_command_line(cli, argc, argv)) return *status;
+  if (mode == "source" && !stall) common.immediate = true;
   return run(common, mode, stall, bytes);
 }

@@ -7,6 +7,7 @@
 #include "appnode-lib/examples/example_program.h"
 #include "appnode-lib/examples/http_session.h"
 #include "appnode-lib/examples/http_site.h"
+#include "lwproto/daemon/command_line.h"
 #include "lwproto/daemon/log.h"
 
 int main(int argc, char** argv) {
@@ -19,14 +20,16 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingDirectory);
   cli.add_option("--cache-mb", cache_mb, "Files to keep in registered memory")
       ->check(CLI::Range(0, 65536));
-  CLI11_PARSE(cli, argc, argv);
+  if (const auto status = sanproxy::daemon::parse_command_line(cli, argc, argv)) return *status;
 
+  examples::HttpSessions sessions;  // outlives the Node, which ends what is left of them
   auto program = examples::ExampleProgram::create(common);
   if (program == nullptr) return 2;
   try {
     examples::HttpSite site(program->node(), root, cache_mb << 20);
     return program->serve(
-        [&](auto& request) { request.accept(std::make_unique<examples::HttpSession>(site)); });
+        [&](auto& request) { examples::HttpSession::accept(request, site, sessions); },
+        [&] { examples::HttpSession::end_idle(sessions); });
   } catch (const std::runtime_error& error) {
     spdlog::error("{}", error.what());
     return 2;

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 
+#include "lwproto/daemon/descriptor_limit.h"
 #include "lwproto/daemon/log.h"
 
 namespace examples {
@@ -36,7 +38,17 @@ void add_link_options(CLI::App& cli, CommonOptions& options) {
   cli.add_option("--tls-key", options.tls.key, "its key (or SANPROXY_TLS_KEY)");
   cli.add_option("--tls-ca", options.tls.ca, "who signs the proxies' (or SANPROXY_TLS_CA)");
   cli.add_option("--tls-proxy-name", options.tls.proxy_name,
-                 "take only a proxy whose certificate has this name");
+                 "take only a proxy whose certificate has this name (or SANPROXY_TLS_PROXY_NAME)");
+}
+
+void warn_of_any_name(const CommonOptions& options) {
+  const auto given = [](const std::string& option, const char* variable) {
+    return !option.empty() || std::getenv(variable) != nullptr;
+  };
+  if (given(options.tls.ca, "SANPROXY_TLS_CA") &&
+      !given(options.tls.proxy_name, "SANPROXY_TLS_PROXY_NAME")) {
+    spdlog::warn("without --tls-proxy-name every certificate of the CA passes for a proxy's");
+  }
 }
 
 // A server of many connections gains from waking seldom: woken as batch work it does not interrupt
@@ -62,6 +74,9 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
          "--proxies-max", options.proxies_max,
          "Of a cluster, so many proxies are followed (or SANPROXY_CLUSTER_PROXIES_MAX; 128)")
       ->check(CLI::Range(1, 1024));
+  cli.add_option("--name", options.name,
+                 "What proxies and sanctl call us; by default the program's name and pid")
+      ->envname("SANPROXY_NAME");
   cli.add_option("--service", options.services, "An address to serve, IP:PORT or [IP]:PORT")
       ->envname("SANPROXY_SERVICE")
       ->delimiter(',');
@@ -69,7 +84,9 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
       ->envname("SANPROXY_KEY")
       ->delimiter(',');
   add_link_options(cli, options);
-  cli.add_option("--weight", options.weight, "Our share, against other nodes of the service")
+  cli.add_option("--weight", options.weight,
+                 "Our share, against other nodes of a service whose balance is weighted or "
+                 "least-connections (not the default)")
       ->check(CLI::Range(1, 65535));
   cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
   cli.add_flag("--immediate", options.immediate, "Bind at the handshake, not at the first data");
@@ -88,8 +105,11 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
   spdlog::set_default_logger(spdlog::stderr_color_st("appnode"));
   spdlog::set_level(spdlog::level::from_str(options.log_level));
   if (options.scheduling == "batch") schedule_as_batch();
+  warn_of_any_name(options);
+  sanproxy::daemon::raise_descriptor_limit();
   app::NodeOptions node_options;
   node_options.proxies = options.proxies;
+  node_options.name = options.name;
   node_options.link = options.link;
   node_options.tls = options.tls;
   node_options.cluster.proxies_max = options.proxies_max;
@@ -128,7 +148,8 @@ std::unique_ptr<ExampleProgram> ExampleProgram::create(const CommonOptions& opti
   return program;
 }
 
-int ExampleProgram::serve(const app::RequestHandler& on_request) {
+int ExampleProgram::serve(const app::RequestHandler& on_request,
+                          const std::function<void()>& on_stop) {
   if (options_.services.empty()) {
     spdlog::error("--service (or SANPROXY_SERVICE) is needed");
     return 2;
@@ -149,6 +170,7 @@ int ExampleProgram::serve(const app::RequestHandler& on_request) {
   std::signal(SIGTERM, on_signal);
   std::signal(SIGINT, on_signal);
   node_->run();
+  if (on_stop) on_stop();
   drain();
   return 0;
 }

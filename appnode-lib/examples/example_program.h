@@ -6,6 +6,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ namespace app = sanproxy::app;
 struct CommonOptions {
   std::vector<std::string> proxies;   // --proxy, or SANPROXY_PROXY
   std::size_t proxies_max = 0;        // --proxies-max
+  std::string name;                   // --name, or SANPROXY_NAME
   std::vector<std::string> services;  // --service, or SANPROXY_SERVICE
   std::vector<std::string> keys;      // --key NAME:FILE, or SANPROXY_KEY
   app::LinkOptions link;              // --link, or SANPROXY_LINK
@@ -40,8 +42,9 @@ class ExampleProgram {
   static std::unique_ptr<ExampleProgram> create(const CommonOptions& options);
 
   app::Node& node() { return *node_; }
-  // Joins every service with `on_request`, serves until SIGTERM or SIGINT, drains. The exit code.
-  int serve(const app::RequestHandler& on_request);
+  // Joins every service with `on_request`, serves until SIGTERM or SIGINT, calls `on_stop`, drains.
+  // The exit code.
+  int serve(const app::RequestHandler& on_request, const std::function<void()>& on_stop = {});
 
  private:
   explicit ExampleProgram(const CommonOptions& options) : options_(options) {}

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 namespace examples {
@@ -39,7 +40,49 @@ class HeadWriter {
   std::size_t used_ = 0;
 };
 
+// Without authority (RFC 9112, 3.2.2: a server takes the absolute form, too) and query.
+std::string_view path_of(std::string_view target) {
+  constexpr std::string_view kScheme = "http://";
+  const auto same = [](char a, char b) { return (a | 0x20) == b || a == b; };
+  if (target.size() > kScheme.size() && target.front() != '/' &&
+      std::equal(kScheme.begin(), kScheme.end(), target.begin(),
+                 [&](char b, char a) { return same(a, b); })) {
+    target.remove_prefix(kScheme.size());
+    target.remove_prefix(std::min(target.find_first_of("/?"), target.size()));
+    if (!target.starts_with('/')) return "/";
+  }
+  return target.substr(0, target.find('?'));
+}
+
 }  // namespace
+
+HttpSession::HttpSession(HttpSite& site, HttpSessions& all) : site_(site), all_(all) {
+  place_ = all_.size();
+  all_.push_back(this);
+}
+
+HttpSession::~HttpSession() {
+  all_.back()->place_ = place_;
+  std::swap(all_[place_], all_.back());
+  all_.pop_back();
+}
+
+void HttpSession::accept(app::Request& request, HttpSite& site, HttpSessions& all) {
+  auto session = std::make_unique<HttpSession>(site, all);
+  HttpSession& one = *session;
+  one.connection_ = &request.accept(std::move(session));
+}
+
+void HttpSession::end_idle(const HttpSessions& all) {
+  const HttpSessions before(all.begin(), all.end());  // some may go at once
+  for (HttpSession* one : before) {
+    if (one->is_idle() && one->connection_ != nullptr) one->end(*one->connection_);
+  }
+}
+
+bool HttpSession::is_idle() const {
+  return state_ == State::kHead && partial_head_.empty() && set_aside_.empty() && unsent_.empty();
+}
 
 // --- receiving
 
@@ -52,7 +95,10 @@ void HttpSession::on_data(app::Connection& connection, app::Received& data) {
     set_aside_.append(in);
     left += in.size();
   }
-  if (left == 0) return;
+  if (left == 0) {
+    if (connection.node().stopped() && is_idle()) end(connection);
+    return;
+  }
   data.withhold();
   connection.open_window(data.size() - left);
 }
@@ -69,7 +115,15 @@ void HttpSession::feed(app::Connection& connection, std::string_view& in) {
 
 void HttpSession::feed_head(app::Connection& connection, std::string_view& in) {
   // RFC 9112, 2.2: an empty line in front of a request is ignored.
+  if (std::exchange(lone_cr_, false)) {
+    if (in.front() != '\n') return refuse(connection, 400);
+    in.remove_prefix(1);
+  }
   while (partial_head_.empty() && in.starts_with("\r\n")) in.remove_prefix(2);
+  if (partial_head_.empty() && in == "\r") {
+    lone_cr_ = true;
+    in = {};
+  }
   if (in.empty()) return;
   const std::size_t before = partial_head_.size();
   std::string_view head = in;
@@ -103,7 +157,7 @@ void HttpSession::on_head(app::Connection& connection, std::string_view text) {
   close_after_ = !head.keep_alive || connection.node().stopped();  // stopping: the last answer
   old_client_ = head.minor_version == 0;
   head_only_ = head.method == Method::kHead;
-  const std::string_view path = head.target.substr(0, head.target.find('?'));
+  const std::string_view path = path_of(head.target);
   const bool is_get = head.method == Method::kGet || head_only_;
   const bool takes_body = path == "/upload" || path == "/sink";
   receives_ = hashes_ = false;
@@ -226,6 +280,7 @@ void HttpSession::pump(app::Connection& connection) {
   }
   if (!pump_content(connection)) return;
   content_.file.reset();
+  content_.pin.reset();
   if (close_after_) {
     end(connection);
   } else {
@@ -290,7 +345,8 @@ void HttpSession::on_writable(app::Connection& connection) {
     set_aside_ = in;
     connection.open_window(bytes.size() - in.size());
   }
-  if (client_is_done_ && (state_ == State::kHead || state_ == State::kBody)) end(connection);
+  const bool last = client_is_done_ && (state_ == State::kHead || state_ == State::kBody);
+  if (last || (connection.node().stopped() && is_idle())) end(connection);
 }
 
 void HttpSession::on_end_of_stream(app::Connection& connection) {

@@ -9,6 +9,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "appnode-lib/examples/http_body.h"
 #include "appnode-lib/examples/http_parser.h"
@@ -17,9 +18,20 @@
 
 namespace examples {
 
+class HttpSession;
+using HttpSessions = std::vector<HttpSession*>;  // those that live, in any order
+
 class HttpSession final : public app::ConnectionHandler {
  public:
-  explicit HttpSession(HttpSite& site) : site_(site) {}
+  // Both outlive it: `all` the Node, too.
+  HttpSession(HttpSite& site, HttpSessions& all);
+  ~HttpSession() override;
+  HttpSession(const HttpSession&) = delete;
+  HttpSession& operator=(const HttpSession&) = delete;
+
+  static void accept(app::Request& request, HttpSite& site, HttpSessions& all);
+  // Stopping: connections on which nothing is asked are ended; the others when nothing is any more.
+  static void end_idle(const HttpSessions& all);
 
   void on_data(app::Connection& connection, app::Received& data) override;
   void on_writable(app::Connection& connection) override;
@@ -28,6 +40,7 @@ class HttpSession final : public app::ConnectionHandler {
  private:
   enum class State : std::uint8_t { kHead, kBody, kAnswer, kDone };
 
+  bool is_idle() const;
   // Uses up what it can of `in`; stops while an answer is under way.
   void feed(app::Connection& connection, std::string_view& in);
   void feed_head(app::Connection& connection, std::string_view& in);
@@ -42,7 +55,11 @@ class HttpSession final : public app::ConnectionHandler {
   void end(app::Connection& connection);
 
   HttpSite& site_;
+  HttpSessions& all_;
+  std::size_t place_ = 0;  // there
+  app::Connection* connection_ = nullptr;
   State state_ = State::kHead;
+  bool lone_cr_ = false;  // of an empty line in front of a request, without its LF yet
   bool close_after_ = false;
   bool client_is_done_ = false;
   bool old_client_ = false;     // HTTP/1.0: keep-alive must be said

@@ -22,6 +22,7 @@ constexpr std::string_view kHello = "Hello from an application node that does no
 constexpr std::string_view kIndex =
     "appnode-httpd, an example of sanproxy\n\n"
     "GET  /hello    a small answer\n"
+    "GET  /healthz  ok (with --root: the file of that name)\n"
     "GET  /bytes/N  N bytes of a pattern\n"
     "POST /upload   counts and hashes the body\n"
     "POST /sink     counts the body\n";
@@ -84,6 +85,23 @@ int open_beneath(int root, const char* path) {
   return static_cast<int>(syscall(SYS_openat2, root, path, &how, sizeof(how)));
 }
 
+std::int64_t ns_of(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
+
+// Of a file that cannot be opened. What is short here says nothing of the file.
+int status_of(int error) {
+  switch (error) {
+    case EACCES:
+      return 403;
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+    case EAGAIN:
+      return 503;
+    default:
+      return 404;
+  }
+}
+
 std::shared_ptr<int> owned(int descriptor) {
   return {new int(descriptor), [](int* p) {
             ::close(*p);
@@ -118,6 +136,8 @@ const char* reason_phrase(int status) {
       return "Request Header Fields Too Large";
     case 501:
       return "Not Implemented";
+    case 503:
+      return "Service Unavailable";
     case 505:
       return "HTTP Version Not Supported";
     default:
@@ -195,9 +215,11 @@ Content HttpSite::error(int status) {
 }
 
 Content HttpSite::find(std::string_view path) {
+  if (!path.starts_with('/')) return error(400);
   if (path == "/hello") return text(200, kHello);
   if (path.starts_with("/bytes/")) return find_bytes(path.substr(7));
   if (root_ >= 0) return find_file(path);
+  if (path == "/healthz") return text(200, "ok\n");  // [[service]] health asks for it
   if (path == "/") return text(200, kIndex);
   return error(404);
 }
@@ -217,11 +239,12 @@ Content HttpSite::find_bytes(std::string_view count) {
 
 Content HttpSite::cached(const CachedFile& file) const {
   Content content;
-  content.kind = file.size == 0 ? Content::Kind::kNone : Content::Kind::kMemory;
+  content.kind = file.version.size == 0 ? Content::Kind::kNone : Content::Kind::kMemory;
   content.type = file.type;
   content.memory = &cache_;
   content.offset = file.offset;
-  content.length = file.size;
+  content.length = file.version.size;
+  content.pin = cache_pin_;
   return content;
 }
 
@@ -232,22 +255,21 @@ Content HttpSite::find_file(std::string_view path) {
   const auto known = files_.find(key);
   if (known != files_.end() && known->second.checked_at == now_) return cached(known->second);
   const auto name = decoded(std::string_view(key).substr(1));
-  if (!name || path.front() != '/') return error(400);
+  if (!name) return error(400);
   const int descriptor = open_beneath(root_, name->c_str());
-  if (descriptor < 0) return error(errno == EACCES ? 403 : 404);
+  if (descriptor < 0) return error(status_of(errno));
   const std::shared_ptr<int> file = owned(descriptor);
   struct stat info {};
   if (fstat(descriptor, &info) != 0) return error(404);
   if (S_ISDIR(info.st_mode)) return error(301);  // the session adds the slash
   if (!S_ISREG(info.st_mode)) return error(403);
   const auto size = static_cast<std::uint64_t>(info.st_size);
-  const std::int64_t modified_ns = info.st_mtim.tv_sec * 1'000'000'000 + info.st_mtim.tv_nsec;
-  if (known != files_.end() && known->second.size == size &&
-      known->second.modified_ns == modified_ns) {
+  const Version version{info.st_dev, info.st_ino, size, ns_of(info.st_mtim), ns_of(info.st_ctim)};
+  if (known != files_.end() && known->second.version == version) {
     known->second.checked_at = now_;
     return cached(known->second);
   }
-  CachedFile fresh{0, size, modified_ns, now_, type_of(*name)};
+  CachedFile fresh{0, version, now_, type_of(*name)};
   if (load(descriptor, size, fresh.offset)) {
     return cached(files_[key] = fresh);
   }
@@ -263,7 +285,8 @@ Content HttpSite::find_file(std::string_view path) {
 bool HttpSite::load(int file, std::uint64_t size, std::size_t& offset) {
   if (!cache_.valid() || size > cache_.bytes().size() / 2) return false;
   if (cache_used_ + size > cache_.bytes().size() || files_.size() >= kFilesMax) {
-    if (cache_.in_use() != 0) return false;  // a client is still being sent some of it
+    // A client is still being sent some of it, or will be.
+    if (cache_.in_use() != 0 || cache_pin_.use_count() != 1) return false;
     forget_all_files();
   }
   std::size_t done = 0;

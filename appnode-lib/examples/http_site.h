@@ -40,6 +40,7 @@ struct Content {
   const app::RegisteredMemory* memory = nullptr;  // kMemory, kPattern
   std::size_t offset = 0;                         // kMemory: inside `memory`
   std::shared_ptr<int> file;                      // kFile: an open descriptor
+  std::shared_ptr<const int> pin;                 // in the cache: it stays there meanwhile
   std::uint64_t length = 0;
 };
 
@@ -49,7 +50,8 @@ class HttpSite {
   HttpSite(app::Node& node, const std::string& root, std::size_t cache_bytes_max);
   ~HttpSite();
 
-  // `path`: the target without its query. A status other than 200 has a short text as content.
+  // `path`: a target without authority and query. A status other than 200 has a short text as
+  // content.
   Content find(std::string_view path);
   Content error(int status);
   // "Date: ...\r\n", written once a second.
@@ -60,10 +62,18 @@ class HttpSite {
   std::string_view hello_answer();
 
  private:
-  struct CachedFile {
-    std::size_t offset = 0;
+  // Another file in its place may well be as long and as old (links to releases, copies).
+  struct Version {
+    std::uint64_t device = 0;
+    std::uint64_t number = 0;
     std::uint64_t size = 0;
     std::int64_t modified_ns = 0;
+    std::int64_t changed_ns = 0;
+    bool operator==(const Version&) const = default;
+  };
+  struct CachedFile {
+    std::size_t offset = 0;
+    Version version;
     std::time_t checked_at = 0;
     std::string_view type;
   };
@@ -83,6 +93,8 @@ class HttpSite {
   std::unordered_map<std::string, Content> text_contents_;
   app::RegisteredMemory cache_;  // files, one behind the other
   std::size_t cache_used_ = 0;
+  // Whoever has a copy may still send something of it.
+  std::shared_ptr<const int> cache_pin_ = std::make_shared<const int>(0);
   std::unordered_map<std::string, CachedFile> files_;
   std::time_t now_ = 0;
   std::string date_line_;

@@ -4,6 +4,8 @@
 // Role: calls that wait, over a Node of their own. One thread owns a listener and all its
 //   streams; while one call waits, the other streams of the same listener still receive (up to
 //   their window) but nobody handles them.
+//   node().stop(), from a signal handler or another thread, ends the calls that wait:
+//   kDisconnected.
 // Ownership: a stream may outlive its listener object; both keep the Node.
 #pragma once
 
@@ -24,11 +26,14 @@ class BlockingStream {
   BlockingStream(BlockingStream&&) noexcept;
   BlockingStream& operator=(BlockingStream&&) noexcept;
 
-  // Makes an outgoing connection.
-  static Result<BlockingStream> connect(std::string_view remote, NodeOptions options = {},
-                                        int timeout_ms = 10'000);
+  // Makes an outgoing connection, over a Node of its own. It comes from the address of `service`
+  // ("IP:PORT", not "every address"), which is joined as long as the stream lives: clients that
+  // come there are refused. Who serves one anyway takes BlockingListener::connect().
+  static Result<BlockingStream> connect(std::string_view remote, std::string_view service,
+                                        NodeOptions options = {}, int timeout_ms = 10'000);
 
-  // At least one byte; 0 at the client's FIN; kTimeout; kDisconnected after a reset.
+  // At least one byte; 0 at the client's FIN; kTimeout; kDisconnected after a reset;
+  // kInvalidArgument if `into` is empty. A timeout of 0 takes what is there.
   Result<std::size_t> read(std::span<std::byte> into, int timeout_ms = -1);
   // All of it, or an error.
   Status write(Bytes bytes, int timeout_ms = -1);
@@ -39,7 +44,10 @@ class BlockingStream {
 
  private:
   friend class BlockingListener;
+  struct Core;
   struct State;
+  static Result<BlockingStream> connect(std::shared_ptr<Core> core, std::string_view remote,
+                                        int timeout_ms);
   explicit BlockingStream(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
@@ -51,11 +59,14 @@ class BlockingListener {
   BlockingListener& operator=(BlockingListener&&) noexcept;
 
   // Joins `service` ("IP:PORT"). At most `backlog` accepted connections wait for accept(); more
-  // are refused.
+  // are refused. Waits for no proxy: NodeOptions::on_proxy_down tells of one that cannot be
+  // reached, on_join_refused of one that does not let us join, both while a call waits.
   static Result<BlockingListener> open(std::string_view service, NodeOptions options = {},
                                        std::size_t backlog = 128);
   // The next connection, or kTimeout.
   Result<BlockingStream> accept(int timeout_ms = -1);
+  // Makes an outgoing connection, from the address of the service.
+  Result<BlockingStream> connect(std::string_view remote, int timeout_ms = 10'000);
   Node& node();
 
  private:

@@ -119,7 +119,7 @@ class Received {
 };
 
 // Memory of the library's own to write outgoing bytes into, sent without a copy. Move-only;
-// destruction without sending gives it back.
+// destruction without sending gives it back. Must not outlive its Node.
 class SendChunk {
  public:
   SendChunk() = default;
@@ -145,13 +145,13 @@ class SendChunk {
 
 // Memory that the application fills itself and sends from by reference, again and again, without
 // the bytes being touched: files, prepared answers. From Node::register_memory(). Move-only. The
-// handle may be destroyed at any time: the memory stays until nothing refers to it.
+// handle may be destroyed at any time, also behind its Node: the memory stays until nothing refers
+// to it.
 class RegisteredMemory {
  public:
   RegisteredMemory() = default;
   ~RegisteredMemory() { release(); }
-  RegisteredMemory(RegisteredMemory&& other) noexcept
-      : region_(std::exchange(other.region_, nullptr)) {}
+  RegisteredMemory(RegisteredMemory&& other) noexcept : region_(std::move(other.region_)) {}
   RegisteredMemory& operator=(RegisteredMemory&& other) noexcept;
 
   bool valid() const { return region_ != nullptr; }
@@ -165,19 +165,23 @@ class RegisteredMemory {
   friend class Node;
   friend class internal::ConnectionImpl;
   friend class internal::NodeImpl;
-  explicit RegisteredMemory(internal::Region* region) : region_(region) {}
-  internal::Region* region_ = nullptr;
+  explicit RegisteredMemory(std::shared_ptr<internal::Region> region)
+      : region_(std::move(region)) {}
+  std::shared_ptr<internal::Region> region_;
 };
 
 // Called once for a send from RegisteredMemory when the proxy no longer reads any of its bytes.
-// `ok` is false if the proxy went away first.
+// `ok` is false if the proxy, or our Node, went away first. From Node::poll(), the Node's
+// destructor, or send() itself where all of it was copied.
 struct SendDone {
   void (*call)(void* context, bool ok) = nullptr;
   void* context = nullptr;
 };
 
 // What an application does with one connection, or with many: the same handler may serve any
-// number of them (Connection::user tells them apart). Calls come from Node::poll() only.
+// number of them (Connection::user tells them apart). Calls come from Node::poll(), and on_closed()
+// from the Node's destructor too. None may throw, as no other function may that the library calls:
+// what stands behind the exception is lost, and the Node is of no use any more.
 class ConnectionHandler {
  public:
   virtual ~ConnectionHandler() = default;
@@ -251,6 +255,8 @@ class Request {
   Connection& accept(ConnectionHandler& handler, void* user = nullptr);
   // The library owns `handler` and destroys it after on_closed().
   Connection& accept(std::unique_ptr<ConnectionHandler> handler, void* user = nullptr);
+  // kReset, kRefused, kTimedOut or one of those behind kNodeDied but kVersionMismatch; any other is
+  // taken for kRefused. The client sees a RST.
   void reject(CloseCode code = CloseCode::kRefused);
 
  private:

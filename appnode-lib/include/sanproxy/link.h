@@ -49,7 +49,8 @@ struct TlsFiles {
   std::string certificate{};  // ours, with its chain
   std::string key{};          // its private key
   std::string ca{};           // who signs the proxies' certificates
-  std::string proxy_name{};   // take no proxy but one whose certificate has this name; "": any
+  std::string proxy_name{};  // take no proxy but one whose certificate has this name; "": any, also
+                             // one that is no proxy's
   bool any() const { return !certificate.empty() || !key.empty() || !ca.empty(); }
 };
 

@@ -4,7 +4,8 @@
 // Role: holds a channel to each proxy (and connects again by itself, and joins again), hands
 //   requests and bytes to the application, and runs or is run by an event loop.
 // Owner: the application. Thread: one thread a Node; a process may have many Nodes. Only stop()
-//   may be called from elsewhere, signal handlers included.
+//   may be called from elsewhere, signal handlers included. Behind a fork() the Node is the
+//   parent's: the child may destroy its copy, which tells nobody, and do nothing else with it.
 #pragma once
 
 #include <cstddef>
@@ -45,12 +46,14 @@ struct NodeOptions {
   // "etcd://HOST:PORT[,HOST:PORT...]/CLUSTER" is all proxies of a cluster, as they come and go.
   // If empty, SANPROXY_PROXY (comma separated) is used.
   std::vector<std::string> proxies{};
-  std::string name{};  // shown by the proxy; by default the program's name and pid
+  // Shown by the proxy; by default the program's name and pid. Printable UTF-8; 64 bytes count.
+  std::string name{};
   // At most 8; if empty, SANPROXY_KEY ("NAME:FILE", comma separated) is used. Each proxy is asked
   // to prove that it has the key as well: one that shows a wrong proof is not joined.
   std::vector<KeyOptions> keys{};
 
-  // --- links. Where not set, SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY and _CA are used.
+  // --- links. Where not set, SANPROXY_LINK and SANPROXY_TLS_CERTIFICATE, _KEY, _CA and
+  // _PROXY_NAME are used.
   LinkOptions link{};  // asked of every proxy's link
   TlsFiles tls{};      // tcp links use TLS if set, and only then
   ClusterOptions cluster{};
@@ -82,14 +85,17 @@ struct NodeOptions {
 };
 
 struct JoinOptions {
-  std::uint16_t weight = 1;           // share of the connections, against other nodes
-  std::uint32_t connections_max = 0;  // at a time, from each proxy; 0 is no limit
-  bool immediate = false;             // be asked at the handshake, not at the first data
+  // Share of the connections, against other nodes, where the operator has set the service's balance
+  // to weighted or least-connections. The default, round-robin, gives each the same.
+  std::uint16_t weight = 1;
+  std::uint32_t connections_max = 0;  // at a time, from each worker of each proxy; 0 is no limit
+  // Be asked at the handshake, not at the first data; holds for all members as long as one asks.
+  bool immediate = false;
 };
 
 using RequestHandler = std::function<void(Request&)>;
 
-// A handle, cheap to copy; valid as long as its Node.
+// A handle, cheap to copy; valid as long as its Node. A default one is of no service, and has left.
 class Service {
  public:
   Service() = default;
@@ -97,7 +103,8 @@ class Service {
   std::size_t joined_count() const;  // proxies where the join stands
   // No new connections; open ones go on. Requests already on their way still come.
   void leave();
-  // Ends the service for everybody: other members are told. Open connections go on.
+  // Ends the service for everybody: other members are told. Open connections go on. Not for ever:
+  // members that do not leave() either join again with their next channel.
   void shutdown();
   bool left() const;  // nothing more will come
 
@@ -125,7 +132,9 @@ class Node {
   // Serves `address` ("IP:PORT"; "0.0.0.0:PORT" or "[::]:PORT" is every address) at each proxy.
   Result<Service> join(std::string_view address, RequestHandler on_request,
                        JoinOptions options = {});
-  // An outgoing connection, made by a proxy. on_open() or on_closed() follows.
+  // An outgoing connection, made by a proxy where we have joined a service at an IP address (not
+  // "every address") of the same family: it comes from there. kNotFound where we have not (yet),
+  // kDisconnected without a proxy. on_open() or on_closed() follows.
   Result<Connection*> connect(std::string_view remote, ConnectionHandler& handler,
                               void* user = nullptr);
   // Zero-filled memory to send from by reference.

@@ -91,5 +91,82 @@ TEST_F(BlockingTest, AWriterWaitsForTheWindowAndAReaderLearnsOfAReset) {
   listener = Status();
 }
 
+TEST_F(BlockingTest, CallsThatDoNotWaitGetOnAllTheSame) {
+  run_proxy([this] {
+    if (proxy_.last_service == 0 || id_ != 0) return;
+    id_ = proxy_.request(proxy_.last_service);
+    proxy_.send(id_, "hello");
+  });
+  auto listener = BlockingListener::open("10.77.0.10:7", options());
+  ASSERT_TRUE(listener.ok());
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const auto again = [&](const Status& status) {
+    return status.code() == Code::kTimeout && std::chrono::steady_clock::now() < give_up;
+  };
+  Result<BlockingStream> stream = Status(Code::kTimeout, "not yet");
+  while (again(stream.status())) stream = listener->accept(0);
+  ASSERT_TRUE(stream.ok()) << stream.status().to_string();
+  std::array<std::byte, 10> buffer;
+  Result<std::size_t> n = Status(Code::kTimeout, "not yet");
+  while (again(n.status())) n = stream->read(buffer, 0);
+  ASSERT_TRUE(n.ok()) << n.status().to_string();
+  EXPECT_EQ(*n, 5u);
+  EXPECT_EQ(stream->read(buffer, 0).status().code(), Code::kTimeout);
+  EXPECT_EQ(stream->read({}, 0).status().code(), Code::kInvalidArgument);
+}
+
+TEST_F(BlockingTest, AReaderOfWhatCameLongAgoOpensTheWindow) {
+  std::atomic<std::uint64_t> freed{0};
+  run_proxy([this, &freed] {
+    if (proxy_.last_service != 0 && id_ == 0) {
+      id_ = proxy_.request(proxy_.last_service);
+      for (int i = 0; i < 4; ++i) proxy_.send_large(id_, 60'000);
+    }
+    if (id_ != 0) freed = proxy_.stream(id_).freed;
+  });
+  auto listener = BlockingListener::open("10.77.0.10:7", options());
+  ASSERT_TRUE(listener.ok());
+  auto stream = listener->accept(20'000);
+  ASSERT_TRUE(stream.ok());
+  std::array<std::byte, 60'000> buffer;
+  std::size_t got = 0;
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  // Stops short of the last byte: each read() finds some.
+  while (got < 200'000 && std::chrono::steady_clock::now() < give_up) {
+    const auto n = stream->read(std::span(buffer).first(1000), 20'000);
+    ASSERT_TRUE(n.ok());
+    got += *n;
+  }
+  while (freed < 150'000 && std::chrono::steady_clock::now() < give_up) {
+    ASSERT_TRUE(stream->read(std::span(buffer).first(1)).ok());
+    std::this_thread::yield();
+  }
+  EXPECT_GE(freed, 150'000u);
+  join();
+}
+
+TEST_F(BlockingTest, StopEndsTheCallsThatWait) {
+  run_proxy([this] {
+    if (proxy_.last_service != 0 && id_ == 0) {
+      id_ = proxy_.request(proxy_.last_service);
+      proxy_.send(id_, "hello");
+    }
+  });
+  auto listener = BlockingListener::open("10.77.0.10:7", options());
+  ASSERT_TRUE(listener.ok());
+  auto stream = listener->accept(20'000);
+  ASSERT_TRUE(stream.ok());
+  std::array<std::byte, 10> buffer;
+  ASSERT_TRUE(stream->read(buffer).ok());
+  std::thread other([&] { listener->node().stop(); });
+  EXPECT_EQ(stream->read(buffer).status().code(), Code::kDisconnected);
+  EXPECT_EQ(listener->accept().status().code(), Code::kDisconnected);
+  other.join();
+}
+
+TEST_F(BlockingTest, AnImpossibleServiceIsRefused) {
+  EXPECT_EQ(BlockingListener::open("bogus", options()).status().code(), Code::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace sanproxy::app::test

@@ -37,6 +37,26 @@ TEST_F(ConnectionTest, ARejectedRequestTellsTheCodeAndItsEarlyDataIsDropped) {
   EXPECT_TRUE(proxy_.connected());
 }
 
+TEST_F(ConnectionTest, ARejectionWithACodeThatSaysNothingOfOneIsARefusal) {
+  proxy_.start();
+  make_node();
+  AppCode code = AppCode::kNone;
+  ASSERT_TRUE(node_->join("10.77.0.10:80", [&](Request& request) { request.reject(code); }).ok());
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 1; }));
+  pump_some();
+  for (const int value : {0, 1, 2, 6, 13, 16, 1000, 65535}) {
+    code = static_cast<AppCode>(value);
+    const auto id = proxy_.request(proxy_.last_service);
+    ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).rejected || !proxy_.connected(); }));
+    ASSERT_TRUE(proxy_.connected()) << value;
+    EXPECT_EQ(proxy_.stream(id).reject_code, wire::CloseCode::kRefused) << value;
+  }
+  code = AppCode::kAddressInUse;
+  const auto id = proxy_.request(proxy_.last_service);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).rejected; }));
+  EXPECT_EQ(proxy_.stream(id).reject_code, wire::CloseCode::kAddressInUse);
+}
+
 TEST_F(ConnectionTest, ARequestForAnUnknownServiceIsRejected) {
   Recorder& handler = recorder();
   serve(handler);
@@ -281,6 +301,41 @@ TEST_F(ConnectionTest, AnOutgoingConnectionOpensCarriesBytesAndCloses) {
   handler.connection->close();
   ASSERT_TRUE(pump_until([&] { return handler.closes == 1; }));
   EXPECT_EQ(proxy_.stream(body.connection).data, "hello");
+}
+
+TEST_F(ConnectionTest, AnOutgoingConnectionNeedsAnAddressToComeFrom) {
+  Recorder& handler = recorder();
+  proxy_.start();
+  make_node();
+  const auto connect = [&](const char* to) { return node_->connect(to, handler).status().code(); };
+  EXPECT_EQ(connect("192.0.2.1:443"), Code::kDisconnected);
+  auto every = node_->join("0.0.0.0:80", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return every->joined_count() == 1; }));
+  EXPECT_EQ(connect("192.0.2.1:443"), Code::kNotFound);
+  auto one = node_->join("10.77.0.10:80", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return one->joined_count() == 1; }));
+  EXPECT_EQ(connect("[fd77::1]:443"), Code::kNotFound);
+  EXPECT_EQ(connect("192.0.2.1:443"), Code::kOk);
+}
+
+TEST_F(ConnectionTest, WhoSendsBeforeAnOutgoingConnectionIsOpenIsToldWhenHeMay) {
+  Recorder& handler = recorder();
+  serve(handler);
+  auto connection = node_->connect("192.0.2.1:443", handler);
+  ASSERT_TRUE(connection.ok());
+  EXPECT_EQ((*connection)->send("too early"), 0u);
+  pump_some();
+  EXPECT_EQ(handler.writables, 0);
+  wire::AcceptConnectionBody body{};
+  body.connection = wire::make_connection_id(1, 1, 77);
+  body.request = 1;
+  body.send_window_bytes = 65536;
+  body.local = wire::to_wire(*SocketAddress::parse("10.77.0.10:40000"));
+  ASSERT_TRUE(proxy_.channel()
+                  .send_control(wire::MessageType::kAcceptConnection, 0, CloseCode::kNone, body)
+                  .ok());
+  ASSERT_TRUE(pump_until([&] { return handler.opens == 1; }));
+  EXPECT_EQ(handler.writables, 1);
 }
 
 TEST_F(ConnectionTest, AnOutgoingConnectionThatFailsTellsWhyAndOneGivenUpIsTakenBack) {

@@ -38,12 +38,14 @@ FakeProxy::~FakeProxy() { stop(); }
 
 void FakeProxy::start() {
   ++epoch_;
-  auto fabric = fabric::make_shm_fabric();
+  auto fabric =
+      address_.starts_with("tcp:") ? fabric::make_tcp_fabric() : fabric::make_shm_fabric();
   ASSERT_TRUE(fabric.ok()) << fabric.status().to_string();
   fabric_ = std::move(*fabric);
   auto listener = fabric_->listen(address_, options.endpoint);
   ASSERT_TRUE(listener.ok()) << listener.status().to_string();
   listener_ = std::move(*listener);
+  address_ = listener_->address();
 }
 
 void FakeProxy::stop() {
@@ -57,9 +59,22 @@ void FakeProxy::stop() {
 std::size_t FakeProxy::pump() {
   if (fabric_ == nullptr) return 0;
   std::size_t handled = 0;
-  if (auto request = listener_->poll(); request.ok()) {
+  if (auto request = listener_->poll();
+      request.ok() && options.refuse_channels != wire::CloseCode::kNone) {
+    const wire::MessageHeader no{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
+                                 static_cast<std::uint16_t>(options.refuse_channels),
+                                 sizeof(wire::MessageHeader)};
+    listener_->reject(*request, std::as_bytes(std::span(&no, 1)));
+  } else if (request.ok()) {
     const auto peer = wire::decode_hello(request->private_data);
     EXPECT_TRUE(peer.ok()) << peer.status().to_string();
+    if (options.hello_code != wire::CloseCode::kNone) {
+      const wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
+                                       static_cast<std::uint16_t>(options.hello_code),
+                                       sizeof(wire::MessageHeader)};
+      listener_->reject(*request, std::as_bytes(std::span(&reason, 1)));
+      return 1;
+    }
     const wire::HelloBody ours =
         channel::make_hello(epoch_, options.endpoint, 1u << 20, 1000, "fake");
     std::array<std::byte, sizeof(wire::HelloBody)> bytes;
@@ -179,7 +194,10 @@ void FakeProxy::on_message(channel::Channel&, const wire::Message& message) {
 
 void FakeProxy::on_join(const wire::Message& message) {
   ++joins;
-  if (!options.answer_joins) return;
+  if (options.answer_joins) answer_join(message);
+}
+
+void FakeProxy::answer_join(const wire::Message& message) {
   wire::JoinServiceBody body = message.join;
   if (options.join_code == wire::CloseCode::kNone) {
     body.service = last_service = 100 + message.join.request;

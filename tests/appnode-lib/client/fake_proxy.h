@@ -1,6 +1,7 @@
 // FakeProxy: the other end of a channel, in the same process and thread as the Node under test.
 //
-// Role: listens on a real shm socket, speaks the wire format through lwproto/channel, does no TCP.
+// Role: listens on a real shm or tcp socket, speaks the wire format through lwproto/channel, does
+// no TCP.
 //   It records what the application node sends and sends what a test tells it to.
 // Harness: a Node with a manual clock and its FakeProxy; pump() gives both a turn.
 #pragma once
@@ -20,6 +21,7 @@
 #include "lwproto/base/clock.h"
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "sanproxy/appnode.h"
 
 namespace sanproxy::app::test {
@@ -39,21 +41,24 @@ class FakeProxy final : public channel::Delegate {
   };
   struct Options {
     fabric::EndpointOptions endpoint;
+    wire::CloseCode refuse_channels = wire::CloseCode::kNone;  // with this
     bool answer_joins = true;
     bool free_at_once = true;  // CREDIT for every DATA
     bool hold_loans = false;   // keep what came by reference until release_loans()
     wire::CloseCode join_code = wire::CloseCode::kNone;
     bool answer_keys = true;
+    wire::CloseCode hello_code = wire::CloseCode::kNone;  // refuses the channel
     int key_limit = 0;  // so many AUTHENTICATEs are refused with kLimitReached
     std::vector<auth::Key> keys = {};
     const auth::Key* impostor_key = nullptr;  // answers every AUTHENTICATE with this one's proof
   };
 
-  explicit FakeProxy(std::string address);
+  explicit FakeProxy(std::string address);  // shm: or tcp:
   ~FakeProxy() override;
 
   void start();
   void stop();  // disconnects everybody, as if the process had died
+  const std::string& address() const { return address_; }  // with the port that it got
   bool connected() const { return channel_ != nullptr && !channel_->closed(); }
   std::size_t pump();
   channel::Channel& channel() { return *channel_; }
@@ -71,6 +76,7 @@ class FakeProxy final : public channel::Delegate {
   std::uint32_t joins = 0;
   std::vector<std::string> proven;  // names of keys
   std::uint32_t last_service = 0;
+  void answer_join(const wire::Message& message);
   std::size_t loans_held() const { return loans_.size(); }
   std::size_t sent_back = 0;  // completed references of ours
   wire::CloseCode closed_code = wire::CloseCode::kNone;

@@ -97,6 +97,109 @@ TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
   kept.clear();
 }
 
+// Two proxies over tcp, where payload lands in receive buffers that all links share.
+class ReceiveBuffers : public MemoryTest {
+ protected:
+  ReceiveBuffers() {
+    for (FakeProxy* proxy : {&first_, &second_}) proxy->start();
+    NodeOptions options;
+    options.proxies = {first_.address(), second_.address()};
+    options.receive_buffers = 16;  // four times as many are shared
+    options.kept_bytes_max = 4096;
+    make_node(std::move(options));
+    handler_.data_hook = [this](Connection&, Received& data) {
+      if (data.size() < kLarge) {
+        if (on_small_) on_small_();
+      } else {
+        kept_.push_back(data.keep());
+      }
+    };
+    auto joined = node_->join("10.77.0.10:80", [&](Request& request) { request.accept(handler_); });
+    EXPECT_TRUE(joined.ok());
+    EXPECT_TRUE(all_pump_until([&] { return joined->joined_count() == 2; }));
+  }
+  ~ReceiveBuffers() override {
+    kept_.clear();
+    impl_.reset();
+    for (FakeProxy* proxy : {&first_, &second_}) proxy->stop();
+  }
+  [[nodiscard]] bool all_pump_until(const std::function<bool()>& condition) {
+    return pump_until([&] {
+      first_.pump();
+      second_.pump();
+      return condition();
+    });
+  }
+  std::uint64_t open_at(FakeProxy& proxy) {
+    const std::uint64_t id = proxy.request(proxy.last_service);
+    EXPECT_TRUE(all_pump_until([&] { return proxy.stream(id).accepted; }));
+    return id;
+  }
+  static bool may_send(FakeProxy& proxy) {
+    return proxy.channel().data_writable() && proxy.channel().ledger().may_send_data();
+  }
+  // Until the node has nothing to do, and the proxy no credit.
+  void use_up(FakeProxy& proxy) {
+    const std::uint64_t id = open_at(proxy);
+    int rounds_at_rest = 0;
+    ASSERT_TRUE(all_pump_until([&] {
+      const bool sent = may_send(proxy);
+      if (sent) proxy.send_large(id, kLarge);
+      rounds_at_rest = sent || !node_->arm() ? 0 : rounds_at_rest + 1;
+      return rounds_at_rest == 20;
+    }));
+  }
+  // The loop that a program has: it sleeps, and nothing wakes it.
+  [[nodiscard]] bool may_send_while_the_node_sleeps(FakeProxy& proxy) {
+    while (!node_->arm()) node_->poll();
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!may_send(proxy) && std::chrono::steady_clock::now() < give_up) proxy.pump();
+    return may_send(proxy);
+  }
+
+  static constexpr std::size_t kLarge = 4000;
+  FakeProxy first_{"tcp://127.0.0.1:0"}, second_{"tcp://127.0.0.1:0"};
+  Recorder& handler_ = recorder();
+  std::vector<Borrowed> kept_;
+  std::function<void()> on_small_;
+};
+
+TEST_F(ReceiveBuffers, ThoseGivenBackOutsidePollAreGrantedBeforeTheNodeSleeps) {
+  use_up(first_);
+  EXPECT_GE(kept_.size(), 40u) << "all but what is posted for the other proxy";
+  kept_.clear();
+  EXPECT_TRUE(may_send_while_the_node_sleeps(first_));
+}
+
+TEST_F(ReceiveBuffers, ThoseGivenBackByAHandlerOfAnotherLinkAreGrantedBeforeTheNodeSleeps) {
+  const std::uint64_t id = open_at(second_);
+  use_up(first_);
+  on_small_ = [&] { kept_.clear(); };
+  second_.send(id, "small");
+  second_.channel().flush();
+  // Not by way of all_pump_until(): one poll() has to be enough.
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!kept_.empty() && std::chrono::steady_clock::now() < give_up) node_->poll();
+  EXPECT_TRUE(kept_.empty());
+  EXPECT_TRUE(may_send_while_the_node_sleeps(first_));
+}
+
+TEST_F(ReceiveBuffers, OneThatIsKeptDoesNotKeepTheNodeFromConnectingAgain) {
+  for (std::uint32_t round = 1; round <= 4; ++round) {  // more than are there beside those posted
+    const std::uint64_t id = open_at(first_);
+    first_.send_large(id, kLarge);
+    ASSERT_TRUE(all_pump_until([&] { return kept_.size() == round; }));
+    first_.stop();
+    ASSERT_TRUE(all_pump_until([&] { return node_->proxies_up() == 1; }));
+    first_.start();
+    ASSERT_TRUE(all_pump_until([&] {
+      clock_.advance_ns(internal::Link::kRetryFirstNs);
+      return first_.joins == round + 1;
+    })) << round;
+  }
+  EXPECT_EQ(as_text(kept_[0].pieces()[0]).substr(0, 3), "abc");
+}
+
 TEST(KeptPool, CopiesThatNeedNotBeMadeLeaveAQuarterToThoseThatMust) {
   internal::KeptPool pool(8192);
   EXPECT_NE(pool.acquire_copy(6144, false), nullptr);
@@ -104,6 +207,26 @@ TEST(KeptPool, CopiesThatNeedNotBeMadeLeaveAQuarterToThoseThatMust) {
   EXPECT_NE(pool.acquire_copy(1, true), nullptr);
   EXPECT_NE(pool.acquire_copy(1024, true), nullptr);
   EXPECT_EQ(pool.acquire_copy(1, true), nullptr);
+}
+
+TEST(KeptPool, WhatIsReleasedServesTheNextCopyOfItsSize) {
+  internal::KeptPool pool(1 << 20);
+  internal::ConnectionImpl connection;
+  const auto copy_of = [&](std::size_t bytes) {
+    internal::Kept* kept = pool.acquire_copy(bytes, false);
+    kept->connection = &connection;
+    kept->serial = connection.serial + 1;  // of a connection that has gone
+    pool.release(*kept);
+    return kept;
+  };
+  const internal::Kept* large = copy_of(60'000);
+  const internal::Kept* small = copy_of(100);
+  EXPECT_NE(large, small);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(copy_of(60'000), large);
+    EXPECT_EQ(copy_of(100), small);
+  }
+  EXPECT_EQ(pool.acquire_loan(), large);
 }
 
 TEST_F(MemoryTest, KeptBytesSurviveTheProxyAndTheirConnection) {
@@ -187,6 +310,24 @@ TEST_F(MemoryTest, SendersThatFindNoMemoryAreToldWhenSomeIsBack) {
     return proxy_.stream(id).data.size() == text.size();
   }));
   EXPECT_EQ(proxy_.stream(id).data, text);
+}
+
+TEST_F(MemoryTest, MemoryGivenBackOutsidePollIsForThoseWhoWaitForSome) {
+  Recorder& handler = recorder();
+  NodeOptions options;
+  options.send_memory_bytes = 1;  // the least that there can be
+  serve(handler, options);
+  opened(handler, 8 << 20);
+  std::vector<SendChunk> chunks;
+  do {
+    chunks.push_back(handler.connection->acquire(50'000));
+  } while (chunks.back().valid());
+  ASSERT_TRUE(pump_until([&] { return node_->arm(); }));
+  EXPECT_EQ(handler.writables, 0);
+  chunks.clear();
+  EXPECT_FALSE(node_->arm());
+  node_->poll();
+  EXPECT_EQ(handler.writables, 1);
 }
 
 // Clients that acknowledge nothing hold all the places for references.
@@ -331,6 +472,38 @@ TEST_F(MemoryTest, RegisteredMemoryIsAttachedToAProxyThatComesBack) {
   const auto id = opened(handler);
   EXPECT_EQ(handler.connection->send(*memory, 0, 100'000), 100'000u);
   ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data == std::string(100'000, 'q'); }));
+}
+
+TEST_F(MemoryTest, RegisteredMemoryThatIsSentWhenTheNodeEndsIsReportedAndOutlivesIt) {
+  struct : Recorder {
+    void on_closed(Connection& c, CloseCode why) override {
+      again = c.node().connect("192.0.2.1:443", *this).status().code();
+      joined = c.node().join("10.77.0.11:80", [](Request&) {}).status().code();
+      Recorder::on_closed(c, why);
+    }
+    Code again = Code::kOk, joined = Code::kOk;
+  } handler;
+  serve(handler);
+  proxy_.options.hold_loans = true;
+  const auto id = opened(handler);
+  auto memory = node_->register_memory(200'000);
+  ASSERT_TRUE(memory.ok());
+  std::pair<int, int> done;  // well and not
+  const SendDone report{[](void* context, bool ok) {
+                          auto& count = *static_cast<std::pair<int, int>*>(context);
+                          ++(ok ? count.first : count.second);
+                        },
+                        &done};
+  EXPECT_EQ(handler.connection->send(*memory, 0, 100'000, report), 100'000u);
+  EXPECT_EQ(handler.connection->send(*memory, 0, 50'000, report), 50'000u);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).data.size() == 150'000; }));
+  impl_.reset();
+  EXPECT_EQ(done, std::pair(0, 2));
+  EXPECT_EQ(handler.code, CloseCode::kNodeClosed);
+  EXPECT_EQ(handler.again, Code::kDisconnected);
+  EXPECT_EQ(handler.joined, Code::kDisconnected);
+  EXPECT_EQ(memory->in_use(), 0u);
+  memory->bytes()[0] = std::byte{1};
 }
 
 TEST_F(MemoryTest, ReleasedMemoryServesTheNextRegistration) {

@@ -1,4 +1,6 @@
 #include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -35,6 +37,7 @@ TEST_F(ServicesTest, ImpossibleJoinsAndNodesAreRefusedWithAReason) {
   make_node();
   EXPECT_EQ(node_->join("10.0.0.1", [](Request&) {}).status().code(), Code::kInvalidArgument);
   EXPECT_EQ(node_->join("10.0.0.1:0", [](Request&) {}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(node_->join("10.0.0.1:1", nullptr).status().code(), Code::kInvalidArgument);
   ASSERT_TRUE(node_->join("10.0.0.1:1", [](Request&) {}).ok());
   EXPECT_EQ(node_->join("10.0.0.1:1", [](Request&) {}).status().code(), Code::kExists);
   NodeOptions options;
@@ -52,6 +55,39 @@ TEST_F(ServicesTest, ImpossibleJoinsAndNodesAreRefusedWithAReason) {
   EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument) << "half of TLS";
 }
 
+TEST_F(ServicesTest, AProxyThatRefusesTheChannelSaysWhy) {
+  proxy_.options.hello_code = wire::CloseCode::kLimitReached;
+  proxy_.start();
+  std::string why;
+  NodeOptions options;
+  options.on_proxy_down = [&](auto, std::string_view reason) { why = reason; };
+  make_node(options);
+  ASSERT_TRUE(pump_until([&] { return !why.empty(); }));
+  EXPECT_NE(why.find(": limit_reached"), std::string::npos) << why;
+}
+
+TEST_F(ServicesTest, ANameThatIsTooLongIsCutBetweenCharactersAndOneThatCannotBeShownIsRefused) {
+  NodeOptions options;
+  options.proxies = {address_};
+  for (const char* name : {"tab\there", "\xff\xfe", "half \xc3", "\x7f"}) {
+    options.name = name;
+    EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument) << name;
+  }
+  proxy_.start();
+  options.name = std::string(63, 'a') + "\u00e9";
+  make_node(options);
+  ASSERT_TRUE(pump_until([&] { return node_->proxies_up() == 1 && proxy_.connected(); }));
+  EXPECT_EQ(proxy_.channel().peer_name(), std::string(63, 'a'));
+}
+
+TEST_F(ServicesTest, AHandleOfNoServiceHasLeft) {
+  Service none;
+  none.leave();
+  none.shutdown();
+  EXPECT_TRUE(none.left());
+  EXPECT_EQ(none.joined_count(), 0u);
+}
+
 TEST_F(ServicesTest, ARefusedJoinIsReported) {
   proxy_.start();
   proxy_.options.join_code = wire::CloseCode::kNotPermitted;
@@ -62,6 +98,31 @@ TEST_F(ServicesTest, ARefusedJoinIsReported) {
   auto service = node_->join("10.0.0.1:80", [](Request&) {});
   ASSERT_TRUE(pump_until([&] { return code == AppCode::kNotPermitted; }));
   EXPECT_EQ(service->joined_count(), 0u);
+}
+
+TEST_F(ServicesTest, WhoIsTakenOutOfAnAllowListAsksAgain) {
+  Recorder& handler = recorder();
+  int refusals = 0;
+  NodeOptions options;
+  options.on_join_refused = [&](auto, auto, AppCode why) {
+    EXPECT_EQ(why, AppCode::kNotPermitted);
+    ++refusals;
+  };
+  serve(handler, options);
+  proxy_.options.join_code = wire::CloseCode::kNotPermitted;
+  const wire::ServiceBody body{proxy_.last_service, 0};
+  ASSERT_TRUE(proxy_.channel()
+                  .send_control(wire::MessageType::kShutdownService, 0,
+                                wire::CloseCode::kNotPermitted, body)
+                  .ok());
+  ASSERT_TRUE(pump_until([&] { return refusals == 1; }));
+  EXPECT_EQ(service_.joined_count(), 0u);
+  constexpr std::uint64_t kFirst = internal::Link::kAskAgainFirstNs;
+  clock_.advance_ns(kFirst);
+  ASSERT_TRUE(pump_until([&] { return refusals == 2; })) << "it asks, and is refused";
+  proxy_.options.join_code = wire::CloseCode::kNone;
+  clock_.advance_ns(2 * kFirst);
+  ASSERT_TRUE(pump_until([&] { return service_.joined_count() == 1; }));
 }
 
 TEST_F(ServicesTest, AJoinThatMetALimitIsAskedForAgainWithGrowingPauses) {
@@ -181,6 +242,47 @@ TEST_F(ServicesTest, LeavingBeforeTheJoinIsAnsweredLeavesAfterwards) {
   EXPECT_EQ(proxy_.joins, 0u);
 }
 
+TEST_F(ServicesTest, AnAddressIsJoinedAnewOnlyWhenItHasBeenLeft) {
+  proxy_.start();
+  proxy_.options.answer_joins = false;
+  make_node();
+  const std::string address = "10.0.0.1:80";
+  auto first = node_->join(address, [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 1; }));
+  first->leave();
+  auto second = node_->join(address, [](Request&) {});
+  ASSERT_TRUE(second.ok());
+  pump_some();
+  EXPECT_EQ(proxy_.joins, 1u) << "the first JOIN is not answered";
+  proxy_.answer_join(wire::Message(proxy_.messages.back()));
+  ASSERT_TRUE(
+      pump_until([&] { return proxy_.messages.back().type == wire::MessageType::kLeaveService; }));
+  pump_some();
+  EXPECT_EQ(proxy_.joins, 1u) << "the LEAVE is not answered";
+  EXPECT_FALSE(first->left());
+  proxy_.options.answer_joins = true;
+  ASSERT_TRUE(proxy_.channel()
+                  .send_control(wire::MessageType::kLeaveService, wire::kFlagAnswer,
+                                wire::CloseCode::kNone, proxy_.messages.back().service)
+                  .ok());
+  ASSERT_TRUE(pump_until([&] { return second->joined_count() == 1; }));
+  EXPECT_TRUE(first->left());
+  EXPECT_EQ(proxy_.joins, 2u);
+}
+
+TEST_F(ServicesTest, AnAddressWhoseLeftJoinIsRefusedIsJoinedAnew) {
+  proxy_.start();
+  proxy_.options.answer_joins = false;
+  make_node();
+  auto first = node_->join("10.0.0.1:80", [](Request&) {});
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 1; }));
+  first->leave();
+  ASSERT_TRUE(node_->join("10.0.0.1:80", [](Request&) {}).ok());
+  proxy_.options.join_code = wire::CloseCode::kNotPermitted;
+  proxy_.answer_join(wire::Message(proxy_.messages.back()));
+  ASSERT_TRUE(pump_until([&] { return proxy_.joins == 2; }));
+}
+
 TEST_F(ServicesTest, ShutdownTellsTheProxyAndAnAnnouncedShutdownEndsTheService) {
   Recorder& handler = recorder();
   AppCode code = AppCode::kNone;
@@ -232,6 +334,17 @@ TEST_F(ServicesTest, AProxyThatComesBackIsJoinedAgainAndItsOldConnectionsEndOnce
   ASSERT_TRUE(pump_until([&] { return handler.data == "again"; }));
 }
 
+TEST_F(ServicesTest, WhyAProxyTakesNoChannelIsTold) {
+  std::string reason;
+  NodeOptions options;
+  options.on_proxy_down = [&](auto, auto why) { reason = why; };
+  proxy_.options.refuse_channels = wire::CloseCode::kLimitReached;
+  proxy_.start();
+  make_node(std::move(options));
+  ASSERT_TRUE(pump_until([&] { return !reason.empty(); }));
+  EXPECT_EQ(reason, "rejected by the server: limit_reached");
+}
+
 TEST_F(ServicesTest, AForeignLoopSleepsOnOneDescriptor) {
   Recorder& handler = recorder();
   serve(handler);
@@ -246,12 +359,51 @@ TEST_F(ServicesTest, AForeignLoopSleepsOnOneDescriptor) {
   EXPECT_EQ(handler.data, "wake up");
 }
 
+TEST_F(ServicesTest, ArmingAgainSendsWhatWasSaidMeanwhileAndLeavesNoEndBehind) {
+  Recorder& handler = recorder();
+  serve(handler);
+  const auto id = open();
+  proxy_.send(id, "x");
+  ASSERT_TRUE(pump_until([&] { return handler.connection != nullptr; }));
+  pollfd descriptor{node_->fd(), POLLIN, 0};
+  const auto asleep = [&] { return node_->arm() && ::poll(&descriptor, 1, 0) == 0; };
+  ASSERT_TRUE(pump_until(asleep));
+  ASSERT_TRUE(node_->arm());
+  EXPECT_EQ(handler.connection->send("from a timer"), 12u);
+  EXPECT_TRUE(node_->arm());  // a loop that has nothing to poll() for
+  for (int i = 0; i < 100 && proxy_.stream(id).data.empty(); ++i) proxy_.pump();
+  EXPECT_EQ(proxy_.stream(id).data, "from a timer");
+  ASSERT_TRUE(pump_until(asleep));
+  handler.connection->close();
+  EXPECT_FALSE(node_->arm()) << "on_closed() is due";
+  node_->poll();
+  EXPECT_EQ(handler.closes, 1);
+}
+
 TEST_F(ServicesTest, StopWakesRunFromAnotherThread) {
   make_node();
   std::thread other([&] { node_->stop(); });
   node_->run();
   other.join();
   EXPECT_TRUE(node_->stopped());
+}
+
+TEST_F(ServicesTest, AChildThatDestroysItsCopyOfTheNodeDisturbsNobody) {
+  Recorder& handler = recorder();
+  serve(handler);
+  const auto id = open();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    impl_.reset();
+    _exit(handler.closes);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  proxy_.send(id, "still here");
+  ASSERT_TRUE(pump_until([&] { return handler.data == "still here" || handler.closes != 0; }));
+  EXPECT_EQ(handler.closes, 0);
 }
 
 TEST_F(ServicesTest, DestroyingTheNodeClosesEveryConnectionOnce) {

@@ -1,5 +1,8 @@
 #include "appnode-lib/examples/http_session.h"
 
+#include <sys/resource.h>
+
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 
@@ -8,7 +11,11 @@
 namespace examples {
 namespace {
 
-class HttpSessionTest : public app::test::Harness {
+struct OutlivesTheNode {
+  HttpSessions sessions_;
+};
+
+class HttpSessionTest : public OutlivesTheNode, public app::test::Harness {
  protected:
   void start(bool with_files = false, std::size_t cache_bytes = 1 << 20) {
     proxy_.start();
@@ -19,7 +26,7 @@ class HttpSessionTest : public app::test::Harness {
     }
     site_ = std::make_unique<HttpSite>(*node_, root_, cache_bytes);
     auto joined = node_->join("10.77.0.10:80", [&](app::Request& request) {
-      request.accept(std::make_unique<HttpSession>(*site_));
+      HttpSession::accept(request, *site_, sessions_);
     });
     ASSERT_TRUE(joined.ok());
     ASSERT_TRUE(pump_until([&] { return joined->joined_count() == 1; }));
@@ -55,6 +62,7 @@ class HttpSessionTest : public app::test::Harness {
 
 TEST_F(HttpSessionTest, AnswersHelloAndKeepsTheConnection) {
   start();
+  EXPECT_TRUE(ask("GET /healthz HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200"));
   const std::string answer = ask("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_TRUE(answer.starts_with("HTTP/1.1 200 OK\r\n")) << answer;
   EXPECT_NE(answer.find("\r\nDate: "), std::string::npos);
@@ -210,6 +218,122 @@ TEST_F(HttpSessionTest, AChangedFileIsServedAnewAndAFullCacheStartsOver) {
     write_file(name, text);
     EXPECT_EQ(body_of(ask("GET /" + name + " HTTP/1.1\r\nHost: x\r\n\r\n", text.size())), text);
   }
+}
+
+TEST_F(HttpSessionTest, WhatIsCachedStaysWhileAnAnswerWithItIsStillToCome) {
+  start(true);
+  const std::size_t half = 500'000;
+  for (const char name : {'a', 'b', 'c'}) write_file({name}, std::string(half, name));
+  const std::uint64_t slow = open(1 << 20);
+  proxy_.send(slow, "GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n");
+  pump_some();
+  for (const char name : {'b', 'c'}) {
+    const std::string request = std::string("GET /") + name + " HTTP/1.1\r\nHost: x\r\n\r\n";
+    EXPECT_EQ(body_of(ask(request, half)), std::string(half, name));
+  }
+  id_ = slow;
+  EXPECT_TRUE(body_of(more("!", half)) == std::string(half, 'a'));
+}
+
+TEST_F(HttpSessionTest, AnotherFileInItsPlaceIsServedThoughAsLongAndAsOld) {
+  start(true);
+  for (const char* version : {"1", "2"}) {
+    std::filesystem::create_directories(root_ + "/v" + version);
+    write_file(std::string("v") + version + "/f", version);
+  }
+  std::filesystem::last_write_time(root_ + "/v2/f",
+                                   std::filesystem::last_write_time(root_ + "/v1/f"));
+  const std::string request = "GET /now/f HTTP/1.1\r\nHost: x\r\n\r\n";
+  std::filesystem::create_directory_symlink("v1", root_ + "/now");
+  EXPECT_EQ(body_of(ask(request)), "1");
+  std::filesystem::remove(root_ + "/now");
+  std::filesystem::create_directory_symlink("v2", root_ + "/now");
+  // It is looked at once a second.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (body_of(more(request)) != "2" && std::chrono::steady_clock::now() < end) {
+  }
+  EXPECT_EQ(body_of(more(request)), "2");
+}
+
+TEST_F(HttpSessionTest, TargetsWithoutASlashAndAbsoluteOnes) {
+  start(true);
+  write_file("index.html", "top");
+  const auto get = [&](const std::string& target) {
+    return ask("GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n");
+  };
+  for (const char* target : {"?x", "*", "x", "?", "http:/x", "ftp://x/y"}) {
+    EXPECT_EQ(get(target).substr(9, 3), "400") << target;
+  }
+  EXPECT_EQ(body_of(get("http://10.77.0.10/hello?x")),
+            "Hello from an application node that does no TCP.\n");
+  for (const char* target : {"HTTP://x", "http://x?y=/hello", "http://x/"}) {
+    EXPECT_EQ(body_of(get(target)), "top") << target;
+  }
+}
+
+TEST_F(HttpSessionTest, AnEmptyLineInFrontOfARequestMayComeInPieces) {
+  start();
+  id_ = open(1 << 20);
+  proxy_.send(id_, "\r");
+  pump_some();
+  EXPECT_EQ(more("\nGET /hello HTTP/1.1\r\nHost: x\r\n\r\n").substr(9, 3), "200");
+  proxy_.send(id_, "\r");
+  pump_some();
+  EXPECT_EQ(more("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").substr(9, 3), "400");
+}
+
+TEST_F(HttpSessionTest, WithoutAFreeDescriptorItIsNotTheFileThatIsMissing) {
+  start(true);
+  write_file("there", "x");
+  id_ = open(1 << 20);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const std::string answer = more("GET /there HTTP/1.1\r\nHost: x\r\n\r\n");
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(answer.substr(9, 3), "503");
+}
+
+TEST_F(HttpSessionTest, WhoStopsEndsConnectionsThatAskForNothing) {
+  start();
+  (void)ask("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
+  const std::uint64_t idle = id_;
+  const std::uint64_t asking = open(1 << 20);
+  proxy_.send(asking, "GET /hel");
+  pump_some();
+  EXPECT_EQ(sessions_.size(), 2u);
+  HttpSession::end_idle(sessions_);
+  ASSERT_TRUE(pump_until([&] { return !proxy_.stream(idle).closes.empty(); }));
+  EXPECT_TRUE(proxy_.stream(asking).closes.empty());
+  id_ = asking;
+  EXPECT_EQ(more("lo HTTP/1.1\r\nHost: x\r\n\r\n").substr(9, 3), "200");
+}
+
+TEST_F(HttpSessionTest, WhoStopsEndsBusyConnectionsAfterTheirLastAnswer) {
+  start();
+  proxy_.options.free_at_once = false;
+  const std::uint64_t taking = open(50'000);
+  id_ = taking;
+  (void)more("GET /bytes/100000 HTTP/1.1\r\nHost: x\r\n\r\n", 50'000);
+  const std::uint64_t giving = open(1 << 20);
+  id_ = giving;
+  proxy_.send(giving, "POST /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello");
+  pump_some();
+  node_->stop();
+  HttpSession::end_idle(sessions_);
+  pump_some();
+  EXPECT_TRUE(proxy_.stream(taking).closes.empty());
+  EXPECT_TRUE(proxy_.stream(giving).closes.empty());
+  proxy_.send_credit(taking, 50'000, 50'000);
+  pump_some();
+  proxy_.send_credit(taking, 100'000, 100'000);
+  proxy_.send(giving, "world");
+  ASSERT_TRUE(pump_until([&] {
+    return !proxy_.stream(taking).closes.empty() && !proxy_.stream(giving).closes.empty();
+  }));
+  EXPECT_GT(proxy_.stream(taking).data.size(), 100'000u);
+  EXPECT_EQ(proxy_.stream(giving).data.substr(9, 3), "200");
 }
 
 }  // namespace
