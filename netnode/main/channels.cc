@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "lwproto/daemon/log.h"
 #include "lwproto/fabric/address.h"
 #include "lwproto/fabric/shm/shm_fabric.h"
 #include "lwproto/fabric/tcp/tcp_fabric.h"
@@ -36,6 +37,10 @@ Result<std::unique_ptr<fabric::Fabric>> make_fabric(const std::string& scheme,
     options.certificate_file = config.certificate;
     options.key_file = config.key;
     options.authority_file = config.ca;
+    options.server_name = config.proxy_name;
+    if (!config.ca.empty() && config.proxy_name.empty()) {
+      spdlog::warn("without [channel] proxy_name every certificate of the CA passes for a proxy's");
+    }
     return fabric::make_tcp_fabric(options);
   }
   if (scheme == "verbs") {

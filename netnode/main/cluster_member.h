@@ -33,6 +33,8 @@ class ClusterMember {
   std::optional<steer::ProxySet> take(const ClusterEntries::IsUp& is_up);
   // The same after proxies may have gone down; cheap when none is waited for.
   std::optional<steer::ProxySet> forget_lost(const ClusterEntries::IsUp& is_up);
+  // The set of what the file and the cluster say.
+  steer::ProxySet make_set();
   // What of the cluster is not taken, and why; for people.
   const std::vector<std::string>& left_out() const { return left_out_; }
   bool drained() const { return drained_; }  // this network node, by the cluster
@@ -41,8 +43,6 @@ class ClusterMember {
   cluster::SessionStatus status() const { return session_->status(); }
 
  private:
-  steer::ProxySet make_set();
-
   const NetnodeConfig& config_;
   cluster::NodeRecord self_;
   ClusterEntries entries_;

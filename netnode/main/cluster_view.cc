@@ -45,6 +45,16 @@ void add_service(steer::ProxySet& set, Addresses& known, const std::string& text
   }
   // "Every address" is nothing that we could answer for.
   if (address->ip.is_any() || known.contains(*address)) return;
+  if (std::string wrong = steer::check_service_address(address->ip); !wrong.empty()) {
+    return left_out.push_back("service " + address->to_string() + ": " + wrong);
+  }
+  for (const steer::ProxyConfig& proxy : set.proxies) {
+    for (const SocketAddress& target : proxy.targets) {
+      if (target.ip != address->ip) continue;
+      return left_out.push_back("service " + address->to_string() + ": it is the address of \"" +
+                                proxy.name + "\"");
+    }
+  }
   if (set.services.size() >= steer::kServicesMax) {
     return left_out.push_back("service " + address->to_string() + ": there are " +
                               std::to_string(steer::kServicesMax) + " already");
@@ -79,10 +89,20 @@ void ClusterEntries::apply(const std::vector<cluster::Change>& changes, const Is
   for (const cluster::Change& change : changes) {
     if (change.entry) {
       entries_.insert_or_assign(change.key, *change.entry);
-    } else if (!held_.contains(owner_of(change.key))) {
+      gone_.erase(change.key);
+    } else if (held_.contains(owner_of(change.key))) {
+      if (entries_.contains(change.key)) gone_.insert(change.key);
+    } else {
       entries_.erase(change.key);
     }
   }
+  // A proxy that is back has written what it still has before its own record, and nobody will say
+  // again that the rest is gone.
+  std::erase_if(gone_, [&](const std::string& key) {
+    if (held_.contains(owner_of(key))) return false;
+    entries_.erase(key);
+    return true;
+  });
 }
 
 bool ClusterEntries::forget_lost(const IsUp& is_up) {
@@ -92,6 +112,7 @@ bool ClusterEntries::forget_lost(const IsUp& is_up) {
   }
   if (lost.empty()) return false;
   std::erase_if(entries_, [&](const auto& one) { return lost.contains(owner_of(one.first)); });
+  std::erase_if(gone_, [&](const std::string& key) { return lost.contains(owner_of(key)); });
   std::erase_if(held_, [&](const std::string& proxy) { return lost.contains(proxy); });
   return true;
 }
@@ -101,7 +122,10 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
                              std::vector<std::string>& left_out) {
   steer::ProxySet out = configured;
   Addresses services;
-  for (const steer::ServiceConfig& service : out.services) services.insert(service.address);
+  // The cluster's are TCP: one of another protocol at the same address is another one.
+  for (const steer::ServiceConfig& service : out.services) {
+    if (service.protocol == net::kProtocolTcp) services.insert(service.address);
+  }
   for (const auto& [key, entry] : entries) {
     if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) {
       add_found(out, key, *record, left_out);

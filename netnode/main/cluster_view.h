@@ -9,8 +9,10 @@
 //   1. What the file says of a proxy or a service stays; the cluster adds weights, drains and what
 //      the file does not name. A proxy that the file names is never taken away by the cluster.
 //   2. A proxy whose record is gone while it is up holds its own entry and those of its application
-//      nodes until it is down. An application node that leaves a proxy which stays is gone at once;
-//      a service that was its alone stays as long as a proxy says that it has connections of it.
+//      nodes until it is down, or back: then what it has not registered again by then is gone,
+//      since it writes its own record last. An application node that leaves a proxy which stays is
+//      gone at once; a service that was its alone stays as long as a proxy says that it has
+//      connections of it.
 #pragma once
 
 #include <functional>
@@ -39,6 +41,7 @@ class ClusterEntries {
  private:
   std::map<std::string, cluster::Entry> entries_;
   std::set<std::string> held_;  // proxies (and workers of such) without a record
+  std::set<std::string> gone_;  // keys that are gone, of entries that a held proxy keeps
 };
 
 // Whether a proxy of that name is up or draining, by any of the ways that lead to it or to one of

@@ -30,6 +30,7 @@ void read_node(const std::string& path, const toml::table& table, NetnodeConfig&
   r.number("max_icmp_errors_per_s", config.icmp_errors.per_s, 1, 1'000'000);
   r.number("drain_ms", config.drain_ms, 0, 3'600'000);
   r.number("drain_quiet_ms", config.drain_quiet_ms, 100, 600'000);
+  r.number("no_proxy_ms", config.no_proxy_ms, 0, 3'600'000);
   r.flag("spin", config.spin);
   r.number("maglev_entries", f.maglev_entries, 3, steer::kMaglevEntriesMax);
   r.number("generations", f.generations, 0, 16);
@@ -55,7 +56,12 @@ void read_interface(const std::string& path, const toml::table& table, NetnodeCo
     out.options.driver = choose<const char*>(
         v, {{"tun", "tun"}, {"tap", "tap"}, {"packet", "packet"}, {"xdp", "xdp"}});
   });
-  r.text("name", [&](const std::string& v) { out.options.name = v; });
+  r.text("name", [&](const std::string& v) {
+    out.options.name = daemon::interface_name(v);
+    for (const auto& other : config.interfaces) {
+      if (other.options.name == v) throw std::invalid_argument("\"" + v + "\" is there twice");
+    }
+  });
   r.number("mtu", out.options.mtu_bytes, 1280, 65'521);
   r.flag("segmentation_offload", out.options.segmentation_offload);
   r.texts("addresses", [&](const std::string& v) {
@@ -117,6 +123,22 @@ void declare_probe(TableReader& r, steer::ProbeSettings& probe) {
   r.number("probe_fall", probe.fall, 1, 100);
 }
 
+// What only some proxies have: said for another one it is an error, not ignored.
+void check_keys(const toml::table& table, const steer::ProxyConfig& proxy) {
+  const auto only = [&](std::initializer_list<const char*> keys, bool has_them, const char* where) {
+    for (const char* key : keys) {
+      if (has_them || !table.contains(key)) continue;
+      throw std::invalid_argument(std::string(key) + " is for " + where + " alone");
+    }
+  };
+  const bool tunnel = proxy.mode == steer::Mode::kTunnel;
+  only({"tunnel"}, tunnel, "mode \"tunnel\"");
+  only({"gue_port"}, tunnel && proxy.tunnel == net::TunnelKind::kGue, "tunnel \"gue\"");
+  only({"probe_path"}, proxy.probe.kind == steer::ProbeKind::kHttp, "probe \"http\"");
+  only({"probe_address", "probe_interval_ms", "probe_timeout_ms", "probe_rise", "probe_fall"},
+       proxy.probe.kind != steer::ProbeKind::kNone, "a proxy with a probe");
+}
+
 void read_proxy(const std::string& path, const toml::table& table, NetnodeConfig& config) {
   steer::ProxyConfig out;
   std::vector<std::string> addresses;
@@ -154,6 +176,11 @@ void read_proxy(const std::string& path, const toml::table& table, NetnodeConfig
   if (!has_mode) r.missing("mode");
   if (addresses.empty()) r.missing("address");
   try {
+    check_keys(table, out);
+  } catch (const std::invalid_argument& e) {
+    config_fail(path, table.source(), std::string("[[proxy]]: ") + e.what());
+  }
+  try {
     for (const std::string& text : addresses) {
       if (out.mode == steer::Mode::kChannel) {
         if (!out.channel.empty()) throw std::invalid_argument("a channel has one address");
@@ -183,6 +210,10 @@ void read_nat(const std::string& path, const toml::table& table, NetnodeConfig& 
   r.number("established_s", nat.established_s, 1, kSecondsMax);
   r.number("transitory_s", nat.transitory_s, 1, kSecondsMax);
   r.number("udp_s", nat.udp_s, 1, kSecondsMax);
+  r.text("state_file", [&](const std::string& v) {
+    if (v.empty() || v[0] != '/') throw std::invalid_argument("expected an absolute path");
+    config.nat_state_file = v;
+  });
   r.read();
   if (nat.port_min > nat.port_max) {
     config_fail(path, table.source(), "[nat]: port_min is above port_max");
@@ -214,10 +245,14 @@ void read_channel(const std::string& path, const toml::table& table, NetnodeConf
   r.text("certificate", [&](const std::string& v) { c.certificate = v; });
   r.text("key", [&](const std::string& v) { c.key = v; });
   r.text("ca", [&](const std::string& v) { c.ca = v; });
+  r.text("proxy_name", [&](const std::string& v) { c.proxy_name = v; });
   r.read();
   const int files = !c.certificate.empty() + !c.key.empty() + !c.ca.empty();
   if (files != 0 && files != 3) {
     config_fail(path, table.source(), "[channel]: TLS needs certificate, key and ca, all three");
+  }
+  if (files == 0 && !c.proxy_name.empty()) {
+    config_fail(path, table.source(), "[channel]: proxy_name is in a certificate: it needs TLS");
   }
 }
 
@@ -241,6 +276,32 @@ bool has(const std::vector<IpAddress>& addresses, Family family) {
                      [&](const IpAddress& a) { return a.family == family; });
 }
 
+bool has(const std::vector<IpAddress>& addresses, const IpAddress& address) {
+  return std::find(addresses.begin(), addresses.end(), address) != addresses.end();
+}
+
+// Packets to an address that is ours in another way, too, would come back or be taken for others.
+void check_own_addresses(const std::string& path, const NetnodeConfig& config) {
+  std::vector<IpAddress> own = config.forwarder.nat.addresses;
+  own.insert(own.end(), config.tunnel_addresses.begin(), config.tunnel_addresses.end());
+  for (const InterfaceConfig& interface : config.interfaces) {
+    for (const IpPrefix& address : interface.options.addresses) own.push_back(address.ip);
+  }
+  for (const steer::ProxyConfig& proxy : config.set.proxies) {
+    for (const SocketAddress& target : proxy.targets) {
+      if (!has(own, target.ip)) continue;
+      config_fail(path, {},
+                  "proxy \"" + proxy.name + "\": " + target.ip.to_string() + " is our own address");
+    }
+  }
+  for (const steer::ServiceConfig& service : config.set.services) {
+    if (!has(config.forwarder.nat.addresses, service.address.ip)) continue;
+    config_fail(path, {},
+                "service " + service.address.to_string() +
+                    ": [nat] has its address, where answers of servers arrive");
+  }
+}
+
 // What only the whole file can tell.
 void check_whole(const std::string& path, const NetnodeConfig& config) {
   if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
@@ -250,6 +311,13 @@ void check_whole(const std::string& path, const NetnodeConfig& config) {
                     config.name + "\"");
   }
   if (std::string wrong = steer::check(config.set); !wrong.empty()) config_fail(path, {}, wrong);
+  check_own_addresses(path, config);
+  if (config.set.proxies.size() > config.forwarder.maglev_entries) {
+    config_fail(path, {}, "[node].maglev_entries: there are more proxies than entries for them");
+  }
+  // A cluster may still tell of others.
+  const auto nobody = steer::unserved(config.set, true);
+  if (!config.cluster && !nobody.empty()) config_fail(path, {}, nobody.front());
   for (const steer::ProxyConfig& proxy : config.set.proxies) {
     for (const SocketAddress& target : proxy.targets) {
       const bool nat = proxy.mode == steer::Mode::kNat;
@@ -263,6 +331,12 @@ void check_whole(const std::string& path, const NetnodeConfig& config) {
 }
 
 }  // namespace
+
+std::vector<std::string> warnings(const NetnodeConfig& config) {
+  std::vector<std::string> out = steer::unserved(config.set, false);
+  for (std::string& one : steer::unserved(config.set, true)) out.push_back(std::move(one));
+  return out;
+}
 
 NetnodeConfig load_config(const std::string& path) {
   NetnodeConfig config;

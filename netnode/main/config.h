@@ -29,6 +29,7 @@ struct ChannelConfig {
   std::uint32_t queued_max = 256;    // packets that wait for room in the channel of one proxy
   std::uint32_t regions_max = 272;   // of memory, that a proxy may show us over shm
   std::string certificate, key, ca;  // tcp: TLS with all three
+  std::string proxy_name;            // in the certificate of each proxy; "": any
 };
 
 struct NetnodeConfig {
@@ -38,17 +39,21 @@ struct NetnodeConfig {
   flow::Rate icmp_errors{.per_s = 1'000, .burst = 1'000};  // that we send ourselves
   std::uint32_t drain_ms = 10'000;
   std::uint32_t drain_quiet_ms = 5'000;  // drained, it has steered nothing for so long: empty
+  std::uint32_t no_proxy_ms = 3'000;     // without one for so long: /healthz says so; 0: never
   bool spin = false;
   std::vector<InterfaceConfig> interfaces;
   std::vector<IpAddress> tunnel_addresses;  // outer source, one a family
   ChannelConfig channel;
   steer::ForwarderOptions forwarder;
+  std::string nat_state_file;  // "": sessions end with the node
   steer::ProxySet set;
   std::string admin_listen = "127.0.0.1:9478";
   std::vector<IpPrefix> admin_changes_from;  // beside loopback
   std::optional<daemon::ClusterConfig> cluster;
 };
 
+// What works, but perhaps not as meant; for people.
+std::vector<std::string> warnings(const NetnodeConfig& config);
 NetnodeConfig load_config(const std::string& path);
 
 }  // namespace sanproxy::netnode

@@ -16,15 +16,12 @@ namespace {
 // just written is still in a core's own cache when it is sent on.
 constexpr std::size_t kBurstBytes = 192 * 1024;
 constexpr std::size_t kBurstMin = 2;
-// Room for a tunnel's or a frame's headers in front of a packet that is copied into a slot.
-constexpr std::uint32_t kLentOffset = 128;
 
 using steer::Action;
 using steer::kBurstMax;
 using steer::NatResult;
 
 constexpr std::size_t kPrefixBitsPerByte = 8;
-constexpr std::uint32_t kUdpChecksumOffset = 6;
 // IPv4 and TCP with all their options. A device's own word for the headers may cover more.
 constexpr std::uint32_t kHeaderBytesMax = 120;
 
@@ -49,7 +46,7 @@ bool offload_makes_sense(const net::ParsedPacket& parsed, const packet_io::Offlo
   const std::uint32_t headers = header_bytes_of(parsed);
   const bool tcp = parsed.l4 == net::L4::kTcp;
   if (offload.checksum_partial) {
-    const std::uint32_t field = tcp ? net::kTcpChecksumOffset : kUdpChecksumOffset;
+    const std::uint32_t field = tcp ? net::kTcpChecksumOffset : net::kUdpChecksumOffset;
     if ((!tcp && parsed.l4 != net::L4::kUdp) || offload.checksum_start != parsed.l3_header_bytes ||
         offload.checksum_offset != field) {
       return false;
@@ -59,7 +56,11 @@ bool offload_makes_sense(const net::ParsedPacket& parsed, const packet_io::Offlo
          (tcp && offload.segment_bytes >= kSegmentBytesMin && headers <= kHeaderBytesMax);
 }
 
-bool dont_fragment(const std::uint8_t* ip) { return (ip[0] >> 4) == 6 || (ip[6] & 0x40) != 0; }
+steer::ForwarderOptions forwarder_options(const NetnodeConfig& config) {
+  steer::ForwarderOptions out = config.forwarder;
+  out.tunnel_addresses = config.tunnel_addresses;
+  return out;
+}
 
 }  // namespace
 
@@ -82,7 +83,7 @@ struct DataPath::Interface {
 DataPath::DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool)
     : clock_(clock),
       pool_(pool),
-      forwarder_(config.forwarder),
+      forwarder_(forwarder_options(config)),
       tunnel_addresses_(config.tunnel_addresses),
       icmp_errors_(config.icmp_errors),
       held_(pool.slot_count()) {}
@@ -167,9 +168,9 @@ std::size_t DataPath::receive_lent(Interface& in) {
     const buffer::SlotIndex slot = pool_.acquire();
     received_bytes_ += packet.length;
     pool_.mark_received(slot);
-    std::memcpy(pool_.data(slot) + kLentOffset, packet.lent, packet.length);
+    std::memcpy(pool_.data(slot) + kCopyOffset, packet.lent, packet.length);
     in.io->release(packet.loan);
-    in.here[i] = {slot, kLentOffset, packet.length, packet.offload};
+    in.here[i] = {slot, kCopyOffset, packet.length, packet.offload};
   }
   judge({in.here.data(), count});
   return count;
@@ -202,7 +203,7 @@ std::size_t DataPath::receive(Interface& in) {
   return count;
 }
 
-void DataPath::judge(std::span<const Here> packets) {
+void DataPath::judge_plain(std::span<const Here> packets) {
   std::array<steer::Forwarder::Arrival, kBurstMax> arrivals;
   for (std::size_t i = 0; i < packets.size(); ++i) {
     arrivals[i] = {bytes_of(packets[i]), packets[i].slot};
@@ -214,6 +215,7 @@ void DataPath::judge(std::span<const Here> packets) {
 void DataPath::act(const Here& packet, steer::Verdict& verdict) {
   switch (verdict.action) {
     case Action::kDrop:
+    case Action::kNoted:
       release(packet);
       return;
     case Action::kHeld:
@@ -231,12 +233,16 @@ void DataPath::act(const Here& packet, steer::Verdict& verdict) {
                                      way_to(client->src.data(), client->family).io().mtu_bytes())) {
         return;
       }
+      if (client != nullptr && verdict.has_ports && verdict.parsed.l4 == net::L4::kTcp) {
+        const std::byte flags = bytes_of(packet)[verdict.parsed.l3_header_bytes + 13U];
+        forwarder_.on_translated(*client, static_cast<std::uint8_t>(flags), now_ms());
+      }
       const steer::Nat::Packet what{bytes_of(packet), verdict.parsed, verdict.has_ports,
                                     packet.offload.checksum_partial};
-      ++counters_.to_client;
       nat_result(packet, verdict.parsed,
                  forwarder_.nat().to_client(what, verdict.flow,
-                                            static_cast<std::uint32_t>(now_ms() / 1'000)));
+                                            static_cast<std::uint32_t>(now_ms() / 1'000)),
+                 counters_.to_client);
       break;
     }
     case Action::kErrorToProxy:
@@ -293,24 +299,26 @@ void DataPath::nat_to_proxy(const Here& packet, const steer::Verdict& verdict,
     if (target.ip.family != verdict.parsed.family) continue;
     WayOut& out = way_to(target.ip.bytes.data(), target.ip.family);
     if (!fits(packet, verdict.parsed, out.io().mtu_bytes())) return;
-    ++counters_.to_nat;
     const steer::Nat::Packet what{bytes_of(packet), verdict.parsed, verdict.has_ports,
                                   packet.offload.checksum_partial};
     nat_result(packet, verdict.parsed,
                forwarder_.nat().to_proxy(what, verdict.flow, verdict.proxy, target,
-                                         static_cast<std::uint32_t>(now_ms() / 1'000)));
+                                         static_cast<std::uint32_t>(now_ms() / 1'000)),
+               counters_.to_nat);
     return;
   }
-  nat_result(packet, verdict.parsed, NatResult::kNoAddress);
+  nat_result(packet, verdict.parsed, NatResult::kNoAddress, counters_.to_nat);
 }
 
 // Sends a packet that was rewritten in place, or counts why it was not.
-void DataPath::nat_result(const Here& packet, const net::ParsedPacket& parsed, NatResult result) {
+void DataPath::nat_result(const Here& packet, const net::ParsedPacket& parsed, NatResult result,
+                          std::uint64_t& sent) {
   if (result != NatResult::kOk) {
     ++counters_.nat_drops[static_cast<std::size_t>(result)];
     release(packet);
     return;
   }
+  ++sent;
   send_here(packet, parsed.dst, parsed.family);  // points into the packet: where it goes now
 }
 
@@ -320,17 +328,19 @@ void DataPath::error_to_proxy(const Here& packet, const steer::Verdict& verdict)
     to_proxy(packet, verdict);
     return;
   }
-  nat_result(packet, verdict.parsed,
-             forwarder_.nat().error_to_proxy(
-                 {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial},
-                 verdict.error));
+  nat_result(
+      packet, verdict.parsed,
+      forwarder_.nat().error_to_proxy(
+          {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial}, verdict.error),
+      counters_.to_nat);
 }
 
 void DataPath::error_to_client(const Here& packet, const steer::Verdict& verdict) {
-  nat_result(packet, verdict.parsed,
-             forwarder_.nat().error_to_client(
-                 {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial},
-                 verdict.error));
+  nat_result(
+      packet, verdict.parsed,
+      forwarder_.nat().error_to_client(
+          {bytes_of(packet), verdict.parsed, true, packet.offload.checksum_partial}, verdict.error),
+      counters_.to_client);
 }
 
 void DataPath::echo(const Here& packet, const steer::Verdict& verdict) {
@@ -376,17 +386,18 @@ bool DataPath::fits(const Here& packet, const net::ParsedPacket& parsed, std::ui
 
 void DataPath::answer_too_big(const Here& packet, const net::ParsedPacket& parsed,
                               std::uint32_t mtu_bytes) {
-  if (!icmp_bucket_.take(icmp_errors_, clock_.now_ns())) {
+  const auto bytes = bytes_of(packet);
+  const bool may = net::may_answer_too_big(bytes, parsed);
+  // First: what cannot be answered takes nothing from what can.
+  if (may && !icmp_bucket_.take(icmp_errors_, clock_.now_ns())) {
     ++counters_.icmp_limited;
     release(packet);
     return;
   }
   WayOut& out = way_to(parsed.src, parsed.family);
-  const buffer::SlotIndex slot = pool_.acquire();
-  const auto bytes = bytes_of(packet);
-  const bool may = dont_fragment(reinterpret_cast<const std::uint8_t*>(bytes.data()));
+  const buffer::SlotIndex slot = may ? pool_.acquire() : buffer::kNoSlot;
   std::size_t length = 0;
-  if (slot != buffer::kNoSlot && may) {
+  if (slot != buffer::kNoSlot) {
     length =
         net::build_packet_too_big(bytes, parsed, mtu_bytes, {pool_.data(slot), pool_.slot_bytes()});
   }
@@ -455,6 +466,11 @@ void DataPath::retry(std::uint16_t from, buffer::SlotIndex slot, std::uint32_t o
 
 void DataPath::flush() {
   for (const auto& interface : interfaces_) interface->out.flush();
+}
+
+bool DataPath::unsent() const {
+  return std::any_of(interfaces_.begin(), interfaces_.end(),
+                     [](const auto& interface) { return interface->io->unsent(); });
 }
 
 void DataPath::on_time() {

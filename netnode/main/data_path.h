@@ -35,6 +35,8 @@ struct DataPathCounters {
   std::uint64_t dropped_no_route = 0;  // no tunnel address of the right family
   std::uint64_t dropped_hop_limit = 0;
   std::uint64_t dropped_tunnel_in = 0;
+  // UDP super-packets with metadata that do not fit, and datagrams of them without a buffer.
+  std::uint64_t dropped_uncut = 0;
   std::uint64_t dropped_channel = 0;  // too many waited for the channel, or it was down
   // What a proxy sent over a channel: no packet that could go on; from an address of no service.
   std::uint64_t dropped_reply_malformed = 0, dropped_reply_foreign = 0;
@@ -64,6 +66,8 @@ class DataPath {
   std::size_t receive();
   std::size_t received_bytes() const { return received_bytes_; }  // by the last receive()
   void flush();
+  // An interface has something left to send: receive() tries again, so do not sleep for long.
+  bool unsent() const;
   // A packet that the channel of proxy `from` brought for a client.
   void to_client(std::uint16_t from, std::span<const iovec> pieces, std::uint32_t length,
                  const packet_io::Offload& offload);
@@ -85,6 +89,8 @@ class DataPath {
 
  private:
   struct Interface;
+  // Room for a tunnel's or a frame's headers in front of a packet that is copied into a slot.
+  static constexpr std::uint32_t kCopyOffset = 128;
   // A packet in a slot of ours.
   struct Here {
     buffer::SlotIndex slot = buffer::kNoSlot;
@@ -100,11 +106,15 @@ class DataPath {
   std::size_t receive(Interface& in);
   std::size_t receive_lent(Interface& in);
   void judge(std::span<const Here> packets);
+  void judge_plain(std::span<const Here> packets);  // no UDP super-packet among them
+  void judge_datagrams(const Here& whole);
   void act(const Here& packet, steer::Verdict& verdict);
   void to_proxy(const Here& packet, const steer::Verdict& verdict);
   void nat_to_proxy(const Here& packet, const steer::Verdict& verdict,
                     const steer::ProxyConfig& proxy);
-  void nat_result(const Here& packet, const net::ParsedPacket& parsed, steer::NatResult result);
+  // `sent` counts it when it goes on.
+  void nat_result(const Here& packet, const net::ParsedPacket& parsed, steer::NatResult result,
+                  std::uint64_t& sent);
   void to_tunnel(const Here& packet, const steer::Verdict& verdict,
                  const steer::ProxyConfig& proxy);
   void tunnel_one(WayOut& out, const net::TunnelSpec& spec, const steer::Verdict& verdict,

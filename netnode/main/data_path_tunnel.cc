@@ -44,7 +44,9 @@ void DataPath::to_tunnel(const Here& packet, const steer::Verdict& verdict,
     return;
   }
   WayOut& out = way_to(spec.remote.bytes.data(), spec.remote.family);
-  const auto room = static_cast<std::uint32_t>(out.io().mtu_bytes() - spec.overhead_bytes());
+  const std::uint32_t mtu = std::min(
+      out.io().mtu_bytes(), forwarder_.path_mtu(verdict.proxy, spec.remote.family, now_ms()));
+  const auto room = static_cast<std::uint32_t>(mtu - spec.overhead_bytes());
   const bool cut = packet.offload.segmentation != packet_io::Segmentation::kNone;
   const bool sum = packet.offload.checksum_partial;
   const net::ParsedPacket& parsed = verdict.parsed;

@@ -3,11 +3,17 @@
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <span>
+#include <string>
+#include <vector>
 
+#include "lwproto/base/random.h"
+#include "lwproto/daemon/command_line.h"
+#include "lwproto/daemon/descriptor_limit.h"
 #include "lwproto/daemon/log.h"
+#include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "netnode/main/config.h"
 #include "netnode/main/node.h"
 
@@ -27,8 +33,9 @@ void start_logging(const std::string& level) {
   spdlog::flush_every(std::chrono::seconds(1));
 }
 
-void run(const sanproxy::netnode::NetnodeConfig& config) {
+void run(const sanproxy::netnode::NetnodeConfig& config, const std::string& path) {
   sanproxy::netnode::Node node(config, SANPROXY_VERSION);
+  node.set_reader([path] { return sanproxy::netnode::load_config(path); });
   for (const auto& interface : config.interfaces) {
     auto io = sanproxy::packet_io::open_interface(interface.options);
     if (!io.ok()) {
@@ -39,6 +46,7 @@ void run(const sanproxy::netnode::NetnodeConfig& config) {
     spdlog::info("interface {} ({}) is up", interface.options.name, interface.options.driver);
   }
   if (std::string wrong = node.apply(config.set); !wrong.empty()) throw std::runtime_error(wrong);
+  node.load_sessions();
   if (!config.admin_listen.empty()) {
     node.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
     spdlog::info("admin endpoint at http://{}/", config.admin_listen);
@@ -46,27 +54,40 @@ void run(const sanproxy::netnode::NetnodeConfig& config) {
   if (config.cluster) node.join_cluster();
   spdlog::info("network node \"{}\" {} is ready", config.name, SANPROXY_VERSION);
   node.run();
+  node.save_sessions();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"netnode: spreads the sessions of clients over proxies"};
+  CLI::App app{
+      "netnode: spreads the sessions of clients over proxies\n"
+      "SIGHUP: reads [[proxy]] and [[service]] again. SIGTERM: goes on for drain_ms, and ends."};
   std::string path;
   bool check = false;
   app.add_option("--config", path, "Configuration file (TOML)")->required();
   app.add_flag("--check", check, "Check the configuration and exit");
   app.set_version_flag("--version", "netnode " SANPROXY_VERSION);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto status = sanproxy::daemon::parse_command_line(app, argc, argv)) return *status;
 
   sanproxy::netnode::NetnodeConfig config;
   try {
     config = sanproxy::netnode::load_config(path);
+    sanproxy::fabric::TcpOptions tls;
+    tls.certificate_file = config.channel.certificate;
+    tls.key_file = config.channel.key;
+    tls.authority_file = config.channel.ca;
+    const std::string problem = sanproxy::fabric::tls_files_problem(tls);
+    if (!problem.empty()) throw std::runtime_error(path + ": [channel]: " + problem);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "netnode: %s\n", e.what());
     return 2;
   }
+  const std::vector<std::string> warnings = sanproxy::netnode::warnings(config);
   if (check) {
+    for (const std::string& text : warnings) {
+      std::fprintf(stderr, "netnode: warning: %s\n", text.c_str());
+    }
     std::printf("%s: ok (%zu interfaces, %zu services, %zu proxies)\n", path.c_str(),
                 config.interfaces.size(), config.set.services.size(), config.set.proxies.size());
     return 0;
@@ -76,12 +97,16 @@ int main(int argc, char** argv) {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   sigprocmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  sanproxy::fill_random(std::as_writable_bytes(std::span(&config.forwarder.nat.table_seed, 1)));
+  sanproxy::daemon::raise_descriptor_limit();
   start_logging(config.log_level);
+  for (const std::string& text : warnings) spdlog::warn("{}", text);
   int exit_code = 0;
   try {
-    run(config);
+    run(config, path);
     spdlog::info("network node \"{}\" has stopped", config.name);
   } catch (const std::exception& e) {
     spdlog::error("{}", e.what());

@@ -14,7 +14,9 @@
 #include "lwproto/cluster/model.h"
 #include "lwproto/daemon/log.h"
 #include "netnode/main/channels.h"
+#include "netnode/main/nat_state.h"
 #include "netnode/main/pages.h"
+#include "netnode/packet_io/device_gone.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -46,6 +48,7 @@ Node::Node(const NetnodeConfig& config, std::string version)
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   signal_fd_ = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
   if (epoll_fd_ < 0 || signal_fd_ < 0) throw std::runtime_error("event loop: epoll or signalfd");
   watch(signal_fd_);
@@ -97,7 +100,9 @@ bool Node::is_up(const std::string& proxy) const {
 }
 
 void Node::follow_cluster() {
+  const bool before = draining();
   take_over(cluster_->take([this](const std::string& proxy) { return is_up(proxy); }));
+  if (!before && draining()) quiet_.begin(clock_.now_ns());
   publish_at_ns_ = 0;
 }
 
@@ -123,18 +128,64 @@ std::string Node::apply(const steer::ProxySet& set) {
     if (!proxy.in_use) continue;
     const auto place = static_cast<std::uint16_t>(i);
     const auto [watch, fresh] = watches_.try_emplace(place);
-    const flow::HealthOptions thresholds{proxy.config.probe.rise, proxy.config.probe.fall};
+    const flow::HealthOptions thresholds{proxy.config.probe.rise, proxy.config.probe.fall, false};
     if (fresh) {
       watch->second.health = flow::Health(thresholds);
     } else {
       watch->second.health.set_options(thresholds);
     }
-    update_state(place);
   }
+  update_states();
   set_probes();
   applied_.reset();
   if (wrong.empty()) applied_ = set;
   return wrong;
+}
+
+void Node::load_sessions() {
+  const std::string& path = config_.nat_state_file;
+  if (path.empty()) return;
+  const auto now_s = static_cast<std::uint32_t>(path_.now_ms() / 1'000);
+  const NatStateResult got = load_nat(path, boot_id(), path_.forwarder(), now_s);
+  if (!got.wrong.empty()) {
+    spdlog::warn("{} is not taken: {}", path, got.wrong);
+  } else if (got.sessions + got.left_out != 0) {
+    spdlog::info("{} translated sessions go on, {} do not", got.sessions, got.left_out);
+  }
+}
+
+void Node::save_sessions() const {
+  const std::string& path = config_.nat_state_file;
+  if (path.empty()) return;
+  const auto now_s = static_cast<std::uint32_t>(path_.now_ms() / 1'000);
+  const NatStateResult got = save_nat(path, boot_id(), path_.forwarder(), now_s);
+  if (got.wrong.empty()) {
+    spdlog::info("{} translated sessions are in {}", got.sessions, path);
+  } else {
+    spdlog::error("{} cannot be written: {}", path, got.wrong);
+  }
+}
+
+// Once in a while a file of some kilobytes: packets wait for it no longer than for a new set.
+void Node::reload() {
+  try {
+    NetnodeConfig read = read_();
+    // Proxies were checked against these.
+    if (read.forwarder.nat.addresses != config_.forwarder.nat.addresses ||
+        read.tunnel_addresses != config_.tunnel_addresses) {
+      throw std::runtime_error("other addresses in [nat] or [tunnel] need a restart");
+    }
+    const steer::ProxySet before = std::exchange(config_.set, std::move(read.set));
+    const std::string wrong = apply(cluster_ ? cluster_->make_set() : config_.set);
+    if (!wrong.empty()) {
+      config_.set = before;
+      throw std::runtime_error(wrong);
+    }
+    spdlog::info("configuration read again: {} services, {} proxies; other sections need a restart",
+                 config_.set.services.size(), config_.set.proxies.size());
+  } catch (const std::exception& e) {
+    spdlog::error("configuration is not read again, all stays as it was: {}", e.what());
+  }
 }
 
 void Node::set_probes() {
@@ -162,6 +213,7 @@ bool Node::drain(const std::string& name, bool on) {
 }
 
 void Node::drain() {
+  if (!draining()) quiet_.begin(clock_.now_ns());
   drained_here_ = true;
   publish_at_ns_ = 0;
 }
@@ -174,9 +226,7 @@ std::string Node::undrain() {
   return "drained by the cluster: sanctl undrain " + config_.name + " --etcd ...";
 }
 
-std::uint64_t Node::sessions() const {
-  return std::uint64_t{path_.forwarder().flows().size()} + path_.forwarder().nat().sessions();
-}
+std::uint64_t Node::sessions() const { return path_.forwarder().sessions(); }
 
 const char* Node::state() const {
   if (stopping_) return "stopping";
@@ -187,7 +237,7 @@ const char* Node::state() const {
 bool Node::empty() const {
   if (sessions() == 0) return true;
   return path_.forwarder().nat().sessions() == 0 &&
-         clock_.now_ns() - steered_at_ns_ >= std::uint64_t{config_.drain_quiet_ms} * 1'000'000;
+         quiet_.for_ns(clock_.now_ns()) >= std::uint64_t{config_.drain_quiet_ms} * 1'000'000;
 }
 
 // What others should know of us. Numbers are written where somebody waits for them to reach 0.
@@ -204,8 +254,30 @@ void Node::publish() {
   if (cluster_) cluster_->publish(stopping_ ? "draining" : state(), sessions());
 }
 
+// Whether anything is known of a proxy, were it that it cannot be reached.
+bool Node::heard(std::uint16_t place, const Watch& watch) const {
+  if (const packet_io::ChannelLink* link = channels_->link(place)) {
+    const packet_io::ChannelLinkCounters& past = link->counters();
+    return link->takes_packets() || past.connect_failures + past.disconnects != 0;
+  }
+  const steer::ProxyConfig& config = path_.forwarder().proxies()[place].config;
+  return config.mode == steer::Mode::kChannel || config.probe.kind == steer::ProbeKind::kNone ||
+         watch.health.state() != flow::Health::State::kUnknown;
+}
+
+void Node::update_states() {
+  if (!start_hold_.over()) {
+    const auto unheard = std::count_if(watches_.begin(), watches_.end(), [this](const auto& one) {
+      return !heard(one.first, one.second);
+    });
+    (void)start_hold_.holds(watches_.size(), static_cast<std::size_t>(unheard), clock_.now_ns());
+  }
+  for (const auto& [place, watch] : watches_) update_state(place);
+}
+
 // From all that is known of a proxy: does it live, and does it take new sessions.
 void Node::update_state(std::uint16_t place) {
+  if (!start_hold_.over()) return;
   steer::Forwarder& forwarder = path_.forwarder();
   const steer::Forwarder::Proxy& proxy = forwarder.proxies()[place];
   const Watch& watch = watches_[place];
@@ -228,8 +300,9 @@ void Node::update_state(std::uint16_t place) {
                                   : draining ? steer::ProxyState::kDraining
                                              : steer::ProxyState::kUp;
   if (state == proxy.state) return;
-  spdlog::info("proxy \"{}\" is {} (was {}); {} sessions known here", proxy.config.name,
-               steer::proxy_state_name(state), steer::proxy_state_name(proxy.state),
+  const std::string why = alive || watch.why.empty() ? "" : ": its probe failed: " + watch.why;
+  spdlog::info("proxy \"{}\" is {} (was {}){}; {} sessions known here", proxy.config.name,
+               steer::proxy_state_name(state), steer::proxy_state_name(proxy.state), why,
                forwarder.sessions_of(place));
   forwarder.set_state(place, state);
 }
@@ -241,11 +314,13 @@ void Node::on_answers() {
     // Who is draining lives: established sessions stay. No answer takes nothing back of that.
     const bool good = answer.result != Prober::Result::kBad;
     const bool before = watch->second.tells_draining;
+    watch->second.why = answer.why;
     if (good) watch->second.tells_draining = answer.result == Prober::Result::kDraining;
     if (watch->second.health.on_result(good) || watch->second.tells_draining != before) {
       update_state(answer.proxy);
     }
   }
+  if (!start_hold_.over()) update_states();
 }
 
 std::vector<Node::ProxyView> Node::proxies() const {
@@ -270,6 +345,7 @@ std::vector<Node::ProxyView> Node::proxies() const {
       view.health = state == flow::Health::State::kUp     ? "up"
                     : state == flow::Health::State::kDown ? "down"
                                                           : "unknown";
+      view.detail = watch->second.why;
     }
     out.push_back(std::move(view));
   }
@@ -281,14 +357,43 @@ void Node::on_time() {
   path_.on_time();
   const steer::ForwarderCounters& c = path_.forwarder().counters();
   const std::uint64_t steered = c.by_flow + c.by_nat + c.by_tag + c.by_maglev + c.new_sessions;
-  if (std::exchange(steered_, steered) != steered) steered_at_ns_ = clock_.now_ns();
+  quiet_.look(steered, clock_.now_ns());
   manager_.beat(clock_.now_ns());
+  look_at_devices();
   // Channels come and go without an event of their own.
-  for (const auto& [place, watch] : watches_) update_state(place);
+  update_states();
+  look_at_proxies();
   if (cluster_) {
     take_over(cluster_->forget_lost([this](const std::string& proxy) { return is_up(proxy); }));
   }
   publish();
+}
+
+// Other network nodes carry the sessions on; this one is of no use any more.
+void Node::look_at_devices() {
+  const std::uint64_t now = clock_.now_ns();
+  if (now < devices_due_ns_) return;
+  devices_due_ns_ = now + packet_io::kDeviceLookNs;
+  for (const packet_io::PacketIo* io : path_.interfaces()) {
+    const char* what = io->lost();
+    if (what != nullptr) throw std::runtime_error("interface " + io->options().name + " " + what);
+  }
+}
+
+void Node::look_at_proxies() {
+  const auto proxies = path_.forwarder().proxies();
+  const bool served =
+      path_.forwarder().services().empty() ||
+      std::any_of(proxies.begin(), proxies.end(), [](const steer::Forwarder::Proxy& proxy) {
+        return proxy.in_use && proxy.state != steer::ProxyState::kDown;
+      });
+  const std::uint64_t after_ns = std::uint64_t{config_.no_proxy_ms} * 1'000'000;
+  if (!of_use_.look(served, clock_.now_ns(), after_ns)) return;
+  if (of_use_.is()) {
+    spdlog::info("a proxy is there again: /healthz answers 200");
+  } else {
+    spdlog::warn("no proxy is up or drains for {} ms: /healthz answers 503", config_.no_proxy_ms);
+  }
 }
 
 std::size_t Node::round() {
@@ -305,6 +410,7 @@ int Node::sleep_ms() const {
   const std::uint64_t now = clock_.now_ns();
   const std::uint64_t next = std::min(next_time_ns_, channels_->next_timer_ns());
   if (next <= now) return 0;
+  if (path_.unsent()) return 1;
   return static_cast<int>((next - now + 999'999) / 1'000'000);
 }
 
@@ -331,14 +437,20 @@ void Node::idle(bool sleep) {
 void Node::on_signal() {
   signalfd_siginfo info{};
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
+    if (info.ssi_signo == SIGHUP) {
+      reload();
+      continue;
+    }
     stop_now_ = stopping_;
     if (stopping_) continue;
+    if (!draining()) quiet_.begin(clock_.now_ns());
     stopping_ = true;
     manager_.stopping();
     stop_ns_ = clock_.now_ns() + std::uint64_t{config_.drain_ms} * 1'000'000;
     spdlog::info(
-        "signal {}: established sessions are carried on for {} ms, or until there are none",
-        info.ssi_signo, config_.drain_ms);
+        "signal {}: packets are carried on for {} ms, or until no session is known or, without a "
+        "translated one, none has come for {} ms",
+        info.ssi_signo, config_.drain_ms, config_.drain_quiet_ms);
     publish_at_ns_ = 0;
   }
 }
@@ -360,7 +472,7 @@ void Node::run() {
       idle(false);
     }
     if (!stopping_) continue;
-    if (sessions() == 0 || clock_.now_ns() >= stop_ns_) break;
+    if (empty() || clock_.now_ns() >= stop_ns_) break;
   }
 }
 

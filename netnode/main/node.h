@@ -9,6 +9,7 @@
 //      sessions, its health and, if nothing of it has changed, its channel and its probe.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,8 +25,11 @@
 #include "netnode/main/cluster_member.h"
 #include "netnode/main/config.h"
 #include "netnode/main/data_path.h"
+#include "netnode/main/of_use.h"
 #include "netnode/main/prober.h"
+#include "netnode/main/quiet.h"
 #include "netnode/main/second_look.h"
+#include "netnode/main/start_hold.h"
 
 namespace sanproxy::packet_io {
 class ChannelLink;
@@ -44,8 +48,14 @@ class Node {
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config);
   void start_admin(const SocketAddress& address);
   void join_cluster();
+  // On SIGHUP proxies and services are those that `read` gives, or throws why not.
+  void set_reader(std::function<NetnodeConfig()> read) { read_ = std::move(read); }
   // Changes services and proxies. Returns why not: nothing has changed then.
   std::string apply(const steer::ProxySet& set);
+
+  // Translated sessions of the life before this one, if there is a file for them; and for the next.
+  void load_sessions();
+  void save_sessions() const;
 
   // Runs until SIGTERM or SIGINT: /healthz says so, no new sessions are promised, established ones
   // are carried on for drain_ms (a second signal cuts that short).
@@ -73,6 +83,8 @@ class Node {
   double uptime_s() const;
   // Out for new sessions: by a signal, an operator or the cluster.
   bool draining() const { return stopping_ || drained_here_ || (cluster_ && cluster_->drained()); }
+  // Whether packets have where to go: some proxy is up or drains, or was a moment ago.
+  bool of_use() const { return of_use_.is(); }
   // "running", "draining", "drained", "stopping".
   const char* state() const;
   std::uint64_t sessions() const;  // that this node knows
@@ -88,18 +100,24 @@ class Node {
     flow::Health health;
     bool drain_asked = false;
     bool tells_draining = false;  // by its last answer to a probe
+    std::string why;              // the last probe failed; empty: it did not
   };
 
   std::size_t round();
   bool look_again();
   void idle(bool sleep);
   void on_signal();
+  void reload();
   void follow_cluster();
   void take_over(const std::optional<steer::ProxySet>& set);
   bool is_up(const std::string& proxy) const;
   void publish();
   void on_answers();
   void on_time();
+  void look_at_devices();
+  void look_at_proxies();
+  bool heard(std::uint16_t place, const Watch& watch) const;
+  void update_states();
   void update_state(std::uint16_t place);
   void set_probes();
   void watch(int fd);
@@ -107,6 +125,7 @@ class Node {
 
   NetnodeConfig config_;
   std::string version_;
+  std::function<NetnodeConfig()> read_;
   daemon::ServiceManager manager_;
   SteadyClock clock_;
   std::uint64_t start_ns_;
@@ -123,10 +142,12 @@ class Node {
   int signal_fd_ = -1;
   std::uint64_t rounds_ = 0;
   SecondLook second_look_;
+  StartHold start_hold_;
   std::uint64_t next_time_ns_ = 0;
+  std::uint64_t devices_due_ns_ = 0;
   std::uint64_t stop_ns_ = 0;
-  std::uint64_t steered_ = 0;        // packets, when on_time() last looked
-  std::uint64_t steered_at_ns_ = 0;  // and when that had changed
+  Quiet quiet_;
+  OfUse of_use_;
   std::uint64_t publish_at_ns_ = 0;
   bool was_draining_ = false;
   bool drained_here_ = false;  // by POST /drain

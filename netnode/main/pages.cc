@@ -2,6 +2,7 @@
 
 #include <array>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "lwproto/daemon/cluster_pages.h"
 #include "lwproto/daemon/metrics_text.h"
@@ -42,6 +43,7 @@ void drop_metrics(const Node& node, Metrics& m) {
   m.counter(name, help, d.dropped_no_route, label("reason", "no_tunnel_address"));
   m.counter(name, help, d.dropped_hop_limit, label("reason", "hop_limit"));
   m.counter(name, help, d.dropped_tunnel_in, label("reason", "offload"));
+  m.counter(name, help, d.dropped_uncut, label("reason", "udp_offload"));
   m.counter(name, help, d.dropped_channel, label("reason", "channel"));
   m.counter(name, help, d.dropped_reply_malformed, label("reason", "reply_malformed"));
   m.counter(name, help, d.dropped_reply_foreign, label("reason", "reply_foreign"));
@@ -58,8 +60,8 @@ void forwarder_metrics(const Node& node, Metrics& m) {
   m.counter("netnode_steered_total", found, c.by_tag, label("by", "session_tag"));
   m.counter("netnode_steered_total", found, c.by_maglev, label("by", "maglev"));
   m.counter("netnode_steered_total", found, c.new_sessions, label("by", "new_session"));
-  m.counter("netnode_retries_total", "Packets that a proxy gave back as unknown", c.retries,
-            label("last", "no"));
+  m.counter("netnode_retries_total", "Packets that a proxy gave back as unknown",
+            c.retries - c.retries_final, label("last", "no"));
   m.counter("netnode_retries_total", "Packets that a proxy gave back as unknown", c.retries_final,
             label("last", "yes"));
   m.counter("netnode_fragments_held_total", "Fragments that came before their first",
@@ -93,6 +95,8 @@ void path_metrics(const Node& node, Metrics& m) {
   m.counter("netnode_echo_replies_total", "Echo requests answered", d.echo_replies);
   m.counter("netnode_packet_too_big_total", "Answers that a packet is too big", d.packet_too_big);
   m.gauge("netnode_draining", "1 while it is out for new sessions", node.draining() ? 1 : 0);
+  m.gauge("netnode_no_proxy", "1 while no proxy is up or drains, for no_proxy_ms and longer",
+          node.of_use() ? 0 : 1);
   m.gauge("netnode_buffers_free", "Packet buffers free", node.pool().free_count());
   m.gauge("netnode_buffers_free_min", "The fewest that ever were", node.pool().free_count_min());
   m.gauge("netnode_buffers", "Packet buffers", node.pool().slot_count());
@@ -113,19 +117,45 @@ void path_metrics(const Node& node, Metrics& m) {
        [](const auto& io, const auto&) { return io.counters().tx_bytes; });
   each("netnode_tx_full_total", "Packets that the device did not take",
        [](const auto&, const auto& out) { return out.dropped_full; });
-  each("netnode_rx_refused_total", "Frames that the driver dropped",
-       [](const auto& io, const auto&) {
-         const packet_io::Counters& c = io.counters();
-         return c.rx_dropped_short + c.rx_dropped_not_ip + c.rx_dropped_not_for_us +
-                c.rx_dropped_metadata + c.rx_truncated + c.rx_dropped_kernel;
-       });
+}
+
+struct DropRow {
+  const char* reason;
+  std::uint64_t packet_io::Counters::*value;
+};
+
+void by_reason(const Node& node, Metrics& m, const char* name, const char* help,
+               std::span<const DropRow> rows) {
+  for (const packet_io::PacketIo* io : node.path().interfaces()) {
+    for (const DropRow& row : rows) {
+      m.counter(name, help, io->counters().*row.value,
+                both(label("interface", io->options().name), label("reason", row.reason)));
+    }
+  }
+}
+
+void dropped_metrics(const Node& node, Metrics& m) {
+  using C = packet_io::Counters;
+  constexpr std::array<DropRow, 6> kReceived = {{{"not_for_us", &C::rx_dropped_not_for_us},
+                                                 {"not_ip", &C::rx_dropped_not_ip},
+                                                 {"short", &C::rx_dropped_short},
+                                                 {"truncated", &C::rx_truncated},
+                                                 {"metadata", &C::rx_dropped_metadata},
+                                                 {"buffer_full", &C::rx_dropped_kernel}}};
+  by_reason(node, m, "netnode_rx_refused_total", "Frames that the driver dropped, by reason",
+            kReceived);
+  constexpr std::array<DropRow, 3> kSent = {{{"unresolved", &C::tx_dropped_unresolved},
+                                             {"device_full", &C::tx_dropped_full},
+                                             {"error", &C::tx_errors}}};
+  by_reason(node, m, "netnode_tx_dropped_total", "Packets that the driver did not send, by reason",
+            kSent);
 }
 
 void proxy_metrics(const Node& node, Metrics& m) {
   const auto proxies = node.proxies();
   for (const Node::ProxyView& view : proxies) {
     m.gauge("netnode_proxy_up", "1: the proxy takes new sessions",
-            view.proxy->state == steer::ProxyState::kUp ? 1 : 0,
+            view.proxy->state == steer::ProxyState::kUp && view.proxy->weight() != 0 ? 1 : 0,
             both(label("proxy", view.proxy->config.name),
                  label("state", steer::proxy_state_name(view.proxy->state))));
   }
@@ -190,6 +220,7 @@ Page metrics_page(const Node& node) {
   forwarder_metrics(node, m);
   drop_metrics(node, m);
   path_metrics(node, m);
+  dropped_metrics(node, m);
   proxy_metrics(node, m);
   link_metrics(node, m);
   if (node.cluster() != nullptr) {
@@ -298,8 +329,9 @@ Page render_page(Node& node, const daemon::PageRequest& request) {
   if (path == "/metrics") return metrics_page(node);
   if (path == "/status") return status_page(node);
   if (path == "/healthz") {
-    return node.draining() ? Page{503, "text/plain", "draining\n"}
-                           : Page{200, "text/plain", "ok\n"};
+    if (node.draining()) return {503, "text/plain", "draining\n"};
+    return node.of_use() ? Page{200, "text/plain", "ok\n"}
+                         : Page{503, "text/plain", "no proxy is up\n"};
   }
   if (path == "/") {
     return {200, "text/plain",

@@ -12,14 +12,16 @@
 #include <cstring>
 #include <stdexcept>
 #include <string_view>
+#include <system_error>
 
 #include "lwproto/base/clock.h"
 
 namespace sanproxy::netnode {
 namespace {
 
-constexpr std::size_t kStatusLineBytes = 12;  // "HTTP/1.1 200"
-constexpr std::size_t kAnswerBytesMax = 1024;
+constexpr std::size_t kStatusLineBytes = 12;                    // "HTTP/1.1 200"
+constexpr std::size_t kAnswerBytesMax = 64 * 1024;              // of a 503 that may be draining
+constexpr std::size_t kTextBytes = 1024;                        // of them, at a time
 constexpr std::string_view kDrainingBody = "\r\n\r\ndraining";  // behind the headers
 
 std::uint64_t now() { return SteadyClock().now_ns() / 1'000'000; }
@@ -28,6 +30,9 @@ void signal_fd(int fd) {
   const std::uint64_t one = 1;
   (void)!write(fd, &one, sizeof(one));
 }
+
+// As the status page says it, which is UTF-8 whatever the locale.
+std::string text_of(int error) { return std::generic_category().message(error); }
 
 socklen_t to_kernel(const SocketAddress& address, sockaddr_storage& out) {
   std::memset(&out, 0, sizeof(out));
@@ -52,8 +57,9 @@ struct Prober::Probe {
   int fd = -1;
   bool connected = false;
   std::uint64_t next_ms = 0;  // when it begins, or must have ended
-  std::size_t got = 0;
-  char text[kAnswerBytesMax] = {};
+  std::size_t got = 0;        // in text: the status line, and the last that came
+  std::size_t total = 0;      // ever
+  char text[kTextBytes] = {};
 };
 
 Prober::Prober()
@@ -125,13 +131,13 @@ bool Prober::is_wanted(const Target& target) const {
   return std::find(targets_.begin(), targets_.end(), target) != targets_.end();
 }
 
-void Prober::finish(Probe& probe, Result result, std::uint64_t now_ms) {
+void Prober::finish(Probe& probe, Result result, std::uint64_t now_ms, std::string why) {
   if (probe.fd >= 0) close(probe.fd);
   probe.fd = -1;
   probe.next_ms = now_ms + probe.target.settings.interval_ms;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!is_wanted(probe.target)) return;  // an answer about a former place
-  answers_.push_back({probe.target.proxy, result});
+  answers_.push_back({probe.target.proxy, result, std::move(why)});
   signal_fd(result_fd_);
 }
 
@@ -140,11 +146,11 @@ void Prober::begin(Probe& probe, std::uint64_t now_ms) {
   sockaddr_storage address;
   const socklen_t length = to_kernel(to, address);
   probe.connected = false;
-  probe.got = 0;
+  probe.got = probe.total = 0;
   probe.fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (probe.fd < 0 || (connect(probe.fd, reinterpret_cast<sockaddr*>(&address), length) != 0 &&
                        errno != EINPROGRESS)) {
-    finish(probe, Result::kBad, now_ms);
+    finish(probe, Result::kBad, now_ms, text_of(errno));
     return;
   }
   probe.next_ms = now_ms + probe.target.settings.timeout_ms;
@@ -160,7 +166,8 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
       // The handshake says enough; a reset spares the proxy a TIME_WAIT.
       const linger now_reset{1, 0};
       setsockopt(probe.fd, SOL_SOCKET, SO_LINGER, &now_reset, sizeof(now_reset));
-      finish(probe, error == 0 ? Result::kGood : Result::kBad, now_ms);
+      finish(probe, error == 0 ? Result::kGood : Result::kBad, now_ms,
+             error == 0 ? "" : text_of(error));
       return;
     }
     probe.connected = true;
@@ -169,33 +176,44 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
                                 "\r\nUser-Agent: sanproxy-netnode\r\nConnection: close\r\n\r\n";
     if (send(probe.fd, request.data(), request.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(request.size())) {
-      finish(probe, Result::kBad, now_ms);
+      finish(probe, Result::kBad, now_ms, text_of(errno));
     }
     return;
   }
   read_answer(probe, now_ms);
 }
 
-// The status line says enough, but of a 503 the body tells who is draining from who is not well.
 void Prober::read_answer(Probe& probe, std::uint64_t now_ms) {
-  const ssize_t got = recv(probe.fd, probe.text + probe.got, kAnswerBytesMax - probe.got, 0);
+  const ssize_t got = recv(probe.fd, probe.text + probe.got, kTextBytes - probe.got, 0);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (got > 0) probe.got += static_cast<std::size_t>(got);
+  if (got < 0) return finish(probe, Result::kBad, now_ms, text_of(errno));
+  probe.got += static_cast<std::size_t>(got);
+  probe.total += static_cast<std::size_t>(got);
+  judge(probe, got == 0 || probe.total >= kAnswerBytesMax, now_ms);
+}
+
+// The status line says enough, but of a 503 the body tells who is draining from who is not well.
+void Prober::judge(Probe& probe, bool ended, std::uint64_t now_ms) {
   const std::string_view text(probe.text, probe.got);
-  const bool ended = got <= 0 || probe.got == kAnswerBytesMax;
   if (text.size() < kStatusLineBytes) {
-    if (ended) finish(probe, Result::kBad, now_ms);
+    if (ended) finish(probe, Result::kBad, now_ms, "closed without an answer");
     return;
   }
   const bool http = text.starts_with("HTTP/1.") && text[8] == ' ';
+  const std::string status = http ? "status " + std::string(text.substr(9, 3)) : "not HTTP";
   if (http && (text[9] == '2' || text[9] == '3')) {
     finish(probe, Result::kGood, now_ms);
   } else if (!http || text.substr(9, 3) != "503") {
-    finish(probe, Result::kBad, now_ms);
+    finish(probe, Result::kBad, now_ms, status);
   } else if (text.find(kDrainingBody) != std::string_view::npos) {
     finish(probe, Result::kDraining, now_ms);
   } else if (ended) {
-    finish(probe, Result::kBad, now_ms);
+    finish(probe, Result::kBad, now_ms, status);
+  } else if (probe.got == kTextBytes) {
+    // The end of the headers may be in part here.
+    const std::size_t kept = kDrainingBody.size() - 1;
+    std::memmove(probe.text + kStatusLineBytes, probe.text + probe.got - kept, kept);
+    probe.got = kStatusLineBytes + kept;
   }
 }
 
@@ -213,7 +231,9 @@ void Prober::run() {
     for (Probe& probe : probes_) {
       if (probe.next_ms <= now_ms) {
         if (probe.fd >= 0) {
-          finish(probe, Result::kBad, now_ms);  // took too long
+          finish(probe, Result::kBad, now_ms,
+                 std::string(probe.connected ? "no answer" : "no connection") + " in " +
+                     std::to_string(probe.target.settings.timeout_ms) + " ms");
         } else {
           begin(probe, now_ms);
         }

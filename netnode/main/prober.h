@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -36,6 +37,7 @@ class Prober {
   struct Answer {
     std::uint16_t proxy = 0;
     Result result = Result::kBad;
+    std::string why = {};  // of a bad one, for people
   };
 
   Prober();
@@ -53,7 +55,8 @@ class Prober {
   void begin(Probe& probe, std::uint64_t now_ms);
   void on_ready(Probe& probe, std::uint64_t now_ms);
   void read_answer(Probe& probe, std::uint64_t now_ms);
-  void finish(Probe& probe, Result result, std::uint64_t now_ms);
+  void judge(Probe& probe, bool ended, std::uint64_t now_ms);
+  void finish(Probe& probe, Result result, std::uint64_t now_ms, std::string why = {});
   void adopt_targets();
   bool is_wanted(const Target& target) const;
 

@@ -18,6 +18,10 @@
 
 namespace sanproxy::net {
 
+// Where the checksum stands in a TCP and in a UDP header.
+inline constexpr std::uint16_t kTcpChecksumOffset = 16;
+inline constexpr std::uint16_t kUdpChecksumOffset = 6;
+
 // a + b with the carry added back in: addition of one's complement.
 inline std::uint64_t add_carry(std::uint64_t a, std::uint64_t b) {
   a += b;

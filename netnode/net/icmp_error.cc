@@ -71,6 +71,11 @@ bool parse_icmp_error(std::span<const std::byte> packet, const ParsedPacket& par
   return true;
 }
 
+bool may_answer_too_big(std::span<const std::byte> packet, const ParsedPacket& parsed) {
+  if (parsed.l4 == L4::kIcmp || parsed.l4 == L4::kIcmp6) return false;
+  return parsed.family == Family::kIpv6 || (load_u8(packet.data() + 6) & 0x40U) != 0;
+}
+
 std::size_t build_packet_too_big(std::span<const std::byte> packet, const ParsedPacket& parsed,
                                  std::uint32_t mtu_bytes, std::span<std::byte> out) {
   const auto* at = reinterpret_cast<const std::uint8_t*>(packet.data());

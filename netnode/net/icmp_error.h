@@ -39,6 +39,10 @@ bool is_icmp_error(std::span<const std::byte> packet, const ParsedPacket& parsed
 
 inline constexpr std::size_t kPacketTooBigBytesMax = 1280;
 
+// Whether the sender of a packet that is too big may be told: it forbade to cut it, and it reports
+// on nothing itself (RFC 1122 3.2.2, RFC 4443 2.4 e).
+bool may_answer_too_big(std::span<const std::byte> packet, const ParsedPacket& parsed);
+
 // Answers `packet` with "fragmentation needed" or "packet too big", from its destination to its
 // source. Returns the bytes written to `out` (at least kPacketTooBigBytesMax); 0 when the packet
 // must not be answered.

@@ -16,6 +16,18 @@ TcpSegments::TcpSegments(std::span<const std::byte> packet, const ParsedPacket& 
       header_bytes_(std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes),
       payload_max_(payload_max) {}
 
+void fit_ip_header(std::uint8_t* ip, const ParsedPacket& parsed, std::size_t total_bytes,
+                   std::uint16_t index) {
+  if (parsed.family == Family::kIpv4) {
+    store_be16(ip + 2, static_cast<std::uint16_t>(total_bytes));
+    store_be16(ip + 4, static_cast<std::uint16_t>(load_be16(ip + 4) + index));
+    store_raw16(ip + 10, 0);
+    store_raw16(ip + 10, ipv4_header_checksum(ip, parsed.l3_header_bytes));
+  } else {
+    store_be16(ip + 4, static_cast<std::uint16_t>(total_bytes - kIpv6HeaderBytes));
+  }
+}
+
 bool TcpSegments::next(std::span<std::byte> header, std::span<const std::byte>& payload) {
   if (done_) return false;
   const std::size_t all = packet_.size() - header_bytes_;
@@ -27,14 +39,7 @@ bool TcpSegments::next(std::span<std::byte> header, std::span<const std::byte>& 
   std::uint8_t* tcp = ip + parsed_.l3_header_bytes;
   const std::size_t total = header_bytes_ + bytes;
   const bool v4 = parsed_.family == Family::kIpv4;
-  if (v4) {
-    store_be16(ip + 2, static_cast<std::uint16_t>(total));
-    store_be16(ip + 4, static_cast<std::uint16_t>(load_be16(ip + 4) + index_));
-    store_raw16(ip + 10, 0);
-    store_raw16(ip + 10, ipv4_header_checksum(ip, parsed_.l3_header_bytes));
-  } else {
-    store_be16(ip + 4, static_cast<std::uint16_t>(total - kIpv6HeaderBytes));
-  }
+  fit_ip_header(ip, parsed_, total, index_);
   store_be32(tcp + 4, load_be32(tcp + 4) + static_cast<std::uint32_t>(at_));
   if (!done_) tcp[13] &= static_cast<std::uint8_t>(~(kTcpFin | kTcpPsh));
   if (at_ != 0) tcp[13] &= static_cast<std::uint8_t>(~kTcpCwr);

@@ -21,6 +21,11 @@ namespace sanproxy::net {
 
 inline constexpr std::size_t kSegmentHeaderBytesMax = 192;
 
+// Lengths, IPv4 id and checksum of the IP header of piece number `index` of the packet that
+// `parsed` describes; `ip` is a copy of its header.
+void fit_ip_header(std::uint8_t* ip, const ParsedPacket& parsed, std::size_t total_bytes,
+                   std::uint16_t index);
+
 class TcpSegments {
  public:
   // `parsed` is what parse_packet() said of `packet`: TCP, not a fragment. `payload_max` > 0.

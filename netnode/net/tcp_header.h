@@ -21,8 +21,6 @@ inline constexpr std::uint8_t kTcpAck = 0x10;
 inline constexpr std::uint8_t kTcpEce = 0x40;
 inline constexpr std::uint8_t kTcpCwr = 0x80;
 
-inline constexpr std::uint16_t kTcpChecksumOffset = 16;
-
 struct TcpHeader {
   std::uint32_t seq = 0;
   std::uint32_t ack = 0;

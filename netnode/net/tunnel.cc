@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "netnode/net/checksum.h"
+#include "netnode/net/icmp_error.h"
 
 namespace sanproxy::net {
 namespace {
@@ -68,6 +69,35 @@ std::size_t write_tunnel_header(std::span<std::byte> out, const TunnelSpec& spec
   shim[1] = inner_protocol;
   store_raw16(shim + 2, 0);
   return header + kUdpHeaderBytes + kGueHeaderBytes;
+}
+
+bool parse_tunnel_too_big(std::span<const std::byte> packet, const ParsedPacket& parsed,
+                          TunnelTooBig& out) {
+  const bool v4 = parsed.l4 == L4::kIcmp;
+  const std::size_t header = v4 ? kIpv4HeaderBytesMin : kIpv6HeaderBytes;
+  const std::size_t bytes = parsed.l4_bytes();
+  if ((!v4 && parsed.l4 != L4::kIcmp6) || bytes < kIcmpHeaderBytesMin + header + 4) return false;
+  const auto* icmp = reinterpret_cast<const std::uint8_t*>(packet.data()) + parsed.l3_header_bytes;
+  const std::uint8_t* outer = icmp + kIcmpHeaderBytesMin;
+  if (icmp[0] != (v4 ? kIcmpUnreachable : kIcmp6PacketTooBig) ||
+      icmp[1] != (v4 ? kIcmpCodeFragmentationNeeded : 0) || outer[0] != (v4 ? 0x45 : outer[0]) ||
+      (!v4 && (outer[0] >> 4) != 6)) {
+    return false;
+  }
+  const std::uint64_t pseudo =
+      v4 ? 0
+         : pseudo_header_sum(parsed.family, parsed.src, parsed.dst, kProtocolIcmp6,
+                             static_cast<std::uint32_t>(bytes));
+  if (finish(sum_bytes(icmp, bytes, pseudo)) != 0) return false;
+  out = {};
+  out.local.family = out.remote.family = parsed.family;
+  const std::size_t address = v4 ? 4 : 16;
+  std::memcpy(out.local.bytes.data(), outer + (v4 ? 12 : 8), address);
+  std::memcpy(out.remote.bytes.data(), outer + (v4 ? 16 : 24), address);
+  out.protocol = outer[v4 ? 9 : 6];
+  out.udp_port = load_be16(outer + header + 2);
+  out.mtu_bytes = v4 ? load_be16(icmp + 6) : load_be32(icmp + 4);
+  return out.mtu_bytes != 0;
 }
 
 Decapsulation decapsulate(std::span<std::byte> packet, const ParsedPacket& outer,

@@ -59,4 +59,16 @@ struct InnerPacket {
 [[nodiscard]] Decapsulation decapsulate(std::span<std::byte> packet, const ParsedPacket& outer,
                                         std::uint16_t gue_port, InnerPacket& out);
 
+// What a router says of a packet that was too big for the path of a tunnel.
+struct TunnelTooBig {
+  IpAddress local, remote;     // of the outer header that it quotes
+  std::uint8_t protocol = 0;   // of that header; UDP for GUE
+  std::uint16_t udp_port = 0;  // GUE's
+  std::uint32_t mtu_bytes = 0;
+};
+
+// False: `packet` says nothing like that, or its checksum is wrong.
+[[nodiscard]] bool parse_tunnel_too_big(std::span<const std::byte> packet,
+                                        const ParsedPacket& parsed, TunnelTooBig& out);
+
 }  // namespace sanproxy::net

@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t kTransfersMax = 4;
 // Sent and not published: few enough that the node finds it in the cache.
 constexpr std::size_t kUnpublishedBytesMax = 192 * 1024;
+constexpr std::size_t kRequestsMax = 16;   // in one go, however many want in
 constexpr std::uint64_t kBeatsMissed = 5;  // by ourselves: we were away
 constexpr std::size_t kPacketsPerTransferMax =
     wire::kTransferInlineBytesMax / (wire::kPacketHeaderBytes + wire::kPacketBytesMin) + 1;
@@ -91,19 +92,21 @@ ChannelIo::~ChannelIo() {
 
 std::size_t ChannelIo::poll_listener() {
   std::size_t count = 0;
-  while (true) {
+  for (; count < kRequestsMax; ++count) {
     auto request = listener_->poll();
-    if (!request.ok()) return count;
+    if (!request.ok()) break;
     admit(*request);
-    ++count;
   }
+  return count;
 }
 
 void ChannelIo::refuse(const fabric::ConnectRequest& request, wire::CloseCode code,
                        const char* why) {
   ++counters_.peers_refused;
-  spdlog::warn("network node from {} refused: {} ({})", request.peer.address, why,
-               wire::close_code_name(code));
+  if (refusals_log_.open(clock_.now_ns())) {
+    spdlog::warn("network node from {} refused: {} ({}); not logged before it: {}",
+                 request.peer.address, why, wire::close_code_name(code), refusals_log_.take_held());
+  }
   wire::MessageHeader reason{static_cast<std::uint8_t>(wire::MessageType::kError), 0,
                              static_cast<std::uint16_t>(code), sizeof(wire::MessageHeader)};
   listener_->reject(request, std::as_bytes(std::span(&reason, 1)));

@@ -39,6 +39,7 @@
 #include "lwproto/channel/channel.h"
 #include "lwproto/fabric/fabric.h"
 #include "lwproto/fabric/lent_memory.h"
+#include "lwproto/flow/log_gate.h"
 #include "netnode/packet_io/packet_io.h"
 
 namespace sanproxy::packet_io {
@@ -207,6 +208,7 @@ class ChannelIo final : public PacketIo, private channel::Delegate {
   bool draining_ = false;
   std::uint64_t next_beat_ns_ = 0;
   std::uint64_t looked_ns_ = 0;  // when the nodes were last judged
+  flow::LogGate refusals_log_;
   Counters counters_;
 };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "lwproto/daemon/log.h"
+#include "netnode/net/checksum.h"
 #include "netnode/net/packet.h"
 #include "netnode/net/tcp_header.h"
 #include "netnode/packet_io/channel_io.h"

@@ -34,11 +34,12 @@ std::uint64_t EthernetPort::CoarseClock::now_ns() const {
          static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-EthernetPort::EthernetPort(const NeighborConfig& config, bool own_addresses_only, FrameSink& sink,
-                           Counters& counters)
+EthernetPort::EthernetPort(const NeighborConfig& config, bool own_addresses_only, Metadata metadata,
+                           FrameSink& sink, Counters& counters)
     : counters_(counters),
       neighbor_(config, clock_, sink, counters, random_seed()),
       own_addresses_only_(own_addresses_only),
+      metadata_(metadata),
       learns_(!has_both_gateways(config)) {}
 
 bool EthernetPort::for_us(const std::uint8_t* packet, std::uint16_t ether_type) {
@@ -105,7 +106,7 @@ bool EthernetPort::inbound(const VnetHeader& vnet, std::span<const std::byte> fr
     ++counters_.rx_dropped_not_for_us;
     return false;
   }
-  if (!offload_from_vnet(vnet, at, length, net::kEthernetHeaderBytes, out.offload)) {
+  if (!offload_from_vnet(vnet, at, length, net::kEthernetHeaderBytes, metadata_, out.offload)) {
     ++counters_.rx_dropped_metadata;
     return false;
   }

@@ -28,8 +28,8 @@ class EthernetPort {
  public:
   // With `own_addresses_only` packets to other addresses than ours are dropped: the interface is
   // shared with a kernel that answers for itself.
-  EthernetPort(const NeighborConfig& config, bool own_addresses_only, FrameSink& sink,
-               Counters& counters);
+  EthernetPort(const NeighborConfig& config, bool own_addresses_only, Metadata metadata,
+               FrameSink& sink, Counters& counters);
 
   // True: `out.length` and `out.offload` are set; the packet starts behind the frame header.
   bool inbound(const VnetHeader& vnet, std::span<const std::byte> frame, ReceivedPacket& out);
@@ -55,6 +55,7 @@ class EthernetPort {
   Counters& counters_;
   Neighbor neighbor_;
   bool own_addresses_only_;
+  Metadata metadata_;
   bool learns_;
   IpAddress last_local_;  // the address that most packets are for
 };

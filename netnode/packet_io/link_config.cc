@@ -138,6 +138,18 @@ Status LinkConfig::request(void* message, const char* what) {
   }
 }
 
+// The first message of the answer to a question without NLM_F_ACK. Empty: there was none.
+std::span<const std::byte> LinkConfig::ask(void* message, std::span<std::byte> answer) {
+  auto& header = *static_cast<nlmsghdr*>(message);
+  header.nlmsg_flags = NLM_F_REQUEST;
+  header.nlmsg_seq = ++sequence_;
+  if (::send(netlink_.get(), message, header.nlmsg_len, 0) < 0) {
+    return {};
+  }
+  const ssize_t got = ::recv(netlink_.get(), answer.data(), answer.size(), 0);
+  return answer.first(got < 0 ? 0 : static_cast<std::size_t>(got));
+}
+
 Status LinkConfig::disable_ipv6_autoconf(int index) {
   Message<ifinfomsg> message = link_message(index);
   const std::uint8_t none = 1;  // IN6_ADDR_GEN_MODE_NONE
@@ -190,21 +202,41 @@ bool LinkConfig::is_local(const IpAddress& address) {
   message.body().rtm_family = AF_INET6;
   message.body().rtm_dst_len = 128;
   message.add(RTA_DST, address.bytes.data(), address.size());
-  auto& header = *static_cast<nlmsghdr*>(message.data());
-  header.nlmsg_flags = NLM_F_REQUEST;
-  header.nlmsg_seq = ++sequence_;
-  if (::send(netlink_.get(), message.data(), header.nlmsg_len, 0) < 0) {
-    return false;
-  }
-  alignas(nlmsghdr) std::array<std::byte, 8192> answer;
-  const ssize_t got = ::recv(netlink_.get(), answer.data(), answer.size(), 0);
-  if (got < static_cast<ssize_t>(NLMSG_LENGTH(sizeof(rtmsg)))) {
+  alignas(nlmsghdr) std::array<std::byte, 8192> memory;
+  const auto answer = ask(message.data(), memory);
+  if (answer.size() < NLMSG_LENGTH(sizeof(rtmsg))) {
     return false;
   }
   const auto& reply = *reinterpret_cast<const nlmsghdr*>(answer.data());
   rtmsg route;
   std::memcpy(&route, answer.data() + NLMSG_HDRLEN, sizeof(route));
   return reply.nlmsg_type == RTM_NEWROUTE && route.rtm_type == RTN_LOCAL;
+}
+
+// Where the kernel does not say, somebody may have it.
+bool LinkConfig::has_carrier(int index) {
+  Message<ifinfomsg> message(RTM_GETLINK, 0);
+  message.body().ifi_family = AF_UNSPEC;
+  message.body().ifi_index = index;
+  alignas(nlmsghdr) std::array<std::byte, 8192> memory;
+  const auto answer = ask(message.data(), memory);
+  const auto& reply = *reinterpret_cast<const nlmsghdr*>(memory.data());
+  if (answer.size() < NLMSG_LENGTH(sizeof(ifinfomsg)) || reply.nlmsg_type != RTM_NEWLINK) {
+    return true;
+  }
+  std::size_t at = NLMSG_LENGTH(NLMSG_ALIGN(sizeof(ifinfomsg)));
+  while (at + sizeof(rtattr) < answer.size()) {
+    rtattr attribute;
+    std::memcpy(&attribute, answer.data() + at, sizeof(attribute));
+    if (attribute.rta_len < sizeof(attribute)) {
+      return true;
+    }
+    if (attribute.rta_type == IFLA_CARRIER) {
+      return std::to_integer<int>(answer[at + RTA_LENGTH(0)]) != 0;
+    }
+    at += RTA_ALIGN(attribute.rta_len);
+  }
+  return true;
 }
 
 Status LinkConfig::wait_until_local(const IpAddress& address) {

@@ -7,7 +7,9 @@
 //   1. A refusal of the kernel comes back as a Status with a text that says what to do.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "lwproto/base/socket_address.h"
@@ -34,6 +36,8 @@ class LinkConfig {
   static Result<LinkConfig> open();
 
   Result<LinkInfo> query(const std::string& name);
+  // Also of one that is down. A TUN device has one as long as somebody has a queue of it open.
+  bool has_carrier(int index);
   // Before set_up(): keeps the kernel from giving the device a link-local address of its own (and
   // from soliciting routers on it), which a TUN peer has no use for.
   Status disable_ipv6_autoconf(int index);
@@ -50,6 +54,7 @@ class LinkConfig {
   explicit LinkConfig(UniqueFd netlink, UniqueFd control)
       : netlink_(std::move(netlink)), control_(std::move(control)) {}
   Status request(void* message, const char* what);
+  std::span<const std::byte> ask(void* message, std::span<std::byte> answer);
   bool is_local(const IpAddress& address);
   Status wait_until_local(const IpAddress& address);
 

@@ -13,11 +13,19 @@ bool is_unicast(const IpAddress& ip) {
 }
 
 bool is_pending(NeighborState state) {
-  return state == NeighborState::kIncomplete || state == NeighborState::kProbing;
+  return state == NeighborState::kIncomplete || state == NeighborState::kProbing ||
+         state == NeighborState::kDoubted;
 }
 
 bool is_link_local6(const IpAddress& ip) {
   return ip.family == Family::kIpv6 && ip.bytes[0] == 0xfe && (ip.bytes[1] & 0xc0) == 0x80;
+}
+
+// After how many questions of a second this one has to wait: whatever strangers are asked for,
+// who is known and the gateways are asked.
+std::uint32_t requests_max(const NeighborEntry& entry) {
+  const std::uint32_t reserves = entry.gateway ? 2 : entry.has_mac() ? 1 : 0;
+  return kRequestsPerSecondMax + reserves * kRequestsReserve;
 }
 
 // Source and destination of a packet whose first piece holds its header; false if it does not.
@@ -106,12 +114,12 @@ void Neighbor::input_arp(std::span<const std::byte> frame) {
     if (entry != nullptr && is_pending(entry->state) && arp.target_mac == config_.mac) {
       confirm(*entry, arp.sender_mac);
     } else {
-      announce_change(arp.sender_ip, arp.sender_mac);
+      announce_change(arp.sender_ip, arp.sender_mac, arp.target_mac == config_.mac);
     }
     return;
   }
   if (!is_local(arp.target_ip)) {
-    announce_change(arp.sender_ip, arp.sender_mac);
+    announce_change(arp.sender_ip, arp.sender_mac, false);
     return;
   }
   met(arp.sender_ip, arp.sender_mac);
@@ -131,14 +139,24 @@ void Neighbor::input_nd(std::span<const std::byte> packet, const net::ParsedPack
     answer_solicitation(nd);
     return;
   }
-  if (!nd.has_mac || is_local(nd.target)) {
-    return;
+  if (!is_local(nd.target)) {
+    input_advertisement(nd);
   }
+}
+
+// RFC 4861 7.2.5.
+void Neighbor::input_advertisement(const NdMessage& nd) {
   NeighborEntry* entry = table_.find(nd.target);
-  if (entry != nullptr && is_pending(entry->state) && (nd.flags & kNdSolicited) != 0) {
-    confirm(*entry, nd.mac);
-  } else if ((nd.flags & kNdOverride) != 0) {
-    announce_change(nd.target, nd.mac);
+  const bool replaces = (nd.flags & kNdOverride) != 0;
+  const bool solicited = (nd.flags & kNdSolicited) != 0;
+  if (entry != nullptr && is_pending(entry->state) && solicited) {
+    if (!nd.has_mac && entry->state == NeighborState::kProbing) {
+      confirm(*entry, entry->mac);  // who is asked alone need not say its MAC
+    } else if (nd.has_mac && (replaces || !entry->has_mac() || nd.mac == entry->mac)) {
+      confirm(*entry, nd.mac);
+    }
+  } else if (nd.has_mac && replaces) {
+    announce_change(nd.target, nd.mac, solicited);
   }
 }
 
@@ -173,11 +191,10 @@ void Neighbor::learn(const IpAddress& src, const net::MacAddress& mac) {
   if (mac.is_group() || !is_unicast(src)) {
     return;
   }
-  bool may_ask = false;
-  (void)next_hop(src, may_ask);
-  if (may_ask) {
+  if (may_ask(src)) {
     return;  // ARP or ND knows better
   }
+  router_of(src) = mac;
   NeighborEntry* entry = table_.find(src);
   if (entry == nullptr) {
     entry = &insert(src);
@@ -198,11 +215,12 @@ void Neighbor::met(const IpAddress& ip, const net::MacAddress& mac) {
   } else if (!entry->has_mac()) {
     confirm(*entry, mac);
   } else {
-    announce_change(ip, mac);
+    announce_change(ip, mac, false);
   }
 }
 
-void Neighbor::announce_change(const IpAddress& ip, const net::MacAddress& mac) {
+// One more answer to a question of ours, which two hosts may have given, raises no doubt.
+void Neighbor::announce_change(const IpAddress& ip, const net::MacAddress& mac, bool answer) {
   NeighborEntry* entry = table_.find(ip);
   if (entry == nullptr || entry->state < NeighborState::kReachable) {
     return;
@@ -214,10 +232,27 @@ void Neighbor::announce_change(const IpAddress& ip, const net::MacAddress& mac) 
   if (now - entry->confirmed_ns >= kNeighborLockNs) {
     entry->mac = mac;
     entry->confirmed_ns = now;
+    verify(*entry, NeighborState::kProbing);
+  } else if (!answer && entry->state != NeighborState::kDoubted) {
+    verify(*entry, NeighborState::kDoubted);
+  }
+}
+
+// Asks at once, but not more often than each kNeighborProbeNs, however much is announced.
+void Neighbor::verify(NeighborEntry& entry, NeighborState state) {
+  entry.state = state;
+  entry.probes = 0;
+  if (clock_.now_ns() >= entry.next_probe_ns) {
+    ask(entry, source_for(entry.ip));
+  } else {
+    ++pending_;
   }
 }
 
 void Neighbor::confirm(NeighborEntry& entry, const net::MacAddress& mac) {
+  if (entry.state != NeighborState::kDoubted) {
+    entry.next_probe_ns = 0;  // the first doubt is looked into at once
+  }
   entry.mac = mac;
   entry.state = NeighborState::kReachable;
   entry.probes = 0;
@@ -235,18 +270,47 @@ bool Neighbor::on_link(const IpAddress& ip) const {
                      [&](const IpPrefix& prefix) { return prefix.contains(ip); });
 }
 
-IpAddress Neighbor::next_hop(const IpAddress& dst, bool& may_ask) const {
-  may_ask = true;
+bool Neighbor::may_ask(const IpAddress& dst) const {
+  return on_link(dst) ||
+         std::any_of(config_.gateways.begin(), config_.gateways.end(),
+                     [&](const IpAddress& gateway) { return gateway.family == dst.family; });
+}
+
+Neighbor::Hop Neighbor::next_hop(const IpAddress& dst, const IpAddress& src) {
   if (on_link(dst)) {
-    return dst;
+    return {dst, table_.find(dst), true};
   }
+  const Hop hop = gateway_for(dst.family, src);
+  return hop.may_ask ? hop : Hop{dst, table_.find(dst), false};
+}
+
+// The first gateway of the family that answers; else the first that may yet, else the first. One
+// that was silent is asked again from time to time, whoever stands in for it.
+Neighbor::Hop Neighbor::gateway_for(Family family, const IpAddress& src) {
+  Hop chosen;
+  bool hopeful = false;
   for (const IpAddress& gateway : config_.gateways) {
-    if (gateway.family == dst.family) {
-      return gateway;
+    if (gateway.family != family) {
+      continue;
     }
+    NeighborEntry* entry = table_.find(gateway);
+    if (entry != nullptr && entry->has_mac()) {
+      if (chosen.may_ask && chosen.entry == nullptr) {
+        ask_anew(insert(chosen.ip), src);  // it comes first, and nobody else would ask
+      }
+      return {gateway, table_.find(gateway), true};
+    }
+    if (entry != nullptr) {
+      ask_anew(*entry, src);
+    }
+    const bool may_answer =
+        entry == nullptr || (entry->state == NeighborState::kIncomplete && entry->probes <= 1);
+    if (!chosen.may_ask || (may_answer && !hopeful)) {
+      chosen = {gateway, entry, true};
+    }
+    hopeful = hopeful || may_answer;
   }
-  may_ask = false;
-  return dst;
+  return chosen;
 }
 
 NeighborEntry& Neighbor::insert(const IpAddress& ip) {
@@ -256,6 +320,8 @@ NeighborEntry& Neighbor::insert(const IpAddress& ip) {
     drop_held(evicted);
   }
   entry.used_ns = clock_.now_ns();
+  entry.gateway =
+      std::find(config_.gateways.begin(), config_.gateways.end(), ip) != config_.gateways.end();
   return entry;
 }
 
@@ -265,9 +331,8 @@ bool Neighbor::resolve(const SendPacket& packet, net::MacAddress& mac) {
     ++counters_.tx_errors;
     return false;
   }
-  bool may_ask = false;
-  const IpAddress hop = next_hop(dst, may_ask);
-  NeighborEntry* entry = table_.find(hop);
+  const Hop hop = next_hop(dst, src);
+  NeighborEntry* entry = hop.entry;
   const std::uint64_t now = clock_.now_ns();
   if (entry != nullptr && entry->has_mac()) {
     entry->used_ns = now;
@@ -279,23 +344,21 @@ bool Neighbor::resolve(const SendPacket& packet, net::MacAddress& mac) {
     }
     return true;
   }
-  if (!may_ask || !is_unicast(hop)) {
+  if (!hop.may_ask && is_unicast(hop.ip) && !router_of(hop.ip).is_zero()) {
+    mac = router_of(hop.ip);
+    return true;
+  }
+  if (!hop.may_ask || !is_unicast(hop.ip)) {
     ++counters_.tx_dropped_unresolved;
     return false;
   }
   if (entry == nullptr) {
-    entry = &insert(hop);
+    entry = &insert(hop.ip);
   }
   entry->used_ns = now;
-  const bool ask_anew = entry->state == NeighborState::kFree ||
-                        (entry->state == NeighborState::kFailed && now >= entry->next_probe_ns);
-  if (ask_anew) {
-    entry->state = NeighborState::kIncomplete;
-    entry->probes = 0;
-    hold(hop, packet);
-    ask(*entry, src);
-  } else if (entry->state == NeighborState::kIncomplete) {
-    hold(hop, packet);
+  ask_anew(*entry, src);
+  if (entry->state == NeighborState::kIncomplete && entry->probes > 0) {
+    hold(hop.ip, packet);
   } else {
     ++counters_.tx_dropped_unresolved;
   }
@@ -304,9 +367,19 @@ bool Neighbor::resolve(const SendPacket& packet, net::MacAddress& mac) {
 
 // --- asking
 
+// Of one that was never asked, or was silent and has been left alone for long enough.
+void Neighbor::ask_anew(NeighborEntry& entry, const IpAddress& src) {
+  if (entry.state == NeighborState::kFree ||
+      (entry.state == NeighborState::kFailed && clock_.now_ns() >= entry.next_probe_ns)) {
+    entry.state = NeighborState::kIncomplete;
+    entry.probes = 0;
+    ask(entry, src);
+  }
+}
+
+// A question that finds no room in its second comes later, and counts as none.
 void Neighbor::ask(NeighborEntry& entry, const IpAddress& src) {
   const std::uint64_t now = clock_.now_ns();
-  ++entry.probes;
   entry.next_probe_ns = now + kNeighborProbeNs;
   ++pending_;
   const std::uint64_t second = now / kNeighborSecondNs;
@@ -314,8 +387,9 @@ void Neighbor::ask(NeighborEntry& entry, const IpAddress& src) {
     request_second_ = second;
     requests_in_second_ = 0;
   }
-  if (requests_in_second_ < kRequestsPerSecondMax) {
+  if (requests_in_second_ < requests_max(entry)) {
     ++requests_in_second_;
+    ++entry.probes;
     send_request(entry, src);
   }
 }
@@ -325,7 +399,9 @@ void Neighbor::send_request(const NeighborEntry& entry, const IpAddress& src) {
   const bool unicast = entry.state == NeighborState::kProbing;
   if (entry.ip.family == Family::kIpv4) {
     const net::MacAddress to = unicast ? entry.mac : net::MacAddress::broadcast();
-    const ArpMessage message{kArpRequest, config_.mac, src, {}, entry.ip};
+    // Not in the name of an address that others answer for (where tunnels end).
+    const IpAddress own = is_local(src) ? src : source_for(entry.ip);
+    const ArpMessage message{kArpRequest, config_.mac, own, {}, entry.ip};
     sink_.send_frame(build_arp(message, to, config_.mac), {});
     ++counters_.arp_out;
     return;

@@ -5,15 +5,20 @@
 //   out through FrameSink, the clock injected: no I/O of its own.
 // Owner: EthernetPort. Thread: the worker's.
 // Invariants:
-//   1. The next hop of a packet is its destination when on link, else the gateway of its family,
-//      else (no gateway) the destination itself with the MAC that its packets last came from.
+//   1. The next hop of a packet is its destination when on link, else the first gateway of its
+//      family that answers, else (no gateway) the destination itself with the MAC that its packets
+//      last came from or, when its entry had to go, the one that any peer's of its family last came
+//      from.
 //   2. An entry is made only by our own question or by a request addressed to us; any other
-//      announcement can only change the MAC of an entry that exists and is not fresh.
-//   3. Requests are bounded to kRequestsPerSecondMax, waiting packets by HeldPackets, entries by
-//      NeighborTable.
+//      announcement can only change the MAC of an entry that exists and is not fresh, or have
+//      everybody asked about one that is. The MAC is used, and its owner asked, at once.
+//   3. Requests are bounded to kRequestsPerSecondMax, with a kRequestsReserve more for those who
+//   are
+//      known and another for gateways; waiting packets by HeldPackets, entries by NeighborTable.
 //   4. Nothing here allocates but construction and add_local().
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -35,6 +40,7 @@ inline constexpr std::uint64_t kNeighborFailedNs = 3 * kNeighborSecondNs;
 inline constexpr std::uint64_t kNeighborLockNs = kNeighborSecondNs;  // against flapping MACs
 inline constexpr std::uint8_t kNeighborProbesMax = 3;
 inline constexpr std::uint32_t kRequestsPerSecondMax = 512;
+inline constexpr std::uint32_t kRequestsReserve = 256;
 inline constexpr std::size_t kLocalAddressesMax = 65'536;
 
 class FrameSink {
@@ -78,13 +84,24 @@ class Neighbor {
   void on_time();
 
  private:
-  IpAddress next_hop(const IpAddress& dst, bool& may_ask) const;
+  struct Hop {
+    IpAddress ip;
+    NeighborEntry* entry = nullptr;
+    bool may_ask = false;
+  };
+  bool may_ask(const IpAddress& dst) const;
+  Hop next_hop(const IpAddress& dst, const IpAddress& src);
+  Hop gateway_for(Family family, const IpAddress& src);
   bool on_link(const IpAddress& ip) const;
   NeighborEntry& insert(const IpAddress& ip);
+  net::MacAddress& router_of(const IpAddress& ip) { return routers_[ip.family == Family::kIpv6]; }
   void confirm(NeighborEntry& entry, const net::MacAddress& mac);
-  void announce_change(const IpAddress& ip, const net::MacAddress& mac);
+  void announce_change(const IpAddress& ip, const net::MacAddress& mac, bool answer);
+  void verify(NeighborEntry& entry, NeighborState state);
   void met(const IpAddress& ip, const net::MacAddress& mac);
+  void input_advertisement(const NdMessage& nd);
   void answer_solicitation(const NdMessage& nd);
+  void ask_anew(NeighborEntry& entry, const IpAddress& src);
   void ask(NeighborEntry& entry, const IpAddress& src);
   void send_request(const NeighborEntry& entry, const IpAddress& src);
   void send_held(const NeighborEntry& entry);
@@ -98,7 +115,8 @@ class Neighbor {
   FrameSink& sink_;
   Counters& counters_;
   IpAddress link_local_;
-  std::vector<IpAddress> locals_;  // sorted
+  std::vector<IpAddress> locals_;           // sorted
+  std::array<net::MacAddress, 2> routers_;  // of each family, learned last; zero: none yet
   NeighborTable table_;
   HeldPackets held_;
   std::uint64_t next_sweep_ns_ = 0;

@@ -11,8 +11,11 @@ constexpr std::size_t kWays = 8;
 constexpr std::size_t kSets = kNeighborsMax / kWays;
 static_assert((kSets & (kSets - 1)) == 0);
 
-int value_of(NeighborState state) {
-  switch (state) {
+int value_of(const NeighborEntry& entry) {
+  if (entry.gateway) {
+    return 4;
+  }
+  switch (entry.state) {
     case NeighborState::kFree:
       return 0;
     case NeighborState::kFailed:
@@ -22,6 +25,7 @@ int value_of(NeighborState state) {
       return 2;
     case NeighborState::kReachable:
     case NeighborState::kProbing:
+    case NeighborState::kDoubted:
       return 3;
   }
   return 0;
@@ -51,8 +55,8 @@ NeighborEntry* NeighborTable::find(const IpAddress& ip) {
 NeighborEntry& NeighborTable::insert(const IpAddress& ip, IpAddress& evicted) {
   NeighborEntry* victim = &*set_of(ip).begin();
   for (NeighborEntry& entry : set_of(ip)) {
-    const int value = value_of(entry.state);
-    const int lowest = value_of(victim->state);
+    const int value = value_of(entry);
+    const int lowest = value_of(*victim);
     if (value < lowest || (value == lowest && entry.used_ns < victim->used_ns)) {
       victim = &entry;
     }

@@ -4,7 +4,8 @@
 // Owner: Neighbor. Thread: its.
 // Invariants:
 //   1. kNeighborsMax entries, allocated once. A full set of ways gives up its least valuable
-//      entry: unresolved before learned before confirmed, then the one unused for longest.
+//      entry: unresolved before learned before confirmed before those of gateways, then the one
+//      unused for longest.
 //   2. An entry's address stays as it is until the entry is evicted or erased.
 #pragma once
 
@@ -25,7 +26,8 @@ enum class NeighborState : std::uint8_t {
   kIncomplete,  // asked, no MAC yet
   kLearned,     // the MAC that its packets come from; never asked
   kReachable,   // confirmed by an answer or a request to us
-  kProbing,     // confirmed long ago; used while we ask again
+  kProbing,     // confirmed long ago, or announced; used while we ask that MAC
+  kDoubted,     // just confirmed when another MAC was announced; used while we ask everybody
 };
 
 struct NeighborEntry {
@@ -35,7 +37,8 @@ struct NeighborEntry {
   IpAddress ip;
   net::MacAddress mac;
   NeighborState state = NeighborState::kFree;
-  std::uint8_t probes = 0;
+  std::uint8_t probes = 0;  // questions sent and not answered
+  bool gateway = false;
 
   bool has_mac() const { return state >= NeighborState::kLearned; }
 };

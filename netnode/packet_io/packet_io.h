@@ -39,7 +39,8 @@ namespace sanproxy::packet_io {
 inline constexpr std::size_t kReceiveBufferBytesMin = 65536 + 128;
 inline constexpr std::size_t kSendPiecesMax = 20;
 
-enum class Segmentation : std::uint8_t { kNone = 0, kTcp4 = 1, kTcp6 = 4 };  // VIRTIO_NET_HDR_GSO_*
+// VIRTIO_NET_HDR_GSO_*. kUdp (either version): of received packets alone, nobody is sent any.
+enum class Segmentation : std::uint8_t { kNone = 0, kTcp4 = 1, kTcp6 = 4, kUdp = 5 };
 
 struct Offload {
   Segmentation segmentation = Segmentation::kNone;
@@ -47,7 +48,7 @@ struct Offload {
   // over the bytes from checksum_start. Receive: the sum is trusted (partial or verified).
   bool checksum_partial = false;      // send: complete it; receive: never needs a check
   bool checksum_verified = false;     // receive only
-  std::uint16_t segment_bytes = 0;    // TCP payload bytes of each segment on the wire
+  std::uint16_t segment_bytes = 0;    // payload bytes of each segment on the wire
   std::uint16_t header_bytes = 0;     // IP + TCP header bytes (for segmentation)
   std::uint16_t checksum_start = 0;   // from the start of the IP header
   std::uint16_t checksum_offset = 0;  // from checksum_start
@@ -142,7 +143,7 @@ class PacketIo {
  public:
   virtual ~PacketIo() = default;
   virtual const InterfaceOptions& options() const = 0;
-  virtual std::uint32_t mtu_bytes() const = 0;
+  virtual std::uint32_t mtu_bytes() const = 0;  // may become smaller
   // For poll/epoll: readable when receive() would yield something.
   virtual int fd() const = 0;
 
@@ -159,6 +160,13 @@ class PacketIo {
   // after fd() is writable or drop). Bytes must stay until flush() returns.
   virtual std::size_t send(std::span<const SendPacket> packets) = 0;
   virtual void flush() = 0;
+  // Something that was flushed is still to be handed to the kernel: flush() or receive() tries
+  // again, and whoever sleeps should do so for a moment only.
+  virtual bool unsent() const { return false; }
+  // What has happened to its device, such as "has been removed", after which nothing comes or goes
+  // by it any more, and fd() may be readable for ever; null as long as all is well. A few system
+  // calls: to be asked about once a second.
+  virtual const char* lost() const { return nullptr; }
 
   // Addresses that we answer ARP/ND for (service addresses), besides options().addresses where
   // those are ours. "packet" receives packets to them alone, so an address must stay for as long

@@ -7,52 +7,33 @@
 #include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
 
+#include "lwproto/daemon/log.h"
+#include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/ingress_drop.h"
 #include "netnode/packet_io/link_config.h"
 #include "netnode/packet_io/packet_socket.h"
 #include "netnode/packet_io/small_packet.h"
+#include "netnode/packet_io/solicited_groups.h"
 
 namespace sanproxy::packet_io {
 namespace {
 
 constexpr std::uint32_t kReadOffset = kPacketOffset - sizeof(LinkHeader);
 constexpr std::size_t kBatchPacketsMax = 64;
+// No MTU below it is taken over: whoever cuts packets counts on that much.
+constexpr std::uint32_t kMtuBytesMin = 576;
 // ARP and neighbour discovery at one wake-up, and the largest such frame that is looked at.
 constexpr std::size_t kControlFramesMax = 64;
 constexpr std::size_t kControlFrameBytesMax = 2048;
-
-// Replies to neighbour solicitations need the groups that those are sent to.
-class GroupMembership {
- public:
-  void join(int fd, int index, const IpAddress& ip) { change(fd, index, ip, true); }
-  void leave(int fd, int index, const IpAddress& ip) { change(fd, index, ip, false); }
-
- private:
-  void change(int fd, int index, const IpAddress& ip, bool joining) {
-    if (ip.family != Family::kIpv6) {
-      return;
-    }
-    packet_mreq request{};
-    request.mr_ifindex = index;
-    request.mr_type = PACKET_MR_MULTICAST;
-    request.mr_alen = 6;
-    const net::MacAddress mac = ipv6_multicast_mac(solicited_node_address(ip));
-    std::copy(mac.bytes.begin(), mac.bytes.end(), request.mr_address);
-    // The kernel counts memberships of a group; when it has no room for one more, all will do.
-    const int option = joining ? PACKET_ADD_MEMBERSHIP : PACKET_DROP_MEMBERSHIP;
-    if (!set_option(fd, SOL_PACKET, option, request) && joining) {
-      request.mr_type = PACKET_MR_ALLMULTI;
-      (void)set_option(fd, SOL_PACKET, option, request);
-    }
-  }
-};
 
 class PacketSocketIo final : public PacketIo, private FrameSink {
  public:
@@ -63,6 +44,9 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return link_.mtu_bytes; }
   int fd() const override { return socket_.get(); }
+  const char* lost() const override {
+    return packet_socket_gone(socket_.get()) ? kRemoved : mac_trouble(link_.index, link_.mac);
+  }
   int control_fd() const override { return neighbors_.get(); }
   void on_control() override;
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
@@ -86,13 +70,12 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
 
   void keep_from_kernel();
   void send_frame(std::span<const std::byte> frame, const Offload& offload) override;
-  // A queue outlives us; what we joined must not.
-  int groups_fd() const { return neighbors_.valid() ? neighbors_.get() : socket_.get(); }
   std::size_t receive_batch(std::span<const ReceiveBuffer> buffers);
   bool accept(const ReceiveBuffer& buffer, const mmsghdr& message, ReceivedPacket& out);
   void add_to_batch(const SendPacket& packet, std::size_t index);
   // Sends the batch; false when the device is full, and then `stopped_at` is the caller's index.
   bool send_batch(std::span<const SendPacket> packets, std::size_t& stopped_at);
+  void take_smaller_mtu();
 
   InterfaceOptions options_;
   UniqueFd socket_;
@@ -100,7 +83,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   LinkInfo link_;
   mutable Counters counters_;
   EthernetPort port_;
-  GroupMembership groups_;
+  SolicitedGroups groups_;
   std::unique_ptr<IngressDrop> drop_;  // or none, and `mode_` says why
   std::string mode_;
   std::array<mmsghdr, kBatchPacketsMax> rx_messages_{};
@@ -114,15 +97,16 @@ PacketSocketIo::PacketSocketIo(InterfaceOptions options, UniqueFd socket, Unique
       socket_(std::move(socket)),
       neighbors_(std::move(neighbors)),
       link_(link),
-      port_(NeighborConfig{link.mac, options_.addresses, options_.gateways}, true, *this,
-            counters_) {
+      port_(NeighborConfig{link.mac, options_.addresses, options_.gateways}, true,
+            metadata_of(options_), *this, counters_),
+      groups_(link.index) {
   for (std::size_t i = 0; i < kBatchPacketsMax; ++i) {
     rx_messages_[i].msg_hdr.msg_iov = &rx_pieces_[i];
     rx_messages_[i].msg_hdr.msg_iovlen = 1;
     tx_.messages[i].msg_hdr.msg_iov = tx_.pieces[i].data();
   }
   keep_from_kernel();
-  groups_.join(groups_fd(), link_.index, port_.neighbor().link_local());
+  (void)groups_.add(port_.neighbor().link_local());
   for (const IpPrefix& address : options_.addresses) {
     add_local_address(address.ip);
   }
@@ -140,7 +124,7 @@ void PacketSocketIo::keep_from_kernel() {
 
 void PacketSocketIo::add_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip) && port_.neighbor().add_local(ip)) {
-    groups_.join(groups_fd(), link_.index, ip);
+    (void)groups_.add(ip);
     if (drop_) drop_->add(ip);
   }
 }
@@ -148,7 +132,7 @@ void PacketSocketIo::add_local_address(const IpAddress& ip) {
 void PacketSocketIo::remove_local_address(const IpAddress& ip) {
   if (port_.neighbor().is_local(ip)) {
     port_.remove_local(ip);
-    groups_.leave(groups_fd(), link_.index, ip);
+    (void)groups_.remove(ip);
     if (drop_) drop_->remove(ip);
   }
 }
@@ -279,6 +263,7 @@ bool PacketSocketIo::send_batch(std::span<const SendPacket> packets, std::size_t
     }
     if (sent <= 0) {
       ++counters_.tx_errors;  // an interface that is down, or a packet that the kernel refuses
+      if (sent < 0 && errno == EMSGSIZE) take_smaller_mtu();
       ++done;
       continue;
     }
@@ -288,6 +273,22 @@ bool PacketSocketIo::send_batch(std::span<const SendPacket> packets, std::size_t
     counters_.tx_packets += static_cast<std::uint64_t>(sent);
   }
   return true;
+}
+
+// Somebody has changed the interface's since we were started.
+void PacketSocketIo::take_smaller_mtu() {
+  ifreq request{};
+  request.ifr_ifindex = link_.index;
+  if (::ioctl(socket_.get(), SIOCGIFNAME, &request) != 0 ||
+      ::ioctl(socket_.get(), SIOCGIFMTU, &request) != 0) {
+    return;
+  }
+  const std::uint32_t mtu_bytes =
+      std::max(static_cast<std::uint32_t>(request.ifr_mtu), kMtuBytesMin);
+  if (mtu_bytes >= link_.mtu_bytes) return;
+  spdlog::warn("interface {}: its MTU is {} bytes now, and {} are configured: taken over",
+               options_.name, request.ifr_mtu, options_.mtu_bytes);
+  link_.mtu_bytes = mtu_bytes;
 }
 
 std::size_t PacketSocketIo::send(std::span<const SendPacket> packets) {

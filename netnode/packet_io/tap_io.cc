@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/raw_io.h"
@@ -41,11 +42,13 @@ class TapIo final : public PacketIo, private FrameSink {
   TapIo(InterfaceOptions options, TunDevice device)
       : options_(std::move(options)),
         device_(std::move(device)),
-        port_(neighbor_config(options_, device_.link), false, *this, counters_) {}
+        port_(neighbor_config(options_, device_.link), false, metadata_of(options_), *this,
+              counters_) {}
 
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return device_.link.mtu_bytes; }
   int fd() const override { return device_.fd.get(); }
+  const char* lost() const override { return tun_gone(device_.fd.get()) ? kRemoved : nullptr; }
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;

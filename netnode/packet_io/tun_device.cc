@@ -6,6 +6,8 @@
 #include <sys/ioctl.h>
 
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 #include "netnode/packet_io/drivers.h"
 
@@ -15,6 +17,10 @@ namespace {
 // The device's ring from the kernel to us, in packets. It is the only queue on that way; a full
 // one drops, so it must cover what arrives while the worker is busy with one round.
 constexpr std::uint32_t kQueueLengthPackets = 10'000;
+
+// So long a device may still be held by the workers of a supervisor that was killed just now.
+constexpr int kHeldTries = 100;
+constexpr auto kHeldPause = std::chrono::milliseconds(20);
 
 Status open_error(int error) {
   switch (error) {
@@ -96,6 +102,26 @@ Result<UniqueFd> attach(const InterfaceOptions& options, int flags) {
   return fd;
 }
 
+// A device that is there without a carrier was made to stay, and nobody has it open.
+bool is_in_use(const std::string& name) {
+  Result<LinkConfig> config = LinkConfig::open();
+  if (!config.ok()) return true;
+  const Result<LinkInfo> link = config->query(name);
+  return !link.ok() || config->has_carrier(link->index);
+}
+
+// The first queue of a device that nobody else has: more could be attached to one that is in use,
+// and its packets would then be spread over both.
+Result<UniqueFd> attach_first_queue(const InterfaceOptions& options) {
+  for (int tries = 1;; ++tries) {
+    auto fd = attach(options, IFF_TUN | IFF_MULTI_QUEUE | IFF_TUN_EXCL);
+    if (fd.ok() || fd.status().sys_errno() != EBUSY) return fd;
+    if (!is_in_use(options.name)) return attach(options, IFF_TUN | IFF_MULTI_QUEUE);
+    if (tries == kHeldTries) return fd;
+    std::this_thread::sleep_for(kHeldPause);
+  }
+}
+
 Status set_offloads(int fd, const InterfaceOptions& options) {
   const unsigned long offloads = options.segmentation_offload
                                      ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
@@ -150,7 +176,7 @@ Result<std::vector<UniqueFd>> open_tun_queues(const InterfaceOptions& options, s
                                               int program) {
   std::vector<UniqueFd> queues;
   for (std::uint32_t i = 0; i < count; ++i) {
-    auto fd = attach(options, IFF_TUN | IFF_MULTI_QUEUE);
+    auto fd = i == 0 ? attach_first_queue(options) : attach(options, IFF_TUN | IFF_MULTI_QUEUE);
     if (!fd.ok()) {
       return fd.status();
     }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/raw_io.h"
 #include "netnode/packet_io/small_packet.h"
@@ -26,6 +27,7 @@ class TunIo final : public PacketIo {
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return device_.link.mtu_bytes; }
   int fd() const override { return device_.fd.get(); }
+  const char* lost() const override { return tun_gone(device_.fd.get()) ? kRemoved : nullptr; }
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;
@@ -65,7 +67,7 @@ bool TunIo::accept(const ReceiveBuffer& buffer, std::size_t got, ReceivedPacket&
       ++counters_.rx_dropped_not_ip;
       return false;
   }
-  if (!offload_from_vnet(vnet, packet, length, 0, out.offload)) {
+  if (!offload_from_vnet(vnet, packet, length, 0, metadata_of(options_), out.offload)) {
     ++counters_.rx_dropped_metadata;
     return false;
   }

@@ -8,6 +8,8 @@
 // Invariants:
 //   1. Only packets from options().decapsulate_from are unwrapped; a tunnel's packet from anybody
 //      else, or a broken one, is dropped and counted as rx_dropped_tunnel.
+//   2. What the device said of a packet goes up when it fits the inner one's headers, as it does
+//      when the kernel has merged segments inside the tunnel (GRO); else nothing does.
 #pragma once
 
 #include <memory>

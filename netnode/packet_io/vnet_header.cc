@@ -10,7 +10,7 @@ constexpr std::uint8_t kGsoEcn = 0x80;  // VIRTIO_NET_HDR_GSO_ECN, or-ed into th
 }  // namespace
 
 bool offload_from_vnet(const VnetHeader& header, const std::uint8_t* packet, std::uint32_t length,
-                       std::uint32_t link_bytes, Offload& out) {
+                       std::uint32_t link_bytes, Metadata metadata, Offload& out) {
   out = Offload{};
   if ((header.flags & kNeedsChecksum) != 0) {
     const std::uint32_t start = header.checksum_start;
@@ -26,13 +26,17 @@ bool offload_from_vnet(const VnetHeader& header, const std::uint8_t* packet, std
   if (type == 0) {
     return true;
   }
-  const bool matches_version =
-      (type == static_cast<std::uint8_t>(Segmentation::kTcp4) && (packet[0] >> 4) == 4) ||
-      (type == static_cast<std::uint8_t>(Segmentation::kTcp6) && (packet[0] >> 4) == 6);
-  if (!matches_version || header.gso_bytes == 0) {
+  const auto segmentation = static_cast<Segmentation>(type);
+  const bool tcp = segmentation == Segmentation::kTcp4 || segmentation == Segmentation::kTcp6;
+  // Where tunnels end, its datagrams may be tunnels' packets, and nobody takes it apart there.
+  const bool udp = segmentation == Segmentation::kUdp && metadata == Metadata::kOfPacket;
+  if ((!tcp && !udp) || header.gso_bytes == 0) {
     return false;
   }
-  out.segmentation = static_cast<Segmentation>(type);
+  if (metadata == Metadata::kOfPacket && !fits_version(segmentation, packet)) {
+    return false;
+  }
+  out.segmentation = segmentation;
   out.segment_bytes = header.gso_bytes;
   // The kernel's header length is a hint and may cover more than the headers.
   if (header.header_bytes > link_bytes && header.header_bytes - link_bytes <= length) {

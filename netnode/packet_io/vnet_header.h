@@ -26,11 +26,27 @@ struct VnetHeader {
 };
 static_assert(sizeof(VnetHeader) == 10);
 
+// Whether segments of this kind are of the packet's IP version.
+inline bool fits_version(Segmentation segmentation, const std::uint8_t* packet) {
+  const unsigned version = packet[0] >> 4;
+  return segmentation == Segmentation::kNone || segmentation == Segmentation::kUdp ||
+         (segmentation == Segmentation::kTcp4 && version == 4) ||
+         (segmentation == Segmentation::kTcp6 && version == 6);
+}
+
+// What is said of a packet: of its own segments; or, where tunnels end, perhaps of those inside, of
+// either version. TunnelIo then decides whether it is one.
+enum class Metadata : std::uint8_t { kOfPacket, kMayBeOfInner };
+inline Metadata metadata_of(const InterfaceOptions& options) {
+  return options.decapsulate_from.empty() ? Metadata::kOfPacket : Metadata::kMayBeOfInner;
+}
+
 // `length` is that of the IP packet; `link_bytes` the frame header in front of it, from which the
 // kernel counts. False: the metadata is of a kind that we did not ask for, or contradicts the
 // packet.
 [[nodiscard]] bool offload_from_vnet(const VnetHeader& header, const std::uint8_t* packet,
-                                     std::uint32_t length, std::uint32_t link_bytes, Offload& out);
+                                     std::uint32_t length, std::uint32_t link_bytes,
+                                     Metadata metadata, Offload& out);
 
 VnetHeader vnet_from_offload(const Offload& offload, std::uint16_t link_bytes);
 

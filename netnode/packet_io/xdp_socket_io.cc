@@ -18,16 +18,18 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <map>
 
 #include "lwproto/buffer/memory_region.h"
 #include "lwproto/daemon/log.h"
 #include "netnode/net/checksum.h"
 #include "netnode/net/segments.h"
 #include "netnode/net/tcp_header.h"
+#include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
 #include "netnode/packet_io/link_config.h"
+#include "netnode/packet_io/send_kick.h"
+#include "netnode/packet_io/solicited_groups.h"
 #include "netnode/packet_io/xdp_device.h"
 #include "netnode/packet_io/xdp_program.h"
 
@@ -41,7 +43,6 @@ constexpr std::uint32_t kSendFrames = kRingFrames;  // on their way out
 constexpr std::uint32_t kFrames = kReceiveFrames + kSendFrames;
 constexpr std::uint32_t kMtuBytesMax = kFrameBytes - XDP_PACKET_HEADROOM - 64;
 constexpr std::uint32_t kAddressesMax = 16'384;
-constexpr std::uint16_t kUdpChecksumOffset = 6;
 
 struct UmemDeleter {
   void operator()(xsk_umem* umem) const { (void)xsk_umem__delete(umem); }
@@ -59,12 +60,13 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   const InterfaceOptions& options() const override { return options_; }
   std::uint32_t mtu_bytes() const override { return link_.mtu_bytes; }
   int fd() const override { return xsk_socket__fd(socket_.get()); }
+  const char* lost() const override { return mac_trouble(link_.index, link_.mac); }
   std::size_t receive(std::span<const ReceiveBuffer> buffers,
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;
   void flush() override;
+  bool unsent() const override { return send_kick_.unsent(); }
   void add_local_address(const IpAddress& ip) override;
-  void leave_group(const IpAddress& ip);
   void remove_local_address(const IpAddress& ip) override;
   bool lends() const override { return true; }
   void release(PacketLoan loan) override;
@@ -97,10 +99,10 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   std::unique_ptr<xsk_umem, UmemDeleter> umem_;
   std::unique_ptr<xsk_socket, SocketDeleter> socket_;
   std::vector<std::uint64_t> free_receive_, free_send_;
-  std::vector<std::byte> whole_;               // a packet in one piece, to be cut into segments
-  std::map<IpAddress, std::uint32_t> groups_;  // solicited-node groups: how many addresses have it
+  std::vector<std::byte> whole_;  // a packet in one piece, to be cut into segments
+  SolicitedGroups groups_;
   std::string mode_;
-  std::uint32_t unsent_ = 0;  // in the send ring since the last kick
+  SendKick send_kick_;
   mutable Counters counters_;
   EthernetPort port_;
 };
@@ -112,8 +114,9 @@ XdpSocketIo::XdpSocketIo(InterfaceOptions options, const LinkInfo& link, const D
       facts_(facts),
       memory_(std::move(memory)),
       whole_(kReceiveBufferBytesMin),
-      port_(NeighborConfig{link.mac, options_.addresses, options_.gateways, true}, true, *this,
-            counters_) {
+      groups_(link.index),
+      port_(NeighborConfig{link.mac, options_.addresses, options_.gateways, true}, true,
+            Metadata::kOfPacket, *this, counters_) {
   // Whoever hands us packets knows: no super-packets from the stack.
   options_.segmentation_offload = false;
   for (std::uint64_t i = 0; i < kReceiveFrames; ++i) free_receive_.push_back(i * kFrameBytes);
@@ -183,10 +186,7 @@ void XdpSocketIo::add_local_address(const IpAddress& ip) {
   Status status = program_->add(ip);
   // Questions of neighbours go to a group of the address; a host may be in it as well, but then it
   // has the same last three bytes.
-  if (ip.family == Family::kIpv6) {
-    const IpAddress group = solicited_node_address(ip);
-    if (++groups_[group] == 1 && status.ok()) status = program_->add(group);
-  }
+  if (groups_.add(ip) && status.ok()) status = program_->add(solicited_node_address(ip));
   if (status.ok()) return;
   spdlog::error("interface {}: {}", options_.name, status.to_string());
   remove_local_address(ip);  // not half of it: it may be asked for again when there is room
@@ -196,15 +196,7 @@ void XdpSocketIo::remove_local_address(const IpAddress& ip) {
   if (!port_.neighbor().is_local(ip)) return;
   port_.remove_local(ip);
   program_->remove(ip);
-  if (ip.family == Family::kIpv6) leave_group(ip);
-}
-
-// The group of an address, unless an address that is still ours has the same one.
-void XdpSocketIo::leave_group(const IpAddress& ip) {
-  const auto group = groups_.find(solicited_node_address(ip));
-  if (group == groups_.end() || --group->second != 0) return;
-  program_->remove(group->first);
-  groups_.erase(group);
+  if (groups_.remove(ip)) program_->remove(solicited_node_address(ip));
 }
 
 const Counters& XdpSocketIo::counters() const {
@@ -240,7 +232,7 @@ void XdpSocketIo::look_for_unfinished_checksum(const std::byte* packet, Received
     return;
   }
   const std::uint16_t at =
-      parsed.l4 == net::L4::kTcp ? net::kTcpChecksumOffset : kUdpChecksumOffset;
+      parsed.l4 == net::L4::kTcp ? net::kTcpChecksumOffset : net::kUdpChecksumOffset;
   const std::uint64_t sum = net::pseudo_header_sum(parsed.family, parsed.src, parsed.dst,
                                                    parsed.protocol, parsed.l4_bytes());
   if (net::load_raw16(packet + parsed.l3_header_bytes + at) != net::fold(sum)) return;
@@ -273,6 +265,7 @@ std::size_t XdpSocketIo::accept(std::span<ReceivedPacket> out, std::uint32_t at,
 std::size_t XdpSocketIo::receive(std::span<const ReceiveBuffer>, std::span<ReceivedPacket> out) {
   port_.neighbor().on_time();
   fill();
+  kick();  // for what the kernel has not taken yet
   std::size_t count = 0;
   std::size_t looked_at = 0;
   while (count < out.size() && looked_at < kDropsPerBurstMax + out.size()) {
@@ -309,15 +302,12 @@ void XdpSocketIo::reclaim() {
 }
 
 void XdpSocketIo::kick() {
-  if (unsent_ == 0) return;
-  unsent_ = 0;
+  if (!send_kick_.unsent()) return;
   ++counters_.tx_calls;
-  // One call sends a batch; EAGAIN says that there is more.
-  for (int i = 0; i < 64 && xsk_ring_prod__needs_wakeup(&tx_); ++i) {
-    if (::sendto(fd(), nullptr, 0, MSG_DONTWAIT, nullptr, 0) >= 0) break;
-    if (errno != EAGAIN && errno != EINTR) break;
-    reclaim();
-  }
+  send_kick_.run(
+      [this] { return xsk_ring_prod__needs_wakeup(&tx_) != 0; },
+      [this] { return ::sendto(fd(), nullptr, 0, MSG_DONTWAIT, nullptr, 0) < 0 ? errno : 0; },
+      [this] { reclaim(); });
 }
 
 // A free frame, or nullptr when all are on their way.
@@ -341,7 +331,7 @@ void XdpSocketIo::push(std::byte* data, std::uint32_t bytes) {
   out->len = bytes;
   out->options = 0;
   xsk_ring_prod__submit(&tx_, 1);
-  ++unsent_;
+  send_kick_.pushed();
 }
 
 // A packet of the caller's; what neighbour discovery sends it counts itself.

@@ -1,11 +1,16 @@
 #include "netnode/sanctl/admin_client.h"
 
-#include <httplib.h>
+#include <curl/curl.h>
 
 #include <cctype>
+#include <cerrno>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
 
+#include "lwproto/base/check.h"
 #include "lwproto/base/socket_address.h"
+#include "lwproto/cluster/bounds.h"
 #include "netnode/sanctl/options.h"
 
 namespace sanproxy::sanctl {
@@ -14,29 +19,81 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kAnswerBytesMax = std::size_t{64} << 20;
-constexpr int kTimeoutS = 5;
+constexpr long kConnectMsMax = 2'000;  // a lost SYN is repeated after one second
+constexpr long kSilentSMax = 5;
+constexpr long kAnswerMsMax = 60'000;
 
-httplib::Client client_of(const std::string& address) {
-  const auto parsed = SocketAddress::parse(address);
-  if (!parsed.ok()) throw Failure("\"" + address + "\" is not IP:PORT", kExitUsage);
-  httplib::Client client(parsed->ip.to_string(), parsed->port);
-  client.set_connection_timeout(kTimeoutS);
-  client.set_read_timeout(kTimeoutS);
-  client.set_write_timeout(kTimeoutS);
-  return client;
+struct Received {
+  std::string body;
+  bool too_long = false;
+
+  static std::size_t take(char* data, std::size_t, std::size_t bytes, void* user) {
+    auto& self = *static_cast<Received*>(user);
+    self.too_long = self.body.size() + bytes > kAnswerBytesMax;
+    if (self.too_long) return 0;
+    self.body.append(data, bytes);
+    return bytes;
+  }
+};
+
+[[noreturn]] void unreachable(const std::string& address, CURL* easy, CURLcode code) {
+  long error = 0;
+  curl_easy_getinfo(easy, CURLINFO_OS_ERRNO, &error);
+  const bool is_refused = code == CURLE_COULDNT_CONNECT && error == ECONNREFUSED;
+  const std::string text = "no answer from the admin endpoint " + address + " (" +
+                           (is_refused ? "Connection refused" : curl_easy_strerror(code)) +
+                           "): is the node running, and is that its [admin] listen?";
+  if (is_refused) throw ConnectionRefused(text);
+  throw Failure(text);
 }
 
-[[noreturn]] void unreachable(const std::string& address, httplib::Error error) {
-  throw Failure("no answer from the admin endpoint " + address + " (" + httplib::to_string(error) +
-                "): is the node running, and is that its [admin] listen?");
-}
-
-[[noreturn]] void refused(const std::string& address, const std::string& path, int status,
+[[noreturn]] void refused(const std::string& address, const std::string& path, long status,
                           std::string why) {
   while (!why.empty() && why.back() == '\n') why.pop_back();
   throw Failure(
-      address + path + ": " + (why.empty() ? "HTTP status " + std::to_string(status) : why),
+      address + path + ": " +
+          (why.empty() ? "HTTP status " + std::to_string(status) : cluster::printable(why)),
       status == 400 ? kExitUsage : 1);
+}
+
+// The body of an answer that is not a refusal.
+std::string request(const std::string& address, const std::string& path, bool is_post) {
+  static std::once_flag once;
+  std::call_once(once, [] { SANPROXY_CHECK(curl_global_init(CURL_GLOBAL_DEFAULT) == 0); });
+  const auto parsed = SocketAddress::parse(address);
+  if (!parsed.ok()) throw Failure("\"" + cluster::printable(address) + "\" is not IP:PORT");
+  const std::string url = "http://" + parsed->to_string() + path;
+  const std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> easy(curl_easy_init(),
+                                                                 &curl_easy_cleanup);
+  SANPROXY_CHECK(easy != nullptr);
+  const auto set = [&easy](CURLoption option, auto value) {
+    SANPROXY_CHECK(curl_easy_setopt(easy.get(), option, value) == CURLE_OK);
+  };
+  Received received;
+  set(CURLOPT_URL, url.c_str());
+  set(CURLOPT_PATH_AS_IS, 1L);  // nodes may be named ".."
+  set(CURLOPT_NOSIGNAL, 1L);
+  set(CURLOPT_NOPROXY, "*");  // the environment's proxies are for browsers
+  set(CURLOPT_PROTOCOLS_STR, "http");
+  set(CURLOPT_WRITEFUNCTION, &Received::take);
+  set(CURLOPT_WRITEDATA, &received);
+  set(CURLOPT_CONNECTTIMEOUT_MS, kConnectMsMax);
+  set(CURLOPT_LOW_SPEED_LIMIT, 1L);
+  set(CURLOPT_LOW_SPEED_TIME, kSilentSMax);
+  set(CURLOPT_TIMEOUT_MS, kAnswerMsMax);
+  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(
+      curl_slist_append(nullptr, "Content-Type: application/json"), &curl_slist_free_all);
+  if (is_post) {
+    set(CURLOPT_POSTFIELDS, "");
+    set(CURLOPT_HTTPHEADER, headers.get());
+  }
+  const CURLcode code = curl_easy_perform(easy.get());
+  if (received.too_long) throw Failure(address + path + ": the answer is longer than 64 MB");
+  if (code != CURLE_OK) unreachable(address, easy.get(), code);
+  long status = 0;
+  curl_easy_getinfo(easy.get(), CURLINFO_RESPONSE_CODE, &status);
+  if (status != 200) refused(address, path, status, received.body);
+  return std::move(received.body);
 }
 
 std::string percent_encode(const std::string& text, const char* also_safe) {
@@ -56,20 +113,7 @@ std::string percent_encode(const std::string& text, const char* also_safe) {
 }  // namespace
 
 std::string AdminClient::get_text(const std::string& path) const {
-  httplib::Client client = client_of(address_);
-  std::string body;
-  bool too_long = false;
-  const auto result = client.Get(path.c_str(), [&](const char* data, std::size_t bytes) {
-    too_long = body.size() + bytes > kAnswerBytesMax;
-    if (!too_long) body.append(data, bytes);
-    return !too_long;
-  });
-  if (too_long) throw Failure(address_ + path + ": the answer is longer than 64 MB");
-  if (!result) unreachable(address_, result.error());
-  if (result->status != 200 && !(path == "/healthz" && result->status == 503)) {
-    refused(address_, path, result->status, body);
-  }
-  return body;
+  return request(address_, path, /*is_post=*/false);
 }
 
 json AdminClient::get_json(const std::string& path) const {
@@ -79,10 +123,7 @@ json AdminClient::get_json(const std::string& path) const {
 }
 
 void AdminClient::post(const std::string& path) const {
-  httplib::Client client = client_of(address_);
-  const auto result = client.Post(path.c_str(), "", "application/json");
-  if (!result) unreachable(address_, result.error());
-  if (result->status != 200) refused(address_, path, result->status, result->body);
+  (void)request(address_, path, /*is_post=*/true);
 }
 
 std::string with_query(const std::string& path, const std::map<std::string, std::string>& query) {

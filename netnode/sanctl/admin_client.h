@@ -1,13 +1,22 @@
 // AdminClient: requests to the admin endpoint of a node.
 //
-// Role: GET and POST with time-outs and bounded answers. Thread: any one. Throws Failure.
+// Role: GET and POST by libcurl, with time-outs and bounded answers. Thread: any. Throws Failure.
 #pragma once
 
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+
+#include "netnode/sanctl/options.h"
 
 namespace sanproxy::sanctl {
+
+// Nobody listens there, and the host itself says so: whatever else goes wrong may pass.
+class ConnectionRefused : public Failure {
+ public:
+  using Failure::Failure;
+};
 
 class AdminClient {
  public:

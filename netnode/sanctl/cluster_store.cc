@@ -3,8 +3,11 @@
 #include <pwd.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <string_view>
 
 #include "lwproto/cluster/bounded_json.h"
 
@@ -15,6 +18,7 @@ using nlohmann::json;
 
 constexpr std::size_t kChangesMax = 100;  // of a transaction; etcd's own bound is 128
 constexpr std::size_t kEntriesMax = 100'000;
+constexpr std::int64_t kVersionMax = 999'999'999'999;  // twelve digits: keys are in order
 constexpr std::size_t kDocumentDepthMax = cluster::kJsonDepthMax + 4;  // entries in a version
 
 std::int64_t unix_time_s() {
@@ -34,6 +38,14 @@ std::string history_key(std::int64_t version) {
   char text[40];
   std::snprintf(text, sizeof(text), "history/%012lld", static_cast<long long>(version));
   return text;
+}
+
+// Of a key of the history; 0 for others.
+std::int64_t version_of_key(std::string_view key) {
+  std::int64_t out = 0;
+  const std::size_t slash = key.find('/') + 1;
+  (void)std::from_chars(key.data() + slash, key.data() + key.size(), out);
+  return key == history_key(out) ? out : 0;
 }
 
 std::int64_t number_in(const json& object, const char* field) {
@@ -58,15 +70,36 @@ cluster::Parsed parse(const cluster::KeyValue& value) {
   return out;
 }
 
-Version version_of(const std::string& text) {
+// Nothing if it was damaged by hand.
+std::optional<Version> read_version(std::int64_t number, const std::string& text) {
   const json parsed = cluster::parse_bounded(text, kDocumentDepthMax);
+  const auto config = parsed.find("config");
+  if (config == parsed.end() || !config->is_object()) return std::nullopt;
   Version out;
-  if (!parsed.is_object()) return out;
-  out.number = number_in(parsed, "version");
+  out.number = number;
   out.time_s = number_in(parsed, "time");
   out.by = text_in(parsed, "by");
   out.message = text_in(parsed, "message");
-  out.config = parsed.value("config", json::object());
+  out.config = *config;
+  return out;
+}
+
+// False for what is none; throws if it is another version's.
+bool is_our_schema(const std::string& text) {
+  const auto version = cluster::parse_schema(text);
+  if (version && *version != cluster::kSchemaVersion) {
+    throw Failure("the cluster has schema version " + std::to_string(*version) +
+                  ", this sanctl knows " + std::to_string(cluster::kSchemaVersion));
+  }
+  return version.has_value();
+}
+
+// Without what was written by hand and no node takes: no later sanctl could set it again.
+Keys good_ones(const Keys& keys) {
+  Keys out;
+  for (const auto& [key, text] : keys) {
+    if (parse({.key = key, .value = text}).entry) out.emplace(key, text);
+  }
   return out;
 }
 
@@ -119,15 +152,12 @@ Configuration ClusterStore::configuration() {
   out.revision = all.revision;
   for (const cluster::KeyValue& value : all.values) {
     if (value.key == "schema") {
-      const auto version = cluster::parse_schema(value.value);
-      if (version && *version != cluster::kSchemaVersion) {
-        throw Failure("the cluster has schema version " + std::to_string(*version) +
-                      ", this sanctl knows " + std::to_string(cluster::kSchemaVersion));
-      }
-      out.schema = version.has_value();
+      out.schema = is_our_schema(value.value);
     } else if (value.key == "head") {
       const json head = cluster::parse_bounded(value.value);
-      if (head.is_object()) out.version = number_in(head, "version");
+      if (head.is_object()) out.version = std::max(out.version, number_in(head, "version"));
+    } else if (value.key.starts_with("history/")) {
+      out.version = std::max(out.version, version_of_key(value.key));
     } else if (cluster::is_config_key(value.key)) {
       out.keys[value.key] = normal(value.value);
       const cluster::Parsed parsed = parse(value);
@@ -145,6 +175,12 @@ json ClusterStore::transact(json compare, json operations) {
   if (answer.may_be_done) {
     throw Failure("etcd: " + answer.error +
                   "; the change may have been made: see sanctl config history");
+  }
+  if (answer.too_large) {
+    throw Failure("etcd: " + answer.error +
+                  "; nothing was written: a change carries the entries that differ and, for the "
+                  "history, the whole configuration, and etcd takes 1.5 MB in one request by "
+                  "default (etcd --max-request-bytes)");
   }
   throw Failure("etcd: " + answer.error);
 }
@@ -164,12 +200,16 @@ std::int64_t ClusterStore::set(const Configuration& before, const Keys& after,
     throw Failure(std::to_string(operations.size()) +
                   " entries differ, and one transaction holds 100: make the change in parts");
   }
+  if (before.version >= kVersionMax) {
+    throw Failure("the last version is " + std::to_string(before.version) +
+                  ": head, or a key of the history, was damaged by hand: delete it from etcd");
+  }
   const std::int64_t number = before.version + 1;
   const json entry = {{"version", number},
                       {"time", unix_time_s()},
                       {"by", who_am_i()},
                       {"message", message},
-                      {"config", document_of(after)}};
+                      {"config", document_of(good_ones(after))}};
   const auto text = entry.dump(-1, ' ', false, json::error_handler_t::replace);
   operations.push_back(cluster::put_operation(root_ + "head", json{{"version", number}}.dump()));
   operations.push_back(cluster::put_operation(root_ + history_key(number), text));
@@ -184,7 +224,8 @@ std::int64_t ClusterStore::set(const Configuration& before, const Keys& after,
   const std::string config = root_ + "config/";
   const json answer =
       transact({cluster::unchanged_since(config, cluster::prefix_end(config), before.revision),
-                cluster::unchanged_since(root_ + "head", "", before.revision)},
+                cluster::unchanged_since(root_ + "head", "", before.revision),
+                cluster::absent(root_ + history_key(number))},
                std::move(operations));
   if (!answer.value("succeeded", false)) {
     throw Failure("somebody else has changed the configuration meanwhile; nothing was written",
@@ -196,24 +237,39 @@ std::int64_t ClusterStore::set(const Configuration& before, const Keys& after,
 std::vector<Version> ClusterStore::history() {
   std::vector<Version> out;
   for (const cluster::KeyValue& value : list("history/").values) {
-    out.push_back(version_of(value.value));
+    const std::int64_t number = version_of_key(value.key);
+    if (number == 0) continue;
+    Version damaged;
+    damaged.number = number;
+    damaged.message = "(damaged: it cannot be read)";
+    out.push_back(read_version(number, value.value).value_or(std::move(damaged)));
   }
   return {out.rbegin(), out.rend()};
 }
 
 Version ClusterStore::version(std::int64_t number) {
-  const std::string key = history_key(number);
-  for (const cluster::KeyValue& value : list(key).values) {
-    if (value.key == key) return version_of(value.value);
-  }
-  throw Failure("version " + std::to_string(number) + " is not kept: see sanctl config history");
+  const std::string name = "version " + std::to_string(number);
+  const auto text = read(history_key(number));
+  if (!text) throw Failure(name + " is not kept: see sanctl config history");
+  auto out = read_version(number, *text);
+  if (!out) throw Failure(name + " is damaged: it was written by hand, and cannot be read");
+  return std::move(*out);
 }
 
-bool ClusterStore::has_schema() { return !list("schema").values.empty(); }
+std::optional<std::string> ClusterStore::read(const std::string& key) {
+  auto answer = client_.list(root_ + key, "");
+  if (!answer.ok()) throw Failure("etcd: " + client_.last_error());
+  if (answer->values.empty()) return std::nullopt;
+  return std::move(answer->values.front().value);
+}
 
 void ClusterStore::drain(cluster::NodeKind kind, const std::string& name) {
+  if (name.empty() || name.size() > cluster::kNameBytesMax) {
+    throw Failure("a node's name has 1 to 64 bytes", kExitUsage);
+  }
   json operations = json::array();
-  if (!has_schema()) {
+  const auto schema = read("schema");
+  if (!schema || !is_our_schema(*schema)) {
     operations.push_back(cluster::put_operation(root_ + "schema", cluster::schema_value()));
   }
   operations.push_back(
@@ -224,7 +280,7 @@ void ClusterStore::drain(cluster::NodeKind kind, const std::string& name) {
 
 bool ClusterStore::undrain(cluster::NodeKind kind, const std::string& name) {
   const std::string key = cluster::drain_key(kind, name);
-  if (list(key).values.empty()) return false;
+  if (!read(key)) return false;
   (void)transact(json::array(), {cluster::delete_operation(root_ + key)});
   return true;
 }

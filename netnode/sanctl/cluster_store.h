@@ -6,10 +6,12 @@
 // Invariants:
 //   1. A change of the configuration is one transaction that holds only if nothing of it has
 //      changed since it was read; it writes the entry of the history as well.
-//   2. At most kHistoryMax versions are kept, the oldest go first.
+//   2. A version that is kept is never written over, whatever head says.
+//   3. At most kHistoryMax versions are kept, the oldest go first.
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +30,7 @@ struct Version {
 };
 
 struct Configuration {
-  std::int64_t version = 0;   // the last that was set with sanctl; 0: none yet
+  std::int64_t version = 0;   // the last that was set with sanctl, by head or history; 0: none yet
   std::int64_t revision = 0;  // of etcd's store, when it was read
   bool schema = false;
   Keys keys;
@@ -58,7 +60,7 @@ class ClusterStore {
  private:
   cluster::RangeAnswer list(const std::string& below);
   nlohmann::json transact(nlohmann::json compare, nlohmann::json operations);
-  bool has_schema();
+  std::optional<std::string> read(const std::string& key);
 
   std::string root_;
   cluster::EtcdClient client_;

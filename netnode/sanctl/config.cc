@@ -5,7 +5,6 @@
 #include <iostream>
 #include <iterator>
 
-#include "lwproto/cluster/bounded_json.h"
 #include "netnode/sanctl/commands.h"
 #include "netnode/sanctl/table.h"
 #include "netnode/sanctl/view.h"
@@ -24,25 +23,12 @@ void need_cluster(const Options& options) {
       kExitUsage);
 }
 
-json parse_document(const std::string& text, const std::string& where) {
-  constexpr std::size_t kDepthMax = cluster::kJsonDepthMax + 4;
-  if (cluster::nested_deeper(text, kDepthMax)) {
-    throw Failure(where + ": nested deeper than " + std::to_string(kDepthMax) + " levels",
-                  kExitUsage);
-  }
-  try {
-    return json::parse(text);
-  } catch (const json::parse_error& error) {
-    throw Failure(where + ": " + error.what(), kExitUsage);
-  }
-}
-
 json document_from(const std::string& file) {
   std::string text;
   std::ifstream in;
   if (file != "-") {
     in.open(file);
-    if (!in) throw Failure(file + " cannot be read", kExitUsage);
+    if (!in || in.peek() == EOF) throw Failure(file + " cannot be read, or is empty", kExitUsage);
   }
   std::istream& from = file == "-" ? std::cin : in;
   for (char c = 0; from.get(c);) {

@@ -1,7 +1,10 @@
 #include "netnode/sanctl/config_document.h"
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
+#include <set>
+#include <string_view>
 
 #include "lwproto/cluster/bounded_json.h"
 #include "lwproto/cluster/model.h"
@@ -27,7 +30,53 @@ std::string path_of(const std::string& key) {
   return key;
 }
 
+// A value as a line of text: no byte of it, whoever wrote it, moves the cursor.
+std::string shown(const std::string& text) {
+  const json value = cluster::parse_bounded(text);
+  constexpr bool kAsciiOnly = true;
+  return cluster::printable(
+      value.is_discarded() ? text : value.dump(-1, ' ', kAsciiOnly, json::error_handler_t::replace),
+      std::string::npos);
+}
+
+// Refuses a second value for a name, which the parser would take instead of the first.
+class NamesOnce {
+ public:
+  bool operator()(int, json::parse_event_t event, const json& parsed) {
+    if (event == json::parse_event_t::object_start) open_.emplace_back();
+    if (event == json::parse_event_t::object_end) open_.pop_back();
+    if (event == json::parse_event_t::key) {
+      const auto& name = parsed.get_ref<const std::string&>();
+      if (!open_.back().insert(name).second) throw Failure("\"" + name + "\" is there twice");
+    }
+    return true;
+  }
+
+ private:
+  std::vector<std::set<std::string>> open_;  // the names of each object that has begun
+};
+
 }  // namespace
+
+json parse_document(const std::string& text, const std::string& where) {
+  constexpr std::size_t kDepthMax = cluster::kJsonDepthMax + 4;
+  const auto refuse = [&](const std::string& why) {
+    throw Failure(where + ": " + why, kExitUsage);
+  };
+  if (cluster::nested_deeper(text, kDepthMax)) {
+    refuse("nested deeper than " + std::to_string(kDepthMax) + " levels");
+  }
+  try {
+    NamesOnce names_once;
+    return json::parse(text, std::ref(names_once));
+  } catch (const json::parse_error& error) {
+    const std::string_view what = error.what();
+    refuse("this is no JSON: " + std::string(what.substr(what.find(']') + 2)));
+  } catch (const Failure& twice) {
+    refuse(twice.what());
+  }
+  return {};
+}
 
 Keys keys_of(const json& document) {
   if (!document.is_object()) throw Failure("the configuration is a JSON object", kExitUsage);
@@ -106,8 +155,9 @@ std::vector<std::string> differences(const Keys& from, const Keys& to) {
   for (const auto& [key, texts] : both) {
     const auto& [before, after] = texts;
     if (before != nullptr && after != nullptr && *before == *after) continue;
-    if (before != nullptr) out.push_back("- " + path_of(key) + ": " + *before);
-    if (after != nullptr) out.push_back("+ " + path_of(key) + ": " + *after);
+    const std::string path = cluster::printable(path_of(key));
+    if (before != nullptr) out.push_back("- " + path + ": " + shown(*before));
+    if (after != nullptr) out.push_back("+ " + path + ": " + shown(*after));
   }
   return out;
 }

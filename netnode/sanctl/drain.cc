@@ -1,10 +1,12 @@
 // sanctl drain, undrain: a node out for new sessions, and in again.
 #include <chrono>
 #include <cstdio>
+#include <set>
 #include <thread>
 
 #include "netnode/sanctl/admin_client.h"
 #include "netnode/sanctl/commands.h"
+#include "netnode/sanctl/field.h"
 #include "netnode/sanctl/view.h"
 
 namespace sanproxy::sanctl {
@@ -15,23 +17,21 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kLookPause{300};
 
-// An application node is meant by what stands before its PID as well: so the proxies take it.
-bool named(const NodeRow& row, const std::string& name, const std::string& kind) {
-  if (!kind.empty() && row.kind != kind) return false;
-  return row.name == name || (row.kind == "appnode" && cluster::name_before_pid(row.name) == name);
+[[noreturn]] void several(const std::string& name, const std::string& a, const std::string& b,
+                          const std::string& what) {
+  throw Failure(
+      "there is a " + a + " and a " + b + what + " named \"" + name + "\": say which with --kind",
+      kExitUsage);
 }
 
 // Which kind of node has that name. A proxy that only files of network nodes name (an ordinary
 // server behind the NAT, say) is registered nowhere: who says --kind and does not wait may name it.
 std::string kind_of(const Options& options, const View& view, const DrainOptions& how) {
   std::string kind;
+  const Meant meant{how.kind, how.name};
   for (const NodeRow& row : view.nodes) {
-    if (!named(row, how.name, how.kind)) continue;
-    if (!kind.empty() && kind != row.kind) {
-      throw Failure("there is a " + kind + " and a " + row.kind + " named \"" + how.name +
-                        "\": say which with --kind",
-                    kExitUsage);
-    }
+    if (!meant.is(row.kind, row.name)) continue;
+    if (!kind.empty() && kind != row.kind) several(how.name, kind, row.kind, "");
     kind = row.kind;
   }
   if (!kind.empty()) return kind;
@@ -70,26 +70,100 @@ void say(const Options& options, const View& view, const std::string& kind, cons
 
 // How far it is: nothing is left when every node of that name is drained, or gone.
 struct Progress {
-  std::uint64_t connections = 0;
+  std::optional<std::uint64_t> connections;  // nothing: it has not been told
   bool done = false, gone = false;
+  std::string why;  // nothing at all is known at the moment
 };
 
-Progress progress(const Options& options, const DrainOptions& how, const std::string& kind) {
+// `itself`: the node that is drained is the one that we ask.
+Progress progress(const Options& options, const Meant& meant, bool itself) {
   View view;
   try {
-    view = look(options);
-  } catch (const Failure&) {
-    if (options.whole_cluster() || kind == "appnode") throw;
-    return {0, true, true};  // the node that we asked itself has ended
+    view = look(options, &meant);
+  } catch (const ConnectionRefused& failure) {
+    if (itself) return {0, true, true, ""};  // it has ended
+    return {std::nullopt, false, false, failure.what()};
+  } catch (const Failure& failure) {  // that may pass
+    return {std::nullopt, false, false, failure.what()};
   }
-  Progress out{0, true, true};
+  Progress out{0, true, true, ""};
   for (const NodeRow& row : view.nodes) {
-    if (!named(row, how.name, kind)) continue;
+    if (!meant.is(row.kind, row.name)) continue;
     out.gone = false;
-    out.connections += row.connections.value_or(0);
     if (row.state != "drained") out.done = false;
+    if (!row.connections) {
+      out.connections.reset();
+    } else if (out.connections) {
+      *out.connections += *row.connections;
+    }
   }
   return out;
+}
+
+void print_done(const Options& options, const Meant& node, bool gone) {
+  if (options.json) {
+    const json out = {{"node", node.name}, {"kind", node.kind}, {"drained", true}, {"gone", gone}};
+    std::puts(out.dump().c_str());
+  } else {
+    std::printf("%s %s is %s\n", node.kind.c_str(), node.name.c_str(), gone ? "gone" : "empty");
+  }
+}
+
+[[noreturn]] void not_in_time(const Progress& now, double waited_s) {
+  const std::string left = now.connections
+                               ? std::to_string(*now.connections) + " connections are left"
+                               : "it is not known how many connections are left";
+  throw Failure(left + " after " + std::to_string(static_cast<int>(waited_s)) + " s" +
+                    (now.why.empty() ? "" : ": " + now.why) +
+                    "; the node stays drained: sanctl undrain takes that back",
+                kExitTimeout);
+}
+
+void wait_until_empty(const Options& options, const Meant& node, bool itself, double timeout_s) {
+  const auto begin = Clock::now();
+  std::optional<std::uint64_t> shown;
+  std::string said;
+  while (true) {
+    const Progress now = progress(options, node, itself);
+    const double waited_s = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (now.done) return print_done(options, node, now.gone);
+    if (!options.json && now.connections && now.connections != shown) {
+      std::printf("%s %s: %llu connections left\n", node.kind.c_str(), node.name.c_str(),
+                  static_cast<unsigned long long>(*now.connections));
+      std::fflush(stdout);
+      shown = now.connections;
+    }
+    if (timeout_s > 0 && waited_s >= timeout_s) not_in_time(now, waited_s);
+    if (now.why != said) {
+      said = now.why;
+      if (!said.empty()) std::fprintf(stderr, "sanctl: it is asked again: %s\n", said.c_str());
+    }
+    std::this_thread::sleep_for(kLookPause);
+  }
+}
+
+// The kind of a node of that name that is drained, also one that is away. "": none is.
+std::string drained_kind(const Options& options, const View& view, const std::string& name) {
+  std::set<std::string> kinds;
+  for (const std::string& drained : view.drains) {
+    const std::size_t slash = drained.find('/');
+    if (cluster::decode_name(drained.substr(slash + 1)) == name) {
+      kinds.insert(drained.substr(0, slash));
+    }
+  }
+  if (!options.whole_cluster()) {
+    for (const auto& [node, status] : view.status) {
+      for (const json& drained : list_in(status, "drained_nodes")) {
+        if (drained == name) kinds.insert("appnode");
+      }
+    }
+    for (const NodeRow& row : view.nodes) {
+      const bool is_drained = row.state == "draining" || row.state == "drained";
+      if (is_drained && Meant{"", name}.is(row.kind, row.name)) kinds.insert(row.kind);
+    }
+  }
+  if (kinds.size() > 1) several(name, *kinds.begin(), *kinds.rbegin(), ", both drained,");
+  return kinds.empty() ? "" : *kinds.begin();
 }
 
 }  // namespace
@@ -98,58 +172,27 @@ void drain(const Options& options, const DrainOptions& how) {
   const View view = look(options);
   const std::string kind = kind_of(options, view, how);
   say(options, view, kind, how.name, true);
-  if (!how.wait) {
-    if (options.json) {
-      std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
-    } else {
-      std::printf("%s %s takes no new connections\n", kind.c_str(), how.name.c_str());
+  if (how.wait) {
+    const bool itself =
+        !options.whole_cluster() && kind == (view.network_node ? "netnode" : "proxy");
+    Meant node{kind, how.name};
+    for (const NodeRow& row : view.nodes) {
+      if (kind == "appnode" && node.is(row.kind, row.name)) node.at.insert(row.at);
     }
-    return;
+    return wait_until_empty(options, node, itself, how.timeout_s);
   }
-  const auto begin = Clock::now();
-  std::uint64_t shown = UINT64_MAX;
-  while (true) {
-    const Progress now = progress(options, how, kind);
-    const double waited_s = std::chrono::duration<double>(Clock::now() - begin).count();
-    if (now.done) {
-      if (options.json) {
-        std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", true}, {"gone", now.gone}}
-                      .dump()
-                      .c_str());
-      } else {
-        std::printf("%s %s is %s\n", kind.c_str(), how.name.c_str(), now.gone ? "gone" : "empty");
-      }
-      return;
-    }
-    if (!options.json && now.connections != shown) {
-      std::printf("%s %s: %llu connections left\n", kind.c_str(), how.name.c_str(),
-                  static_cast<unsigned long long>(now.connections));
-      std::fflush(stdout);
-      shown = now.connections;
-    }
-    if (how.timeout_s > 0 && waited_s >= how.timeout_s) {
-      throw Failure(std::to_string(now.connections) + " connections are left after " +
-                        std::to_string(static_cast<int>(waited_s)) +
-                        " s; the node stays drained: sanctl undrain takes that back",
-                    kExitTimeout);
-    }
-    std::this_thread::sleep_for(kLookPause);
+  if (options.json) {
+    std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
+  } else {
+    std::printf("%s %s takes no new connections\n", kind.c_str(), how.name.c_str());
   }
 }
 
 void undrain(const Options& options, const DrainOptions& how) {
-  std::string kind = how.kind;
   const View view = look(options);
-  if (kind.empty()) {
-    // A node that is away may be undrained too.
-    for (const std::string& drained : view.drains) {
-      const std::size_t slash = drained.find('/');
-      if (cluster::decode_name(drained.substr(slash + 1)) == how.name) {
-        kind = drained.substr(0, slash);
-      }
-    }
-    if (kind.empty()) kind = kind_of(options, view, how);
-  }
+  std::string kind = how.kind;
+  if (kind.empty()) kind = drained_kind(options, view, how.name);
+  if (kind.empty()) kind = kind_of(options, view, how);
   say(options, view, kind, how.name, false);
   if (options.json) {
     std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());

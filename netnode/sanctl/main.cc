@@ -1,9 +1,13 @@
 // sanctl: looks at and steers one node, or a whole cluster.
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <sstream>
 
+#include "lwproto/base/socket_address.h"
 #include "lwproto/cluster/model.h"
 #include "netnode/sanctl/commands.h"
 #include "netnode/sanctl/completion.h"
@@ -18,14 +22,16 @@ constexpr const char* kDefaultAdmin = "127.0.0.1:9477";
 using Chosen = std::function<void()>;
 
 void add_common(CLI::App& app, Options& options, std::string& password_file) {
-  app.add_option("--admin", options.admin,
-                 "One node: the IP:PORT of its admin endpoint (default 127.0.0.1:9477)")
-      ->envname("SANPROXY_ADMIN");
-  app.add_option("--etcd", options.etcd.endpoints, "The whole cluster: http://HOST:PORT,...")
-      ->envname("SANPROXY_ETCD")
-      ->delimiter(',');
-  app.add_option("--cluster", options.cluster, "Name of the cluster (default: default)")
-      ->envname("SANPROXY_CLUSTER");
+  auto* admin = app.add_option("--admin", options.admin,
+                               "One node: the IP:PORT of its admin endpoint (default "
+                               "127.0.0.1:9477; SANPROXY_ADMIN)");
+  app.add_option("--etcd", options.etcd.endpoints,
+                 "The whole cluster: http://HOST:PORT,... (SANPROXY_ETCD)")
+      ->delimiter(',')
+      ->allow_extra_args(false)  // the next word is no URL
+      ->excludes(admin);
+  app.add_option("--cluster", options.cluster,
+                 "Name of the cluster (default: default; SANPROXY_CLUSTER)");
   app.add_option("--prefix", options.prefix, "Of the cluster's keys in etcd (default /sanproxy)");
   app.add_option("--user", options.etcd.user, "etcd user");
   app.add_option("--password-file", password_file, "etcd password: the first line of this file");
@@ -33,6 +39,27 @@ void add_common(CLI::App& app, Options& options, std::string& password_file) {
   app.add_option("--certificate", options.etcd.certificate, "PEM: our certificate for etcd");
   app.add_option("--key", options.etcd.key, "PEM: its key");
   app.add_flag("--json", options.json, "Answer in JSON");
+}
+
+// What the environment says, where the command line says nothing. (CLI11 would count it as said
+// there.)
+void add_environment(const CLI::App& app, Options& options) {
+  const auto take = [](const char* name, std::string& to) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value != '\0') to = value;
+  };
+  if (app.count("--cluster") == 0) take("SANPROXY_CLUSTER", options.cluster);
+  if (app.count("--admin") + app.count("--etcd") != 0) return;
+  take("SANPROXY_ADMIN", options.admin);
+  std::string urls;
+  take("SANPROXY_ETCD", urls);
+  std::istringstream in(urls);
+  for (std::string url; std::getline(in, url, ',');) options.etcd.endpoints.push_back(url);
+}
+
+// CLI::Range lets it through.
+std::string check_number(const std::string& text) {
+  return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + " is not a number" : "";
 }
 
 CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& what,
@@ -80,7 +107,8 @@ void add_show(CLI::App& app, const Options& options, Chosen& chosen) {
   auto* top = add_command(app, "top", "Rates, refreshed", "sanctl top --interval 2");
   const auto how = std::make_shared<TopOptions>();
   top->add_option("--interval", how->interval_s, "Seconds between two looks (default 1)")
-      ->check(CLI::Range(0.05, 3600.0));
+      ->check(CLI::Range(0.05, 3600.0))
+      ->check(check_number);
   top->add_option("--count", how->count, "End after so many tables (default: Ctrl-C)");
   top->callback(
       [&options, &chosen, how] { chosen = [&options, how] { show_top(options, *how); }; });
@@ -101,7 +129,8 @@ void add_drains(CLI::App& app, const Options& options, Chosen& chosen) {
   out->add_flag("!--no-wait", out_how->wait, "Do not wait until it is empty");
   out->add_option("--timeout", out_how->timeout_s,
                   "Wait at most so many seconds (then exit status 3)")
-      ->check(CLI::Range(0.1, 1e7));
+      ->check(CLI::Range(0.1, 1e7))
+      ->check(check_number);
   out->callback(
       [&options, &chosen, how = out_how] { chosen = [&options, how] { drain(options, *how); }; });
   const auto [in, in_how] = add("undrain", "In again for new sessions", "sanctl undrain proxy-2");
@@ -134,15 +163,16 @@ void add_config(CLI::App& app, const Options& options, Chosen& chosen) {
                   "A file (- is standard input) with all of it, or services/IP:PORT, proxies/NAME, "
                   "cluster/heartbeat")
       ->required();
-  set->add_option("VALUE", set_how->value, "JSON, of one entry");
-  set->add_flag("--delete", set_how->remove, "Delete the entry");
+  auto* value = set->add_option("VALUE", set_how->value, "JSON, of one entry");
+  set->add_flag("--delete", set_how->remove, "Delete the entry")->excludes(value);
 
   const auto [diff, diff_how] =
       add("diff", "What a file would change; or between versions; or by other hands",
           "sanctl config diff new.json", config_diff);
-  diff->add_option("FILE", diff_how->what, "A whole configuration");
-  diff->add_option("--from", diff_how->version, "A version, instead of a file");
-  diff->add_option("--to", diff_how->other, "Another version (default: as it is now)");
+  auto* file = diff->add_option("FILE", diff_how->what, "A whole configuration");
+  auto* from = diff->add_option("--from", diff_how->version, "A version, instead of a file");
+  from->excludes(file);
+  diff->add_option("--to", diff_how->other, "Another version (default: as it is now)")->needs(from);
 
   const auto [rollback, rollback_how] = add("rollback", "Back to a version that is kept",
                                             "sanctl config rollback 12", config_rollback);
@@ -166,6 +196,9 @@ void check(Options& options, const std::string& password_file) {
   if (!sanproxy::cluster::name_legal(options.cluster)) {
     throw Failure("--cluster: 1 to 64 letters, digits, '.', '_' or '-'", kExitUsage);
   }
+  if (!options.prefix.starts_with('/') || options.prefix.size() > 256) {  // nodes take no other
+    throw Failure("--prefix: expected /PATH, not \"" + options.prefix + "\"", kExitUsage);
+  }
   if (!password_file.empty()) {
     std::ifstream in(password_file);
     if (!std::getline(in, options.etcd.password)) {
@@ -173,6 +206,9 @@ void check(Options& options, const std::string& password_file) {
     }
   }
   if (options.admin.empty()) options.admin = kDefaultAdmin;
+  if (!sanproxy::SocketAddress::parse(options.admin).ok()) {
+    throw Failure("--admin: \"" + options.admin + "\" is not IP:PORT", kExitUsage);
+  }
 }
 
 }  // namespace
@@ -200,8 +236,7 @@ int main(int argc, char** argv) {
       [&] { chosen = [&] { std::fputs(completion_script(app, shell).c_str(), stdout); }; });
   try {
     app.parse(argc, argv);
-    // An explicit --admin stands before a cluster in the environment.
-    if (app.count("--admin") != 0 && app.count("--etcd") == 0) options.etcd.endpoints.clear();
+    add_environment(app, options);
     check(options, password_file);
     if (!chosen) throw Failure("a command is missing: see sanctl --help", kExitUsage);
     chosen();

@@ -1,9 +1,13 @@
 // sanctl status, services, nodes, connections.
 #include <algorithm>
 #include <cstdio>
+#include <tuple>
+#include <utility>
 
 #include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/ask.h"
 #include "netnode/sanctl/commands.h"
+#include "netnode/sanctl/field.h"
 #include "netnode/sanctl/table.h"
 #include "netnode/sanctl/view.h"
 
@@ -63,11 +67,20 @@ void show_status(const Options& options) {
                   {"drains", view.drains},
                   {"unreachable", view.unreachable},
                   {"refused", view.refused},
+                  {"troubles", troubles(view)},
                   {"status", view.status}});
   }
   std::map<std::string, std::map<std::string, std::uint64_t>> counts;
   std::uint64_t connections = 0;
+  // An application node is at several proxies, and several may have one name at each.
+  std::map<std::pair<std::string, std::string>, std::uint64_t> most;
+  std::map<std::tuple<std::string, std::string, std::string>, std::uint64_t> at;
   for (const NodeRow& row : view.nodes) {
+    if (row.kind == "appnode") {
+      const std::uint64_t here = ++at[{row.name, row.state, row.at}];
+      if (here <= most[{row.name, row.state}]) continue;
+      most[{row.name, row.state}] = here;
+    }
     ++counts[row.kind][row.state];
     if (row.kind == "proxy") connections += row.connections.value_or(0);
   }
@@ -85,15 +98,15 @@ void show_status(const Options& options) {
   std::printf("services  %zu\nconnections %llu\n", view.services.size(),
               static_cast<unsigned long long>(connections));
   for (const auto& [name, status] : view.status) {
-    const auto cluster = status.find("cluster");
-    if (cluster == status.end() || !cluster->is_object()) continue;
-    if (!cluster->value("connected", true)) {
+    const json& cluster = object_in(status, "cluster");
+    if (!field<bool>(cluster, "connected", true)) {
       std::printf("! %s has lost etcd: %s\n", name.c_str(),
-                  cluster->value("error", std::string()).c_str());
+                  field<std::string>(cluster, "error", "").c_str());
     }
   }
   if (!view.drains.empty())
     std::printf("drained by the cluster: %s\n", joined(view.drains).c_str());
+  for (const std::string& line : troubles(view)) std::printf("! %s\n", line.c_str());
   print_trouble(view);
 }
 
@@ -107,9 +120,11 @@ void show_services(const Options& options) {
   Table table({"SERVICE", "BALANCE", "BINDING", "MEMBERS", "CONNECTIONS", "ACCEPTED", "UNSERVED",
                "PROXIES"});
   for (const auto& [address, row] : view.services) {
-    table.add({row.address, row.balance, row.binding, std::to_string(row.members),
-               std::to_string(row.connections), std::to_string(row.accepted),
-               std::to_string(row.unserved), joined(row.proxies)});
+    const auto count = [&counted = row.counted](std::uint64_t value) {
+      return counted ? std::to_string(value) : "-";
+    };
+    table.add({row.address, row.balance, row.binding, count(row.members), count(row.connections),
+               count(row.accepted), count(row.unserved), joined(row.proxies)});
   }
   std::fputs(table.text().c_str(), stdout);
   print_trouble(view);
@@ -138,19 +153,24 @@ void show_connections(const Options& options, const ConnectionsOptions& what) {
   json rows = json::array();
   std::uint64_t total = 0;
   std::map<std::string, std::string> unreachable;
-  const auto endpoints = admin_endpoints(options);
-  for (const auto& [proxy, address] : endpoints) {
-    try {
-      const json page = AdminClient(address).get_json(path);
-      total += page.value("total", std::uint64_t{0});
-      for (json row : page.value("connections", json::array())) {
-        if (rows.size() == what.limit) break;
-        if (!proxy.empty() && row.is_object()) row["proxy"] = proxy;
-        rows.push_back(std::move(row));
-      }
-    } catch (const Failure& failure) {
-      if (endpoints.size() == 1 || failure.exit_status() == kExitUsage) throw;
-      unreachable[proxy] = failure.what();
+  const auto endpoints = proxy_endpoints(options);
+  const auto answers = ask_all(endpoints, [&path](const Endpoint& endpoint) {
+    need_proxy(endpoint, "connections");
+    return AdminClient(endpoint.address).get_json(path);
+  });
+  need_any(endpoints, answers);
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const std::string& proxy = endpoints[i].name;
+    if (!answers[i].value) {
+      unreachable[proxy] = answers[i].why;
+      continue;
+    }
+    const json& page = *answers[i].value;
+    total += field<std::uint64_t>(page, "total", 0);
+    for (json row : list_in(page, "connections")) {
+      if (rows.size() == what.limit) break;
+      if (!proxy.empty() && row.is_object()) row["proxy"] = proxy;
+      rows.push_back(std::move(row));
     }
   }
   if (options.json) {

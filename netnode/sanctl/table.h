@@ -15,7 +15,13 @@ class Table {
   // As many cells as the header has. What could move the cursor is replaced.
   void add(std::vector<std::string> row) {
     for (std::string& cell : row) {
-      for (char& c : cell) c = static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+      unsigned char before = 0;
+      for (char& c : cell) {
+        const auto byte = static_cast<unsigned char>(c);
+        const bool c1 = before == 0xc2 && byte >= 0x80 && byte < 0xa0;  // in UTF-8
+        if (byte < 0x20 || byte == 0x7f || c1) c = '?';
+        before = byte;
+      }
       if (cell.empty()) cell = "-";
     }
     rows_.push_back(std::move(row));

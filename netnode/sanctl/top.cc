@@ -6,9 +6,9 @@
 #include <thread>
 
 #include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/ask.h"
 #include "netnode/sanctl/commands.h"
 #include "netnode/sanctl/table.h"
-#include "netnode/sanctl/view.h"
 
 namespace sanproxy::sanctl {
 namespace {
@@ -23,8 +23,9 @@ struct Sample {
          packets_out = 0, dropped = 0;
 };
 
-Sample sample(const std::string& address) {
-  const auto m = parse_metrics(AdminClient(address).get_text("/metrics"));
+Sample sample(const Endpoint& endpoint) {
+  need_proxy(endpoint, "rates of connections");
+  const auto m = parse_metrics(AdminClient(endpoint.address).get_text("/metrics"));
   Sample out;
   out.at = Clock::now();
   out.connections = sum_of_series(m, "sanproxy_connections_bound");
@@ -63,6 +64,50 @@ Rates rates_of(const Sample& before, const Sample& now) {
           rate(before.packets_out, now.packets_out), rate(before.dropped, now.dropped)};
 }
 
+// One look: a row of each node, and who could not be asked.
+struct Look {
+  Table table{
+      {"NODE", "CONNECTIONS", "NEW/s", "IN B/s", "OUT B/s", "IN pkt/s", "OUT pkt/s", "DROPPED/s"}};
+  json rows = json::array();
+  std::vector<std::string> trouble;
+};
+
+void add_row(Look& look, const std::string& node, const Sample& now, const Rates& r) {
+  look.table.add({node, short_number(now.connections), short_number(r.accepted),
+                  short_number(r.bytes_in), short_number(r.bytes_out), short_number(r.packets_in),
+                  short_number(r.packets_out), short_number(r.dropped)});
+  look.rows.push_back({{"node", node},
+                       {"connections", now.connections},
+                       {"new_per_s", r.accepted},
+                       {"bytes_in_per_s", r.bytes_in},
+                       {"bytes_out_per_s", r.bytes_out},
+                       {"packets_in_per_s", r.packets_in},
+                       {"packets_out_per_s", r.packets_out},
+                       {"dropped_per_s", r.dropped}});
+}
+
+Look look_once(const Options& options, std::map<std::string, Sample>& before, bool is_first) {
+  Look out;
+  const auto endpoints = proxy_endpoints(options);
+  const auto answers = ask_all(endpoints, sample);
+  if (is_first || !options.whole_cluster()) need_any(endpoints, answers);
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const std::string& node = endpoints[i].name.empty() ? options.admin : endpoints[i].name;
+    if (!answers[i].value) {
+      out.table.add({node, "no answer", "", "", "", "", "", ""});
+      out.rows.push_back({{"node", node}, {"error", answers[i].why}});
+      out.trouble.push_back(node + " was not asked: " + answers[i].why);
+      before.erase(node);
+      continue;
+    }
+    const Sample& now = *answers[i].value;
+    const auto last = before.find(node);
+    if (last != before.end()) add_row(out, node, now, rates_of(last->second, now));
+    before[node] = now;
+  }
+  return out;
+}
+
 }  // namespace
 
 void show_top(const Options& options, const TopOptions& how) {
@@ -71,44 +116,14 @@ void show_top(const Options& options, const TopOptions& how) {
   // The first look has nothing to compare with.
   for (std::uint32_t round = 0; how.count == 0 || round <= how.count; ++round) {
     if (round != 0) std::this_thread::sleep_for(std::chrono::duration<double>(how.interval_s));
-    Table table({"NODE", "CONNECTIONS", "NEW/s", "IN B/s", "OUT B/s", "IN pkt/s", "OUT pkt/s",
-                 "DROPPED/s"});
-    json rows = json::array();
-    const auto endpoints = admin_endpoints(options);
-    for (const auto& [name, address] : endpoints) {
-      const std::string shown = name.empty() ? address : name;
-      try {
-        const Sample now = sample(address);
-        const auto last = before.find(shown);
-        if (last != before.end()) {
-          const Rates r = rates_of(last->second, now);
-          table.add({shown, short_number(now.connections), short_number(r.accepted),
-                     short_number(r.bytes_in), short_number(r.bytes_out),
-                     short_number(r.packets_in), short_number(r.packets_out),
-                     short_number(r.dropped)});
-          rows.push_back({{"node", shown},
-                          {"connections", now.connections},
-                          {"new_per_s", r.accepted},
-                          {"bytes_in_per_s", r.bytes_in},
-                          {"bytes_out_per_s", r.bytes_out},
-                          {"packets_in_per_s", r.packets_in},
-                          {"packets_out_per_s", r.packets_out},
-                          {"dropped_per_s", r.dropped}});
-        }
-        before[shown] = now;
-      } catch (const Failure& failure) {
-        if (endpoints.size() == 1) throw;
-        table.add({shown, "no answer", "", "", "", "", "", ""});
-        rows.push_back({{"node", shown}, {"error", failure.what()}});
-        before.erase(shown);
-      }
-    }
+    const Look look = look_once(options, before, round == 0);
     if (round == 0) continue;
     if (options.json) {
-      std::puts(rows.dump(-1, ' ', false, json::error_handler_t::replace).c_str());
+      std::puts(look.rows.dump(-1, ' ', false, json::error_handler_t::replace).c_str());
     } else {
       if (screen) std::fputs("\x1b[H\x1b[2J", stdout);
-      std::fputs(table.text().c_str(), stdout);
+      std::fputs(look.table.text().c_str(), stdout);
+      for (const std::string& line : look.trouble) std::printf("! %s\n", line.c_str());
     }
     std::fflush(stdout);
   }

@@ -4,35 +4,13 @@
 #include <set>
 #include <tuple>
 
-#include "netnode/sanctl/admin_client.h"
+#include "netnode/sanctl/ask.h"
+#include "netnode/sanctl/field.h"
 
 namespace sanproxy::sanctl {
 namespace {
 
 using nlohmann::json;
-
-template <typename T>
-T field(const json& object, const char* name, T otherwise) {
-  const auto it = object.find(name);
-  if (it == object.end()) return otherwise;
-  try {
-    return it->get<T>();
-  } catch (const json::exception&) {
-    return otherwise;
-  }
-}
-
-const json& list_in(const json& object, const char* name) {
-  static const json kNone = json::array();
-  const auto it = object.find(name);
-  return it != object.end() && it->is_array() ? *it : kNone;
-}
-
-const json& object_in(const json& object, const char* name) {
-  static const json kNone = json::object();
-  const auto it = object.find(name);
-  return it != object.end() && it->is_object() ? *it : kNone;
-}
 
 // Each worker of a proxy tells of an application node by itself: the n-th of a name at one is the
 // n-th of that name at another.
@@ -87,6 +65,13 @@ void unite(NodeRow& all, const NodeRow& more) {
   unite(all.down, more.down);
 }
 
+// Whether a worker that runs has not told of its part.
+bool one_is_silent(const json& status) {
+  const json& workers = list_in(status, "workers");
+  return std::any_of(workers.begin(), workers.end(),
+                     [](const json& worker) { return !field<bool>(worker, "answered", true); });
+}
+
 // The application nodes that a proxy tells of.
 void add_nodes(View& view, const std::string& proxy, const json& status) {
   using Place = std::pair<std::string, std::uint64_t>;  // a worker, and its number of the node
@@ -102,6 +87,7 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
         down[place(member)].push_back(address);
     }
   }
+  const bool silent = one_is_silent(status);
   Workers workers;
   std::map<std::pair<std::string, std::uint32_t>, std::size_t> rows;
   for (const json& node : list_in(status, "nodes")) {
@@ -112,7 +98,7 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
     row.connections = field<std::uint64_t>(node, "connections", 0);
     const bool drained = field<bool>(node, "drained", false);
     const bool up = field<std::string>(node, "health", "up") == "up";
-    row.state = drained ? (*row.connections == 0 ? "drained" : "draining")
+    row.state = drained ? (*row.connections == 0 && !silent ? "drained" : "draining")
                 : up    ? "running"
                         : "down";
     row.where = field<std::string>(node, "fabric", "");
@@ -126,22 +112,6 @@ void add_nodes(View& view, const std::string& proxy, const json& status) {
     } else {
       unite(view.nodes[known->second], row);
     }
-  }
-}
-
-// The proxies that a network node steers to, with the sessions that it knows.
-void add_steered(View& view, const std::string& netnode, const json& status) {
-  for (const json& proxy : list_in(status, "proxies")) {
-    if (!proxy.is_object()) continue;
-    NodeRow row;
-    row.kind = "proxy";
-    row.name = field<std::string>(proxy, "name", "?");
-    row.connections = field<std::uint64_t>(proxy, "sessions", 0);
-    row.state = !field<bool>(proxy, "drain", false) ? field<std::string>(proxy, "state", "?")
-                : *row.connections == 0             ? "drained"
-                                                    : "draining";
-    row.where = "behind " + netnode;
-    view.nodes.push_back(std::move(row));
   }
 }
 
@@ -161,9 +131,11 @@ NodeRow node_row(const char* kind, const std::string& name, const json& status,
   return row;
 }
 
-void add_record(View& view, const char* kind, const cluster::NodeRecord& record) {
+// `answer`: to status_of(), where it was asked.
+void add_record(View& view, const char* kind, const cluster::NodeRecord& record,
+                const Answer<json>* answer) {
   if (record.worker != 0) {
-    // Its proxy has been asked before it (keys are in order), and has told of all its workers.
+    // Its proxy comes before it (keys are in order), and has told of all its workers.
     const std::string proxy = cluster::proxy_of_worker(record.name);
     if (view.status.contains(proxy)) return;
     for (NodeRow& row : view.nodes) {
@@ -179,23 +151,13 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record)
     if (record.state != "running") row.connections = record.connections;
     return view.nodes.push_back(std::move(row));
   }
-  if (!record.admin.empty()) {
-    try {
-      const json status = AdminClient(record.admin).get_json("/status");
-      // Loopback addresses of another host lead to somebody else.
-      if (field<std::string>(status, "name", "") == record.name) {
-        view.nodes.push_back(node_row(kind, record.name, status, record.admin));
-        view.status[record.name] = status;
-        if (std::string_view(kind) == "proxy") add_told(view, record.name, status);
-        return;
-      }
-      view.unreachable[record.name] = record.admin + " is another node's, seen from here";
-    } catch (const Failure& failure) {
-      view.unreachable[record.name] = failure.what();
-    }
-  } else {
-    view.unreachable[record.name] = "it has no admin endpoint";
+  if (answer != nullptr && answer->value) {
+    view.nodes.push_back(node_row(kind, record.name, *answer->value, record.admin));
+    view.status[record.name] = *answer->value;
+    if (std::string_view(kind) == "proxy") add_told(view, record.name, *answer->value);
+    return;
   }
+  view.unreachable[record.name] = answer != nullptr ? answer->why : "it has no admin endpoint";
   NodeRow row{kind, record.name, record.state, record.admin, std::nullopt, {}, "", {}};
   if (record.state != "running") row.connections = record.connections;
   view.nodes.push_back(std::move(row));
@@ -232,14 +194,55 @@ class Applications {
   std::map<std::tuple<std::string, std::string, std::uint32_t>, std::size_t> rows_;
 };
 
-View look_at_cluster(const Options& options) {
-  View view;
-  ClusterStore store(options);
-  const auto entries = store.entries(&view.refused);
+using Entries = std::map<std::string, cluster::Entry>;
+
+const char* kind_of_key(const std::string& key) {
+  return key.starts_with("node/proxy/") ? "proxy" : "netnode";
+}
+
+// Who is asked of `only`: that node itself, or the proxies that an application node has joined.
+bool concerns(const Meant& only, const std::set<std::string>& joined, const std::string& key,
+              const cluster::NodeRecord& record) {
+  const std::string name = cluster::proxy_of_worker(record.name);
+  const char* kind = kind_of_key(key);
+  return only.is(kind, name) || (std::string_view(kind) == "proxy" && joined.contains(name));
+}
+
+// The nodes of a cluster, all of them asked at a time.
+void add_records(View& view, const Entries& entries, const Meant* only) {
+  // It is registered a moment after it has joined: who was seen with it is asked as well.
+  std::set<std::string> joined = only != nullptr ? only->at : std::set<std::string>();
   for (const auto& [key, entry] : entries) {
-    if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) {
-      add_record(view, key.starts_with("node/proxy/") ? "proxy" : "netnode", *record);
-    } else if (std::holds_alternative<cluster::Drain>(entry)) {
+    const auto* record = std::get_if<cluster::ApplicationRecord>(&entry);
+    if (record != nullptr && only != nullptr && only->is("appnode", record->name)) {
+      joined.insert(cluster::proxy_of_worker(record->proxy));
+    }
+  }
+  std::vector<std::pair<std::string, const cluster::NodeRecord*>> records;
+  std::vector<Endpoint> endpoints;
+  std::map<std::string, std::size_t> asked;  // by key
+  for (const auto& [key, entry] : entries) {
+    const auto* record = std::get_if<cluster::NodeRecord>(&entry);
+    if (record == nullptr || (only != nullptr && !concerns(*only, joined, key, *record))) continue;
+    records.emplace_back(key, record);
+    if (record->worker != 0 || record->admin.empty()) continue;
+    asked[key] = endpoints.size();
+    endpoints.push_back({record->name, record->admin});
+  }
+  const auto answers = ask_all(endpoints, status_of);
+  for (const auto& [key, record] : records) {
+    const auto answer = asked.find(key);
+    add_record(view, kind_of_key(key), *record,
+               answer == asked.end() ? nullptr : &answers[answer->second]);
+  }
+}
+
+View look_at_cluster(const Options& options, const Meant* only) {
+  View view;
+  const Entries entries = ClusterStore(options).entries(&view.refused);
+  add_records(view, entries, only);
+  for (const auto& [key, entry] : entries) {
+    if (std::holds_alternative<cluster::Drain>(entry)) {
       view.drains.push_back(key.substr(std::string("drain/").size()));
     }
   }
@@ -267,32 +270,75 @@ void add_told(View& view, const std::string& proxy, const json& status) {
   add_nodes(view, proxy, status);
 }
 
-View look(const Options& options) {
-  if (options.whole_cluster()) return look_at_cluster(options);
+void add_steered(View& view, const std::string& netnode, const json& status) {
+  std::vector<std::string> all;
+  for (const json& proxy : list_in(status, "proxies")) {
+    if (!proxy.is_object()) continue;
+    NodeRow row;
+    row.kind = "proxy";
+    row.name = field<std::string>(proxy, "name", "?");
+    row.connections = field<std::uint64_t>(proxy, "sessions", 0);
+    row.state = !field<bool>(proxy, "drain", false) ? field<std::string>(proxy, "state", "?")
+                : *row.connections == 0             ? "drained"
+                                                    : "draining";
+    row.where = "behind " + netnode;
+    all.push_back(row.name);
+    view.nodes.push_back(std::move(row));
+  }
+  for (const json& one : list_in(status, "services")) {
+    auto address = field<std::string>(one, "address", "?");
+    if (field<std::string>(one, "protocol", "tcp") != "tcp") address += "/udp";
+    ServiceRow& row = view.services[address];
+    row.address = address;
+    row.counted = false;
+    row.proxies = field<std::vector<std::string>>(one, "proxies", {});
+    if (row.proxies.empty()) row.proxies = all;  // the service names none of its own
+  }
+}
+
+View look(const Options& options, const Meant* only) {
+  if (options.whole_cluster()) return look_at_cluster(options, only);
   View view;
-  const json status = AdminClient(options.admin).get_json("/status");
+  const json status = status_of({"", options.admin});
   const std::string name = field<std::string>(status, "name", options.admin);
-  // A network node has no TCP endpoints to tell of.
-  const bool is_proxy = status.contains("pools");
-  view.nodes.push_back(node_row(is_proxy ? "proxy" : "netnode", name, status, options.admin));
+  const bool proxy = is_proxy(status);
+  view.nodes.push_back(node_row(proxy ? "proxy" : "netnode", name, status, options.admin));
   view.status[name] = status;
-  if (is_proxy) {
+  view.network_node = !proxy;
+  if (proxy) {
     add_told(view, name, status);
   } else {
-    view.network_node = true;
     add_steered(view, name, status);
   }
   return view;
 }
 
-std::map<std::string, std::string> admin_endpoints(const Options& options) {
-  if (!options.whole_cluster()) return {{"", options.admin}};
-  std::map<std::string, std::string> out;
-  for (const auto& [key, entry] : ClusterStore(options).entries()) {
-    const auto* record = std::get_if<cluster::NodeRecord>(&entry);
-    if (record != nullptr && key.starts_with("node/proxy/") && record->worker == 0 &&
-        !record->admin.empty()) {
-      out[record->name] = record->admin;
+std::vector<std::string> troubles(const View& view) {
+  std::map<std::string, std::set<std::string>> well;  // names, by service
+  for (const NodeRow& row : view.nodes) {
+    if (row.kind != "appnode" || row.state == "drained") continue;
+    if (row.state == "down" && row.down.empty()) continue;  // all of it
+    for (const std::string& address : row.services) {
+      const bool down = std::find(row.down.begin(), row.down.end(), address) != row.down.end();
+      if (!down) well[address].insert(row.name);
+    }
+  }
+  std::vector<std::string> out;
+  for (const auto& [address, row] : view.services) {
+    if (!row.counted || well.contains(address)) continue;
+    out.push_back(address + (row.members == 0 ? ": no application node serves it"
+                                              : ": no application node that serves it is well"));
+  }
+  for (const NodeRow& row : view.nodes) {
+    if (row.kind == "proxy" && row.state == "down") {
+      out.push_back("proxy " + row.name + " is down" + (row.where.empty() ? "" : ", " + row.where));
+    }
+  }
+  for (const auto& [name, status] : view.status) {
+    if (view.network_node) break;  // its proxies have rows
+    for (const json& proxy : list_in(status, "proxies")) {
+      if (!proxy.is_object() || field<std::string>(proxy, "state", "") != "down") continue;
+      out.push_back(name + " does not reach proxy " + field<std::string>(proxy, "name", "?"));
     }
   }
   return out;
@@ -310,14 +356,15 @@ json to_json(const NodeRow& row) {
 }
 
 json to_json(const ServiceRow& row) {
+  const auto count = [&row](std::uint64_t value) { return row.counted ? json(value) : json(); };
   return {{"address", row.address},
           {"balance", row.balance},
           {"binding", row.binding},
-          {"members", row.members},
+          {"members", count(row.members)},
           {"proxies", row.proxies},
-          {"connections", row.connections},
-          {"accepted", row.accepted},
-          {"unserved", row.unserved},
+          {"connections", count(row.connections)},
+          {"accepted", count(row.accepted)},
+          {"unserved", count(row.unserved)},
           {"in_cluster_configuration", row.configured}};
 }
 

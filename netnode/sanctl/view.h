@@ -8,7 +8,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "netnode/sanctl/cluster_store.h"
@@ -29,6 +31,20 @@ struct ServiceRow {
   std::uint64_t members = 0, connections = 0, accepted = 0, unserved = 0;
   std::vector<std::string> proxies;  // that listen
   bool configured = false;           // in the cluster's configuration
+  bool counted = true;               // a network node counts nothing of these
+};
+
+// A node as operators name it: an application node also by what stands before its PID, as the
+// proxies take it.
+struct Meant {
+  std::string kind, name;         // kind "": whatever has that name
+  std::set<std::string> at = {};  // an application node: proxies where it was seen
+
+  bool is(std::string_view its_kind, std::string_view its_name) const {
+    if (!kind.empty() && its_kind != kind) return false;
+    return its_name == name ||
+           (its_kind == "appnode" && cluster::name_before_pid(its_name) == name);
+  }
 };
 
 struct View {
@@ -41,11 +57,16 @@ struct View {
   bool network_node = false;                       // the one that was asked is one
 };
 
-View look(const Options& options);
+// Of a whole cluster, `only`: nobody else is asked, and the others' rows may be missing.
+View look(const Options& options, const Meant* only = nullptr);
 // What a proxy's /status tells of services and application nodes, with its workers as one.
 void add_told(View& view, const std::string& proxy, const nlohmann::json& status);
-// The admin endpoints to ask: the one given, or those of the cluster's proxies by name.
-std::map<std::string, std::string> admin_endpoints(const Options& options);
+// What a network node's tells of proxies and services.
+void add_steered(View& view, const std::string& netnode, const nlohmann::json& status);
+
+// What clients notice, a line each: services that no application node serves, proxies that a
+// network node does not reach.
+std::vector<std::string> troubles(const View& view);
 
 nlohmann::json to_json(const NodeRow& row);
 nlohmann::json to_json(const ServiceRow& row);

@@ -20,6 +20,12 @@ bool is_bare_syn(std::uint8_t flags) {
   return (flags & (net::kTcpSyn | net::kTcpAck | net::kTcpRst)) == net::kTcpSyn;
 }
 
+// Of a TCP header, which may go on in a later fragment: then it has no options to be read.
+std::size_t tcp_header_bytes(const net::ParsedPacket& parsed, const std::uint8_t* tcp) {
+  const std::size_t bytes = (tcp[12] >> 4) * 4U;
+  return bytes <= parsed.l4_bytes() ? bytes : net::kTcpHeaderBytesMin;
+}
+
 // Turns a hash into another one, to look for another proxy by.
 constexpr std::uint64_t kNextCandidate = 0x9e3779b97f4a7c15U;
 
@@ -50,7 +56,6 @@ Forwarder::Forwarder(const ForwarderOptions& options)
       flows_(options.flows),
       fragments_(options.fragments, options.hash_seed),
       nat_(options.nat, options.hash_seed) {
-  by_tag_.fill(kNoPlace);
   index_services();
 }
 
@@ -92,8 +97,7 @@ void Forwarder::decide(const Arrival& packet, Verdict& out, std::uint64_t now_ms
     decide_fragment(packet, out, now_ms);
   } else if (out.parsed.l4 == net::L4::kIcmp || out.parsed.l4 == net::L4::kIcmp6) {
     decide_icmp(packet, out, now_ms);
-  } else if (const ServiceCell* cell =
-                 find_service(out.flow, out.flow.protocol, out.flow.dst_port)) {
+  } else if (const ServiceCell* cell = service_of(out)) {
     decide_flow(packet, out, cell->service, now_ms);
   } else if (nat_.is_ours(out.parsed.dst, out.parsed.family)) {
     out.action = Action::kToClient;
@@ -112,10 +116,11 @@ void Forwarder::decide_flow(const Arrival& packet, Verdict& out, std::uint16_t s
   FlowState state = tcp ? FlowState::kEstablished : FlowState::kClosing;  // UDP says no goodbye
   FlowTable::Entry* entry = flows_.find(out.hash, now_s);
   if (tcp && is_bare_syn(flags)) {
-    // A tuple that is known stays where it is, as long as new sessions are taken there: a SYN that
-    // somebody made up must not move an established flow.
+    // A SYN that somebody made up must not move an established flow. What is only said to have
+    // begun, or has ended, stays as long as new sessions are taken there.
     if (entry != nullptr && usable(entry->proxy) &&
-        proxies_[entry->proxy].state == ProxyState::kUp) {
+        (proxies_[entry->proxy].state == ProxyState::kUp ||
+         entry->state == FlowState::kEstablished)) {
       if (entry->state == FlowState::kClosing) entry->state = FlowState::kHalfOpen;
       deliver(out, entry->proxy);
       return;
@@ -151,15 +156,17 @@ std::uint16_t Forwarder::locate(const Verdict& packet, const std::uint8_t* l4, c
     ++counters_.by_nat;
     return proxy;
   }
-  if (packet.flow.protocol == net::kProtocolTcp && packet.has_ports && !packet.parsed.fragment) {
-    const std::uint16_t tag = net::echoed_session_tag(l4, packet.parsed.l4_header_bytes);
-    if (const std::uint16_t proxy = by_tag(tag); proxy != FlowTable::kNone) {
+  if (packet.flow.protocol == net::kProtocolTcp && packet.has_ports) {
+    const std::uint16_t tag = net::echoed_session_tag(l4, tcp_header_bytes(packet.parsed, l4));
+    if (const std::uint16_t proxy = by_tag(tag, pool); proxy != FlowTable::kNone) {
       ++counters_.by_tag;
       return proxy;
     }
   }
   ++counters_.by_maglev;
-  return pool.current().lookup(packet.hash);
+  // A datagram may as well begin a session, which a proxy that drains shall not get.
+  const bool goes_on = packet.flow.protocol == net::kProtocolTcp;
+  return (goes_on ? pool.keeping() : pool.current()).lookup(packet.hash);
 }
 
 void Forwarder::Candidates::add(std::uint16_t proxy) {
@@ -177,7 +184,8 @@ void Forwarder::candidates(const Verdict& packet, std::uint16_t tag, const Pool&
   const auto add = [&](std::uint16_t proxy) {
     if (usable(proxy)) out.add(proxy);
   };
-  if (tag != 0) add(by_tag(tag));
+  if (tag != 0) add(by_tag(tag, pool));
+  add(pool.keeping().lookup(packet.hash));
   add(pool.current().lookup(packet.hash));
   for (const MaglevTable& table : pool.before()) add(table.lookup(packet.hash));
 }
@@ -204,19 +212,20 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
     retry_error(arrival, from, out, now_ms);
     return;
   }
-  const ServiceCell* cell = find_service(out.flow, out.flow.protocol, out.flow.dst_port);
+  const ServiceCell* cell = service_of(out);
   if (cell == nullptr || out.parsed.fragment) {
     drop(out, Drop::kNoService);
     return;
   }
   const Pool& pool = pools_[services_[cell->service].pool];
   const std::uint8_t* l4 = bytes_of(packet) + out.parsed.l3_header_bytes;
-  const bool syn = out.flow.protocol == net::kProtocolTcp && is_bare_syn(l4[13]);
+  const bool tcp = out.flow.protocol == net::kProtocolTcp;
+  const std::uint8_t flags = tcp ? l4[13] : std::uint8_t{net::kTcpAck};
+  const bool syn = tcp && is_bare_syn(flags);
   Candidates all;
   if (syn) {
     candidates_of_syn(out, pool, all);
   } else {
-    const bool tcp = out.flow.protocol == net::kProtocolTcp;
     candidates(out,
                tcp ? net::echoed_session_tag(l4, out.parsed.l4_header_bytes) : std::uint16_t{0},
                pool, all);
@@ -235,7 +244,9 @@ void Forwarder::retry(std::span<const std::byte> packet, std::uint16_t from, Ver
   if (next < all.count) {
     out.proxy = all.proxies[next];
     out.final = next + 1 == all.count;
-    flows_.put(out.hash, out.proxy, syn ? FlowState::kHalfOpen : FlowState::kEstablished,
+    // Still somebody's word alone, as in decide_flow().
+    const bool ends = (flags & (net::kTcpFin | net::kTcpRst)) != 0;
+    flows_.put(out.hash, out.proxy, ends ? FlowState::kClosing : FlowState::kHalfOpen,
                seconds(now_ms));
   } else {
     out.proxy = usable(from) ? from : FlowTable::kNone;
@@ -257,11 +268,21 @@ bool Forwarder::on_reply(const net::ParsedPacket& parsed, std::span<const std::b
   if (parsed.l4 != net::L4::kTcp) return true;
   const std::uint8_t flags = bytes_of(first)[parsed.l3_header_bytes + 13];
   if ((flags & (net::kTcpFin | net::kTcpRst)) == 0) return true;
+  end_flow(flow, from, now_ms);
+  return true;
+}
+
+void Forwarder::on_translated(const net::FlowKey& client, std::uint8_t tcp_flags,
+                              std::uint64_t now_ms) {
+  if ((tcp_flags & (net::kTcpFin | net::kTcpRst)) == 0) return;
+  end_flow(client, nat_.proxy_of(client), now_ms);
+}
+
+void Forwarder::end_flow(const net::FlowKey& flow, std::uint16_t from, std::uint64_t now_ms) {
   FlowTable::Entry* entry = flows_.find(flow.hash(options_.hash_seed), seconds(now_ms));
-  if (entry == nullptr || entry->proxy != from) return true;
+  if (entry == nullptr || entry->proxy != from) return;
   entry->state = FlowState::kClosing;
   entry->used_s = seconds(now_ms);
-  return true;
 }
 
 void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
@@ -325,6 +346,11 @@ void Forwarder::decide_fragment(const Arrival& packet, Verdict& out, std::uint64
 }
 
 void Forwarder::decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t now_ms) {
+  if (note_path_mtu(packet, out, now_ms)) {
+    ++counters_.icmp_errors;
+    out.action = Action::kNoted;
+    return;
+  }
   const bool nat = nat_.is_ours(out.parsed.dst, out.parsed.family);
   if (!nat && !is_service_address(out.flow)) {
     drop(out, Drop::kNotForUs);
@@ -356,10 +382,9 @@ void Forwarder::decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t n
   } else if (const std::uint16_t proxy = nat_.proxy_of(out.flow); usable(proxy)) {
     out.proxy = proxy;
   } else {
-    if (tag != 0) out.proxy = by_tag(tag);
-    if (out.proxy == FlowTable::kNone) {
-      out.proxy = pools_[services_[cell->service].pool].current().lookup(out.hash);
-    }
+    const Pool& pool = pools_[services_[cell->service].pool];
+    if (tag != 0) out.proxy = by_tag(tag, pool);
+    if (out.proxy == FlowTable::kNone) out.proxy = pool.keeping().lookup(out.hash);
   }
   if (!usable(out.proxy)) {
     drop(out, Drop::kNoProxy);

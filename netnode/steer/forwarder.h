@@ -53,8 +53,9 @@ enum class Action : std::uint8_t {
   kToClient,      // arrived at an address of the NAT
   kErrorToProxy,  // ICMP errors: about what a proxy sent; about what we sent
   kErrorToClient,
-  kEcho,  // an echo request to a service's address: answer it
-  kHeld,  // a later fragment: its token was kept
+  kEcho,   // an echo request to a service's address: answer it
+  kHeld,   // a later fragment: its token was kept
+  kNoted,  // told us something: of the path of a tunnel
 };
 
 struct Verdict {
@@ -84,6 +85,7 @@ struct ForwarderOptions {
   // The same on all nodes of one cluster, or they choose differently. Whoever knows it can aim
   // flows at one proxy.
   std::uint64_t hash_seed = 0x73616e70726f7879U;
+  std::vector<IpAddress> tunnel_addresses;  // ours, where tunnels begin
   FlowTableOptions flows;
   FragmentOptions fragments;
   NatOptions nat;
@@ -111,6 +113,11 @@ class Forwarder {
     ProxyState state = ProxyState::kDown;
     bool in_use = false;
     std::uint64_t packets = 0;  // sent to it
+    struct PathMtu {
+      std::uint32_t mtu_bytes = 0;
+      std::uint64_t until_ms = 0;
+    };
+    std::array<PathMtu, 2> path_mtus;  // of its tunnel: over IPv4, over IPv6
   };
   struct Service {
     ServiceConfig config;
@@ -144,6 +151,8 @@ class Forwarder {
   // own. False: no service of ours speaks to a client from there.
   bool on_reply(const net::ParsedPacket& parsed, std::span<const std::byte> first,
                 std::uint16_t from, std::uint64_t now_ms);
+  // The same of a segment that the NAT brings back to the client whose flow is `client`.
+  void on_translated(const net::FlowKey& client, std::uint8_t tcp_flags, std::uint64_t now_ms);
   // One that waits for the datagram of `first`, a first fragment that was steered. steer() at the
   // same `now_ms` does not hold it again, whatever the rest of the burst made us forget meanwhile.
   bool release_held(const Verdict& first, Fragments::Token& token, std::uint64_t now_ms) {
@@ -156,16 +165,24 @@ class Forwarder {
     count(Drop::kFragmentTimeout);
     return true;
   }
+  // What fits on the path of the tunnel to a proxy, as far as routers have told (RFC 1191).
+  std::uint32_t path_mtu(std::uint16_t proxy, Family family, std::uint64_t now_ms) const {
+    const Proxy::PathMtu& path = proxies_[proxy].path_mtus[family == Family::kIpv6];
+    return now_ms < path.until_ms ? path.mtu_bytes : UINT32_MAX;
+  }
   // Housekeeping, a bounded amount a call.
   void age(std::uint64_t now_ms);
 
   std::span<const Proxy> proxies() const { return proxies_; }
   std::span<const Service> services() const { return services_; }
   std::uint16_t find(const std::string& name) const;
-  // Established sessions that this node knows of.
+  // Sessions that this node knows of. A translated one is in the flow table as well, for a time of
+  // its own.
   std::uint32_t sessions_of(std::uint16_t proxy) const {
-    return flows_.flows_of(proxy) + nat_.sessions_of(proxy);
+    const bool nat = proxies_[proxy].config.mode == Mode::kNat;
+    return (nat ? 0 : flows_.flows_of(proxy)) + nat_.sessions_of(proxy);
   }
+  std::uint64_t sessions() const;
   std::uint64_t generation() const;
   std::uint64_t tables_built() const { return tables_built_; }
   Nat& nat() { return nat_; }
@@ -176,7 +193,7 @@ class Forwarder {
 
  private:
   static constexpr std::uint16_t kNoPlace = 0xffff;
-  static constexpr std::size_t kCandidatesMax = 2 + 16;
+  static constexpr std::size_t kCandidatesMax = 3 + 16;
   // Looks into the table for somebody who serves a SYN: so many that hardly anybody is missed.
   static constexpr std::size_t kSynLooks = 64;
 
@@ -210,20 +227,28 @@ class Forwarder {
   }
   const ServiceCell* find_service(const net::FlowKey& flow, std::uint8_t protocol,
                                   std::uint16_t port) const;
+  // Nothing but TCP and UDP is for a service: protocol 0 would find the cell of an address alone.
+  const ServiceCell* service_of(const Verdict& packet) const {
+    if (packet.parsed.l4 != net::L4::kTcp && packet.parsed.l4 != net::L4::kUdp) return nullptr;
+    return find_service(packet.flow, packet.flow.protocol, packet.flow.dst_port);
+  }
   bool is_service_address(const net::FlowKey& flow) const {
     return find_service(flow, 0, 0) != nullptr;
   }
+  void end_flow(const net::FlowKey& flow, std::uint16_t from, std::uint64_t now_ms);
   void add_service_cell(const SocketAddress& address, std::uint8_t protocol, std::uint16_t service);
   void index_services();
   void index_tags();
   void apply_services(const std::vector<ServiceConfig>& services);
   void rebuild_pools();
+  static bool is_in(const ServiceConfig& pool_key, const Proxy& proxy);
   void prepare(const Arrival& packet, Verdict& out);
   void decide(const Arrival& packet, Verdict& out, std::uint64_t now_ms);
   void decide_flow(const Arrival& packet, Verdict& out, std::uint16_t service,
                    std::uint64_t now_ms);
   void decide_fragment(const Arrival& packet, Verdict& out, std::uint64_t now_ms);
   void decide_icmp(const Arrival& packet, Verdict& out, std::uint64_t now_ms);
+  bool note_path_mtu(const Arrival& packet, const Verdict& verdict, std::uint64_t now_ms);
   // The flow that an error is about, and the tag in what it quotes; null and dropped without one.
   const ServiceCell* read_error(const Arrival& packet, Verdict& out, std::uint16_t& tag);
   void retry_error(const Arrival& packet, std::uint16_t from, Verdict& out, std::uint64_t now_ms);
@@ -232,8 +257,9 @@ class Forwarder {
   bool usable(std::uint16_t proxy) const {
     return proxy < proxies_.size() && proxies_[proxy].state != ProxyState::kDown;
   }
-  std::uint16_t by_tag(std::uint16_t tag) const {
-    const std::uint16_t proxy = by_tag_[tag];
+  // Nobody else's: the timestamps of servers that know nothing of tags look like any of them.
+  std::uint16_t by_tag(std::uint16_t tag, const Pool& pool) const {
+    const std::uint16_t proxy = pool.tagged(tag);
     return usable(proxy) ? proxy : FlowTable::kNone;
   }
   void candidates(const Verdict& packet, std::uint16_t tag, const Pool& pool,
@@ -247,10 +273,10 @@ class Forwarder {
   std::vector<Proxy> proxies_;
   std::vector<Service> services_;
   std::vector<Pool> pools_;
-  std::vector<std::vector<std::string>> pool_names_;  // sorted; empty: all
+  std::vector<ServiceConfig>
+      pool_keys_;  // what whoever is in a pool serves; without a port, sorted
   std::vector<ServiceCell> cells_;
   std::size_t cell_mask_ = 0;
-  std::array<std::uint16_t, net::kSessionTagMax + 1> by_tag_;
   std::uint64_t tables_built_ = 0;
   ForwarderCounters counters_;
 };

@@ -1,6 +1,7 @@
 // The control side of a Forwarder: sets of proxies and services, and who takes new sessions.
 #include <algorithm>
 #include <bit>
+#include <map>
 #include <utility>
 
 #include "netnode/steer/forwarder.h"
@@ -19,6 +20,14 @@ std::uint16_t Forwarder::find(const std::string& name) const {
 std::uint64_t Forwarder::generation() const {
   std::uint64_t sum = 0;
   for (const Pool& pool : pools_) sum += pool.generation();
+  return sum;
+}
+
+std::uint64_t Forwarder::sessions() const {
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < proxies_.size(); ++i) {
+    sum += sessions_of(static_cast<std::uint16_t>(i));
+  }
   return sum;
 }
 
@@ -46,26 +55,47 @@ void Forwarder::apply(const ProxySet& set, std::vector<std::uint16_t>& gone) {
       proxies_[place].in_use = true;
       for (Pool& pool : pools_) pool.forget(place);
     }
+    if (!(proxies_[place].config == config)) proxies_[place].path_mtus = {};
     proxies_[place].config = config;
     proxies_[place].hash = backend_hash(config.name);
     if (config.id != 0) proxies_[place].tag = config.id;
   }
-  index_tags();
   apply_services(set.services);
+  index_tags();
   index_services();
   rebuild_pools();
 }
 
 void Forwarder::index_tags() {
-  by_tag_.fill(kNoPlace);
-  // What is configured stands above what was told.
-  for (const bool configured : {false, true}) {
-    for (std::size_t i = 0; i < proxies_.size(); ++i) {
-      const Proxy& proxy = proxies_[i];
-      if (!proxy.in_use || proxy.tag == 0 || configured != (proxy.config.id != 0)) continue;
-      by_tag_[proxy.tag] = static_cast<std::uint16_t>(i);
+  // One node may be reached by several ways, of which one alone has its tag.
+  std::map<std::string, std::uint16_t> of_node;
+  for (const Proxy& proxy : proxies_) {
+    if (proxy.in_use && proxy.tag != 0) of_node.emplace(proxy.config.node_name(), proxy.tag);
+  }
+  const auto rank_of = [](const Proxy& one) {
+    if (one.tag == 0) return 0;
+    return one.config.id == 0 ? 1 : 2;
+  };
+  for (std::size_t i = 0; i < pools_.size(); ++i) {
+    pools_[i].clear_tags();
+    // What is configured stands above what was told, and that above another way's.
+    for (const int rank : {0, 1, 2}) {
+      for (std::size_t p = 0; p < proxies_.size(); ++p) {
+        const Proxy& proxy = proxies_[p];
+        if (rank_of(proxy) != rank || !is_in(pool_keys_[i], proxy)) continue;
+        const auto other = of_node.find(proxy.config.node_name());
+        const std::uint16_t tag =
+            proxy.tag != 0 || other == of_node.end() ? proxy.tag : other->second;
+        if (tag != 0) pools_[i].set_tag(tag, static_cast<std::uint16_t>(p));
+      }
     }
   }
+}
+
+bool Forwarder::is_in(const ServiceConfig& pool_key, const Proxy& proxy) {
+  const std::vector<std::string>& names = pool_key.proxies;  // sorted
+  return proxy.in_use && serves(proxy.config, pool_key) &&
+         (names.empty() || std::binary_search(names.begin(), names.end(), proxy.config.name));
 }
 
 void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
@@ -84,29 +114,43 @@ void Forwarder::set_told_weight(std::uint16_t proxy, std::uint32_t weight) {
   rebuild_pools();
 }
 
-// Services with the same list of proxies share a pool; a pool that stays keeps its history.
+namespace {
+
+// Equal for services that the same proxies can serve.
+ServiceConfig pool_key(const ServiceConfig& service) {
+  ServiceConfig key = service;
+  key.address.ip = {};
+  key.address.ip.family = service.address.ip.family;
+  key.address.port = 0;
+  std::sort(key.proxies.begin(), key.proxies.end());
+  return key;
+}
+
+}  // namespace
+
+// Services with the same list of proxies, family and protocol share a pool; a pool that stays keeps
+// its history.
 void Forwarder::apply_services(const std::vector<ServiceConfig>& services) {
   std::vector<Pool> pools;
-  std::vector<std::vector<std::string>> all_names;
+  std::vector<ServiceConfig> keys;
   services_.clear();
   for (const ServiceConfig& config : services) {
-    std::vector<std::string> names = config.proxies;
-    std::sort(names.begin(), names.end());
-    auto at = std::find(all_names.begin(), all_names.end(), names);
-    if (at == all_names.end()) {
-      const auto old = std::find(pool_names_.begin(), pool_names_.end(), names);
-      if (old == pool_names_.end()) {
+    ServiceConfig key = pool_key(config);
+    auto at = std::find(keys.begin(), keys.end(), key);
+    if (at == keys.end()) {
+      const auto old = std::find(pool_keys_.begin(), pool_keys_.end(), key);
+      if (old == pool_keys_.end()) {
         pools.emplace_back(options_.maglev_entries, options_.generations);
       } else {
-        pools.push_back(std::move(pools_[static_cast<std::size_t>(old - pool_names_.begin())]));
+        pools.push_back(std::move(pools_[static_cast<std::size_t>(old - pool_keys_.begin())]));
       }
-      all_names.push_back(names);
-      at = all_names.end() - 1;
+      keys.push_back(std::move(key));
+      at = keys.end() - 1;
     }
-    services_.push_back({config, static_cast<std::uint16_t>(at - all_names.begin())});
+    services_.push_back({config, static_cast<std::uint16_t>(at - keys.begin())});
   }
   pools_ = std::move(pools);
-  pool_names_ = std::move(all_names);
+  pool_keys_ = std::move(keys);
 }
 
 void Forwarder::set_state(std::uint16_t proxy, ProxyState state) {
@@ -117,18 +161,16 @@ void Forwarder::set_state(std::uint16_t proxy, ProxyState state) {
 
 void Forwarder::rebuild_pools() {
   for (std::size_t i = 0; i < pools_.size(); ++i) {
-    const std::vector<std::string>& names = pool_names_[i];
     std::vector<MaglevBackend> accepting;
+    std::vector<MaglevBackend> keeping;
     for (std::size_t p = 0; p < proxies_.size(); ++p) {
       const Proxy& proxy = proxies_[p];
-      if (!proxy.in_use || proxy.state != ProxyState::kUp) continue;
-      if (!names.empty() && !std::binary_search(names.begin(), names.end(), proxy.config.name)) {
-        continue;
-      }
-      accepting.push_back({proxy.hash, proxy.weight(), static_cast<std::uint16_t>(p)});
+      if (!is_in(pool_keys_[i], proxy) || proxy.state == ProxyState::kDown) continue;
+      keeping.push_back({proxy.hash, proxy.weight(), static_cast<std::uint16_t>(p)});
+      if (proxy.state == ProxyState::kUp) accepting.push_back(keeping.back());
     }
     const std::uint64_t before = pools_[i].builds();
-    (void)pools_[i].rebuild(accepting);
+    pools_[i].rebuild(accepting, keeping);
     tables_built_ += pools_[i].builds() - before;
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include "netnode/net/checksum.h"
 #include "netnode/net/tcp_header.h"
@@ -14,7 +15,10 @@ using net::fold;
 using net::load_raw16;
 using net::store_raw16;
 
-constexpr int kPortTries = 128;
+constexpr std::uint32_t kPortTries = 128;
+// After so many searches, one after the other, without a free port, few that will do are enough.
+constexpr std::uint32_t kSearchesInVain = 8;
+constexpr std::uint32_t kPortTriesInVain = 16;
 constexpr std::size_t kAgedMax = 8'192;
 // How far a client's ACK may be from the proxy's last segment: behind by a window, ahead by a
 // super-packet. Who makes one up hits that once in a thousand times.
@@ -57,6 +61,10 @@ void write_addresses(std::uint8_t* ip, const net::FlowKey& to) {
 const std::uint8_t* tcp_of(const Nat::Packet& packet, const net::FlowKey& flow) {
   if (flow.protocol != net::kProtocolTcp || !packet.has_ports) return nullptr;
   return reinterpret_cast<const std::uint8_t*>(packet.bytes.data()) + packet.parsed.l3_header_bytes;
+}
+
+bool has_hop(std::span<const std::byte> packet, Family family) {
+  return static_cast<std::uint8_t>(packet[family == Family::kIpv6 ? 7 : 8]) > 1;
 }
 
 // One hop less; false: it must not go on.
@@ -143,10 +151,10 @@ bool Nat::is_ours(const std::uint8_t* address, Family family) const {
 }
 
 Nat::Index Nat::find_client(const net::FlowKey& flow) const {
-  return by_client_.find(flow.hash(seed_), [&](Index i) { return sessions_[i].client == flow; });
+  return by_client_.find(table_hash(flow), [&](Index i) { return sessions_[i].client == flow; });
 }
 Nat::Index Nat::find_proxy(const net::FlowKey& flow) const {
-  return by_proxy_.find(flow.hash(seed_), [&](Index i) { return sessions_[i].proxy == flow; });
+  return by_proxy_.find(table_hash(flow), [&](Index i) { return sessions_[i].proxy == flow; });
 }
 
 std::uint16_t Nat::proxy_of(const net::FlowKey& client_flow) const {
@@ -169,6 +177,7 @@ void Nat::link(Index at, Timer timer, std::uint32_t now_s) {
   s.older = list.newest;
   (list.newest == kNil ? list.oldest : sessions_[list.newest].newer) = at;
   list.newest = at;
+  ++list.count;
 }
 
 void Nat::unlink(Index at) {
@@ -176,13 +185,14 @@ void Nat::unlink(Index at) {
   List& list = lists_[s.timer];
   (s.newer == kNil ? list.newest : sessions_[s.newer].older) = s.older;
   (s.older == kNil ? list.oldest : sessions_[s.older].newer) = s.newer;
+  --list.count;
 }
 
 void Nat::close(Index at) {
   Session& s = sessions_[at];
   unlink(at);
-  by_client_.erase(s.client.hash(seed_), at);
-  by_proxy_.erase(s.proxy.hash(seed_), at);
+  by_client_.erase(table_hash(s.client), at);
+  by_proxy_.erase(table_hash(s.proxy), at);
   --per_proxy_[s.proxy_index];
   --used_;
   s = {};
@@ -211,13 +221,11 @@ void Nat::erase_proxy(std::uint16_t proxy) {
 
 bool Nat::make_room() {
   if (!free_.empty()) return true;
-  for (const Timer timer : {kTransitory, kUdp}) {
-    if (lists_[timer].oldest == kNil) continue;
-    ++counters_.displaced;
-    close(lists_[timer].oldest);
-    return true;
-  }
-  return false;
+  const List& most = lists_[lists_[kTransitory].count >= lists_[kUdp].count ? kTransitory : kUdp];
+  if (most.oldest == kNil) return false;
+  ++counters_.displaced;
+  close(most.oldest);
+  return true;
 }
 
 NatResult Nat::choose_port(const net::FlowKey& flow, const SocketAddress& target,
@@ -231,30 +239,38 @@ NatResult Nat::choose_port(const net::FlowKey& flow, const SocketAddress& target
   const IpAddress& address = ours[(hash >> 48) % ours.size()];
   const std::uint32_t range = std::uint32_t{options_.port_max} - options_.port_min + 1;
   auto offset = static_cast<std::uint32_t>((hash & 0xffffffff) % range);
-  const auto step = static_cast<std::uint32_t>((hash >> 32 & 0xffff) * 2 + 1);
+  auto step = static_cast<std::uint32_t>((hash >> 32 & 0xffff) * 2 + 1);
+  while (std::gcd(step, range) != 1) step += 2;  // it comes by every port
   proxy_flow.family = target.ip.family;
   proxy_flow.protocol = flow.protocol;
   proxy_flow.src = target.ip.bytes;
   proxy_flow.src_port = target.port != 0 ? target.port : flow.dst_port;
   proxy_flow.dst = address.bytes;
-  Index closing = kNil;
-  net::FlowKey closing_flow;
-  for (int tries = 0; tries < kPortTries; ++tries) {
+  Index closing = kNil;  // unused for longest of those that end; and of the rest that is not
+  Index opening = kNil;  // established: whoever sends SYNs alone takes nobody else's ports for long
+  const bool in_vain = searches_in_vain_ >= kSearchesInVain;
+  const std::uint32_t tries_max = std::min(range, kPortTries);
+  for (std::uint32_t tries = 0; tries < tries_max; ++tries) {
+    if (in_vain && tries >= kPortTriesInVain && (closing != kNil || opening != kNil)) break;
     proxy_flow.dst_port = static_cast<std::uint16_t>(options_.port_min + offset);
     const Index taken = find_proxy(proxy_flow);
-    if (taken == kNil) return NatResult::kOk;
-    const bool ends = (sessions_[taken].flags & (kReset | kClientFin | kProxyFin)) != 0 &&
-                      sessions_[taken].timer == kTransitory;
-    if (ends && (closing == kNil || sessions_[taken].used_s < sessions_[closing].used_s)) {
-      closing = taken;
-      closing_flow = proxy_flow;
+    if (taken == kNil) {
+      searches_in_vain_ = 0;
+      return NatResult::kOk;
     }
     offset = (offset + step) % range;
+    const Session& s = sessions_[taken];
+    if (s.timer == kEstablished) continue;
+    const bool ends = s.timer == kTransitory && (s.flags & (kReset | kClientFin | kProxyFin)) != 0;
+    Index& best = ends ? closing : opening;
+    if (best == kNil || s.used_s < sessions_[best].used_s) best = taken;
   }
-  if (closing == kNil) return NatResult::kNoPort;
-  ++counters_.reused_closing;
-  proxy_flow = closing_flow;
-  close(closing);
+  searches_in_vain_ = std::min(searches_in_vain_ + 1, kSearchesInVain);
+  const Index from = closing != kNil ? closing : opening;
+  if (from == kNil) return NatResult::kNoPort;
+  ++(closing != kNil ? counters_.reused_closing : counters_.displaced);
+  proxy_flow = sessions_[from].proxy;
+  close(from);
   return NatResult::kOk;
 }
 
@@ -265,9 +281,17 @@ NatResult Nat::open(const net::FlowKey& flow, std::uint16_t proxy, const SocketA
   const NatResult result = choose_port(flow, target, proxy_flow);
   if (result != NatResult::kOk) return result;
   if (!make_room()) return NatResult::kFull;
-  out = free_.back();
+  out = insert(flow, proxy_flow, proxy);
+  link(out, flow.protocol == net::kProtocolUdp ? kUdp : kTransitory, 0);
+  ++counters_.created;
+  return NatResult::kOk;
+}
+
+Nat::Index Nat::insert(const net::FlowKey& flow, const net::FlowKey& proxy_flow,
+                       std::uint16_t proxy) {
+  const Index at = free_.back();
   free_.pop_back();
-  Session& s = sessions_[out];
+  Session& s = sessions_[at];
   s.client = flow;
   s.proxy = proxy_flow;
   const net::FlowKey to = proxy_flow.reversed();
@@ -275,13 +299,41 @@ NatResult Nat::open(const net::FlowKey& flow, std::uint16_t proxy, const SocketA
   s.ports_delta = ports_delta(flow, to);
   s.proxy_index = proxy;
   s.used = true;
-  link(out, flow.protocol == net::kProtocolUdp ? kUdp : kTransitory, 0);
-  by_client_.insert(flow.hash(seed_), out);
-  by_proxy_.insert(proxy_flow.hash(seed_), out);
+  by_client_.insert(table_hash(flow), at);
+  by_proxy_.insert(table_hash(proxy_flow), at);
   ++per_proxy_[proxy];
   ++used_;
-  ++counters_.created;
-  return NatResult::kOk;
+  return at;
+}
+
+bool Nat::restore(const Saved& saved, std::uint32_t now_s) {
+  const net::FlowKey& client = saved.client;
+  const net::FlowKey& proxy = saved.proxy;
+  const bool udp = client.protocol == net::kProtocolUdp;
+  // Behind an IPv4 address is nothing.
+  const auto plain = [](const std::array<std::uint8_t, 16>& address, Family family) {
+    return family == Family::kIpv6 ||
+           std::all_of(address.begin() + 4, address.end(), [](std::uint8_t b) { return b == 0; });
+  };
+  if (free_.empty() || !plain(client.src, client.family) || !plain(client.dst, client.family) ||
+      !plain(proxy.src, client.family) || !plain(proxy.dst, client.family) ||
+      (!udp && client.protocol != net::kProtocolTcp) || saved.timer >= kTimers ||
+      udp != (saved.timer == kUdp) || proxy.protocol != client.protocol ||
+      (client.family != Family::kIpv4 && client.family != Family::kIpv6) ||
+      proxy.family != client.family || client.zero != 0 || proxy.zero != 0 ||
+      !is_ours(proxy.dst.data(), proxy.family) || proxy.dst_port < options_.port_min ||
+      proxy.dst_port > options_.port_max || saved.used_s > now_s ||
+      now_s - saved.used_s > idle_s(static_cast<Timer>(saved.timer)) ||
+      find_client(client) != kNil || find_proxy(proxy) != kNil) {
+    return false;
+  }
+  const List& list = lists_[saved.timer];
+  if (list.newest != kNil && sessions_[list.newest].used_s > saved.used_s) return false;
+  const Index at = insert(client, proxy, saved.proxy_index);
+  sessions_[at].flags = saved.flags;
+  sessions_[at].proxy_seq = saved.proxy_seq;
+  link(at, static_cast<Timer>(saved.timer), saved.used_s);
+  return true;
 }
 
 void Nat::touch(Session& s, Index at, const std::uint8_t* tcp, bool from_client,
@@ -289,8 +341,10 @@ void Nat::touch(Session& s, Index at, const std::uint8_t* tcp, bool from_client,
   Timer timer = s.timer;
   if (tcp != nullptr) {
     const std::uint8_t flags = tcp[13];
-    if ((flags & net::kTcpSyn) != 0 && from_client) {
-      s.flags = 0;  // a new connection on the old tuple
+    // A new connection on the old tuple. That a client begins one anybody can say; the proxy
+    // answers with SYN only if its own is over.
+    if ((flags & net::kTcpSyn) != 0 && (!from_client || timer != kEstablished)) {
+      s.flags = 0;
       timer = kTransitory;
     }
     // Who ends for good sends nothing more; a made-up RST is followed by more of the connection.
@@ -341,6 +395,7 @@ NatResult Nat::rewrite(const Packet& packet, const net::FlowKey& to, std::uint16
 
 NatResult Nat::to_proxy(const Packet& packet, const net::FlowKey& flow, std::uint16_t proxy,
                         const SocketAddress& target, std::uint32_t now_s) {
+  if (!has_hop(packet.bytes, flow.family)) return NatResult::kHopLimit;  // before it opens one
   Index at = find_client(flow);
   if (at != kNil && sessions_[at].proxy_index != proxy) {
     close(at);  // it has been sent elsewhere since

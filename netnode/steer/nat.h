@@ -6,13 +6,16 @@
 // Owner: a network node. Thread: its.
 // Invariants:
 //   1. `sessions_max` sessions, allocated at construction. A new one beyond that takes the place of
-//      the oldest that is not established; when there is none it is refused.
+//      the oldest of those that begin or end, or of UDP's: of whichever are more, so that a flood
+//      of the ones takes nothing from the others. When there is none it is refused. Likewise its
+//      port, when all that were tried are taken: first of one that ends.
 //   2. N:n is chosen by the client's endpoint alone as long as it is free towards P:p (RFC 5382
 //      REQ-1), so that a node without memory makes the same choice for a packet in mid-stream.
 //   3. Nothing but a packet of the translated peer gets in (RFC 5382 REQ-3, address and port
 //      dependent filtering); an ICMP error never ends a session (REQ-10).
 //   4. A session counts as established only when the client has answered what the proxy has really
-//      sent: sequence numbers agree. RST shortens a timer until traffic goes on (RFC 7857 2.2).
+//      sent: sequence numbers agree. RST shortens a timer until traffic goes on (RFC 7857 2.2). A
+//      SYN begins an established session anew only when the proxy answers it with SYN and ACK.
 //   5. On any result but kOk the packet may be changed and is to be dropped.
 #pragma once
 
@@ -36,6 +39,8 @@ struct NatOptions {
   std::uint32_t established_s = 7'440;  // REQ-5: not less than 2 hours 4 minutes
   std::uint32_t transitory_s = 240;     // REQ-5: opening and closing, not less than 4 minutes
   std::uint32_t udp_s = 300;            // RFC 4787 REQ-5
+  // Of the tables, where whoever knows it can aim sessions at one place: each process has its own.
+  std::uint64_t table_seed = 0x6e61742074616265U;
 };
 
 enum class NatResult : std::uint8_t {
@@ -86,6 +91,27 @@ class Nat {
 
   void age(std::uint32_t now_s);          // kAgedMax sessions of each timer at most
   void erase_proxy(std::uint16_t proxy);  // control plane: walks all sessions
+  // A session from one life to the next: for a file, whose reader is not to be believed.
+  struct Saved {
+    net::FlowKey client, proxy;
+    std::uint32_t used_s = 0;
+    std::uint32_t proxy_seq = 0;
+    std::uint16_t proxy_index = kNoProxy;
+    std::uint8_t flags = 0;
+    std::uint8_t timer = 0;
+  };
+  // All of them, of each timer the one that is unused for longest first: so are they to come back.
+  template <typename Take>
+  void each(Take take) const {
+    for (const List& list : lists_) {
+      for (Index i = list.oldest; i != kNil; i = sessions_[i].newer) {
+        const Session& s = sessions_[i];
+        take(Saved{s.client, s.proxy, s.used_s, s.proxy_seq, s.proxy_index, s.flags, s.timer});
+      }
+    }
+  }
+  // False: there is no room, or it cannot be one of ours (any more).
+  bool restore(const Saved& saved, std::uint32_t now_s);
   std::uint32_t sessions() const { return used_; }
   std::uint32_t sessions_of(std::uint16_t proxy) const { return per_proxy_[proxy]; }
   const NatCounters& counters() const { return counters_; }
@@ -136,12 +162,18 @@ class Nat {
   };
   struct List {
     Index newest = kNil, oldest = kNil;
+    std::uint32_t count = 0;
   };
 
+  std::uint64_t table_hash(const net::FlowKey& flow) const {
+    return flow.hash(options_.table_seed);
+  }
   Index find_client(const net::FlowKey& flow) const;
   Index find_proxy(const net::FlowKey& flow) const;
   NatResult open(const net::FlowKey& flow, std::uint16_t proxy, const SocketAddress& target,
                  Index& out);
+  // A place in free_ is taken; all but its timer is set.
+  Index insert(const net::FlowKey& flow, const net::FlowKey& proxy_flow, std::uint16_t proxy);
   NatResult choose_port(const net::FlowKey& flow, const SocketAddress& target,
                         net::FlowKey& proxy_flow);
   bool make_room();
@@ -167,6 +199,7 @@ class Nat {
   std::array<List, kTimers> lists_;
   std::vector<std::uint32_t> per_proxy_;
   std::uint32_t used_ = 0;
+  std::uint32_t searches_in_vain_ = 0;  // for a free port, one after the other
   NatCounters counters_;
 };
 

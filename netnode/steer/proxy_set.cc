@@ -1,6 +1,7 @@
 #include "netnode/steer/proxy_set.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "lwproto/fabric/address.h"
@@ -57,6 +58,13 @@ std::string check_channel(const std::string& address) {
   return {};
 }
 
+std::string check_service_address(const IpAddress& address) {
+  if (address.is_any()) return "\"every address\" is nobody's to answer for";
+  const std::uint8_t first = address.bytes[0];
+  const bool group = address.family == Family::kIpv4 ? first >= 224 : first == 0xff;
+  return group ? "a group's address has no sessions" : "";
+}
+
 const char* mode_name(Mode mode) {
   switch (mode) {
     case Mode::kChannel:
@@ -67,6 +75,48 @@ const char* mode_name(Mode mode) {
       return "nat";
   }
   return "unknown";
+}
+
+bool ServiceConfig::names(const std::string& proxy) const {
+  return proxies.empty() || std::find(proxies.begin(), proxies.end(), proxy) != proxies.end();
+}
+
+bool serves(const ProxyConfig& proxy, const ServiceConfig& service) {
+  switch (proxy.mode) {
+    case Mode::kChannel:
+      return service.protocol == net::kProtocolTcp;
+    case Mode::kTunnel:
+      return true;
+    case Mode::kNat:
+      break;
+  }
+  return std::any_of(proxy.targets.begin(), proxy.targets.end(), [&](const SocketAddress& target) {
+    return target.ip.family == service.address.ip.family;
+  });
+}
+
+std::vector<std::string> unserved(const ProxySet& set, bool none) {
+  std::vector<std::string> out;
+  for (const ServiceConfig& service : set.services) {
+    std::size_t able = 0, unable = 0;
+    const ProxyConfig* one = nullptr;
+    for (const ProxyConfig& proxy : set.proxies) {
+      if (!service.names(proxy.name)) continue;
+      if (serves(proxy, service)) {
+        ++able;
+      } else {
+        ++unable;
+        one = &proxy;
+      }
+    }
+    if (unable == 0 || none != (able == 0)) continue;
+    const bool udp = one->mode == Mode::kChannel;
+    out.push_back(
+        "service " + service.address.to_string() + (udp ? " (udp): " : ": ") +
+        std::to_string(unable) + " of its proxies cannot serve it, such as \"" + one->name +
+        "\": " + (udp ? "a channel carries TCP alone" : "it has no address of that family"));
+  }
+  return out;
 }
 
 std::string check(const ProxySet& set) {
@@ -81,11 +131,22 @@ std::string check(const ProxySet& set) {
       return "proxy \"" + proxy.name + "\": id " + std::to_string(proxy.id) + " is taken";
     }
   }
+  std::map<IpAddress, std::string> targets;
+  for (const ProxyConfig& proxy : set.proxies) {
+    for (const SocketAddress& target : proxy.targets) targets.emplace(target.ip, proxy.name);
+  }
   std::set<std::pair<SocketAddress, std::uint8_t>> services;
   std::set<std::set<std::string>> pools;
   for (const ServiceConfig& service : set.services) {
     const std::string who = "service " + service.address.to_string() + ": ";
     if (service.address.port == 0) return who + "needs a port";
+    if (std::string wrong = check_service_address(service.address.ip); !wrong.empty()) {
+      return who + wrong;
+    }
+    if (const auto proxy = targets.find(service.address.ip); proxy != targets.end()) {
+      return who + "it is the address of proxy \"" + proxy->second +
+             "\", whose packets would come back";
+    }
     if (!services.emplace(service.address, service.protocol).second) return who + "is there twice";
     pools.emplace(service.proxies.begin(), service.proxies.end());
     for (const std::string& name : service.proxies) {

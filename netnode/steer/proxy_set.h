@@ -63,8 +63,13 @@ struct ServiceConfig {
   SocketAddress address;
   std::uint8_t protocol = net::kProtocolTcp;
   std::vector<std::string> proxies = {};  // names; empty: all
+  bool names(const std::string& proxy) const;
   bool operator==(const ServiceConfig&) const = default;
 };
+
+// Whether a proxy can have sessions of a service at all, to which its list may name it: by a
+// channel comes TCP alone, and NAT has no way from one family into the other.
+bool serves(const ProxyConfig& proxy, const ServiceConfig& service);
 
 struct ProxySet {
   std::vector<ProxyConfig> proxies;
@@ -74,8 +79,12 @@ struct ProxySet {
 
 // Why nobody can connect to a fabric address, for people; empty when one can.
 std::string check_channel(const std::string& address);
+// Why nobody can have a service there, for people; empty when one can.
+std::string check_service_address(const IpAddress& address);
 // Why the set cannot be applied: a text for the operator, with the name or address that is wrong;
 // empty when it can.
 std::string check(const ProxySet& set);
+// Services whose proxies cannot all serve them, for people. `none`: those that nobody can serve.
+std::vector<std::string> unserved(const ProxySet& set, bool none);
 
 }  // namespace sanproxy::steer

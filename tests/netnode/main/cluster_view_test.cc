@@ -145,6 +145,30 @@ TEST(ClusterView, AProxyWithTheTagOfAnotherIsNotTaken) {
   EXPECT_EQ(left_out[0], "proxy \"b\": it has the id of \"a\"");
 }
 
+TEST(ClusterView, AServiceThatCannotBeAtItsAddressIsNotTaken) {
+  steer::ProxySet file = two_proxies();
+  file.proxies[0].mode = steer::Mode::kNat;
+  file.proxies[0].channel.clear();
+  file.proxies[0].targets = {*SocketAddress::parse("10.5.0.1:80")};
+  Entries entries;
+  put(entries, "node/appnode/p1/0",
+      R"({"services": ["224.0.0.1:80", "10.5.0.1:80", "10.0.0.10:80"]})");
+  const auto set = view(file, entries);
+  EXPECT_EQ(set.services.size(), file.services.size() + 1);
+  EXPECT_EQ(left_out.size(), 2u);
+}
+
+TEST(ClusterView, AServiceOfTheFileForAnotherProtocolHidesNone) {
+  steer::ProxySet file = two_proxies();
+  file.services.push_back(
+      {.address = *SocketAddress::parse("10.77.0.10:80"), .protocol = net::kProtocolUdp});
+  Entries entries;
+  put(entries, "node/appnode/p1/1", R"({"name": "a", "services": ["10.77.0.10:80"]})");
+  const auto set = view(file, entries);
+  ASSERT_EQ(set.services.size(), 2u);
+  EXPECT_EQ(set.services[1].protocol, net::kProtocolTcp);
+}
+
 TEST(ClusterView, WhatIsBeyondTheBoundsOrNoAddressIsLeftOutAndToldOf) {
   Entries entries;
   put(entries, "node/appnode/p1/0", R"({"services": ["nonsense", "10.77.0.10:0"]})");
@@ -253,9 +277,31 @@ TEST_F(ClusterEntriesTest, WhatWentWithTheLeaseOfAProxyThatIsUpStaysUntilItIsDow
 TEST_F(ClusterEntriesTest, OneThatRegistersAgainIsNotForgotten) {
   apply(kTwo, {});
   apply({}, kTwo);
-  apply({"node/proxy/p1"}, {});
+  apply(kTwo, {});
   up.clear();
   EXPECT_FALSE(entries.forget_lost(is_up()));
+  EXPECT_EQ(keys(), kTwo);
+}
+
+TEST_F(ClusterEntriesTest, WhatLeftAProxyWhileItWasHeldIsGoneWhenItIsBack) {
+  const Keys three = {"node/appnode/p1/0", "node/appnode/p1/1", "node/proxy/p1"};
+  apply(three, {});
+  apply({}, three);
+  // In two transactions, the proxy's own record last.
+  apply({"node/appnode/p1/0"}, {});
+  EXPECT_EQ(keys(), three);
+  apply({"node/proxy/p1"}, {});
+  EXPECT_EQ(keys(), kTwo);
+}
+
+TEST_F(ClusterEntriesTest, NothingOfAForgottenProxyIsTakenFromItsSuccessor) {
+  apply(kTwo, {});
+  apply({}, kTwo);
+  up.clear();
+  EXPECT_TRUE(entries.forget_lost(is_up()));
+  up = {"p1"};
+  apply({"node/appnode/p1/0"}, {});
+  apply({"node/proxy/p1"}, {});
   EXPECT_EQ(keys(), kTwo);
 }
 

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <fstream>
+#include <vector>
 
 namespace sanproxy::netnode {
 namespace {
@@ -96,6 +98,51 @@ address = "tcp://10.0.0.1:7471"
   EXPECT_FALSE(config.set.proxies[1].weight_said);
 }
 
+TEST(NetnodeConfig, AKeyThatMeansNothingForItsProxyIsRefused) {
+  constexpr const char* kChannel = "mode = \"channel\"\naddress = \"shm:/run/a\"\n";
+  constexpr const char* kNat = "mode = \"nat\"\naddress = \"10.0.0.1:80\"\n";
+  constexpr const char* kTunnel = "mode = \"tunnel\"\naddress = \"10.0.0.1\"\n";
+  for (const auto& [proxy, key, says] : std::vector<std::array<std::string, 3>>{
+           {kChannel, "tunnel = \"gue\"", "tunnel is for mode \"tunnel\" alone"},
+           {kNat, "gue_port = 6081", "gue_port is for tunnel \"gue\" alone"},
+           {kTunnel, "gue_port = 6081", "gue_port is for tunnel \"gue\" alone"},
+           {kNat, "probe_interval_ms = 50", "probe_interval_ms is for a proxy with a probe"},
+           {kNat, "probe = \"none\"\nprobe_fall = 2", "probe_fall is for a proxy with a probe"},
+           {kNat, "probe = \"tcp\"\nprobe_path = \"/\"", "probe_path is for probe \"http\""}}) {
+    const std::string error =
+        error_of(kInterface + ("[[proxy]]\nname = \"a\"\n" + proxy + key + "\n"));
+    EXPECT_NE(error.find(":4: [[proxy]]: " + says), std::string::npos) << key << " said " << error;
+  }
+}
+
+TEST(NetnodeConfig, AServiceThatNobodyCanServeIsRefusedAndOneThatSomeCannotServeIsWarnedOf) {
+  const std::string nat = std::string(kInterface) +
+                          "[nat]\naddresses = [\"10.9.9.9\"]\n[[proxy]]\nname = \"server\"\n"
+                          "mode = \"nat\"\naddress = \"10.0.0.1:80\"\n";
+  const std::string channel =
+      "[[proxy]]\nname = \"proxy\"\nmode = \"channel\"\naddress = \"shm:/run/a\"\n";
+  const std::string v6 = "[[service]]\naddress = \"[fd00::10]:80\"\n";
+  const std::string udp = "[[service]]\naddress = \"10.0.0.10:53\"\nprotocol = \"udp\"\n";
+  EXPECT_NE(error_of(nat + v6).find("service [fd00::10]:80: 1 of its proxies cannot serve it"),
+            std::string::npos);
+  EXPECT_NE(error_of(kInterface + channel + udp).find("a channel carries TCP alone"),
+            std::string::npos);
+  EXPECT_NE(error_of(nat + channel + udp + "proxies = [\"proxy\"]\n").find("TCP alone"),
+            std::string::npos);
+  NetnodeConfig config;
+  ASSERT_EQ(error_of(nat + channel + udp + v6, &config), "");
+  const auto told = warnings(config);
+  ASSERT_EQ(told.size(), 2U);
+  EXPECT_EQ(told[0],
+            "service 10.0.0.10:53 (udp): 1 of its proxies cannot serve it, such as \"proxy\": a "
+            "channel carries TCP alone");
+  EXPECT_NE(told[1].find("such as \"server\": it has no address of that family"),
+            std::string::npos);
+  // A cluster may tell of others.
+  ASSERT_EQ(error_of(nat + v6 + "[cluster]\netcd = [\"http://127.0.0.1:2379\"]\n", &config), "");
+  EXPECT_EQ(warnings(config).size(), 1U);
+}
+
 TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
   struct Case {
     const char* text;
@@ -109,6 +156,9 @@ TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
            Case{"[node]\nmax_flows = \"many\"\n", "an integer"},
            Case{"[[interface]]\nname = \"x\"\n", "needs \"driver\""},
            Case{"[[interface]]\ndriver = \"token-ring\"\n", "expected one of"},
+           Case{"[[interface]]\ndriver = \"tun\"\nname = \"nn0\"\n", "\"nn0\" is there twice"},
+           Case{"[[interface]]\ndriver = \"tun\"\nname = \"twenty_characters_of_\"\n",
+                "expected 1 to 15 characters"},
            Case{"[[service]]\n", "needs \"address\""},
            Case{"[[service]]\naddress = \"10.0.0.1:80\"\nprotocol = \"sctp\"\n", "expected one of"},
            Case{"[[service]]\naddress = \"10.0.0.1:80\"\nproxies = [\"x\"]\n", "no proxy \"x\""},
@@ -141,8 +191,29 @@ TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
                 "\"tunnel\"\naddress = \"fd00::9\"\n",
                 "[tunnel] needs an address of the family of fd00::9"},
            Case{"[node]\nmax_icmp_errors_per_s = 0\n", "from 1"},
+           Case{"[[service]]\naddress = \"0.0.0.0:80\"\n", "every address"},
+           Case{"[[service]]\naddress = \"224.0.0.1:80\"\n", "a group's address"},
+           Case{"[[service]]\naddress = \"[ff02::1]:80\"\n", "a group's address"},
+           Case{"[nat]\naddresses = [\"10.9.9.9\"]\n[[service]]\naddress = \"10.9.9.9:80\"\n",
+                "[nat] has its address"},
+           Case{"[nat]\naddresses = [\"10.9.9.9\"]\n[[proxy]]\nname = \"a\"\nmode = "
+                "\"nat\"\naddress = \"10.9.9.9:80\"\n",
+                "10.9.9.9 is our own address"},
+           Case{"addresses = [\"10.0.0.1/24\"]\n[tunnel]\naddresses = [\"10.0.0.2\"]\n"
+                "[[proxy]]\nname = \"a\"\nmode = \"tunnel\"\naddress = \"10.0.0.1\"\n",
+                "10.0.0.1 is our own address"},
+           Case{"[nat]\naddresses = [\"10.9.9.9\"]\n[[service]]\naddress = \"10.0.0.10:80\"\n"
+                "[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"10.0.0.10:81\"\n",
+                "it is the address of proxy \"a\""},
+           Case{"[node]\nmaglev_entries = 3\n[nat]\naddresses = [\"10.9.9.9\"]\n"
+                "[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"10.0.0.1\"\n"
+                "[[proxy]]\nname = \"b\"\nmode = \"nat\"\naddress = \"10.0.0.2\"\n"
+                "[[proxy]]\nname = \"c\"\nmode = \"nat\"\naddress = \"10.0.0.3\"\n"
+                "[[proxy]]\nname = \"d\"\nmode = \"nat\"\naddress = \"10.0.0.4\"\n",
+                "more proxies than entries"},
            Case{"[nat]\nport_min = 5\nport_max = 4\n", "port_min"},
            Case{"[channel]\nkey = \"k\"\n", "all three"},
+           Case{"[channel]\nproxy_name = \"p\"\n", "needs TLS"},
            Case{"[admin]\nlisten = \"everywhere\"\n", "IP:PORT"},
        }) {
     const std::string error = error_of(std::string(kInterface) + c.text);

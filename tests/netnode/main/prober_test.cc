@@ -91,8 +91,10 @@ TEST(Prober, TellsWhoAnswersAndWhoDoesNot) {
   while (all.size() < 2) {
     for (const Prober::Answer& one : answers(prober)) all.push_back(one);
   }
-  for (const Prober::Answer& one : all)
+  for (const Prober::Answer& one : all) {
     EXPECT_EQ(one.result == Prober::Result::kGood, one.proxy == 1);
+    EXPECT_EQ(one.why, one.proxy == 1 ? "" : "Connection refused");
+  }
 }
 
 TEST(Prober, AnAnswerTellsWhoIsDrainingFromWhoIsNotWell) {
@@ -102,18 +104,20 @@ TEST(Prober, AnAnswerTellsWhoIsDrainingFromWhoIsNotWell) {
   const struct {
     std::string answer;
     Result result;
+    std::string why = "";
   } cases[] = {
       {"HTTP/1.1 200 OK\r\n" + headers + "ok", Result::kGood},
       {"HTTP/1.1 302 Found\r\n" + headers, Result::kGood},
       {"HTTP/1.1 503 Service Unavailable\r\n" + headers + "draining\n", Result::kDraining},
-      {"HTTP/1.1 503 Service Unavailable\r\n" + headers + "a worker does not serve\n",
-       Result::kBad},
-      {"HTTP/1.1 503 Service Unavailable\r\nX: draining\r\n\r\n", Result::kBad},
-      {"HTTP/1.1 503 " + std::string(5'000, 'x'), Result::kBad},
-      {"HTTP/1.1 500 No\r\n" + headers + "draining\n", Result::kBad},
-      {"HTTP/1.1 50", Result::kBad},
-      {"draining, draining, draining", Result::kBad},
-      {"", Result::kBad},
+      {"HTTP/1.1 503 No\r\nX: " + std::string(9'000, 'x') + "\r\n\r\ndraining", Result::kDraining},
+      {"HTTP/1.1 503 Service Unavailable\r\n" + headers + "a worker does not serve\n", Result::kBad,
+       "status 503"},
+      {"HTTP/1.1 503 Service Unavailable\r\nX: draining\r\n\r\n", Result::kBad, "status 503"},
+      {"HTTP/1.1 503 " + std::string(5'000, 'x'), Result::kBad, "status 503"},
+      {"HTTP/1.1 500 No\r\n" + headers + "draining\n", Result::kBad, "status 500"},
+      {"HTTP/1.1 50", Result::kBad, "closed without an answer"},
+      {"draining, draining, draining", Result::kBad, "not HTTP"},
+      {"", Result::kBad, "closed without an answer"},
   };
   Prober prober;
   std::uint16_t place = 0;
@@ -127,6 +131,7 @@ TEST(Prober, AnAnswerTellsWhoIsDrainingFromWhoIsNotWell) {
     ASSERT_EQ(got.size(), 1u);
     EXPECT_EQ(got[0].proxy, place);
     EXPECT_EQ(got[0].result, one.result) << one.answer.substr(0, 80);
+    EXPECT_EQ(got[0].why, one.why) << one.answer.substr(0, 80);
   }
 }
 

@@ -1,4 +1,7 @@
 // Packets over channels: both ends, over every fabric, and what happens when one of them dies.
+#include <spdlog/sinks/sink.h>
+
+#include "lwproto/daemon/log.h"
 #include "tests/netnode/packet_io/channel_fixture.h"
 
 namespace sanproxy::packet_io {
@@ -275,6 +278,45 @@ TEST_P(ChannelPackets, WhoIsNotAllowedIsRefusedWithAReason) {
   EXPECT_EQ(node.link->last_error().code(), Code::kRefused);
   EXPECT_STREQ(node.link->last_error().text(), "not_permitted");
   EXPECT_EQ(io_->counters().peers_admitted, 0u);
+}
+
+// Counts what is logged.
+class LineCounter final : public spdlog::sinks::sink {
+ public:
+  void log(const spdlog::details::log_msg&) override { ++lines; }
+  void flush() override {}
+  void set_pattern(const std::string&) override {}
+  void set_formatter(std::unique_ptr<spdlog::formatter>) override {}
+  int lines = 0;
+};
+
+TEST_P(ChannelPackets, AFloodOfNewcomersIsWorkedOffAFewAtATimeAndFillsNoLog) {
+  listen();
+  const auto counter = std::make_shared<LineCounter>();
+  const auto log_before = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>("counted", counter));
+  auto fabric = GetParam().make();
+  fabric::EndpointOptions options;
+  options.receive_depth = 16;
+  for (std::uint64_t refused = 0; refused < 100;) {
+    std::vector<std::unique_ptr<fabric::Connecting>> attempts;
+    for (int i = 0; i < 50; ++i) {
+      auto connecting = fabric->connect(address_, {}, options);
+      ASSERT_TRUE(connecting.ok()) << connecting.status().to_string();
+      attempts.push_back(std::move(*connecting));
+    }
+    refused += attempts.size();
+    ASSERT_TRUE(until([&] {
+      (void)fabric->arm();
+      fabric->disarm();
+      for (auto& attempt : attempts) (void)attempt->poll();
+      EXPECT_LE(io_->poll_listener(), 16u);
+      return io_->counters().peers_refused == refused;
+    }));
+  }
+  spdlog::set_default_logger(log_before);
+  // A burst of 50, then 5 a second.
+  EXPECT_LT(counter->lines, 60);
 }
 
 TEST_P(ChannelPackets, AnApplicationNodeIsRefusedWhereNetworkNodesConnect) {

@@ -107,6 +107,85 @@ TEST_F(OpenTest, WhatCannotBeOpenedSaysWhy) {
   }
 }
 
+// More queues could be attached to it, and half of its packets would go there.
+TEST_F(OpenTest, ADeviceOfSeveralQueuesThatIsInUseIsLeftAlone) {
+  const QueueSteering steering{2, 4711};
+  space->enter();
+  auto first = open_queues(options("tun", "san7"), steering);
+  auto second = open_queues(options("tun", "san7"), steering);
+  space->leave();
+  ASSERT_TRUE(first.ok()) << first.status().to_string();
+  ASSERT_FALSE(second.ok());
+  EXPECT_EQ(second.status().code(), Code::kExists);
+}
+
+TEST_F(OpenTest, ADeviceThatWasMadeToStayIsTakenWhileNobodyHasIt) {
+  const QueueSteering steering{2, 4711};
+  space->run("ip tuntap add dev san7 mode tun multi_queue");
+  for (const char* state : {"down", "up"}) {
+    space->run("ip link set san7 " + std::string(state));
+    space->enter();
+    auto first = open_queues(options("tun", "san7"), steering);
+    auto second = open_queues(options("tun", "san7"), steering);
+    space->leave();
+    EXPECT_TRUE(first.ok()) << state << ": " << first.status().to_string();
+    EXPECT_EQ(second.status().code(), Code::kExists) << state;
+  }
+}
+
+TEST_F(OpenTest, TheKernelReportsTheGroupsOfOurAddresses) {
+  for (const char* driver : {"packet", "xdp"}) {
+    space->run("ip link add v0 type veth peer name v1");
+    space->run("ip link set v0 up");
+    space->run("ip link set v1 up");
+    auto io = open(options(driver, "v0"));
+    ASSERT_TRUE(io.ok()) << driver << ": " << io.status().to_string();
+    const auto one = IpAddress::parse("fd77::12:abcd").value();
+    const auto other = IpAddress::parse("fd77::5612:abcd").value();  // of the same group
+    const auto is_member = [&] {
+      return output("ip -6 maddr show dev v0").find("ff02::1:ff12:abcd") != std::string::npos;
+    };
+    EXPECT_FALSE(is_member());
+    (*io)->add_local_address(one);
+    (*io)->add_local_address(other);
+    EXPECT_TRUE(is_member()) << driver;
+    (*io)->remove_local_address(one);
+    EXPECT_TRUE(is_member()) << driver;
+    (*io)->remove_local_address(other);
+    EXPECT_FALSE(is_member()) << driver;
+    io.value().reset();
+    space->run("ip link del v0");
+  }
+}
+
+TEST_F(OpenTest, WhatHappensToADeviceIsSeen) {
+  const auto what = [](const PacketIo& io) {
+    return std::string(io.lost() == nullptr ? "nothing" : io.lost());
+  };
+  auto tun = open(options("tun", "san7"));
+  ASSERT_TRUE(tun.ok());
+  EXPECT_EQ(what(**tun), "nothing");
+  space->run("ip link del san7");
+  EXPECT_EQ(what(**tun), "has been removed");
+  for (const char* driver : {"packet", "xdp"}) {
+    space->run("ip link add v0 type veth peer name v1");
+    space->run("ip link set v0 up");
+    auto io = open(options(driver, "v0"));
+    ASSERT_TRUE(io.ok()) << driver << ": " << io.status().to_string();
+    space->enter();
+    EXPECT_EQ(what(**io), "nothing") << driver;
+    space->leave();
+    space->run("ip link set v0 address 02:00:00:00:00:77");
+    space->enter();
+    EXPECT_EQ(what(**io), "has another MAC address now") << driver;
+    space->leave();
+    space->run("ip link del v0");
+    space->enter();
+    EXPECT_EQ(what(**io), "has been removed") << driver;
+    space->leave();
+  }
+}
+
 TEST_F(OpenTest, ADeviceThatGoesDownLosesPacketsButNothingElse) {
   InterfaceOptions what = options("tun", "san7");
   what.addresses = {IpPrefix::parse("10.77.0.1/24").value()};

@@ -38,6 +38,26 @@ TEST_P(DriverTest, DatagramsGoBothWays) {
   EXPECT_EQ(counters.tx_dropped_unresolved, 0U);
 }
 
+TEST_P(DriverTest, AnMtuThatIsMadeSmallerIsTakenOver) {
+  if (std::string(GetParam().driver) != "packet") {
+    return;  // it alone is on a device of others whose kernel refuses what is too long
+  }
+  const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
+  side->bind(udp.get(), side->kernel_ip(), 5555);
+  side->send_udp(udp.get(), 7777, "from the kernel");
+  ASSERT_TRUE(side->receive_until([](const Received& received) {
+    return udp_text(received.packet, 7777) == "from the kernel";
+  }));
+  EXPECT_EQ(side->io().mtu_bytes(), 1500U);
+  side->driver_namespace().run("ip link set san0 mtu 1300");
+  EXPECT_EQ(side->io().mtu_bytes(), 1500U) << "nobody has asked";
+  side->send(udp_packet(*side, 7777, 5555, std::string(1400, 'x')));
+  EXPECT_EQ(side->io().counters().tx_errors, 1U);
+  EXPECT_EQ(side->io().mtu_bytes(), 1300U);
+  side->send(udp_packet(*side, 7777, 5555, "small"));
+  EXPECT_EQ(receive_text(udp.get()), "small");
+}
+
 TEST_P(DriverTest, APacketToAKernelThatNeverSpokeArrives) {
   const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
   side->bind(udp.get(), side->kernel_ip(), 5555);

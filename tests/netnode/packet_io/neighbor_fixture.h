@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -79,6 +80,34 @@ class NeighborTest : public ::testing::Test {
       neighbor->input_nd(span, parsed);
     }
   }
+  // Packets to as many neighbours of which nothing is known.
+  void flood(unsigned count) {
+    net::MacAddress to;
+    for (unsigned i = 0; i < count; ++i) {
+      IpAddress dst = ip("fd00::1:0:1000");
+      net::store_be16(dst.bytes.data() + 14, static_cast<std::uint16_t>(i));
+      net::store_be16(dst.bytes.data() + 12, flood_round);
+      Outgoing outgoing(ip("fd00::10"), dst);
+      EXPECT_FALSE(neighbor->resolve(outgoing.packet, to));
+    }
+    ++flood_round;
+  }
+  // How many of the frames ask for `target`.
+  int asks_for(const char* target) {
+    return static_cast<int>(
+        std::count_if(sink.frames.begin(), sink.frames.end(), [&](const Bytes& frame) {
+          ArpMessage message;
+          return net::load_be16(frame.data() + 12) == net::kEtherTypeArp &&
+                 parse_arp(net::testing::as_span(frame), message) &&
+                 message.operation == kArpRequest && message.target_ip == ip(target);
+        }));
+  }
+  // Answers if it was asked.
+  void arp_answer(const net::MacAddress& from, const char* sender_ip) {
+    if (asks_for(sender_ip) != 0) {
+      arp(kArpReply, from, sender_ip, kOurs, "10.0.0.10");
+    }
+  }
   ArpMessage last_arp() {
     ArpMessage message;
     EXPECT_FALSE(sink.frames.empty());
@@ -107,6 +136,7 @@ class NeighborTest : public ::testing::Test {
   Sink sink;
   Counters counters;
   std::unique_ptr<Neighbor> neighbor;
+  std::uint16_t flood_round = 0;
 };
 
 }  // namespace sanproxy::packet_io::testing

@@ -59,15 +59,20 @@ TEST_F(NeighborTest, SolicitationsForOurAddressesAloneAreAnswered) {
   EXPECT_EQ(to, mac(1));
 }
 
+// As Linux answers a question that was sent to it alone.
+Bytes without_option(const NdMessage& message) {
+  Bytes packet = packet_of(message);
+  packet.resize(64);
+  net::store_be16(packet.data() + 4, 24);
+  fix_icmp6_checksum(packet);
+  return packet;
+}
+
 TEST_F(NeighborTest, DuplicateAddressDetectionIsAnsweredToAllNodes) {
   start();
   NdMessage probe = solicitation("fd00::10");
   probe.src = IpAddress::any(Family::kIpv6);
-  Bytes packet = packet_of(probe);
-  packet.resize(64);  // without the option, as RFC 4861 7.1.1 demands
-  net::store_be16(packet.data() + 4, 24);
-  fix_icmp6_checksum(packet);
-  nd_bytes(packet);
+  nd_bytes(without_option(probe));  // as RFC 4861 7.1.1 demands
   ASSERT_EQ(sink.frames.size(), 1U);
   EXPECT_EQ(last_nd().dst, all_nodes_address());
   EXPECT_EQ(last_nd().flags, kNdOverride);
@@ -106,6 +111,72 @@ TEST_F(NeighborTest, UnaskedAdvertisementsMakeNoEntriesAndChangeOnlyOldOnes) {
   ASSERT_TRUE(resolve("fd00::1", to));
   EXPECT_EQ(to, mac(3)) << "without the override flag";
   nd(advertisement(kNdOverride, mac(4)));
+  ASSERT_TRUE(resolve("fd00::1", to));
+  EXPECT_EQ(to, mac(4));
+}
+
+TEST_F(NeighborTest, AnAnswerWithoutAMacConfirmsTheOneThatWasAsked) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("fd00::1", to));
+  nd_bytes(without_option(advertisement(kNdSolicited, mac(3))));
+  EXPECT_FALSE(resolve("fd00::1", to)) << "no MAC is known yet";
+  nd(advertisement(kNdSolicited | kNdOverride, mac(3)));
+  for (int round = 0; round < 3; ++round) {
+    later(31);
+    sink.frames.clear();
+    ASSERT_TRUE(resolve("fd00::1", to));
+    ASSERT_EQ(sink.frames.size(), 1U);
+    EXPECT_EQ(frame_dst(0), mac(3)) << "asked by unicast";
+    nd_bytes(without_option(advertisement(0, mac(3))));
+    later(1);
+    EXPECT_EQ(sink.frames.size(), 2U) << "an announcement is no answer";
+    nd_bytes(without_option(advertisement(kNdSolicited, mac(3))));
+    for (int i = 0; i < 8; ++i) {
+      later(1);
+    }
+    EXPECT_EQ(sink.frames.size(), 2U) << "it answered: quiet";
+    ASSERT_TRUE(resolve("fd00::1", to));
+    EXPECT_EQ(to, mac(3));
+  }
+}
+
+TEST_F(NeighborTest, AnAnswerWithoutOverrideConfirmsButReplacesNoMac) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("fd00::1", to));
+  nd(advertisement(kNdSolicited, mac(3)));
+  ASSERT_TRUE(resolve("fd00::1", to)) << "any MAC is better than none";
+  later(31);
+  ASSERT_TRUE(resolve("fd00::1", to));
+  sink.frames.clear();
+  nd(advertisement(kNdSolicited, mac(4)));
+  ASSERT_TRUE(resolve("fd00::1", to));
+  EXPECT_EQ(to, mac(3));
+  later(1);
+  EXPECT_EQ(sink.frames.size(), 1U) << "nor does it confirm";
+  nd(advertisement(kNdSolicited, mac(3)));
+  later(1);
+  EXPECT_EQ(sink.frames.size(), 1U);
+  later(30);
+  ASSERT_TRUE(resolve("fd00::1", to));
+  nd(advertisement(kNdSolicited | kNdOverride, mac(4)));
+  ASSERT_TRUE(resolve("fd00::1", to));
+  EXPECT_EQ(to, mac(4));
+}
+
+TEST_F(NeighborTest, AnotherMacForAFreshIpv6EntryHasTheGroupAskedAtOnce) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("fd00::1", to));
+  nd(advertisement(kNdSolicited | kNdOverride, mac(3)));
+  sink.frames.clear();
+  nd(advertisement(kNdSolicited | kNdOverride, mac(4)));
+  EXPECT_TRUE(sink.frames.empty()) << "a second answer to our question";
+  nd(advertisement(kNdOverride, mac(4)));
+  ASSERT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(last_nd().dst, solicited_node_address(ip("fd00::1")));
+  nd(advertisement(kNdSolicited | kNdOverride, mac(4)));
   ASSERT_TRUE(resolve("fd00::1", to));
   EXPECT_EQ(to, mac(4));
 }
@@ -171,9 +242,11 @@ TEST_F(NeighborTest, RandomDamageNeverConfusesDiscovery) {
     nd_bytes(packet);
     sink.frames.clear();
   }
-  later(1);
+  later(1);  // neighbours whose MAC was damaged are asked
+  sink.frames.clear();
   nd(solicitation("fd00::10"));
-  EXPECT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(last_nd().type, kNdAdvertisement);
+  EXPECT_EQ(last_nd().dst, ip("fd00::1"));
 }
 
 }  // namespace

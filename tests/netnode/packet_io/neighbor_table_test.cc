@@ -47,6 +47,18 @@ TEST(NeighborTable, ConfirmedEntriesOutliveAFloodOfLearnedAndUnresolvedOnes) {
   }
 }
 
+TEST(NeighborTable, AGatewayOutlivesAFloodOfConfirmedOnes) {
+  NeighborTable table(3);
+  IpAddress evicted;
+  NeighborEntry& gateway = table.insert(numbered(1), evicted);
+  gateway.state = NeighborState::kFailed;
+  gateway.gateway = true;
+  for (std::uint32_t i = 2; i < 20 * kNeighborsMax; ++i) {
+    table.insert(numbered(i), evicted).state = NeighborState::kReachable;
+  }
+  EXPECT_EQ(table.find(numbered(1)), &gateway);
+}
+
 TEST(NeighborTable, TheLeastRecentlyUsedOfASetGoesFirst) {
   NeighborTable table(3);
   IpAddress evicted;

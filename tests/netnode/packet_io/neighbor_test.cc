@@ -60,6 +60,27 @@ TEST_F(NeighborTest, PacketsToAnUnknownNeighbourWaitForItsReplyAndLeaveInOrder) 
   EXPECT_EQ(counters.tx_dropped_unresolved, 0U);
 }
 
+TEST_F(NeighborTest, QuestionsAreAskedInTheNameOfAnAddressOfOurs) {
+  start();
+  Outgoing of_a_service(ip("10.0.0.99"), ip("10.0.0.1"));
+  net::MacAddress ignored;
+  EXPECT_FALSE(neighbor->resolve(of_a_service.packet, ignored));
+  EXPECT_EQ(last_arp().sender_ip, ip("10.0.0.10"));
+}
+
+TEST_F(NeighborTest, TheFirstGatewayIsAskedThoughTheSecondIsKnownAlready) {
+  start({ip("10.0.0.254"), ip("10.0.0.253")});
+  arp(kArpRequest, mac(2), "10.0.0.253", {}, "10.0.0.10");
+  sink.frames.clear();
+  net::MacAddress to;
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(2));
+  EXPECT_EQ(last_arp().target_ip, ip("10.0.0.254"));
+  arp(kArpReply, mac(1), "10.0.0.254", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(1));
+}
+
 TEST_F(NeighborTest, WaitingPacketsAreBoundedAndDroppedWithACountWhenNobodyAnswers) {
   start();
   net::MacAddress to;
@@ -89,15 +110,70 @@ TEST_F(NeighborTest, WaitingPacketsAreBoundedAndDroppedWithACountWhenNobodyAnswe
 
 TEST_F(NeighborTest, RequestsPerSecondAreBounded) {
   start();
-  net::MacAddress to;
-  for (unsigned i = 0; i < 2000; ++i) {
-    IpAddress dst = ip("fd00::1000");
-    dst.bytes[14] = static_cast<std::uint8_t>(i >> 8);
-    dst.bytes[15] = static_cast<std::uint8_t>(i);
-    Outgoing outgoing(ip("fd00::10"), dst);
-    EXPECT_FALSE(neighbor->resolve(outgoing.packet, to));
-  }
+  flood(2000);
   EXPECT_EQ(sink.frames.size(), kRequestsPerSecondMax);
+}
+
+TEST_F(NeighborTest, AFloodOfStrangersTakesNeitherTheGatewayNorWhoIsKnownAway) {
+  start({ip("10.0.0.254")});
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  arp(kArpReply, mac(9), "10.0.0.254", kOurs, "10.0.0.10");
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  for (int second = 0; second < 100; ++second) {
+    clock.advance_ns(kNeighborSecondNs);
+    sink.frames.clear();
+    flood(2000);
+    neighbor->on_time();
+    ASSERT_TRUE(resolve("192.0.2.1", to)) << second;
+    ASSERT_TRUE(resolve("10.0.0.1", to)) << second;
+    EXPECT_LE(sink.frames.size(), kRequestsPerSecondMax + 2);
+    arp_answer(mac(9), "10.0.0.254");
+    arp_answer(mac(1), "10.0.0.1");
+  }
+}
+
+TEST_F(NeighborTest, AGatewayThatIsGoneIsFoundAgainInAFlood) {
+  start({ip("10.0.0.254")});
+  net::MacAddress to;
+  flood(2000);
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_EQ(last_arp().target_ip, ip("10.0.0.254"));
+  for (int second = 0; second < 20; ++second) {
+    clock.advance_ns(kNeighborSecondNs);
+    flood(2000);
+    neighbor->on_time();
+    (void)resolve("192.0.2.1", to);
+  }
+  sink.frames.clear();
+  for (int second = 0; second < 7 && !resolve("192.0.2.1", to); ++second) {
+    arp_answer(mac(9), "10.0.0.254");
+    clock.advance_ns(kNeighborSecondNs);
+    flood(2000);
+    neighbor->on_time();
+  }
+  EXPECT_TRUE(resolve("192.0.2.1", to));
+}
+
+TEST_F(NeighborTest, AQuestionThatWasNotSentIsNotTakenForUnanswered) {
+  start();
+  flood(600);
+  nd({kNdAdvertisement, kNdSolicited, ip("fd00::1:0:0"), ip("fd00::10"), ip("fd00::1:0:0"), true,
+      mac(3)});
+  EXPECT_EQ(counters.tx_packets, 1U) << "there is room for a packet that waits";
+  sink.frames.clear();
+  const std::uint64_t dropped = counters.tx_dropped_unresolved;
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  EXPECT_TRUE(sink.frames.empty()) << "no room for a question in this second";
+  EXPECT_EQ(counters.tx_dropped_unresolved, dropped + 1) << "none waits without a question";
+  int asked = 0;
+  for (int second = 0; second < 20; ++second) {
+    sink.frames.clear();
+    later(1);
+    asked += asks_for("10.0.0.1");
+  }
+  EXPECT_EQ(asked, kNeighborProbesMax);
 }
 
 TEST_F(NeighborTest, UnaskedAnnouncementsMakeNoEntriesAndChangeOnlyOldOnes) {
@@ -115,6 +191,65 @@ TEST_F(NeighborTest, UnaskedAnnouncementsMakeNoEntriesAndChangeOnlyOldOnes) {
   arp(kArpRequest, mac(2), "10.0.0.1", {}, "10.0.0.1");
   ASSERT_TRUE(resolve("10.0.0.1", to));
   EXPECT_EQ(to, mac(2)) << "gratuitous change of an existing entry";
+}
+
+TEST_F(NeighborTest, AnotherMacForAFreshEntryHasEverybodyAskedAtOnce) {
+  start();
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  sink.frames.clear();
+  arp(kArpReply, mac(2), "10.0.0.1", kOurs, "10.0.0.10");
+  EXPECT_TRUE(sink.frames.empty()) << "a second answer to our question";
+  arp(kArpRequest, mac(2), "10.0.0.1", {}, "10.0.0.1");
+  ASSERT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(frame_dst(0), net::MacAddress::broadcast());
+  EXPECT_EQ(asks_for("10.0.0.1"), 1);
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(1)) << "until somebody answers";
+  arp(kArpReply, mac(2), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(2));
+  for (int i = 0; i < 1000; ++i) {
+    arp(kArpRequest, mac(6), "10.0.0.1", {}, "10.0.0.1");
+    arp(kArpReply, mac(2), "10.0.0.1", kOurs, "10.0.0.10");
+  }
+  EXPECT_EQ(sink.frames.size(), 1U) << "a question a second at most";
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(2));
+}
+
+TEST_F(NeighborTest, DoubtThatNobodyAnswersEndsTheEntry) {
+  start();
+  net::MacAddress to;
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  sink.frames.clear();
+  arp(kArpRequest, mac(2), "10.0.0.1", {}, "10.0.0.1");
+  for (int i = 0; i < 4; ++i) {
+    later(1);
+  }
+  EXPECT_EQ(asks_for("10.0.0.1"), kNeighborProbesMax);
+  EXPECT_FALSE(resolve("10.0.0.1", to));
+}
+
+TEST_F(NeighborTest, AnAnnouncedMacIsAskedAndLostWhenItDoesNotAnswer) {
+  start();
+  net::MacAddress to;
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  later(2);
+  sink.frames.clear();
+  arp(kArpRequest, mac(6), "10.0.0.1", {}, "10.0.0.1");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(6));
+  ASSERT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(frame_dst(0), mac(6));
+  for (int i = 0; i < 3; ++i) {
+    later(1);
+  }
+  EXPECT_EQ(frame_dst(sink.frames.size() - 1), net::MacAddress::broadcast());
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_TRUE(resolve("10.0.0.1", to));
+  EXPECT_EQ(to, mac(1));
 }
 
 TEST_F(NeighborTest, AnswersInOurNameAndGroupAddressesAreIgnored) {
@@ -168,6 +303,51 @@ TEST_F(NeighborTest, OffLinkPacketsGoToTheGatewayOfTheirFamily) {
   EXPECT_EQ(to, mac(9)) << "a gateway is not overridden by who sends";
 }
 
+TEST_F(NeighborTest, TheSecondGatewayStandsInForAFirstThatIsSilent) {
+  start({ip("10.0.0.253"), ip("fd00::fe"), ip("10.0.0.254")});
+  net::MacAddress to;
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_EQ(sink.frames.size(), 1U) << "the first alone";
+  later(1);
+  EXPECT_FALSE(resolve("192.0.2.1", to));
+  EXPECT_EQ(last_arp().target_ip, ip("10.0.0.254"));
+  arp_answer(mac(9), "10.0.0.254");
+  int asked = 0;
+  for (int second = 0; second < 20; ++second) {
+    sink.frames.clear();
+    ASSERT_TRUE(resolve("192.0.2.1", to));
+    EXPECT_EQ(to, mac(9));
+    later(1);
+    asked += asks_for("10.0.0.253");
+  }
+  EXPECT_GE(asked, 2 * kNeighborProbesMax) << "it may come back";
+  while (asks_for("10.0.0.253") == 0) {
+    later(1);
+    (void)resolve("192.0.2.1", to);
+  }
+  arp_answer(mac(8), "10.0.0.253");
+  ASSERT_TRUE(resolve("192.0.2.1", to));
+  EXPECT_EQ(to, mac(8)) << "the first is preferred";
+}
+
+TEST_F(NeighborTest, OfTwoSilentGatewaysEitherIsFoundWhenItComesBack) {
+  for (const char* back : {"10.0.0.253", "10.0.0.254"}) {
+    start({ip("10.0.0.253"), ip("10.0.0.254")});
+    net::MacAddress to;
+    for (int second = 0; second < 30; ++second) {
+      EXPECT_FALSE(resolve("192.0.2.1", to));
+      later(1);
+    }
+    sink.frames.clear();
+    for (int second = 0; second < 10 && !resolve("192.0.2.1", to); ++second) {
+      later(1);
+      arp_answer(mac(9), back);
+    }
+    EXPECT_TRUE(resolve("192.0.2.1", to)) << back;
+  }
+}
+
 TEST_F(NeighborTest, WithoutAGatewayPacketsGoBackWhereTheyCameFrom) {
   start();
   net::MacAddress to;
@@ -182,6 +362,31 @@ TEST_F(NeighborTest, WithoutAGatewayPacketsGoBackWhereTheyCameFrom) {
   EXPECT_EQ(to, mac(4));
   neighbor->learn(ip("10.0.0.77"), mac(5));
   EXPECT_FALSE(resolve("10.0.0.77", to)) << "on link: only ARP decides";
+}
+
+TEST_F(NeighborTest, AnswersToMorePeersThanTheTableHoldsGoByTheRouterOfTheirFamily) {
+  start();
+  net::MacAddress to;
+  const auto peer = [](const char* first, std::size_t number) {
+    IpAddress at = ip(first);
+    net::store_be16(at.bytes.data() + at.size() - 2, static_cast<std::uint16_t>(number));
+    return at;
+  };
+  for (std::size_t i = 0; i < 3 * kNeighborsMax; ++i) {
+    neighbor->learn(peer("198.18.0.0", i), mac(5));
+    neighbor->learn(peer("2001:db8::", i), mac(6));
+  }
+  for (std::size_t i = 0; i < 3 * kNeighborsMax; ++i) {
+    Outgoing v4(ip("10.0.0.10"), peer("198.18.0.0", i));
+    ASSERT_TRUE(neighbor->resolve(v4.packet, to)) << i;
+    ASSERT_EQ(to, mac(5));
+    Outgoing v6(ip("fd00::10"), peer("2001:db8::", i));
+    ASSERT_TRUE(neighbor->resolve(v6.packet, to)) << i;
+    ASSERT_EQ(to, mac(6));
+  }
+  EXPECT_FALSE(resolve("10.0.0.1", to)) << "on link: asked for";
+  EXPECT_FALSE(resolve("255.255.255.255", to));
+  EXPECT_FALSE(resolve("ff02::1", to));
 }
 
 TEST_F(NeighborTest, MalformedArpIsIgnored) {

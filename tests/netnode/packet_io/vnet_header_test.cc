@@ -23,7 +23,7 @@ TEST(VnetHeader, OffloadSurvivesTheWayThereAndBack) {
     EXPECT_EQ(header.checksum_start, 20 + link);
     EXPECT_EQ(header.header_bytes, 40 + link);
     Offload back;
-    ASSERT_TRUE(offload_from_vnet(header, packet.data(), 5040, link, back));
+    ASSERT_TRUE(offload_from_vnet(header, packet.data(), 5040, link, Metadata::kOfPacket, back));
     EXPECT_EQ(back.segmentation, offload.segmentation);
     EXPECT_EQ(back.segment_bytes, offload.segment_bytes);
     EXPECT_EQ(back.header_bytes, offload.header_bytes);
@@ -55,7 +55,9 @@ TEST(VnetHeader, MetadataThatContradictsThePacketIsRefused) {
       {"TSO4 on IPv6", {1, 1, 54, 10, 34, 16}, true, false},
       {"TSO6 on IPv4", {1, 4, 54, 10, 34, 16}, false, false},
       {"TSO without a segment size", {1, 1, 54, 0, 34, 16}, false, false},
-      {"UDP segmentation", {1, 5, 54, 10, 34, 6}, false, false},
+      {"UDP segmentation", {1, 5, 42, 10, 34, 6}, false, true},
+      {"UDP segmentation of IPv6", {1, 5, 62, 10, 54, 6}, true, true},
+      {"UDP segmentation without a size", {1, 5, 42, 0, 34, 6}, false, false},
       {"UDP fragmentation", {1, 3, 54, 10, 34, 6}, false, false},
   };
   const Bytes v4 = net::testing::ipv4(6, net::testing::tcp(66));
@@ -64,9 +66,22 @@ TEST(VnetHeader, MetadataThatContradictsThePacketIsRefused) {
     const Bytes& packet = row.v6 ? v6 : v4;
     ASSERT_EQ(packet.size(), 106U);
     Offload offload;
-    EXPECT_EQ(offload_from_vnet(row.header, packet.data(), 106, 14, offload), row.accepted)
+    EXPECT_EQ(offload_from_vnet(row.header, packet.data(), 106, 14, Metadata::kOfPacket, offload),
+              row.accepted)
         << row.description;
   }
+}
+
+TEST(VnetHeader, WhereTunnelsEndSegmentsMayBeOfTheOtherVersionAndNothingElseIsLet) {
+  const Bytes v4 = net::testing::ipv4(41, Bytes(86));
+  const auto taken = [&](VnetHeader header) {
+    Offload offload;
+    return offload_from_vnet(header, v4.data(), 106, 14, Metadata::kMayBeOfInner, offload);
+  };
+  EXPECT_TRUE(taken({1, 4, 94, 10, 74, 16})) << "TSO6 in IPv4";
+  EXPECT_FALSE(taken({1, 4, 94, 0, 74, 16})) << "without a segment size";
+  EXPECT_FALSE(taken({1, 5, 94, 10, 74, 6})) << "UDP segmentation";
+  EXPECT_FALSE(taken({1, 4, 94, 10, 104, 16})) << "a checksum beyond the end";
 }
 
 TEST(VnetHeader, PacketsAreCutToTheirOwnLengthAndShortOnesRefused) {

@@ -36,6 +36,30 @@ TEST(ConfigDocument, EveryErrorIsShownAtOnce) {
   }
 }
 
+TEST(ConfigDocument, ANameThatAnObjectHasTwiceIsRefused) {
+  const auto error = [](const char* text) -> std::string {
+    try {
+      (void)parse_document(text, "all.json");
+      return "accepted";
+    } catch (const Failure& failure) {
+      return failure.what();
+    }
+  };
+  EXPECT_EQ(error(R"({"a": {"balance": 1, "balance": 2}})"),
+            "all.json: \"balance\" is there twice");
+  EXPECT_EQ(error(R"({"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}], "b": 2})"), "accepted");
+  EXPECT_TRUE(error("{\"a\":").starts_with("all.json: this is no JSON: parse error at line 1"))
+      << error("{\"a\":");
+}
+
+TEST(ConfigDocument, DifferencesOfWhatOtherHandsWroteMoveNoCursor) {
+  const Keys by_hand = {{"config/service/\x1b[2J", "\x1b[2J\x9b"},
+                        {"config/service/a", "{\"b\":\"\xc2\x9b \x7f\"}"}};
+  EXPECT_EQ(differences({}, by_hand),
+            (std::vector<std::string>{R"(+ services/\x1b[2J: \x1b[2J\x9b)",
+                                      R"(+ services/a: {"b":"\u009b \u007f"})"}));
+}
+
 TEST(ConfigDocument, DifferencesAreLinesOfWhatGoesAndComes) {
   const Keys before = keys_of(kDocument);
   Keys after = before;

@@ -3,6 +3,7 @@
 
 #include "netnode/sanctl/admin_client.h"
 #include "netnode/sanctl/completion.h"
+#include "netnode/sanctl/options.h"
 #include "netnode/sanctl/table.h"
 
 namespace sanproxy::sanctl {
@@ -16,6 +17,15 @@ TEST(SanctlText, ColumnsLineUpAndNothingMovesTheCursor) {
             "A              LONG HEADER  C\n"
             "longer than A  x            -\n"
             "?[2J           y            z\n");
+}
+
+TEST(SanctlText, AnEndpointThatIsNoneIsNamedAndMovesNoCursor) {
+  try {
+    (void)AdminClient("\x1b[2J:1").get_text("/status");
+    FAIL() << "asked";
+  } catch (const Failure& failure) {
+    EXPECT_STREQ(failure.what(), R"("\x1b[2J:1" is not IP:PORT)");
+  }
 }
 
 TEST(SanctlText, AQueryCarriesAnyValue) {
@@ -40,14 +50,22 @@ TEST(SanctlText, WorkersAreNotCountedBesideTheirSum) {
   EXPECT_EQ(sum_of_series(metrics, "nothing"), 0);
 }
 
-TEST(SanctlText, CompletionKnowsTheCommandsBelowCommands) {
+TEST(SanctlText, CompletionKnowsWhatMayFollowACommandBelowACommand) {
   CLI::App app;
   app.add_option("--etcd");
   auto* config = app.add_subcommand("config");
   config->add_subcommand("set")->add_flag("--dry-run");
+  auto* drain = app.add_subcommand("drain");
+  std::string text;
+  drain->add_option("SHELL", text)->check(CLI::IsMember({"bash", "zsh"}));
+  drain->add_option("--kind", text)->check(CLI::IsMember({"proxy", "appnode"}));
   const std::string script = completion_script(app, "bash");
-  EXPECT_NE(script.find("\"\") words=\"config --help --etcd\""), std::string::npos) << script;
-  EXPECT_NE(script.find("\"config set\") words=\"--help --dry-run"), std::string::npos) << script;
+  for (const char* part : {"\"\") offered=\"config drain --help --etcd\" ;;",
+                           "\"config set\") offered=\"--help --dry-run --etcd\" ;;",
+                           "\"drain\") offered=\"--help bash zsh --kind --etcd\" ;;",
+                           "\"drain --kind\") offered=\"proxy appnode\" ;;", "config|set|drain)"}) {
+    EXPECT_NE(script.find(part), std::string::npos) << part << "\n" << script;
+  }
   EXPECT_NE(completion_script(app, "zsh").find("bashcompinit"), std::string::npos);
 }
 

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "netnode/net/tunnel.h"
 #include "tests/netnode/steer/steer_packets.h"
 
 namespace sanproxy::steer {
@@ -33,7 +34,8 @@ class ForwarderTest : public ::testing::Test {
     ProxyConfig proxy;
     proxy.name = name;
     proxy.id = id;
-    proxy.channel = "shm:/run/" + name;
+    proxy.mode = Mode::kTunnel;  // carries all that there is
+    proxy.targets = {{*IpAddress::parse("10.5.0.1"), 0}};
     set_.proxies.push_back(proxy);
   }
   std::vector<std::uint16_t> apply() {
@@ -140,9 +142,89 @@ TEST_F(ForwarderTest, ANodeThatHasSeenNothingFindsTheProxyByTheTag) {
   EXPECT_EQ(steering_.counters().by_tag, 100U);
   const Verdict unknown = steer(packet(101, net::kTcpAck, 900));
   EXPECT_EQ(unknown.action, Action::kToProxy);  // a tag of nobody's is no reason to give up
-  EXPECT_NE(unknown.proxy, 2);
   // A SYN carries an old TSecr at most: it goes by Maglev.
   for (int i = 200; i < 300; ++i) EXPECT_NE(steer(packet(i, net::kTcpSyn, 3)).proxy, 2);
+}
+
+// Servers without tags have timestamps, too.
+TEST_F(ForwarderTest, ATagNamesNobodyOutsideOfTheServicesProxies) {
+  set_.services[0].proxies = {"p2", "p3"};
+  set_.proxies[2].id = 0;
+  apply();
+  for (std::uint16_t i = 0; i < 400; ++i) {
+    const auto tag = static_cast<std::uint16_t>(i % 3);
+    const Bytes segment = packet(i, net::kTcpAck, tag);
+    EXPECT_GE(steer(segment).proxy, 2) << tag;
+    Bytes sent = packet_of(
+        {.from = at(kService), .to = {parsed(packet(i + 500)).src_address(), 4000}, .tag = tag});
+    if (tag != 0) net::store_be32(sent.data() + 44, net::tagged_timestamp(99, tag));
+    const Verdict error = steer(icmp_error(*IpAddress::parse("10.7.7.7"), sent, 60));
+    ASSERT_EQ(error.action, Action::kErrorToProxy);
+    EXPECT_GE(error.proxy, 2) << tag;
+    EXPECT_EQ(steer(packet(i + 1'000, net::kTcpAck, 4)).proxy, 3) << "one of its own";
+  }
+  EXPECT_EQ(steering_.counters().by_tag, 400U);
+}
+
+TEST_F(ForwarderTest, ATagFindsItsNodeByTheWayThatTheServiceGoes) {
+  set_.services[0].proxies = {"p2", "p3"};
+  set_.proxies[3].id = 0;
+  set_.proxies[3].node = "p0";
+  apply();
+  steering_.set_tag(3, 0);  // it tells none
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(steer(packet(i, net::kTcpAck, 1)).proxy, 3);
+}
+
+TEST_F(ForwarderTest, ANodeThatHasSeenNothingFindsTheSessionsOfProxiesThatDrain) {
+  constexpr std::uint16_t kAllBut1[] = {0, 2, 3};
+  Forwarder fresh(options());
+  std::vector<std::uint16_t> gone;
+  fresh.apply(set_, gone);
+  fresh.set_state(1, ProxyState::kDraining);
+  for (const std::uint16_t i : kAllBut1) fresh.set_state(i, ProxyState::kUp);
+  int at_one = 0;
+  for (int i = 0; i < 400; ++i) {
+    const std::uint16_t owner = steer(packet(i, net::kTcpSyn)).proxy;
+    EXPECT_EQ(steer(fresh, packet(i)).proxy, owner) << i;
+    at_one += owner == 1 ? 1 : 0;
+    EXPECT_NE(steer(fresh, packet(i + 1'000, net::kTcpSyn)).proxy, 1);
+    const SocketAddress client = at("10.1.1.1:" + std::to_string(1000 + i));
+    const Bytes datagram = packet_of({.from = client, .to = at("10.0.0.10:53"), .protocol = 17});
+    EXPECT_NE(steer(fresh, datagram).proxy, 1) << "it may be the first one";
+  }
+  EXPECT_GT(at_one, 50);
+  // A session that began after the drain is found as well where proxies can say that they have it
+  // not.
+  const Bytes later = packet(1'500);
+  const std::uint16_t owner = steer(fresh, packet(1'500, net::kTcpSyn)).proxy;
+  Forwarder other(options());
+  other.apply(set_, gone);
+  other.set_state(1, ProxyState::kDraining);
+  for (const std::uint16_t i : kAllBut1) other.set_state(i, ProxyState::kUp);
+  Verdict verdict = steer(other, later);
+  while (verdict.proxy != owner && !verdict.final) {
+    other.retry(as_span(later), verdict.proxy, verdict, now_ms_);
+  }
+  EXPECT_EQ(verdict.proxy, owner);
+  // Nobody takes new sessions.
+  Forwarder last(options());
+  last.apply(set_, gone);
+  for (std::uint16_t i = 0; i < 4; ++i) last.set_state(i, ProxyState::kDraining);
+  EXPECT_EQ(steer(last, packet(1)).proxy, steer(packet(1)).proxy);
+  EXPECT_EQ(steer(last, packet(2, net::kTcpSyn)).drop, Drop::kNoProxy);
+}
+
+TEST_F(ForwarderTest, ASegmentInFragmentsFindsItsProxyByTheTagInTheFirst) {
+  for (int i = 0; i < 100; ++i) {
+    Bytes whole = packet_of({.from = at("10.1.1.1:" + std::to_string(1000 + i)),
+                             .to = at(kService),
+                             .tag = 3,
+                             .payload = 60});
+    net::store_be16(whole.data() + 4, static_cast<std::uint16_t>(i));
+    EXPECT_EQ(steer(cut(whole, 0, 48, true)).proxy, 2);
+    EXPECT_EQ(steer(cut(whole, 48, 88, false)).proxy, 2);
+  }
+  EXPECT_EQ(steering_.counters().by_tag, 100U);
 }
 
 TEST_F(ForwarderTest, ADeadProxyGetsNothingNotEvenItsOwnFlows) {
@@ -163,7 +245,9 @@ TEST_F(ForwarderTest, ASecondChanceGoesThroughFormerGenerationsAndEndsAsFinal) {
   std::vector<std::uint16_t> gone;
   before.apply(set_, gone);
   for (std::uint16_t i = 0; i < 4; ++i) before.set_state(i, ProxyState::kUp);
-  steering_.set_state(3, ProxyState::kDraining);  // a new generation
+  add("p4", 5);
+  apply();
+  steering_.set_state(4, ProxyState::kUp);  // a new generation
   int moved = 0;
   for (int i = 0; i < 400; ++i) {
     const Bytes segment = packet(i);
@@ -237,21 +321,30 @@ TEST_F(ForwarderTest, ASynThatSomebodyMadeUpDoesNotMoveAnEstablishedFlow) {
   EXPECT_EQ(kept, 200);
 }
 
+TEST_F(ForwarderTest, ASynThatSomebodyMadeUpDoesNotMoveAnEstablishedFlowOffAProxyThatDrains) {
+  for (int i = 0; i < 200; ++i) {
+    const std::uint16_t where = steer(packet(i, net::kTcpSyn)).proxy;
+    if (i % 2 == 0) (void)steer(packet(i));
+    steering_.set_state(where, ProxyState::kDraining);
+    const std::uint16_t then = steer(packet(i, net::kTcpSyn)).proxy;
+    // A handshake that never got further is begun anew, and elsewhere.
+    EXPECT_EQ(then == where, i % 2 == 0) << i;
+    EXPECT_EQ(steer(packet(i)).proxy, then);
+    // So is what has ended.
+    (void)steer(packet(i, net::kTcpAck | net::kTcpFin));
+    if (then == where) {
+      EXPECT_NE(steer(packet(i, net::kTcpSyn)).proxy, where);
+    }
+    steering_.set_state(where, ProxyState::kUp);
+  }
+}
+
 TEST_F(ForwarderTest, LaterFragmentsFollowTheFirstAlsoWhenTheyComeBeforeIt) {
   const Bytes whole = packet_of(
       {.from = at("10.1.1.1:1"), .to = at("10.0.0.10:53"), .payload = 1000, .protocol = 17});
-  const auto cut = [&](std::size_t from, std::size_t to, bool more) {
-    Bytes out(whole.begin(), whole.begin() + 20);
-    net::store_be16(out.data() + 6, static_cast<std::uint16_t>((more ? 0x2000U : 0U) | (from / 8)));
-    out.insert(out.end(), whole.begin() + 20 + static_cast<std::ptrdiff_t>(from),
-               whole.begin() + 20 + static_cast<std::ptrdiff_t>(to));
-    net::store_be16(out.data() + 2, static_cast<std::uint16_t>(out.size()));
-    net::testing::fix_ipv4_checksum(out);
-    return out;
-  };
-  EXPECT_EQ(steer(cut(400, 800, true), 11).action, Action::kHeld);
-  EXPECT_EQ(steer(cut(800, 1008, false), 12).action, Action::kHeld);
-  const Verdict first = steer(cut(0, 400, true), 13);
+  EXPECT_EQ(steer(cut(whole, 400, 800, true), 11).action, Action::kHeld);
+  EXPECT_EQ(steer(cut(whole, 800, 1008, false), 12).action, Action::kHeld);
+  const Verdict first = steer(cut(whole, 0, 400, true), 13);
   ASSERT_EQ(first.action, Action::kToProxy);
   ASSERT_TRUE(first.first_fragment);
   for (const Fragments::Token expected : {11U, 12U}) {
@@ -259,13 +352,13 @@ TEST_F(ForwarderTest, LaterFragmentsFollowTheFirstAlsoWhenTheyComeBeforeIt) {
     ASSERT_TRUE(steering_.release_held(first, token, now_ms_));
     EXPECT_EQ(token, expected);
   }
-  const Verdict again = steer(cut(400, 800, true), 11);
+  const Verdict again = steer(cut(whole, 400, 800, true), 11);
   EXPECT_EQ(again.action, Action::kToProxy);
   EXPECT_EQ(again.proxy, first.proxy);
   EXPECT_FALSE(again.has_ports);
   EXPECT_EQ(again.flow, first.flow);
   now_ms_ += 10'000;
-  EXPECT_EQ(steer(cut(400, 800, true), 14).action, Action::kHeld);
+  EXPECT_EQ(steer(cut(whole, 400, 800, true), 14).action, Action::kHeld);
   Fragments::Token token = 0;
   EXPECT_FALSE(steering_.expire_held(now_ms_, token));
   EXPECT_TRUE(steering_.expire_held(now_ms_ + 2'001, token));
@@ -326,7 +419,9 @@ TEST_F(ForwarderTest, AnIcmpErrorThatItsProxyDoesNotKnowIsOfferedToTheOthersThat
   std::vector<std::uint16_t> gone;
   before.apply(set_, gone);
   for (std::uint16_t i = 0; i < 4; ++i) before.set_state(i, ProxyState::kUp);
-  steering_.set_state(3, ProxyState::kDraining);  // a new generation
+  add("p4", 5);
+  apply();
+  steering_.set_state(4, ProxyState::kUp);  // a new generation
   int moved = 0;
   for (int i = 0; i < 400; ++i) {
     const std::uint16_t owner = steer(before, packet(i)).proxy;
@@ -353,6 +448,60 @@ TEST_F(ForwarderTest, AnIcmpErrorThatItsProxyDoesNotKnowIsOfferedToTheOthersThat
     steering_.retry(as_span(stray), verdict.proxy, verdict, now_ms_);
   }
   EXPECT_EQ(verdict.drop, Drop::kIcmpUnclaimed);
+}
+
+TEST_F(ForwarderTest, RoutersTellWhatFitsOnThePathOfATunnel) {
+  for (const bool gue : {false, true}) {
+    ForwarderOptions with = options();
+    with.tunnel_addresses = {*IpAddress::parse("10.9.9.1"), *IpAddress::parse("fd99::1")};
+    Forwarder forwarder(with);
+    ProxySet set = set_;
+    for (ProxyConfig& proxy : set.proxies) {
+      if (gue) proxy.tunnel = net::TunnelKind::kGue;
+    }
+    set.proxies[1].targets = {at("10.5.0.2:0"), at("[fd05::2]:0")};
+    std::vector<std::uint16_t> gone;
+    forwarder.apply(set, gone);
+    // An error about a packet of the tunnel from `local` to `remote`, with an MTU of 1,300.
+    const auto error = [&](const char* local, const char* remote) {
+      net::TunnelSpec spec{gue ? net::TunnelKind::kGue : net::TunnelKind::kIp,
+                           *IpAddress::parse(local), *IpAddress::parse(remote)};
+      const Bytes inner = packet(1);
+      Bytes outer(spec.overhead_bytes() + inner.size());
+      const std::size_t header = net::write_tunnel_header(std::as_writable_bytes(std::span(outer)),
+                                                          spec, parsed(inner), inner.size(), 7);
+      std::copy(inner.begin(), inner.end(), outer.begin() + static_cast<std::ptrdiff_t>(header));
+      const bool v6 = spec.remote.family == Family::kIpv6;
+      return icmp_error(*IpAddress::parse(v6 ? "fd07::7" : "10.7.7.7"), outer, 60);
+    };
+    const auto mtu = [&](std::uint16_t proxy, Family family = Family::kIpv4) {
+      return forwarder.path_mtu(proxy, family, now_ms_);
+    };
+    EXPECT_EQ(steer(forwarder, error("10.9.9.2", "10.5.0.2")).drop, Drop::kNotForUs);
+    EXPECT_EQ(steer(forwarder, error("10.9.9.1", "10.5.0.9")).drop, Drop::kNotForUs);
+    Bytes spoiled = error("10.9.9.1", "10.5.0.2");
+    spoiled[30] ^= 1;
+    EXPECT_EQ(steer(forwarder, spoiled).drop, Drop::kNotForUs);
+    EXPECT_EQ(mtu(1), UINT32_MAX);
+    EXPECT_EQ(steer(forwarder, error("10.9.9.1", "10.5.0.2")).action, Action::kNoted);
+    EXPECT_EQ(mtu(1), 1'300U);
+    EXPECT_EQ(mtu(0), UINT32_MAX) << "that of another one";
+    EXPECT_EQ(mtu(1, Family::kIpv6), UINT32_MAX);
+    EXPECT_EQ(steer(forwarder, error("fd99::1", "fd05::2")).action, Action::kNoted);
+    EXPECT_EQ(mtu(1, Family::kIpv6), 1'300U);
+    // None that is larger than what is known, and none that is smaller than anybody's.
+    Bytes tiny = error("10.9.9.1", "10.5.0.2");
+    net::store_be16(tiny.data() + 26, 68);
+    net::store_raw16(tiny.data() + 22, 0);
+    net::store_raw16(tiny.data() + 22,
+                     net::finish(net::sum_bytes(tiny.data() + 20, tiny.size() - 20)));
+    EXPECT_EQ(steer(forwarder, tiny).action, Action::kNoted);
+    EXPECT_EQ(mtu(1), 576U);
+    EXPECT_EQ(steer(forwarder, error("10.9.9.1", "10.5.0.2")).action, Action::kNoted);
+    EXPECT_EQ(mtu(1), 576U);
+    now_ms_ += 600'000;
+    EXPECT_EQ(mtu(1), UINT32_MAX) << "the path may be another one";
+  }
 }
 
 TEST_F(ForwarderTest, WhatAProxyTellsOfItsWeightHoldsUnlessSomebodyElseSaysOne) {
@@ -384,12 +533,12 @@ TEST_F(ForwarderTest, WhatChangesNothingOfAPoolBuildsNoTables) {
   EXPECT_EQ(steering_.tables_built(), built);
   set_.proxies[1].weight = 3;
   apply();
-  EXPECT_EQ(steering_.tables_built(), built + 1);
+  EXPECT_EQ(steering_.tables_built(), built + 3) << "TCP and UDP over IPv4, TCP over IPv6";
   set_.services.push_back({at("10.0.0.98:80"), net::kProtocolTcp, {"p0", "p2"}});
   apply();
-  EXPECT_EQ(steering_.tables_built(), built + 2) << "one more pool";
+  EXPECT_EQ(steering_.tables_built(), built + 4) << "one more pool";
   steering_.set_state(1, ProxyState::kDown);
-  EXPECT_EQ(steering_.tables_built(), built + 3) << "of the pool that it is in";
+  EXPECT_EQ(steering_.tables_built(), built + 7) << "of the pools that it is in";
   EXPECT_GT(steering_.generation(), generation);
   for (int i = 0; i < 50; ++i) EXPECT_NE(steer(packet(i, net::kTcpSyn)).proxy, 1);
 }
@@ -410,6 +559,38 @@ TEST_F(ForwarderTest, ServicesWithProxiesOfTheirOwnGoToThoseAlone) {
   set_.services[0].proxies = {"p2"};
   apply();
   for (int i = 0; i < 100; ++i) EXPECT_EQ(steer(packet(i, net::kTcpSyn)).proxy, 2);
+}
+
+TEST_F(ForwarderTest, AServiceGoesToProxiesThatCanServeItAlone) {
+  set_.proxies[0].mode = Mode::kChannel;
+  set_.proxies[0].targets.clear();
+  set_.proxies[0].channel = "shm:/run/p0";
+  set_.proxies[1].mode = Mode::kNat;
+  set_.proxies[1].targets = {at("10.5.0.1:80")};
+  set_.proxies[2].mode = Mode::kNat;
+  set_.proxies[2].targets = {at("[fd05::1]:80")};
+  apply();
+  std::map<std::string, std::map<std::uint16_t, int>> seen;
+  for (int i = 1; i < 400; ++i) {
+    const std::string port = ":" + std::to_string(i);
+    ++seen["tcp4"][steer(packet(i, net::kTcpSyn)).proxy];
+    ++seen["tcp6"][steer(packet_of({.from = at("[fd01::1]" + port),
+                                    .to = at("[fd00::10]:80"),
+                                    .flags = net::kTcpSyn}))
+                       .proxy];
+    ++seen["udp4"]
+          [steer(
+               packet_of({.from = at("10.1.1.1" + port), .to = at("10.0.0.10:53"), .protocol = 17}))
+               .proxy];
+  }
+  const auto who = [&](const char* what) {
+    std::string out;
+    for (const auto& [proxy, count] : seen[what]) out += std::to_string(proxy);
+    return out;
+  };
+  EXPECT_EQ(who("tcp4"), "013");
+  EXPECT_EQ(who("tcp6"), "023");
+  EXPECT_EQ(who("udp4"), "13");
 }
 
 TEST_F(ForwarderTest, FlowsEndWithTheirTimers) {

@@ -37,9 +37,15 @@ class Hostile : public ::testing::Test {
       proxy.channel = "shm:/run/" + proxy.name;
       set.proxies.push_back(proxy);
     }
+    ProxyConfig tunnel;  // which carries datagrams, too
+    tunnel.name = "datagrams";
+    tunnel.mode = Mode::kTunnel;
+    tunnel.targets = {{*IpAddress::parse("10.5.0.1"), 0}};
+    set.proxies.push_back(tunnel);
+    set.services[0].proxies = set.services[1].proxies = {"p0", "p1", "p2", "p3"};
     std::vector<std::uint16_t> gone;
     forwarder_.apply(set, gone);
-    for (std::uint16_t i = 0; i < 4; ++i) forwarder_.set_state(i, ProxyState::kUp);
+    for (std::uint16_t i = 0; i < 5; ++i) forwarder_.set_state(i, ProxyState::kUp);
   }
   Verdict steer(const Bytes& packet, Fragments::Token token = 0) {
     // In an allocation of its own size: a read beyond it is seen by the address sanitizer.
@@ -71,17 +77,6 @@ class Hostile : public ::testing::Test {
   std::uint64_t now_ms_ = 1'000'000;
 };
 
-// A piece of `whole`, an IPv4 packet without options: bytes [from, to) of what it carries.
-Bytes cut(const Bytes& whole, std::size_t from, std::size_t to, bool more) {
-  Bytes out(whole.begin(), whole.begin() + 20);
-  net::store_be16(out.data() + 6, static_cast<std::uint16_t>((more ? 0x2000U : 0U) | (from / 8)));
-  out.insert(out.end(), whole.begin() + 20 + static_cast<std::ptrdiff_t>(from),
-             whole.begin() + 20 + static_cast<std::ptrdiff_t>(to));
-  net::store_be16(out.data() + 2, static_cast<std::uint16_t>(out.size()));
-  net::testing::fix_ipv4_checksum(out);
-  return out;
-}
-
 TEST_F(Hostile, AFloodOfSegmentsThatNobodySawBeginDisplacesNoEstablishedFlow) {
   std::map<int, std::uint16_t> where;
   for (int i = 0; i < 300; ++i) where[i] = establish(i);
@@ -90,6 +85,20 @@ TEST_F(Hostile, AFloodOfSegmentsThatNobodySawBeginDisplacesNoEstablishedFlow) {
   for (const auto& [client, proxy] : where) EXPECT_EQ(steer(segment(client)).proxy, proxy);
   EXPECT_LE(forwarder_.flows().size(), forwarder_.flows().capacity());
   EXPECT_GT(forwarder_.flows().evicted() + forwarder_.flows().refused(), 0U) << "and it is counted";
+}
+
+TEST_F(Hostile, AFloodOfSegmentsThatProxiesGiveBackDisplacesNoEstablishedFlow) {
+  for (int i = 0; i < 300; ++i) (void)establish(i);
+  now_ms_ += 1'000;  // what comes now has been used later
+  for (int i = 1'000; i < 60'000; ++i) {
+    const std::uint8_t flags = i % 2 == 0 ? net::kTcpAck : net::kTcpAck | net::kTcpRst;
+    const Bytes made_up = segment(i, flags);
+    Verdict verdict = steer(made_up);
+    while (!verdict.final) forwarder_.retry(as_span(made_up), verdict.proxy, verdict, now_ms_);
+  }
+  const std::uint64_t known = forwarder_.counters().by_flow;
+  for (int i = 0; i < 300; ++i) (void)steer(segment(i));
+  EXPECT_EQ(forwarder_.counters().by_flow - known, 300U);
 }
 
 TEST_F(Hostile, AProxyMovesNoFlowOfAnotherByForgingWhatComesBack) {
@@ -122,6 +131,24 @@ TEST_F(Hostile, AProxyEndsNoFlowOfAnotherAndSpeaksOnlyForServices) {
   EXPECT_FALSE(reply(packet_of({.from = at("10.0.0.11:80"), .to = client}), owner));
 }
 
+TEST_F(Hostile, AProtocolWithoutPortsIsForNoService) {
+  for (const std::uint8_t protocol : {std::uint8_t{0}, std::uint8_t{4}, std::uint8_t{255}}) {
+    for (const std::size_t bytes : {std::size_t{0}, std::size_t{20}}) {
+      Bytes packet = net::testing::ipv4(protocol, Bytes(bytes));
+      net::store_be32(packet.data() + 16, 0x0a00000a);
+      net::testing::fix_ipv4_checksum(packet);
+      EXPECT_EQ(steer(packet).drop, Drop::kNoService) << int{protocol};
+      Verdict again;
+      forwarder_.retry(as_span(packet), 0, again, now_ms_);
+      EXPECT_EQ(again.drop, Drop::kNoService) << int{protocol};
+      net::store_be32(packet.data() + 16, 0x0a00000b);
+      net::testing::fix_ipv4_checksum(packet);
+      EXPECT_EQ(steer(packet).drop, Drop::kNotForUs) << int{protocol};
+    }
+  }
+  EXPECT_EQ(forwarder_.flows().size(), 0U);
+}
+
 TEST_F(Hostile, PiecesThatBelongToNoDatagramAreDroppedAndCounted) {
   const Bytes tcp = packet_of({.from = at("10.1.1.1:1"), .to = at(kService), .payload = 980});
   EXPECT_EQ(steer(cut(tcp, 0, 8, true)).drop, Drop::kFragmentTiny) << "ports, but no flags";
@@ -136,6 +163,14 @@ TEST_F(Hostile, PiecesThatBelongToNoDatagramAreDroppedAndCounted) {
   EXPECT_EQ(steer(beyond).drop, Drop::kFragmentMalformed);
   EXPECT_EQ(drops(Drop::kFragmentTiny), 3U);
   EXPECT_EQ(drops(Drop::kFragmentMalformed), 4U);
+}
+
+TEST_F(Hostile, AFirstFragmentWithHalfAHeaderIsReadNoFurtherThanItGoes) {
+  const Bytes tcp =
+      packet_of({.from = at("10.1.1.1:1"), .to = at(kService), .tag = 3, .payload = 980});
+  EXPECT_EQ(steer(cut(tcp, 0, 24, true)).action, Action::kToProxy);
+  EXPECT_EQ(forwarder_.counters().by_tag, 0U);
+  EXPECT_EQ(forwarder_.counters().by_maglev, 1U);
 }
 
 TEST_F(Hostile, PiecesOfALargeEchoRequestAreDroppedAtOnceAndTakeNoRoomFromThoseOfFlows) {

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <random>
-#include <set>
 
 #include "tests/netnode/steer/steer_packets.h"
 
@@ -116,26 +116,60 @@ TEST_F(NatTest, MapsAnEndpointOfAClientTheSameWayTowardsEveryProxyAndInEveryLife
   EXPECT_EQ(again, one);
 }
 
+TEST_F(NatTest, TheSeedOfTheTablesChangesNoPort) {
+  NatOptions other = options();
+  other.table_seed = 4711;
+  Nat second(other, 42);
+  for (int i = 1; i < 300; ++i) {
+    Bytes one = packet_of({.from = at("10.1.2.3:" + std::to_string(i)), .to = at("10.0.0.10:80")});
+    Bytes two = one;
+    ASSERT_EQ(to_proxy(one), NatResult::kOk);
+    const net::ParsedPacket p = parsed(two);
+    ASSERT_EQ(second.to_proxy({std::as_writable_bytes(std::span(two)), p}, flow_of(two), 3,
+                              at("10.5.0.1:8080"), 0),
+              NatResult::kOk);
+    EXPECT_EQ(one, two);
+    EXPECT_EQ(second.proxy_of(flow_of(one)), nat.proxy_of(flow_of(one)));
+  }
+}
+
+TEST_F(NatTest, FindsEveryPortOfASmallRange) {
+  for (std::uint16_t ports = 1; ports <= 60; ++ports) {
+    NatOptions few = options();
+    few.port_min = 2'000;
+    few.port_max = static_cast<std::uint16_t>(few.port_min + ports - 1);
+    nat = Nat(few, 1);
+    for (int i = 1; i <= ports; ++i, ++now_s) {
+      Bytes packet = packet_of({.from = at("10.1.2.3:" + std::to_string(i)),
+                                .to = at("10.0.0.10:80"),
+                                .flags = net::kTcpSyn});
+      ASSERT_EQ(to_proxy(packet), NatResult::kOk);
+    }
+    EXPECT_EQ(nat.sessions(), ports);
+    EXPECT_EQ(nat.counters().displaced, 0U) << "of " << ports;
+  }
+}
+
 TEST_F(NatTest, NeverGivesTwoSessionsTheSameTuple) {
   NatOptions few = options();
   few.port_min = 2000;
   few.port_max = 2199;
   nat = Nat(few, 1);
-  std::set<std::string> seen;
-  int taken = 0;
+  std::map<std::string, net::FlowKey> who;
   for (int i = 0; i < 400; ++i) {
     Bytes packet =
         packet_of({.from = at("10.1.2.3:" + std::to_string(1 + i)), .to = at("10.0.0.10:80")});
-    const NatResult result = to_proxy(packet);
-    if (result == NatResult::kOk) {
-      ++taken;
-      EXPECT_TRUE(seen.insert(told(packet)).second) << told(packet);
-    } else {
-      EXPECT_EQ(result, NatResult::kNoPort);
+    const net::FlowKey client = flow_of(packet);
+    ASSERT_EQ(to_proxy(packet), NatResult::kOk);
+    const auto [known, fresh] = who.try_emplace(told(packet), client);
+    if (!fresh) {
+      EXPECT_EQ(nat.proxy_of(known->second), Nat::kNoProxy) << told(packet);
+      known->second = client;
     }
   }
-  EXPECT_LE(taken, 200);
-  EXPECT_GE(taken, 190);  // a bounded number of tries finds nearly all
+  EXPECT_EQ(nat.sessions(), who.size());
+  EXPECT_LE(nat.sessions(), 200U);
+  EXPECT_GE(nat.sessions(), 190U);  // a bounded number of tries finds nearly all
 }
 
 TEST_F(NatTest, LetsInNothingButThePeer) {
@@ -197,6 +231,71 @@ TEST_F(NatTest, GivesUpTheOldestThatIsNotEstablishedWhenFullAndRefusesWithoutOne
   EXPECT_EQ(nat.counters().displaced, 1U);
   EXPECT_EQ(open(4, net::kTcpSyn), NatResult::kFull);
   EXPECT_EQ(nat.sessions_of(3), 2U);
+}
+
+TEST_F(NatTest, AFloodOfDatagramsDisplacesNoHandshakeAndOneOfSynsNoDatagrams) {
+  for (const std::uint8_t flood : {net::kProtocolUdp, net::kProtocolTcp}) {
+    const std::uint8_t other = flood == net::kProtocolUdp ? net::kProtocolTcp : net::kProtocolUdp;
+    nat = Nat(options(64), 1);
+    const auto send = [&](int client, std::uint8_t protocol) {
+      Bytes packet = packet_of({.from = at("10.1.2.3:" + std::to_string(client)),
+                                .to = at("10.0.0.10:80"),
+                                .flags = net::kTcpSyn,
+                                .protocol = protocol});
+      const net::FlowKey flow = flow_of(packet);
+      EXPECT_EQ(to_proxy(packet), NatResult::kOk) << client;
+      return flow;
+    };
+    for (int i = 1; i <= 200; ++i, ++now_s) (void)send(i, flood);
+    for (int client = 1; client <= 20; ++client) {
+      const net::FlowKey flow = send(client, other);
+      for (int i = 1'000; i < 1'200; ++i) (void)send(client * 200 + i, flood);
+      EXPECT_EQ(nat.proxy_of(flow), 3) << client;
+    }
+    EXPECT_EQ(nat.sessions(), 64U);
+  }
+}
+
+TEST_F(NatTest, AFloodOfSynsTakesAllPortsButKeepsNobodyOut) {
+  NatOptions few = options();
+  few.port_min = 2'000;
+  few.port_max = 2'063;
+  nat = Nat(few, 1);
+  const auto packet = [&](int client, std::uint8_t flags, std::uint8_t protocol) {
+    return packet_of({.from = at("10.1." + std::to_string(client / 200) + "." +
+                                 std::to_string(client % 200 + 1) + ":5"),
+                      .to = at("10.0.0.10:80"),
+                      .flags = flags,
+                      .protocol = protocol});
+  };
+  const auto send = [&](int client, std::uint8_t flags, std::uint8_t protocol = 6) {
+    Bytes out = packet(client, flags, protocol);
+    return to_proxy(out);
+  };
+  for (int i = 0; i < 64; ++i, ++now_s) ASSERT_EQ(send(i, net::kTcpSyn), NatResult::kOk);
+  ASSERT_EQ(nat.counters().displaced, 0U);
+  // Each newcomer gets the port of the one that is unused for longest, and becomes established.
+  for (int i = 100; i < 164; ++i, ++now_s) {
+    Bytes syn = packet(i, net::kTcpSyn, 6);
+    ASSERT_EQ(to_proxy(syn), NatResult::kOk) << i;
+    if (i < 108) {  // later on not all are looked at
+      EXPECT_EQ(nat.proxy_of(flow_of(packet(i - 100, net::kTcpSyn, 6))), Nat::kNoProxy) << i;
+    }
+    Bytes back = answer(syn, net::kTcpSyn | net::kTcpAck);
+    ASSERT_EQ(to_client(back), NatResult::kOk);
+    ASSERT_EQ(send(i, net::kTcpAck), NatResult::kOk);
+  }
+  EXPECT_EQ(nat.counters().displaced, 64U);
+  EXPECT_EQ(nat.sessions(), 64U);
+  EXPECT_EQ(send(200, net::kTcpSyn), NatResult::kNoPort) << "none of these gives way";
+  // One that ends goes before one that begins, though it was used later.
+  now_s += 10;
+  ASSERT_EQ(send(100, net::kTcpFin | net::kTcpRst), NatResult::kOk);
+  EXPECT_EQ(send(200, net::kTcpSyn), NatResult::kOk);
+  EXPECT_EQ(nat.counters().reused_closing, 1U);
+  // UDP has ports of its own, and no beginning or end.
+  for (int i = 0; i < 65; ++i, ++now_s) ASSERT_EQ(send(i, 0, 17), NatResult::kOk);
+  EXPECT_EQ(nat.counters().displaced, 65U);
 }
 
 TEST_F(NatTest, TranslatesIcmpErrorsAndThePacketsThatTheyQuote) {
@@ -261,6 +360,7 @@ TEST_F(NatTest, SpendsAHopAndDropsAPacketThatHasNone) {
   packet[8] = 1;
   net::testing::fix_ipv4_checksum(packet);
   EXPECT_EQ(to_proxy(packet), NatResult::kHopLimit);
+  EXPECT_EQ(nat.sessions(), 0U);
 }
 
 TEST_F(NatTest, HasNoAddressForAFamilyThatItWasNotGiven) {
@@ -328,6 +428,40 @@ TEST_F(NatTest, AForgedResetDoesNotShortenASessionThatGoesOn) {
   now_s += 241;
   nat.age(now_s);
   EXPECT_EQ(nat.sessions(), 0U);
+}
+
+TEST_F(NatTest, OnlyASynThatTheProxyTakesBeginsAnEstablishedSessionAnew) {
+  const auto segment = [](std::uint8_t flags) {
+    return packet_of({.from = at("10.1.2.3:5"), .to = at("10.0.0.10:80"), .flags = flags});
+  };
+  Bytes syn = segment(net::kTcpSyn);
+  ASSERT_EQ(to_proxy(syn), NatResult::kOk);
+  const auto proxy_says = [&](std::uint8_t flags) {
+    Bytes back = answer(syn, flags);
+    ASSERT_EQ(to_client(back), NatResult::kOk);
+  };
+  const auto client_says = [&](std::uint8_t flags) {
+    Bytes out = segment(flags);
+    ASSERT_EQ(to_proxy(out), NatResult::kOk);
+  };
+  const auto sessions_after = [&](std::uint32_t s) {
+    now_s += s;
+    nat.age(now_s);
+    return nat.sessions();
+  };
+  proxy_says(net::kTcpSyn | net::kTcpAck);
+  client_says(net::kTcpAck);
+  client_says(net::kTcpSyn);  // of anybody
+  proxy_says(net::kTcpAck);   // says that it has the connection (RFC 5961)
+  EXPECT_EQ(sessions_after(7'000), 1U);
+  client_says(net::kTcpSyn);
+  proxy_says(net::kTcpSyn | net::kTcpAck);
+  EXPECT_EQ(sessions_after(200), 1U);
+  client_says(net::kTcpAck);
+  EXPECT_EQ(sessions_after(7'000), 1U) << "established again";
+  client_says(net::kTcpSyn);
+  proxy_says(net::kTcpSyn | net::kTcpAck);
+  EXPECT_EQ(sessions_after(241), 0U) << "a handshake that nobody ended";
 }
 
 TEST_F(NatTest, ManyThatEndAtOnceEndInBoundedSteps) {

@@ -68,6 +68,17 @@ inline Bytes packet_of(const Segment& s) {
   return packet;
 }
 
+// A piece of `whole`, an IPv4 packet without options: bytes [from, to) of what it carries.
+inline Bytes cut(const Bytes& whole, std::size_t from, std::size_t to, bool more) {
+  Bytes out(whole.begin(), whole.begin() + 20);
+  net::store_be16(out.data() + 6, static_cast<std::uint16_t>((more ? 0x2000U : 0U) | (from / 8)));
+  out.insert(out.end(), whole.begin() + 20 + static_cast<std::ptrdiff_t>(from),
+             whole.begin() + 20 + static_cast<std::ptrdiff_t>(to));
+  net::store_be16(out.data() + 2, static_cast<std::uint16_t>(out.size()));
+  net::testing::fix_ipv4_checksum(out);
+  return out;
+}
+
 inline net::ParsedPacket parsed(const Bytes& packet) {
   net::ParsedPacket out;
   EXPECT_EQ(net::parse_packet(as_span(packet), out), net::DropReason::kNone);
