@@ -65,7 +65,7 @@ def free_network():
                            check=False).stdout
     for number in (77, 177, 78, 178):
         if f"10.{number}.0." not in taken:
-            return f"10.{number}.0", f"fd{number}"
+            return f"10.{number}.0", f"fd00:{number}"
     raise DemoError("10.77.0.0/24 and its alternatives are all in use on this host")
 
 

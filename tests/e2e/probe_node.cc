@@ -130,6 +130,19 @@ int serve(app::Node& node, const std::string& mode, const std::string& service) 
   return 0;
 }
 
+int echo_blocking(app::NodeOptions options, const std::string& service, const std::string& remote) {
+  auto stream = app::BlockingStream::connect(remote, service, std::move(options));
+  app::Status status = stream.status();
+  std::array<std::byte, 65536> buffer;
+  while (status.ok()) {
+    const auto n = stream->read(buffer);
+    if (n.ok() && *n == 0) return 0;
+    status = n.ok() ? stream->write({buffer.data(), *n}) : n.status();
+  }
+  std::fprintf(stderr, "probe_node: %s\n", status.to_string().c_str());
+  return 2;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -142,7 +155,7 @@ int main(int argc, char** argv) {
   cli.add_option("--proxy", options.proxies, "a proxy node's address");
   cli.add_option("--service", service, "an address to serve");
   cli.add_option("--hash", hash_path, "print the hash of this file");
-  cli.add_option("--mode", mode, "digest, reject, shutdown or connect");
+  cli.add_option("--mode", mode, "digest, reject, shutdown, connect or connect-blocking");
   cli.add_option("--remote", remote, "connect: to whom");
   cli.add_option("--name", options.name, "shown by the proxy");
   cli.add_option("--tls-certificate", options.tls.certificate, "with the next two: use TLS");
@@ -150,6 +163,7 @@ int main(int argc, char** argv) {
   cli.add_option("--tls-ca", options.tls.ca, "");
   CLI11_PARSE(cli, argc, argv);
   if (!hash_path.empty()) return print_hash(hash_path);
+  if (mode == "connect-blocking") return echo_blocking(std::move(options), service, remote);
   Echo outgoing;
   bool asked = false;
   app::Node* self = nullptr;

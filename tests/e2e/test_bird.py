@@ -1,6 +1,7 @@
 """deploy/bird: what is announced by BGP follows the health of a network node."""
 
 import os
+import re
 import subprocess
 import unittest
 
@@ -84,6 +85,17 @@ class Bird(unittest.TestCase):
         # And served by the way that was announced.
         got = router.run("curl", "-sS", "-m", "20", one.url("/bytes/100000", 4))
         self.assertEqual((got.returncode, len(got.stdout)), (0, 100_000), got.stderr)
+        # What bird reads says "disabled": that must not last.
+        birdc = ["/usr/sbin/birdc", "-s", os.path.join(one.run_dir, "host.ctl")]
+        self.assertIn("Reconfigur", one.client.run(*birdc, "configure").stdout.decode())
+
+        def both_up():
+            shown = one.client.run(*birdc, "show", "protocols").stdout.decode()
+            return all(re.search(rf"^{name} +Static +\S+ +up ", shown, re.MULTILINE)
+                       for name in ("sanproxy4", "sanproxy6"))
+
+        wait.until(both_up, "they are enabled again")
+        wait_for(True, "and announced after bird has read its file again")
         one.post("/drain")
         wait_for(False, "one that drains is withdrawn")
         one.post("/undrain")

@@ -132,9 +132,8 @@ class Cluster(ClusterTest):
         self.echoes(sock)
         self.assertEqual(one.metrics()["sanproxy_expelled_total"], 1)
         store.sanctl("config", "set", ENTRY, '{"allow": ["any"]}')
-        wait.until(lambda: not one.status()["cluster"]["refused"]
-                   and one.status()["cluster"]["connected"], "etcd has answered")
-        one.start_echo(name="second")
+        wait.until(lambda: self.service(one) is not None, "who was taken out is back by itself",
+                   timeout_s=40)
         with one.connect(7) as again:
             self.echoes(again)
 
@@ -470,6 +469,9 @@ class OneNode(case.LabTest):
                 (("nodes", "--admin", "127.0.0.1:1"), 1, "is the node running"),
                 (("nodes", "--admin", "here"), 2, "not IP:PORT"),
                 (("nodes", "--etcd", "127.0.0.1:2379"), 2, "http://HOST:PORT"),
+                (("nodes", "--etcd", "http://127.0.0.1:99999"), 2, "http://HOST:PORT"),
+                (("config", "set", "/tmp", "--etcd", "http://127.0.0.1:1"), 2,
+                 "/tmp cannot be read, or is empty"),
                 (("nodes", "--etcd", "http://127.0.0.1:1"), 1, "etcd: http://127.0.0.1:1"),
                 (("nodez",), 2, "nodez")):
             self.assertIn(part, self.sanctl(one, *words, code=code), words)

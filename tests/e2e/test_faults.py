@@ -129,6 +129,22 @@ class Faults:
         self.assertEqual(busy.lost, [])
         self.assertEqual(leaves.wait(), 0)
 
+    def test_clients_whose_requests_wait_when_their_node_leaves_are_served(self):
+        one = self.lab()
+        node = one.start_echo(family=self.family, extra=["--drain-ms", "60000"])
+        node.signal(signal.SIGSTOP)
+        socks = []
+        for _ in range(1500):  # more than there are credits for
+            socks.append(one.connect(7, self.family))
+            self.addCleanup(socks[-1].close)
+            socks[-1].sendall(b"hello")
+        node.signal(signal.SIGTERM)
+        node.signal(signal.SIGCONT)
+        for sock in socks:
+            self.assertEqual(sock.recv(5), b"hello")
+            sock.close()
+        self.assertEqual(node.wait(), 0)
+
     def test_pools_of_the_smallest_size_slow_everybody_down_and_harm_nobody(self):
         one = self.lab(config=programs.tiny_pools())
         one.start_echo(family=self.family)
@@ -204,6 +220,35 @@ class Faults:
         self.assertEqual(one.proxy.wait(), 0)
         self.not_healthy_at_end(one)
 
+    def test_a_client_that_reads_nothing_is_told_of_the_end(self):
+        one = self.lab(config=programs.drain(1))
+        one.start_httpd(family=self.family)
+        sock = one.connect(80, self.family, receive_buffer=4096)
+        self.addCleanup(sock.close)
+        sock.sendall(b"GET /bytes/10000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        probes = "sanproxy_tcp_retransmits_total"
+        before = one.metrics()[probes]
+        wait.until(lambda: one.metrics()[probes] > before, "its closed window is probed again")
+        one.proxy.signal(signal.SIGTERM)
+        self.assertEqual(one.proxy.wait(), 0)
+        with self.assertRaises(ConnectionResetError):
+            while sock.recv(65536):
+                pass
+        self.not_healthy_at_end(one)
+
+    def test_new_connections_are_taken_until_the_grace_is_over(self):
+        config = {"proxy": {"drain_grace_ms": 500_000, "drain_ms": 500_000}}
+        one = self.lab(config=config)
+        one.start_echo(family=self.family)
+        one.proxy.signal(signal.SIGTERM)
+        wait.until(lambda: one.http_admin("/healthz")[0] == 503, "whoever looks sends nobody")
+        sock = self.socket(one, 7)
+        sock.sendall(b"x")
+        self.assertEqual(sock.recv(1), b"x")
+        one.proxy.signal(signal.SIGTERM)
+        self.assertEqual(one.proxy.wait(), 0)
+        self.not_healthy_at_end(one)
+
     def refused(self, one):
         try:
             with one.connect(7, self.family, timeout_s=0.5) as sock:
@@ -216,6 +261,30 @@ class Faults:
     def not_healthy_at_end(one):
         one.assert_not_broken()
         one.assert_healthy = lambda: None  # the proxy has ended, as it should
+
+
+class SmallerMtu(case.LabTest):
+    topology = "packet"
+
+    def test_connections_outlive_an_mtu_that_is_made_smaller(self):
+        one = self.lab()
+        one.start_echo()
+        # What the client sends fits in any case; what it says of itself stays as it was.
+        one.client.ip("route", "change", "10.77.0.0/24", "via", "10.88.0.1", "mtu", "1000",
+                      "advmss", "1460")
+        with one.connect(7) as sock:
+            def exchange(size):
+                sock.sendall(BYTES.slice(0, size))
+                got = b""
+                while len(got) < size:
+                    got += sock.recv(1 << 16)
+                self.assertEqual(got, bytes(BYTES.slice(0, size)))
+            exchange(1400)
+            one.proxy_ns.ip("link", "set", "san0", "mtu", "1300")
+            exchange(1400)
+            exchange(1_000_000)
+        self.assertEqual(one.status()["interfaces"][0]["mtu"], 1300)
+        self.assertEqual(one.metrics()["sanproxy_path_mtu_lowered_total"], 1)
 
 
 globals().update(case.over(Faults, families=(4,), shared=True, network=("tcp", "tls", "verbs")))

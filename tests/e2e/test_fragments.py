@@ -107,6 +107,24 @@ class SeveralWorkers:
         ended(one)
 
 
+    def test_a_routers_errors_reach_the_connections_of_every_worker(self):
+        """They come from its own address, all to one worker."""
+        one = self.lab(config={"proxy": {"workers": 2}})
+        one.start_echo(port=7)
+        wait.until(lambda: one.node_count(7) == 2, "it joins at both workers")
+        far = FarClient(one.client, one.log_dir)
+        self.addCleanup(far.close)
+        far.let_router_say_too_big(1000)
+        for _ in range(CONNECTIONS):
+            with far.connect(lab.V4, 7) as sock:
+                echo(self, sock, 40_000)
+        ended(one)
+        metrics = one.metrics()
+        for worker in (0, 1):
+            self.assertGreater(metrics[f'sanproxy_path_mtu_lowered_total{{worker="{worker}"}}'], 0)
+        self.assertGreater(metrics["sanproxy_handed_over_total"], 0)
+
+
 class ThroughNetworkNodes(unittest.TestCase):
     def check(self, add):
         one = NetnodeLab(".".join(self.id().split(".")[-2:]))

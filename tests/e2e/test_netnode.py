@@ -1,21 +1,23 @@
 """The network node: real clients through it to proxies, each way of forwarding, bytes verified."""
 
 import hashlib
+import signal
 import socket
 import struct
 import unittest
 
-from harness import settings, wait
+from harness import admin, settings, wait
 from harness.load import EchoLoad
 from harness.netnode_lab import VIP, NetnodeLab
 from harness.pattern import Pattern
 
 SERVED = Pattern("plain server")
+UDP_SEGMENT = 103  # a socket option
 
 
 class NetnodeTest(unittest.TestCase):
-    def lab(self):
-        one = NetnodeLab(".".join(self.id().split(".")[-2:]))
+    def lab(self, driver="tun"):
+        one = NetnodeLab(".".join(self.id().split(".")[-2:]), driver)
         self.addCleanup(one.close)
         return one
 
@@ -80,6 +82,115 @@ class Nat(NetnodeTest):
         wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
         load.finish()
         self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_after_an_orderly_restart_servers_may_speak_first(self):
+        one = self.lab()
+        one.add_plain("first")
+        nat = {"state_file": f"{one.run_dir}/nat"}
+        one.start_node(nat=nat)
+        server = one.far["first"].socket()
+        self.addCleanup(server.close)
+        server.bind(("0.0.0.0", 7070))
+        server.listen(16)
+        one.proxies[0]["addresses"] = ["10.66.1.2:7070", "fd66:1::2"]
+        one.write_config(nat=nat)
+        one.node.signal(signal.SIGHUP)
+        wait.until(lambda: "10.66.1.2:7070" in one.proxy("first")["addresses"], "it is taken over")
+        pairs = []
+        for _ in range(16):
+            client = one.connect(7)
+            far, _ = server.accept()
+            client.sendall(b"request")
+            self.assertEqual(far.recv(7), b"request")
+            pairs.append((client, far))
+        one.node.signal(signal.SIGTERM)
+        self.assertEqual(one.node.wait(), 0)
+        one.start_node(nat=nat)
+        for client, far in pairs:
+            far.sendall(b"answer")
+            self.assertEqual(client.recv(6), b"answer")
+            client.close()
+            far.close()
+        one.assert_clean_stop()
+
+    def test_a_server_that_drains_in_the_file_keeps_its_connections_over_a_restart(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        one.start_node()
+        load = self.load(one, 20, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        one.node.kill()
+        one.proxies[0]["draining"] = True
+        one.start_node()
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
+        self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
+        self.assertGreater(one.proxy("first")["sessions"], 0)
+        load.finish()
+        self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def test_servers_are_added_and_drained_by_the_file_and_a_reload(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        second = one.proxies.pop()
+        one.start_node()
+        load = self.load(one, 20, 4).start()
+        one.proxies.append(second)
+        self.reload(one)
+        one.wait_state("second", "up")
+        one.proxies[0]["draining"] = True
+        self.reload(one)
+        one.wait_state("first", "draining")
+        self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
+        one.proxies[0]["mode"] = "no such mode"
+        self.reload(one)
+        one.node.wait_log("all stays as it was")
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on")
+        self.assertEqual(one.proxy("first")["state"], "draining")
+        load.finish()
+        self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
+
+    def reload(self, one):
+        one.write_config()
+        one.node.signal(signal.SIGHUP)
+
+    def test_a_node_whose_device_is_removed_says_so_and_ends(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.start_node()
+        one.here.ip("link", "delete", "nn0")
+        self.assertEqual(one.node.wait(), 1)
+        self.assertIn("interface nn0 has been removed", one.node.log())
+
+    def test_after_a_signal_ended_sessions_are_not_waited_for(self):
+        one = self.lab()
+        one.add_channel("first")
+        one.start_node(node={"drain_ms": 600_000, "drain_quiet_ms": 200})
+        one.wait_state("first", "up")
+        with one.connect(7) as sock:
+            sock.sendall(b"x")
+            self.assertEqual(sock.recv(1), b"x")
+        self.assertGreater(one.proxy("first")["sessions"], 0)
+        one.assert_clean_stop()
+
+    def test_a_node_without_a_proxy_that_is_well_says_so(self):
+        one = self.lab()
+        first = one.add_plain("first", probe="tcp", probe_address="10.66.1.2:80",
+                              probe_interval_ms=50, probe_fall=2)
+        one.start_node(node={"no_proxy_ms": 100})
+        one.wait_state("first", "up")
+        first.kill()
+        wait.until(lambda: one.get("/healthz") == (503, "no proxy is up\n"), "it says so")
+        self.assertEqual(one.proxy("first")["last_error"], "Connection refused")
+        self.assertEqual(one.metrics()["sanproxy_netnode_no_proxy"], 1)
+        one.start_plain("first")
+        wait.until(one.healthy, "it is well again")
         one.assert_clean_stop()
 
     def test_a_server_that_does_not_answer_gets_no_new_connections(self):
@@ -198,6 +309,50 @@ class Nat(NetnodeTest):
         one.assert_clean_stop()
 
 
+class PacketSocket(NetnodeTest):
+    """A node beside its host's kernel, by AF_PACKET."""
+
+    GATEWAYS = {"gateways": ["10.88.0.2", "fd88::2"]}
+
+    def test_datagrams_that_are_sent_as_one_super_packet_arrive(self):
+        one = self.lab("packet")
+        one.add_plain("plain")
+        one.start_node(interface=self.GATEWAYS)
+        for family, kind in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            with one.client.socket(kind, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10 * settings.slowness)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1200)
+                for count in (1, 3, 50):
+                    payload = bytes(SERVED.slice(count, 1200 * count - 7))
+                    sock.sendto(payload, (VIP[family], 7))
+                    got = [sock.recv(65536) for _ in range(count)]
+                    self.assertEqual([len(one) for one in got], [1200] * (count - 1) + [1193])
+                    self.assertEqual(b"".join(got), payload)
+        labels = 'interface="nn0",reason="metadata"'
+        self.assertEqual(one.metrics()[f"sanproxy_netnode_rx_refused_total{{{labels}}}"], 0)
+        one.assert_clean_stop()
+
+    def test_what_the_interface_loses_is_counted_by_reason(self):
+        one = self.lab("packet")
+        one.proxies.append({"name": "nobody", "mode": "nat",
+                            "addresses": ["10.88.0.9", "fd88::9"]})
+        one.start_node()
+
+        def dropped(reason):
+            labels = f'interface="nn0",reason="{reason}"'
+            return one.metrics()[f"sanproxy_netnode_tx_dropped_total{{{labels}}}"]
+
+        with one.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(20):
+                sock.sendto(b"anybody?", (VIP[4], 7))
+        wait.until(lambda: dropped("unresolved") >= 12, "those beyond the eight that wait")
+        self.assertEqual((dropped("error"), dropped("device_full")), (0, 0))
+        one.here.ip("link", "set", "nn0", "down")
+        wait.until(lambda: dropped("error") > 0, "a question for the neighbour is refused")
+        one.assert_clean_stop()
+
+
 class OfOurOwn(NetnodeTest):
     """What holds for proxynode behind a network node, whichever way packets get there."""
 
@@ -297,6 +452,37 @@ class Tunnel(OfOurOwn):
 
     def test_gue_reaches_a_proxy_that_answers_directly(self):
         self.tunnel(4, "gue").assert_clean_stop()
+
+    def test_a_path_that_is_narrower_than_the_nodes_interface_is_gone_by(self):
+        for family, far in ((4, "10.66.1.2/32"), (6, "fd66:1::2/128")):
+            with self.subTest(family=family):
+                one = self.lab()
+                one.add_tunnel("far", family, tunnel="ip")
+                one.client.ip("-6" if family == 6 else "-4", "route", "replace", far, "dev", "v1",
+                              "mtu", "lock", "1400")
+                one.start_node()
+                load = self.load(one, 4, 4).start()
+                wait.until(lambda: load.all_progressed([0] * 4, 100_000), "all go on")
+                load.finish()
+                self.assertEqual(load.lost, [])
+                one.assert_clean_stop()
+                one.close()
+
+    def test_segments_that_a_kernel_merges_inside_the_tunnel_are_taken(self):
+        one = self.lab()
+        one.add_tunnel("far", 4, tunnel="ip")
+        far = one.far["far"]
+        far.run("ethtool", "-K", "eth0", "gro", "on", check=True)
+        # A veth merges what its other end cannot send uncut; held back for longer, so that much is.
+        one.client.run("ethtool", "-K", "v1", "tso", "off", check=True)
+        far.run("sh", "-c", "cd /sys/class/net/eth0 && echo 1000000 > gro_flush_timeout && "
+                "echo 10 > napi_defer_hard_irqs", check=True)
+        one.start_node()
+        self.check_all(one)
+        dropped = {name: count for name, count in admin.metrics(far).items()
+                   if count != 0 and ('reason="checksum"' in name or 'reason="metadata"' in name)}
+        self.assertEqual(dropped, {})
+        one.assert_clean_stop()
 
     def test_packets_that_do_not_fit_the_tunnel_are_made_to_fit(self):
         one = self.lab()

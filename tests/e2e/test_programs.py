@@ -1,5 +1,6 @@
 """Programs from outside: --help, --version, --check, the admin endpoint, signals."""
 
+import errno
 import os
 import re
 import signal
@@ -38,7 +39,7 @@ BAD = [
     ("what is not TOML", "[admin]", "[admin", []),
 ]
 
-PROGRAMS = ["proxynode", "appnode-httpd", "appnode-echo"]
+PROGRAMS = ["proxynode", "netnode", "appnode-httpd", "appnode-echo"]
 
 
 def run(*argv):
@@ -64,13 +65,18 @@ class Programs(case.LabTest):
                 self.assertEqual(got.returncode, 0)
                 self.assertRegex(got.stdout, r"\d+\.\d+\.\d+")
 
-    def test_an_unknown_option_is_an_error_of_every_program(self):
+    def test_a_wrong_command_line_ends_every_program_with_2(self):
         for name in PROGRAMS:
-            with self.subTest(name):
-                needed = ["--config", "x.toml"] if name == "proxynode" else []
-                got = run(programs.path(name), *needed, "--no-such-option")
-                self.assertNotEqual(got.returncode, 0)
-                self.assertIn("no-such-option", got.stdout + got.stderr)
+            daemon = name in ("proxynode", "netnode")
+            needed = ["--config", "x.toml"] if daemon else []
+            lines = [[*needed, "--no-such-option"]]
+            if daemon:
+                lines += [[], ["--config"]]
+            for words in lines:
+                with self.subTest([name, *words]):
+                    got = run(programs.path(name), *words)
+                    self.assertEqual(got.returncode, 2)
+                    self.assertIn((words or ["--config"])[-1], got.stdout + got.stderr)
 
     def test_an_unknown_log_level_is_an_error_of_an_application_node(self):
         for name in ("appnode-httpd", "appnode-echo"):
@@ -148,6 +154,8 @@ class Programs(case.LabTest):
                         pass
                 except (ConnectionResetError, BrokenPipeError):
                     pass
+                except OSError as error:  # cut off before we could end our side
+                    self.assertEqual(error.errno, errno.ENOTCONN)
         idle = []
         for _ in range(100):
             sock = one.proxy_ns.socket()

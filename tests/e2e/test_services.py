@@ -143,6 +143,12 @@ class Services:
             one.connect(7, self.family)
 
     def test_an_application_opens_an_outgoing_connection(self):
+        self.check_outgoing("connect")
+
+    def test_a_blocking_application_opens_an_outgoing_connection(self):
+        self.check_outgoing("connect-blocking")
+
+    def check_outgoing(self, mode):
         one = self.lab()
         listener = one.client.socket(socket.AF_INET if self.family == 4 else socket.AF_INET6)
         self.addCleanup(listener.close)
@@ -153,7 +159,7 @@ class Services:
         listener.listen(8)
         listener.settimeout(20)
         target = f"{remote}:5555" if self.family == 4 else f"[{remote}]:5555"
-        one.start_echo(mode="connect", family=self.family, extra=["--remote", target])
+        one.start_echo(mode=mode, family=self.family, extra=["--remote", target])
         server, _ = listener.accept()
         self.addCleanup(server.close)
         server.settimeout(20)

@@ -140,6 +140,12 @@ class Workers:
         one.assert_not_broken()
         one.assert_healthy = lambda: None  # the proxy has ended, as it should
 
+    def test_a_signal_to_the_process_group_reaches_workers_through_the_supervisor_alone(self):
+        """Else Ctrl-C tells them twice, and the second time ends the drain."""
+        one = self.two()
+        groups = {os.getpgid(worker["pid"]) for worker in admin.workers(one.status()).values()}
+        self.assertNotIn(os.getpgid(one.proxy.pid), groups)
+
     def test_a_worker_that_hangs_is_ended_and_started_again(self):
         one = self.two(proxy={"worker_timeout_ms": 1500})
         self.start_echo(one)

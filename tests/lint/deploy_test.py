@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import subprocess
 import tempfile
 import unittest
@@ -13,15 +14,34 @@ DEPLOY = os.path.join(ROOT, "deploy")
 BIN = os.path.join(ROOT, "build", "release", "bin")
 
 
+def values_of(tree, key):
+    """All that stands under this key, wherever it is."""
+    if isinstance(tree, list):
+        return [value for one in tree for value in values_of(one, key)]
+    if not isinstance(tree, dict):
+        return []
+    return ([tree[key]] if key in tree else []) + values_of(list(tree.values()), key)
+
+
 class Deploy(unittest.TestCase):
     def test_every_sample_configuration_is_one_that_the_program_takes(self):
         for program in ("proxynode", "netnode"):
             found = glob.glob(os.path.join(DEPLOY, "**", program + "*.toml"), recursive=True)
             self.assertGreater(len(found), 1)
             for path in found:
-                result = subprocess.run([os.path.join(BIN, program), "--check", "--config", path],
-                                        capture_output=True, text=True, check=False)
-                self.assertEqual(result.returncode, 0, result.stderr)
+                with open(path) as file:
+                    self.check_configurations({program + ".toml": file.read()})
+
+    @staticmethod
+    def tls_file(folder):
+        """A certificate of its own authority with its private key, in the place of all others."""
+        path = os.path.join(folder, "tls.pem")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                        "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=sample",
+                        "-keyout", path, "-out", path + ".crt"], capture_output=True, check=True)
+        with open(path, "a") as both, open(path + ".crt") as certificate:
+            both.write(certificate.read())
+        return path
 
     def check_configurations(self, data):
         for name, text in data.items():
@@ -31,7 +51,8 @@ class Deploy(unittest.TestCase):
                 with open(os.open(os.path.join(keys, "web.key"), os.O_WRONLY | os.O_CREAT,
                                   0o600), "w") as key:
                     key.write("x" * 32)
-                file.write(text.replace("/etc/sanproxy/keys", keys))
+                text = text.replace("/etc/sanproxy/keys", keys)
+                file.write(re.sub(r"/etc/sanproxy/\w+\.(pem|key)", self.tls_file(keys), text))
                 file.flush()
                 result = subprocess.run([os.path.join(BIN, program), "--check", "--config",
                                          file.name], capture_output=True, text=True, check=False)
@@ -49,11 +70,13 @@ class Deploy(unittest.TestCase):
                 spec = one.get("spec", {}).get("template", {}).get("spec", {})
                 for container in spec.get("initContainers", []):
                     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-                    made.append(self.run_init(container, maps[volumes["template"]["configMap"]["name"]]))
-        self.assertEqual(sorted(made), ["netnode", "proxynode"])
+                    templates = maps[volumes["template"]["configMap"]["name"]]
+                    made += [self.run_init(container, templates, ip)
+                             for ip in ("10.1.2.3", "fd00:10::5")]
+        self.assertEqual(sorted(made), ["netnode", "netnode", "proxynode", "proxynode"])
 
-    def run_init(self, container, templates):
-        values = {"POD_NAME": "proxy-2", "POD_IP": "10.1.2.3", "NODE_NAME": "host-7"}
+    def run_init(self, container, templates, pod_ip):
+        values = {"POD_NAME": "proxy-2", "POD_IP": pod_ip, "NODE_NAME": "host-7"}
         env = {one["name"]: values[one["name"]] for one in container["env"]}
         with tempfile.TemporaryDirectory() as folder:
             os.mkdir(os.path.join(folder, "keys"))
@@ -82,8 +105,43 @@ class Deploy(unittest.TestCase):
                 self.assertIn(value, text)
             if "POD_NAME" in env:
                 self.assertIn("\nid = 3\n", "\n" + text)
+                self.assertEqual("0.0.0.0" in text, ":" not in pod_ip, text)
             self.check_configurations({name: text})
         return name.partition(".toml")[0]
+
+    def test_objects_are_in_the_namespace_that_is_made_first(self):
+        for path in glob.glob(os.path.join(DEPLOY, "kubernetes", "*.yaml")):
+            with open(path) as file:
+                for one in yaml.safe_load_all(file):
+                    if os.path.basename(path) == "namespace.yaml":
+                        self.assertEqual((one["kind"], one["metadata"]["name"]),
+                                         ("Namespace", "sanproxy"))
+                    else:
+                        self.assertNotEqual(one["kind"], "Namespace", path)
+                        self.assertEqual(one["metadata"].get("namespace"), "sanproxy", path)
+
+    def test_the_images_packages_have_every_library_that_the_programs_need(self):
+        script = os.path.join(DEPLOY, "kubernetes", "runtime-packages")
+        programs = [os.path.join(BIN, name) for name in ("proxynode", "netnode", "sanctl",
+                                                         "appnode-httpd", "appnode-echo")]
+        result = subprocess.run([script, *programs], capture_output=True, text=True, check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for package in ("libc6", "libstdc++6", "libibverbs1", "librdmacm1", "libspdlog1.10"):
+            self.assertIn(package, result.stdout.split())
+        wrong = subprocess.run([script, programs[0], "/nowhere"], capture_output=True, check=False)
+        self.assertNotEqual(wrong.returncode, 0)
+
+    def test_the_image_has_the_programs_that_probes_run(self):
+        with open(os.path.join(DEPLOY, "kubernetes", "Dockerfile")) as file:
+            words = file.read().split()
+        run = set()
+        for path in glob.glob(os.path.join(DEPLOY, "kubernetes", "*.yaml")):
+            with open(path) as file:
+                for one in yaml.safe_load_all(file):
+                    run |= {probe["command"][0] for probe in values_of(one, "exec")}
+        self.assertIn("curl", run)
+        for program in run:
+            self.assertIn(program, words)
 
     def test_systemd_takes_every_unit(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -54,6 +54,11 @@ class FarClient:
         words = [word for word in words if word not in ("linkdown", "proto", "kernel")]
         self.router.ip("route", "replace", *words, "mtu", "lock", str(mtu))
 
+    def let_router_say_too_big(self, mtu):
+        """The router's way to the client is narrow, and what says "don't fragment" is answered (IPv4)."""
+        self.router.sysctl("net.ipv4.icmp_ratelimit", "0")
+        self.router.ip("route", "replace", "10.99.0.0/24", "dev", "far0", "mtu", "lock", str(mtu))
+
     def connect(self, address, port, timeout_s=60):
         kind = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = self.ns.socket(kind)

@@ -23,8 +23,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 class NetnodeLab:
     def __init__(self, label, driver="tun"):
-        """`driver`: of the node's interface; with "xdp" the node has a namespace of its own, and a veth
-        to the clients'."""
+        """`driver`: of the node's interface; with "packet" and "xdp" the node has a namespace of its own,
+        and a veth to the clients'."""
         self.log_dir = os.path.join(settings.log_dir, label)
         os.makedirs(self.log_dir, exist_ok=True)
         self.run_dir = tempfile.mkdtemp(prefix="sane2e-")
@@ -33,7 +33,7 @@ class NetnodeLab:
             self.client.sysctl(key, "1")
         self.driver = driver
         self.here = self.client  # where the node runs
-        if driver == "xdp":
+        if driver != "tun":
             self.here = self._make_segment()
         self.far = {}  # label of a proxy: its namespace
         self.proxies = []
@@ -137,17 +137,20 @@ class NetnodeLab:
 
     # --- the node
 
-    def write_config(self, node=None, interface=None):
+    def write_config(self, node=None, interface=None, nat=None):
         text = programs.toml_section("[node]", {"name": "netnode-e2e", "maglev_entries": 5003,
                                                 "drain_ms": 100, **(node or {})})
         text += programs.toml_section("[[interface]]", {
             "driver": self.driver, "name": "nn0", "addresses": self._addresses(),
             **(interface or {})})
-        text += programs.toml_section("[nat]", {"addresses": NAT, "max_sessions": 10_000})
+        text += programs.toml_section("[nat]", {"addresses": NAT, "max_sessions": 10_000,
+                                                **(nat or {})})
         text += programs.toml_section("[tunnel]", {"addresses": NAT})
         text += programs.toml_section("[admin]", {"listen": f"127.0.0.1:{NODE_PORT}"})
         for vip in ("10.77.0.10", "[fd77::10]"):
             for port, protocol in ((7, "tcp"), (7, "udp"), (80, "tcp")):
+                if protocol == "udp" and all(one["mode"] == "channel" for one in self.proxies):
+                    continue
                 text += programs.toml_section("[[service]]", {"address": f"{vip}:{port}",
                                                               "protocol": protocol})
         for proxy in self.proxies:
@@ -158,7 +161,7 @@ class NetnodeLab:
         return path
 
     def _addresses(self):
-        if self.driver == "xdp":
+        if self.driver != "tun":
             return ["10.88.0.1/24", "fd88::1/64"]
         return ["10.77.0.1/24", "fd77::1/64"]
 
