@@ -78,6 +78,7 @@ class Nat(NetnodeTest):
         wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
         one.node.kill()
         one.start_node()
+        load.push_on()  # a killed node knows sessions again when their clients speak
         marks = load.marks()
         wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
         load.finish()
@@ -124,6 +125,7 @@ class Nat(NetnodeTest):
         one.node.kill()
         one.proxies[0]["draining"] = True
         one.start_node()
+        load.push_on()  # as above
         marks = load.marks()
         wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
         self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
