@@ -20,8 +20,6 @@ constexpr std::uint64_t kUnansweredMax = 16 * kMessagesPerReport;
 constexpr std::uint32_t kMessagesPerRound = 256;
 constexpr std::uint64_t kReportStream = 1;
 constexpr std::uint64_t kFirstStream = 2;
-// What is sent by reference lies in as much memory as raw senders use, and stays as warm as theirs.
-constexpr std::size_t kRegionBytes = 256u << 10;
 
 wire::HelloBody hello_of(const Greeting& greeting) {
   fabric::EndpointOptions options;

@@ -15,8 +15,6 @@ using fabric::GatherRef;
 constexpr std::uint32_t kInlineBytesMax = 1024;
 constexpr std::size_t kPollBatch = 64;
 constexpr std::uint32_t kSendsPerRound = 64;
-// What is sent by reference lies in as much memory as raw senders use, and stays as warm as theirs.
-constexpr std::size_t kRegionBytes = 256u << 10;
 
 // What a receiver tells its sender now and then: totals.
 struct Return {

@@ -7,6 +7,7 @@
 // Owner: fabric_bench's loop. Thread: its own.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -26,6 +27,9 @@ enum class Work : std::uint32_t {
   kMessages = 4,
   kChannelTrips = 5
 };
+
+// What is sent by reference lies in as much memory as raw senders use, and stays as warm as theirs.
+inline constexpr std::size_t kRegionBytes = 256u << 10;
 
 inline bool over_channel(Work work) { return work >= Work::kStreams; }
 

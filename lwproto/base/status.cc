@@ -1,6 +1,6 @@
 #include "lwproto/base/status.h"
 
-#include <cstring>
+#include <system_error>
 
 namespace sanproxy {
 
@@ -36,10 +36,12 @@ const char* code_name(Code code) {
   return "unknown";
 }
 
+std::string errno_text(int error) { return std::generic_category().message(error); }
+
 std::string Status::to_string() const {
   if (ok()) return "ok";
   std::string out = std::string(code_name(code_)) + ": " + text_;
-  if (sys_errno_ != 0) out += std::string(" (") + std::strerror(sys_errno_) + ")";
+  if (sys_errno_ != 0) out += " (" + errno_text(sys_errno_) + ")";
   return out;
 }
 

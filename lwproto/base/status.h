@@ -36,6 +36,9 @@ enum class Code : std::uint8_t {
 // A short name such as "protocol", for logs and metrics labels.
 const char* code_name(Code code);
 
+// What an errno means, in English whatever the locale, for logs and pages. Any thread.
+std::string errno_text(int error);
+
 class [[nodiscard]] Status {
  public:
   constexpr Status() = default;

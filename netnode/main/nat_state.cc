@@ -11,10 +11,10 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <system_error>
 #include <type_traits>
 #include <vector>
 
+#include "lwproto/base/status.h"
 #include "netnode/net/flow_key.h"
 
 namespace sanproxy::netnode {
@@ -52,8 +52,6 @@ struct Closer {
   void operator()(std::FILE* file) const { (void)std::fclose(file); }
 };
 using File = std::unique_ptr<std::FILE, Closer>;
-
-std::string text_of(int error) { return std::generic_category().message(error); }
 
 // Tells a file that was cut or spoiled, not one that was forged: it is its user's own.
 class Sum {
@@ -198,11 +196,11 @@ NatStateResult save_nat(const std::string& path, const std::string& boot,
   const std::string beside = path + ".new";
   const auto failed = [&](int error) {
     (void)::unlink(beside.c_str());
-    return NatStateResult{text_of(error), 0, 0};
+    return NatStateResult{errno_text(error), 0, 0};
   };
   const int fd =
       ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-  if (fd < 0) return {text_of(errno), 0, 0};
+  if (fd < 0) return {errno_text(errno), 0, 0};
   File file(::fdopen(fd, "wb"));
   if (!file) {
     const int error = errno;
@@ -220,12 +218,12 @@ NatStateResult load_nat(const std::string& path, const std::string& boot,
   NatStateResult out;
   const int fd = ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0) {
-    if (errno != ENOENT) out.wrong = text_of(errno);
+    if (errno != ENOENT) out.wrong = errno_text(errno);
     return out;
   }
   File file(::fdopen(fd, "rb"));
   if (!file) {
-    out.wrong = text_of(errno);
+    out.wrong = errno_text(errno);
     ::close(fd);
     return out;
   }

@@ -12,9 +12,9 @@
 #include <cstring>
 #include <stdexcept>
 #include <string_view>
-#include <system_error>
 
 #include "lwproto/base/clock.h"
+#include "lwproto/base/status.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -30,9 +30,6 @@ void signal_fd(int fd) {
   const std::uint64_t one = 1;
   (void)!write(fd, &one, sizeof(one));
 }
-
-// As the status page says it, which is UTF-8 whatever the locale.
-std::string text_of(int error) { return std::generic_category().message(error); }
 
 socklen_t to_kernel(const SocketAddress& address, sockaddr_storage& out) {
   std::memset(&out, 0, sizeof(out));
@@ -150,7 +147,7 @@ void Prober::begin(Probe& probe, std::uint64_t now_ms) {
   probe.fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (probe.fd < 0 || (connect(probe.fd, reinterpret_cast<sockaddr*>(&address), length) != 0 &&
                        errno != EINPROGRESS)) {
-    finish(probe, Result::kBad, now_ms, text_of(errno));
+    finish(probe, Result::kBad, now_ms, errno_text(errno));
     return;
   }
   probe.next_ms = now_ms + probe.target.settings.timeout_ms;
@@ -167,7 +164,7 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
       const linger now_reset{1, 0};
       setsockopt(probe.fd, SOL_SOCKET, SO_LINGER, &now_reset, sizeof(now_reset));
       finish(probe, error == 0 ? Result::kGood : Result::kBad, now_ms,
-             error == 0 ? "" : text_of(error));
+             error == 0 ? "" : errno_text(error));
       return;
     }
     probe.connected = true;
@@ -176,7 +173,7 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
                                 "\r\nUser-Agent: sanproxy-netnode\r\nConnection: close\r\n\r\n";
     if (send(probe.fd, request.data(), request.size(), MSG_NOSIGNAL) !=
         static_cast<ssize_t>(request.size())) {
-      finish(probe, Result::kBad, now_ms, text_of(errno));
+      finish(probe, Result::kBad, now_ms, errno_text(errno));
     }
     return;
   }
@@ -186,7 +183,7 @@ void Prober::on_ready(Probe& probe, std::uint64_t now_ms) {
 void Prober::read_answer(Probe& probe, std::uint64_t now_ms) {
   const ssize_t got = recv(probe.fd, probe.text + probe.got, kTextBytes - probe.got, 0);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (got < 0) return finish(probe, Result::kBad, now_ms, text_of(errno));
+  if (got < 0) return finish(probe, Result::kBad, now_ms, errno_text(errno));
   probe.got += static_cast<std::size_t>(got);
   probe.total += static_cast<std::size_t>(got);
   judge(probe, got == 0 || probe.total >= kAnswerBytesMax, now_ms);

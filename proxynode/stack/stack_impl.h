@@ -43,6 +43,9 @@ inline constexpr std::uint32_t kSlowTickMs = TCP_SLOW_INTERVAL;
 inline constexpr std::uint32_t kLossyBurstPart = 16;
 inline constexpr std::uint32_t kInitialWindowSegments = 10;  // RFC 6928
 
+// A segment's place in the sequence space.
+inline std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
+
 // lwIP's lists name this one control block, or none, until the end of the scope; then they are
 // empty again. lwIP copes with finding its lists emptied by a nested scope.
 class LwipLists {

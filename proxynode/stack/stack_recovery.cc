@@ -19,7 +19,6 @@ constexpr std::uint32_t kDuplicateThreshold = 3;  // RFC 6675, DupThresh
 constexpr std::uint32_t kFlightSegmentsMax = 3000;
 constexpr int kProbeTicksMin = 2;  // longer than acknowledgements are delayed
 
-std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
 std::uint32_t end_of(const tcp_seg& segment) { return seq_of(segment) + TCP_TCPLEN(&segment); }
 
 // RFC 6675, IsLost(): the client has enough of what was sent behind it.

@@ -11,8 +11,6 @@ constexpr std::uint64_t kCatchUpTicksMax = 4;
 // The slow ticks of the persist timer's first interval, lwIP's shortest.
 constexpr int kPersistTicks = 3;
 
-std::uint32_t seq_of(const tcp_seg& segment) { return lwip_ntohl(segment.tcphdr->seqno); }
-
 }  // namespace
 
 // A time-out, or a narrower path, puts all that is unacknowledged before all that is unsent. But a

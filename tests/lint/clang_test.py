@@ -102,8 +102,12 @@ def check(names, flags):
         together = os.path.join(TIDY, f"UnifiedSource-{digest}.cc")
         with open(together, "w") as file:
             file.writelines(f'#include "{os.path.join(ROOT, name)}"  // NOLINT\n' for name in names)
-        if not tidy(together, flags):
+        found = tidy(together, flags)
+        if not found:
             return ""
+        if "[clang-diagnostic-error]" in found:
+            print("checked one by one, which takes several times as long: " + next(
+                line for line in found.splitlines() if "[clang-diagnostic-error]" in line))
     return "\n".join(filter(None, (tidy(os.path.join(ROOT, name), flags) for name in names)))
 
 
