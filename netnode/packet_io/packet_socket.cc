@@ -17,14 +17,18 @@ constexpr int kSocketBufferBytes = 16 * 1024 * 1024;
 constexpr int kControlBufferBytes = 256 * 1024;
 // Since Linux 5.13; the headers of some distributions are older.
 constexpr std::uint32_t kFanoutIgnoreOutgoing = 0x4000;
+// Of a VLAN's tag, which the kernel keeps beside the frame, and which is 0 where there is none.
+// That of VLAN 0 bears a priority alone (IEEE 802.1Q).
+constexpr std::uint32_t kVlanNumberMask = 0xfff;
 
 // ARP and ICMPv6 types 133 to 137, addressed to us or to a group.
 bool attach_neighbor_filter(int fd) {
   constexpr auto kAncillary = static_cast<std::uint32_t>(SKF_AD_OFF);
-  std::array<sock_filter, 14> program = {{
+  std::array<sock_filter, 15> program = {{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
-      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 10, 0),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG_PRESENT),
+      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 11, 0),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kVlanNumberMask),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 8),
       BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 7, 0),
@@ -48,10 +52,11 @@ bool attach_filter(int fd, Hears hears) {
   }
   const std::uint32_t third = hears == Hears::kAll ? ETH_P_ARP : ETH_P_IPV6;
   constexpr auto kAncillary = static_cast<std::uint32_t>(SKF_AD_OFF);
-  std::array<sock_filter, 10> program = {{
+  std::array<sock_filter, 11> program = {{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
-      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 6, 0),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG_PRESENT),
+      BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 7, 0),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kVlanNumberMask),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 4),
       BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 3, 0),

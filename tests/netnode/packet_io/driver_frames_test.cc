@@ -238,6 +238,20 @@ TEST_P(DriverFramesTest, FramesThatAreNotOursNeverArrive) {
   }
 }
 
+// IEEE 802.1Q: such a tag says no more than a priority, and switches of lossless networks add it.
+TEST_P(DriverFramesTest, FramesOfVlan0Arrive) {
+  if (std::string(GetParam().driver) != "packet") {
+    return;
+  }
+  for (const int priority : {0, 3, 7}) {
+    Bytes tagged = {static_cast<std::uint8_t>(priority << 5), 0, 0, 0};
+    net::store_be16(tagged.data() + 2, ether_type());
+    net::testing::append(tagged, good);
+    ASSERT_TRUE(inject(frame(tagged, our_mac, net::kEtherTypeVlan)));
+    EXPECT_EQ(copies_of_good(drain()), 1U) << "priority " << priority;
+  }
+}
+
 TEST_P(DriverFramesTest, OnASharedInterfacePacketsToOtherAddressesAreLeftToTheKernel) {
   if (!side->on_veth()) {
     return;
