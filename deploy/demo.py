@@ -285,7 +285,7 @@ class Demo:
         self.check_alive()
         say(f"\n== {self.moved_bytes / 1e6:,.0f} MB moved and verified, {self.failed} checks failed")
         for line in self.admin("/metrics").decode().splitlines():
-            if line.startswith(("sanproxy_bytes_copied_total", "sanproxy_connections_accepted")):
+            if line.startswith(("sanproxy_bytes_copied_total", "sanproxy_tcp_accepted_total")):
                 say(f"   {line}")
 
     def invite(self):
