@@ -18,6 +18,7 @@ import time
 
 import fabrics
 import idle
+import lossy
 import netnode
 import report
 import sides
@@ -68,6 +69,9 @@ def parse_arguments():
     parser.add_argument("--netnode", action="store_true",
                         help="the rows of network nodes and workers, and no others; with --docs "
                              "this writes their table")
+    parser.add_argument("--lossy", action="store_true",
+                        help="downloads over links that lose, against a kernel's TCP, and no other "
+                             "rows; with --docs this writes their table")
     parser.add_argument("--fabric", choices=fabrics.KINDS,
                         help="a fabric by itself against the raw tools: verbs (in the guest), tcp "
                              "(over loopback), or wan (tcp over a long link, in the guest); with "
@@ -76,6 +80,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.docs and arguments.only:
         parser.error("--docs writes whole tables: not with --only")
+    if arguments.lossy:
+        arguments.seconds = arguments.seconds or lossy.SECONDS
     arguments.seconds = arguments.seconds or (1.0 if arguments.quick or arguments.fabric else 2.0)
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
     return arguments
@@ -338,6 +344,9 @@ class Bench:
             netnode.measure(self)
             self.run_workers()
             return
+        if self.arguments.lossy:
+            lossy.measure(self)
+            return
         self.run_idle()  # first: memory for a connection shows on a proxy that has none to reuse
         for work in WORKS:
             self.run_work(work)
@@ -421,7 +430,8 @@ def main():
         report.write_json(arguments.json, rows)
     if arguments.docs and not failed:
         write_documents(rows, arguments.cpus,
-                        "netnode" if arguments.netnode else arguments.fabric)
+                        "netnode" if arguments.netnode else
+                        "lossy" if arguments.lossy else arguments.fabric)
     short = [row for row in rows if row["holds"] is False]
     print(f"\n{len(rows)} rows, {len(short)} below their bar")
     return 1 if failed else 0

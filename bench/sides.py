@@ -143,6 +143,11 @@ def make_ours(lab, driver, workers=1, label=""):
     if driver == "packet":
         lab.veth(client, "c0", home, "san0")
         lab.ip(client, "address", "add", f"{net}.1/24", "dev", "c0")
+    return start_ours(lab, driver, client, home, net, workers, label)
+
+
+def start_ours(lab, driver, client, home, net, workers=1, label=""):
+    """The processes of make_ours(), where client and network are there."""
     folder = os.path.join(lab.folder, driver + label)
     os.mkdir(folder)
     config = os.path.join(folder, "proxynode.toml")
