@@ -224,7 +224,8 @@ class Connection {
   bool is_open() const;
   bool can_send() const;
 
-  // Gives back `bytes` that were withheld (Received::withhold()).
+  // Gives back `bytes` that were withheld (Received::withhold()); more than that opens the window
+  // for bytes that the program still keeps, and at most for all that it has.
   void open_window(std::size_t bytes);
 
   // --- about it

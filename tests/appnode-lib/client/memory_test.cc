@@ -78,6 +78,26 @@ TEST_F(MemoryTest, WithheldBytesOpenTheWindowWhenTheApplicationSaysSo) {
   ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 48 * 1024; }));
 }
 
+TEST_F(MemoryTest, OpeningTheWindowTooFarOpensItForWhatIsKept) {
+  Recorder& handler = recorder();
+  std::vector<Borrowed> kept;
+  handler.data_hook = [&](Connection&, Received& data) { kept.push_back(data.keep()); };
+  NodeOptions options;
+  options.receive_window_bytes = 64 * 1024;
+  serve(handler, options);
+  const auto id = open();
+  proxy_.send_large(id, 32 * 1024);
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 1; }));
+  handler.connection->open_window(SIZE_MAX);
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 32 * 1024; }));
+  kept.clear();  // is nothing any more
+  proxy_.send_large(id, 32 * 1024);
+  ASSERT_TRUE(pump_until([&] { return kept.size() == 1; }));
+  EXPECT_EQ(proxy_.stream(id).freed, 32 * 1024u);
+  kept.clear();
+  ASSERT_TRUE(pump_until([&] { return proxy_.stream(id).freed == 64 * 1024; }));
+}
+
 TEST_F(MemoryTest, KeepingMoreSmallBytesThanAllowedIsRefused) {
   Recorder& handler = recorder();
   std::vector<Borrowed> kept;
