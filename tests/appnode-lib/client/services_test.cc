@@ -1,9 +1,15 @@
 #include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <memory>
+#include <string>
 #include <thread>
 
+#include "lwproto/base/unique_fd.h"
 #include "tests/appnode-lib/client/fake_proxy.h"
 
 namespace sanproxy::app::test {
@@ -357,6 +363,41 @@ TEST_F(ServicesTest, AForeignLoopSleepsOnOneDescriptor) {
   EXPECT_EQ(::poll(&descriptor, 1, 10'000), 1);
   while (handler.data.empty()) node_->poll();
   EXPECT_EQ(handler.data, "wake up");
+}
+
+// Whoever listens may be stopped, or long in coming.
+TEST_F(ServicesTest, WhileAProxyDoesNotAnswerTheNodeSleeps) {
+  const std::string path = ::testing::TempDir() + "silent-" + std::to_string(::getpid()) + ".sock";
+  UniqueFd silent(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT(path.size(), sizeof(address.sun_path));
+  std::copy(path.begin(), path.end(), address.sun_path);
+  ::unlink(path.c_str());
+  ASSERT_EQ(::bind(silent.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(::listen(silent.get(), 1), 0);
+  NodeOptions options;
+  options.proxies = {"shm:" + path};
+  auto created = Node::create(std::move(options));
+  ASSERT_TRUE(created.ok());
+  std::unique_ptr<Node> node = std::move(*created);
+  pollfd arrived{silent.get(), POLLIN, 0};
+  while (::poll(&arrived, 1, 0) == 0) node->poll();  // it has connected
+  pollfd descriptor{node->fd(), POLLIN, 0};
+  const auto asleep = [&] {
+    if (!node->arm()) return false;
+    for (int looks = 0; looks < 1000; ++looks) {
+      if (::poll(&descriptor, 1, 0) != 0) return false;
+    }
+    return true;
+  };
+  int rounds = 0;
+  while (!asleep()) {
+    ASSERT_LT(++rounds, 100) << "it is woken again and again";
+    node->poll();
+  }
+  node.reset();
+  ::unlink(path.c_str());
 }
 
 TEST_F(ServicesTest, ArmingAgainSendsWhatWasSaidMeanwhileAndLeavesNoEndBehind) {
