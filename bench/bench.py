@@ -70,7 +70,7 @@ def parse_arguments():
                         help="the rows of network nodes and workers, and no others; with --docs "
                              "this writes their table")
     parser.add_argument("--lossy", action="store_true",
-                        help="downloads over links that lose, against a kernel's TCP, and no other "
+                        help="transfers over links that lose, against a kernel's TCP, and no other "
                              "rows; with --docs this writes their table")
     parser.add_argument("--fabric", choices=fabrics.KINDS,
                         help="a fabric by itself against the raw tools: verbs (in the guest), tcp "

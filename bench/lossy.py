@@ -1,4 +1,4 @@
-"""Downloads over links that lose: against the same client and link with a kernel's TCP behind it.
+"""Downloads and uploads over links that lose: against the same client and link with a kernel's TCP behind it.
 
 client -- lossy_relay -- proxynode, and client -- lossy_relay -- server: all Ethernet, with offloads off,
 so that every segment meets its own fate. In one round both sides have the same seed, and the relay
@@ -23,7 +23,7 @@ _READY_S = 10
 class Link:
     name: str
     round_trip_ms: float
-    faults: dict   # of the way to the client, see tests/e2e/lossy_relay.cc
+    faults: dict   # of the way that the bytes go, see tests/e2e/lossy_relay.cc
 
 
 def _bound(mbit_per_s, queue_bytes):
@@ -66,8 +66,9 @@ class _Path:
         self.side = None
         self._relay = None
 
-    def start_relay(self, seed, link):
-        delay = {"delay_us": int(link.round_trip_ms * 500)}
+    def start_relay(self, seed, link, upload=False):
+        ways = [{"delay_us": int(link.round_trip_ms * 500)} for _ in range(2)]
+        ways[0 if upload else 1].update(link.faults)
 
         def words(faults):
             return ",".join(f"{key}={value:g}" for key, value in faults.items())
@@ -77,8 +78,8 @@ class _Path:
             raise BenchError(f"{program} is missing: run ./run build")
         before = len(self.lab.log_tail(label, 1_000_000))
         self._relay = self.lab.start(self.between, [
-            program, "--a", "left", "--b", "right", "--seed", str(seed), "--a-to-b", words(delay),
-            "--b-to-a", words({**delay, **link.faults})], label)
+            program, "--a", "left", "--b", "right", "--seed", str(seed), "--a-to-b",
+            words(ways[0]), "--b-to-a", words(ways[1])], label)
         deadline = time.monotonic() + _READY_S
         while "ready" not in self.lab.log_tail(label, 1_000_000)[before:]:
             if self._relay.poll() is not None or time.monotonic() > deadline:
@@ -101,7 +102,7 @@ def _make_kernel(lab):
     path = _Path(lab, "k", "10.84.0")
     lab.ip(path.home, "address", "add", "10.84.0.2/24", "dev", "san0")
     path.side = sides.Side("no proxy", path.client)
-    for port, function in ((8001, "http"), (8002, "source")):
+    for port, function in ((8001, "http"), (8002, "source"), (8003, "sink")):
         path.side.apps[function] = lab.start(
             path.home, [lab.program("bench_server"), "--mode", function, "--listen",
                         f"0.0.0.0:{port}"], f"server-lossy-{function}")
@@ -111,7 +112,7 @@ def _make_kernel(lab):
 
 
 def _measure_once(bench, work, link, path, seed):
-    path.start_relay(seed, link)
+    path.start_relay(seed, link, work.mode == "upload")
     try:
         # Nothing is judged but speed; a warm-up opens the windows.
         result = bench.lab.load(path.client, work.mode, path.side.addresses[work.function],
@@ -141,7 +142,8 @@ def _compare(bench, work, link, paths):
 def measure(bench):
     """All rows of `--lossy`."""
     paths = (_make_ours(bench.lab), _make_kernel(bench.lab))
-    download = next(work for work in WORKS if work.name == "download")
-    for link in LINKS:
-        _compare(bench, download, link, paths)
+    for name in ("download", "upload"):
+        work = next(one for one in WORKS if one.name == name)
+        for link in LINKS:
+            _compare(bench, work, link, paths)
     _compare(bench, _SHORT, _SHORT_LINK, paths)
