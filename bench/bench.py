@@ -402,6 +402,8 @@ def run_bench(arguments):
 
 def main():
     arguments = parse_arguments()
+    if "SANPROXY_CHECK_OPTIONS" in os.environ:
+        return 0
     if arguments.list:
         print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
         print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied")

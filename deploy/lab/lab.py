@@ -169,6 +169,8 @@ def arguments():
 
 def main():
     options = arguments()
+    if "SANPROXY_CHECK_OPTIONS" in os.environ:
+        return 0
     if os.geteuid() != 0:
         print("lab: network namespaces need root: use ./run lab", file=sys.stderr)
         return 2
