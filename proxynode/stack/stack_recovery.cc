@@ -200,6 +200,8 @@ void Stack::Impl::probe_tail(Connection& conn) {
   if ((pcb.flags & (TF_SACK | TF_RTO | TF_INFR)) != TF_SACK || conn.recovering) return;
   if (pcb.snd_nxt - pcb.lastack <= wire_bytes(conn, *pcb.unacked)) return;
   if (conn.probed && seq_before(pcb.lastack, conn.recover_end)) return;
+  // A part that the client has would be a segment of its own, which fits no window.
+  trim_acknowledged(conn, pcb.unacked);
   tcp_seg** at = &pcb.unacked;
   while ((*at)->next != nullptr) at = &(*at)->next;
   const std::uint32_t wire = wire_bytes(conn, **at);

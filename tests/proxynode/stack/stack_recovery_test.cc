@@ -228,6 +228,36 @@ TEST_F(StackRecovery, a_client_that_dropped_what_it_had_gets_all_of_it_after_the
   EXPECT_GE(stack_->counters().retransmits, 10u);
 }
 
+TEST_F(StackRecovery, a_probe_does_not_cut_off_what_the_client_has_already) {
+  Peer peer;
+  const ConnIndex conn = start(peer);
+  const Bytes data = pattern(40 * kWire);
+  write(conn, data);
+  (void)take();
+  peer.window = 23;  // two segments of the narrower path, all of which goes again
+  send(peer, kTcpAck);
+  deliver_bytes(too_big(peer.other, peer.self, first_, 1400));
+  ASSERT_EQ(take().front().payload_bytes(), 2720u);
+  peer.rcv = first_ + 1360 + 76;
+  peer.window = 12;
+  send(peer, kTcpAck);
+  std::deque<Sent> probe;
+  for (int i = 0; i < 9 && probe.empty(); ++i) {
+    advance_ms(20);
+    probe = take();
+  }
+  ASSERT_EQ(probe.size(), 1u);
+  EXPECT_EQ(probe[0].tcp.seq + probe[0].payload_bytes(), first_ + 2720);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  advance_ms(1'000);
+  (void)take();
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  const Bytes rest(data.begin() + 1360 + 76, data.end());
+  EXPECT_EQ(receive_in_time(peer, rest.size()), rest);
+}
+
 TEST_F(StackRecovery, what_the_device_does_not_take_does_not_get_between_stream_and_end) {
   Peer peer;
   const ConnIndex conn = start(peer);
