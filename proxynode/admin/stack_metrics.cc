@@ -55,6 +55,8 @@ void stack_metrics(const Sources& in, Metrics& m) {
   m.counter("tcp_resets_total", "RST segments", c.resets_out, "direction=\"out\"");
   m.counter("tcp_retransmits_total", "Segments sent again", c.retransmits);
   m.counter("tcp_recoveries_total", "Losses that selective acknowledgements told of", c.recoveries);
+  m.counter("tcp_recovery_visits_total", "Segments that these had the stack look at",
+            c.recovery_visits);
   const char* dropped = "Packets dropped by the TCP stack by reason";
   m.counter("packets_dropped_total", dropped, c.dropped_malformed, "reason=\"malformed\"");
   m.counter("packets_dropped_total", dropped, c.dropped_checksum, "reason=\"checksum\"");

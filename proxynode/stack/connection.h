@@ -55,6 +55,7 @@ struct alignas(64) Connection {
   std::uint32_t reno_window_bytes;     // W_est
   std::uint32_t cubic_start_ms;        // of the present growth; 0: none
   std::uint32_t cubic_flat_ms;         // K, from then on
+  std::uint32_t visits_ms, visits;     // in this millisecond so many segments were looked at
   std::uint16_t mss_bytes;             // of the wire, with TCP options, as lwIP counts it
   std::uint16_t queued_packets;        // in the packet queue
   std::uint8_t rx_segments;            // received since the last acknowledgement left
@@ -76,6 +77,7 @@ struct alignas(64) Connection {
   bool held : 1;           // ended, but the delegate still needs the index
   bool probed : 1;         // the last of the flight went again, up to recover_end
   bool recovering : 1;     // what the client lacks is sent again (stack_recovery.cc)
+  bool recover_due : 1;    // but more acknowledgements came than are looked at
   bool fin_deadline : 1;   // the wheel entry is the end of FIN-WAIT-2
 };
 static_assert(sizeof(Connection) == 192);  // docs/tcp_stack.md says what a connection takes

@@ -186,7 +186,8 @@ struct StackCounters {
   std::uint64_t time_wait_reused = 0, time_wait_evicted = 0;
   std::uint64_t resets_in = 0, resets_out = 0;
   std::uint64_t retransmits = 0;
-  std::uint64_t recoveries = 0;  // begun by selective acknowledgements
+  std::uint64_t recoveries = 0;       // begun by selective acknowledgements
+  std::uint64_t recovery_visits = 0;  // segments that these had us look at
   std::uint64_t dropped_malformed = 0, dropped_checksum = 0, dropped_not_tcp = 0,
                 dropped_no_slot = 0, dropped_send_queue = 0,
                 dropped_refused = 0;  // payload behind one that the delegate did not take

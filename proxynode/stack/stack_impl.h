@@ -273,11 +273,19 @@ struct Stack::Impl {
       --segments;
     }
   };
-  void mark_selected(Connection& conn, const SackBlock& block);
+  struct Flight {
+    std::uint32_t segments = 0;
+    Had all, since_resent;    // that the client has; of what was sent after holes were filled last
+    bool only_first = false;  // is missing, and nothing more will tell (RFC 5827)
+  };
+  void mark_selected(Connection& conn, tcp_seg& segment, const SackBlock& block);
+  bool survey(Connection& conn, const TcpOptions& said, Flight& found);
+  void visit(Connection& conn, std::uint32_t segments);
+  bool may_visit(Connection& conn);
   void recover(Connection& conn, const TcpOptions& said);
   void begin_recovery(Connection& conn);
-  void fill_holes(Connection& conn, const Had& all, bool first_lost);
-  void send_filling(Connection& conn);
+  void fill_holes(Connection& conn, const Flight& found, bool first_lost);
+  static bool send_again(tcp_pcb& pcb, tcp_seg& segment);
   void probe_tail(Connection& conn);
   static void forget_selected(Connection& conn);
   static void hold_retransmission(tcp_pcb& pcb);

@@ -103,6 +103,7 @@ TEST_F(StackRecovery, what_is_under_way_falls_to_seven_tenths_of_the_window_and_
   const std::uint32_t gone = flight * 3 / 10;  // have to have come before
   std::uint32_t early = 0, later = 0;
   for (std::uint32_t had = 6; had <= flight; ++had) {
+    clock_.advance_ns(1'000'000);
     say(peer, had, {0});
     const Numbers sent = sent_numbers();
     for (const std::uint32_t number : sent) EXPECT_EQ(number, next++);
@@ -255,6 +256,44 @@ TEST_F(StackRecovery, a_probe_does_not_cut_off_what_the_client_has_already) {
   peer.window = 0xffff;
   send(peer, kTcpAck);
   const Bytes rest(data.begin() + 1360 + 76, data.end());
+  EXPECT_EQ(receive_in_time(peer, rest.size()), rest);
+}
+
+TEST_F(StackRecovery, a_flood_of_acknowledgements_costs_no_more_than_so_much_a_millisecond) {
+  Peer peer;
+  const ConnIndex conn = start(peer);
+  static const Bytes warm = pattern(2'000'000);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(stack_->write(conn, as_span(warm), WriteMode::kReference).ok());
+    ASSERT_EQ(drain(peer).size(), warm.size());
+  }
+  first_ = peer.rcv;
+  const Bytes data = pattern(1'400 * kWire);
+  write(conn, data);
+  ASSERT_EQ(sent_numbers().size(), 1'400u);
+  const auto flood = [&](std::uint32_t segment, int times) {
+    const std::uint64_t before = stack_->counters().recovery_visits;
+    for (int i = 0; i < times; ++i) {
+      peer.blocks = {{first_ + segment * kWire, first_ + (segment + 1) * kWire}};
+      peer.window = static_cast<std::uint16_t>(0xffff - i % 2);
+      send(peer, kTcpAck);
+      (void)take();
+    }
+    return stack_->counters().recovery_visits - before;
+  };
+  // Every second segment comes, and is said to have come one by one.
+  for (std::uint32_t i = 1; i < 1'400; i += 2) {
+    clock_.advance_ns(1'000'000);
+    flood(i, 1);
+  }
+  EXPECT_EQ(stack_->counters().recoveries, 1u);
+  clock_.advance_ns(1'000'000);
+  EXPECT_LE(flood(1'399, 2'000), 65'536u + 3 * 1'400u);
+  peer.rcv += 1;  // what is passed over stops nothing
+  send(peer, kTcpAck);
+  EXPECT_EQ(take().size(), 0u);
+  peer.blocks = {};
+  const Bytes rest(data.begin() + 1, data.end());
   EXPECT_EQ(receive_in_time(peer, rest.size()), rest);
 }
 
