@@ -283,6 +283,7 @@ struct Stack::Impl {
   void visit(Connection& conn, std::uint32_t segments);
   bool may_visit(Connection& conn);
   void recover(Connection& conn, const TcpOptions& said);
+  void limited_transmit(Connection& conn, std::uint32_t had_bytes);
   void begin_recovery(Connection& conn);
   void fill_holes(Connection& conn, const Flight& found, bool first_lost);
   static bool send_again(tcp_pcb& pcb, tcp_seg& segment);

@@ -252,11 +252,15 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
   const bool selective = conn.recovering || (arrived.options.sack_blocks != 0 &&
                                              (pcb->flags & (TF_SACK | TF_INFR)) == TF_SACK);
   if (selective) pcb->dupacks = 0;  // lwIP's recovery is not wanted
+  // Nor that it sends first: what is acknowledged now may have come long ago, and makes no room.
+  const bool recovering = conn.recovering;
+  if (recovering) pcb->cwnd = 0;
   {
     LwipLists lists(LwipLists::Active{pcb});
     tcp_input(arrived.chain, &interfaces[conn.interface]->lwip);
   }
   if (conn.generation != generation || conn.pcb == nullptr) return;
+  if (recovering) pcb->cwnd = std::max(cwnd, pcb->lastack - una) - (pcb->lastack - una);
   if (may_grow && (pcb->flags & TF_INFR) != 0) {  // three repeated acknowledgements
     on_loss(conn, std::min(flight, cwnd));
     pcb->cwnd = pcb->ssthresh + 3u * conn.mss_bytes;

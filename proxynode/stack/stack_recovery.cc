@@ -145,7 +145,10 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
   const bool first_lost =
       first_missing && (found.only_first || conn.probed || lost(found.all, wire));
   if (!conn.recovering) {
-    if (!first_lost) return;
+    if (!first_lost) {
+      limited_transmit(conn, found.all.bytes);
+      return;
+    }
     begin_recovery(conn);
   } else if (!lost(found.since_resent, wire)) {
     fill_holes(conn, found, first_lost);
@@ -158,6 +161,21 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
   }
   visit(conn, found.segments);
   fill_holes(conn, found, first_lost);
+}
+
+// RFC 3042: two new segments, so that more tells of what was lost from a short flight.
+void Stack::Impl::limited_transmit(Connection& conn, std::uint32_t had_bytes) {
+  tcp_pcb& pcb = *conn.pcb;
+  if (pcb.unsent == nullptr) return;
+  const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
+  const std::uint32_t under_way = seq_of(*pcb.unsent) - pcb.lastack;
+  const std::uint32_t window = std::min(pcb.cwnd + std::min(had_bytes, 2 * wire), pcb.snd_wnd);
+  if (window < under_way + wire) return;
+  const std::uint32_t room = (window - under_way) / wire * wire;
+  if (pcb.unsent->len > room && !split(pcb, *pcb.unsent, room)) return;
+  const tcpwnd_size_t cwnd = std::exchange(pcb.cwnd, window);
+  tcp_output(&pcb);
+  pcb.cwnd = cwnd;
 }
 
 void Stack::Impl::begin_recovery(Connection& conn) {

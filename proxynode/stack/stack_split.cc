@@ -144,8 +144,9 @@ void Stack::Impl::fit_behind(Connection& conn, std::uint32_t under_way_bytes) {
   if (pcb.cwnd >= pcb.snd_wnd || pcb.cwnd <= under_way_bytes) return;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unsent);
   const std::uint32_t room = pcb.cwnd - under_way_bytes;
-  const std::uint32_t part = pcb.cwnd / (conn.loss_window_bytes == 0 ? 4 : kLossyBurstPart);
-  const std::uint32_t worth = conn.recovering ? wire : std::max(2 * wire, part);
+  const bool lossy = conn.loss_window_bytes != 0;
+  const std::uint32_t part = lossy ? pcb.cwnd / kLossyBurstPart : std::max(2 * wire, pcb.cwnd / 4);
+  const std::uint32_t worth = conn.recovering ? wire : std::max(wire, part);
   if (pcb.unsent->len > room && room >= worth) split(pcb, *pcb.unsent, room / wire * wire);
 }
 

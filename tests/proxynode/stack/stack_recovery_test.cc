@@ -259,6 +259,41 @@ TEST_F(StackRecovery, a_probe_does_not_cut_off_what_the_client_has_already) {
   EXPECT_EQ(receive_in_time(peer, rest.size()), rest);
 }
 
+TEST_F(StackRecovery, a_hole_that_is_filled_makes_room_for_what_was_under_way_alone) {
+  Peer peer;
+  const ConnIndex conn = start(peer);
+  const Bytes data = pattern(1'000'000);
+  write(conn, data);
+  const auto flight = static_cast<std::uint32_t>(sent_numbers().size());
+  const std::uint32_t half = flight / 2;
+  say(peer, half, {0});
+  std::size_t sent = sent_numbers().size();
+  say(peer, half, {});
+  sent += sent_numbers().size();
+  // Half is under way still, and seven tenths may be.
+  EXPECT_LE(sent, flight * 7 / 10 - half + 3);
+  EXPECT_GE(sent, flight * 7 / 10 - half - 3);
+}
+
+TEST_F(StackRecovery, two_new_segments_follow_what_may_be_in_disorder) {
+  Peer peer;
+  const ConnIndex conn = start(peer);
+  const Bytes data = pattern(1'000'000);
+  write(conn, data);
+  const auto flight = static_cast<std::uint32_t>(sent_numbers().size());
+  say(peer, 2, {0});
+  Numbers sent = sent_numbers();  // with what the window had had room for
+  ASSERT_FALSE(sent.empty());
+  EXPECT_EQ(sent.front(), flight);
+  const std::uint32_t next = sent.back() + 1;
+  say(peer, 3, {0});
+  EXPECT_EQ(sent_numbers(), (Numbers{next}));
+  say(peer, 3, {0});
+  EXPECT_EQ(sent_numbers(), Numbers{}) << "two";
+  say(peer, 4, {0});
+  EXPECT_EQ(sent_numbers(), (Numbers{0}));
+}
+
 TEST_F(StackRecovery, a_flood_of_acknowledgements_costs_no_more_than_so_much_a_millisecond) {
   Peer peer;
   const ConnIndex conn = start(peer);
