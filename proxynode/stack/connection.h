@@ -51,6 +51,7 @@ struct alignas(64) Connection {
   std::uint32_t half_prev, half_next;  // in SYN-RECEIVED, oldest first
   std::uint32_t recover_end;           // recovering: until this is acknowledged
   std::uint32_t resent_end;            // what had been sent when a hole was filled last
+  std::uint32_t selected_bytes;        // of the flight, that the client said it has
   std::uint32_t loss_window_bytes;     // CUBIC (stack_congestion.cc): W_max
   std::uint32_t reno_window_bytes;     // W_est
   std::uint32_t cubic_start_ms;        // of the present growth; 0: none

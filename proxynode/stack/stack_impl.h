@@ -282,10 +282,10 @@ struct Stack::Impl {
   bool survey(Connection& conn, const TcpOptions& said, Flight& found);
   void visit(Connection& conn, std::uint32_t segments);
   bool may_visit(Connection& conn);
-  void recover(Connection& conn, const TcpOptions& said);
+  void recover(Connection& conn, const TcpOptions& said, std::uint32_t acked);
   void limited_transmit(Connection& conn, std::uint32_t had_bytes);
   void begin_recovery(Connection& conn);
-  void fill_holes(Connection& conn, const Flight& found, bool first_lost);
+  void fill_holes(Connection& conn, const Flight& found, bool first_lost, std::uint32_t delivered);
   static bool send_again(tcp_pcb& pcb, tcp_seg& segment);
   void probe_tail(Connection& conn);
   static void forget_selected(Connection& conn);

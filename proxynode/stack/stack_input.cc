@@ -269,8 +269,9 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
     begin_estimates(conn, first_try);
   } else if (selective) {
     if (may_grow && pcb->lastack != una) grow_window(conn, cwnd, flight, pcb->lastack - una);
-    recover(conn, arrived.options);
+    recover(conn, arrived.options, pcb->lastack - una);
   } else if (may_grow && pcb->lastack != una) {
+    conn.selected_bytes = 0;
     grow_window(conn, cwnd, flight, pcb->lastack - una);
     if (pcb->unsent != nullptr && pcb->cwnd > cwnd) mark_dirty(conn);
   }

@@ -169,7 +169,7 @@ void Stack::Impl::flush(bool more) {
 
 void Stack::Impl::output_connection(Connection& conn) {
   tcp_pcb* const pcb = conn.pcb;
-  if (conn.recover_due) recover(conn, {});
+  if (conn.recover_due) recover(conn, {}, 0);
   fit_unsent(conn, false);
   tcp_output(pcb);
   if (conn.rx_segments > 1) {

@@ -119,14 +119,16 @@ bool Stack::Impl::may_visit(Connection& conn) {
   return conn.visits < kVisitsPerMs;
 }
 
-// After an acknowledgement with blocks, and after each one while holes are being filled. Who sends
-// more of them than we look at is answered by the next one, or the next tick.
-void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
+// After an acknowledgement of `acked` bytes that has blocks, and after each one while holes are
+// being filled. Who sends more of them than we look at is answered by the next one, or the next
+// tick. At the end not all that the window takes goes in one burst (RFC 6582 3.2 (3)).
+void Stack::Impl::recover(Connection& conn, const TcpOptions& said, std::uint32_t acked) {
   tcp_pcb& pcb = *conn.pcb;
   conn.recover_due = false;
   if (conn.recovering && !seq_before(pcb.lastack, conn.recover_end)) {
+    const std::uint32_t segment = conn.mss_bytes;
     conn.recovering = conn.probed = false;
-    pcb.cwnd = pcb.ssthresh;
+    pcb.cwnd = std::min(pcb.ssthresh, std::max(pcb.snd_nxt - pcb.lastack, segment) + segment);
     pcb.bytes_acked = 0;
     mark_dirty(conn);
   }
@@ -139,6 +141,9 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
   trim_acknowledged(conn, pcb.unacked);
   Flight found;
   if (!survey(conn, said, found)) return;
+  const std::uint32_t before = std::exchange(conn.selected_bytes, found.all.bytes);
+  const std::uint32_t arrived = acked + found.all.bytes;
+  const std::uint32_t delivered = arrived > before ? arrived - before : 0;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unacked);
   const bool first_missing = (pcb.unacked->flags & kSacked) == 0 && found.all.segments != 0;
   if (conn.probed && !seq_before(pcb.lastack, conn.recover_end)) conn.probed = false;
@@ -151,7 +156,7 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
     }
     begin_recovery(conn);
   } else if (!lost(found.since_resent, wire)) {
-    fill_holes(conn, found, first_lost);
+    fill_holes(conn, found, first_lost, delivered);
     return;
   }
   // What was sent again counts as under way no more: this is the first time, or enough is there of
@@ -160,7 +165,7 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said) {
     segment->flags = static_cast<u8_t>(segment->flags & ~kResent);
   }
   visit(conn, found.segments);
-  fill_holes(conn, found, first_lost);
+  fill_holes(conn, found, first_lost, delivered);
 }
 
 // RFC 3042: two new segments, so that more tells of what was lost from a short flight.
@@ -188,10 +193,13 @@ void Stack::Impl::begin_recovery(Connection& conn) {
   pcb.rtime = 0;  // the time-out is the retransmission's
 }
 
-// What is lost goes again as what is under way leaves room for it; what room is left then is for
-// new bytes. The first hole is filled at once (RFC 6675 5 (4.3)). Without new bytes, whose
-// acknowledgements would tell, each hole counts as lost (NextSeg() (3)).
-void Stack::Impl::fill_holes(Connection& conn, const Flight& found, bool first_lost) {
+// What is lost goes again as what is under way leaves room for it, by a segment more than what the
+// acknowledgement says has come (RFC 6937, PRR-SSRB): a queue on the way that was too short for a
+// flight may be too short for half of it at once. What room is left then is for new bytes. The
+// first hole is filled at once (RFC 6675 5 (4.3)). Without new bytes, whose acknowledgements would
+// tell, each hole counts as lost (NextSeg() (3)).
+void Stack::Impl::fill_holes(Connection& conn, const Flight& found, bool first_lost,
+                             std::uint32_t delivered) {
   tcp_pcb& pcb = *conn.pcb;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unacked);
   const std::uint32_t enough = pcb.unsent == nullptr || conn.probed ? 1 : kDuplicateThreshold;
@@ -210,13 +218,17 @@ void Stack::Impl::fill_holes(Connection& conn, const Flight& found, bool first_l
       pipe += segment->len;
     }
   }
+  std::uint32_t left = delivered + wire;  // of what may leave now
+  const auto room_now = [&] {
+    return std::min<std::uint32_t>(pcb.ssthresh > pipe ? pcb.ssthresh - pipe : 0, left);
+  };
   pcb.cwnd = pcb.snd_nxt - pcb.lastack;  // no limit for what goes again
   behind = found.all;
   std::uint32_t visited = found.segments;
   for (tcp_seg* segment = pcb.unacked; segment != nullptr; segment = segment->next, ++visited) {
     if ((segment->flags & kSacked) != 0) behind.take(*segment);
     if (behind.segments == 0 || !missing(*segment, behind)) break;
-    std::uint32_t room = pcb.ssthresh > pipe ? pcb.ssthresh - pipe : 0;
+    std::uint32_t room = room_now();
     if (is_first(*segment)) room = std::max(room, wire);
     if (wire == 0 || room < wire) break;
     const bool waits = (segment->flags & (kSacked | kResent)) == 0 && segment->p->ref == 1;
@@ -224,12 +236,14 @@ void Stack::Impl::fill_holes(Connection& conn, const Flight& found, bool first_l
     if (!waits || (segment->len > room && !split(pcb, *segment, room))) continue;
     if (!send_again(pcb, *segment)) break;
     pipe += segment->len;
+    left -= std::min<std::uint32_t>(left, segment->len);
     conn.resent_end = pcb.snd_nxt;
   }
   visit(conn, visited);
-  pcb.cwnd = pcb.snd_nxt - pcb.lastack + (pcb.ssthresh > pipe ? pcb.ssthresh - pipe : 0);
+  pcb.cwnd = pcb.snd_nxt - pcb.lastack + room_now();
   fit_unsent(conn, false);
   tcp_output(&pcb);
+  if (pcb.unsent != nullptr) mark_dirty(conn);  // what is next may have to be cut
 }
 
 // A segment of the flight, which stays where it is: lwIP would look for its place from the front,
@@ -304,6 +318,7 @@ void Stack::Impl::probe_tail(Connection& conn) {
 // (RFC 2018 8).
 void Stack::Impl::forget_selected(Connection& conn) {
   conn.recovering = conn.probed = false;
+  conn.selected_bytes = 0;
   for (tcp_seg* list : {conn.pcb->unacked, conn.pcb->unsent}) {
     for (; list != nullptr; list = list->next) {
       list->flags = static_cast<u8_t>(list->flags & ~(kSacked | kResent));

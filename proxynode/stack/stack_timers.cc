@@ -124,7 +124,7 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
   }
   // lwIP takes the acknowledgement for sent also when the device had no room for it.
   if (conn.rx_segments != 0) mark_dirty(conn);
-  if (conn.recover_due) recover(conn, {});
+  if (conn.recover_due) recover(conn, {}, 0);
   if (slow) {
     fill_window(conn);
     const bool time_out = pcb->rtime >= 0 && pcb->rtime + 1 >= pcb->rto;
