@@ -284,6 +284,9 @@ void Stack::Impl::begin_estimates(Connection& conn, bool first_try) {
   tcp_pcb* const pcb = conn.pcb;
   if (pcb->state < ESTABLISHED) return;
   pcb->cwnd = kInitialWindowSegments * conn.mss_bytes;
+  // A SYN that was lost, or answered late, says nothing of how much the path takes.
+  pcb->ssthresh = TCP_SND_BUF;
+  conn.loss_window_bytes = 0;
   std::uint32_t ticks = static_cast<std::uint32_t>(pcb->sa);
   if (conn.active) {
     // lwIP leaves this measurement running until the first data is acknowledged.

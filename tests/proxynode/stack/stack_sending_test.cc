@@ -32,6 +32,23 @@ TEST_F(StackSending, a_first_window_of_ten_segments_then_more_with_each_acknowle
   EXPECT_EQ(stack_->counters().retransmits, 0u);
 }
 
+TEST_F(StackSending, slow_start_is_the_same_when_the_handshake_was_answered_late) {
+  Peer peer;
+  ASSERT_TRUE(half_open(peer));
+  advance_ms(1'100);
+  ASSERT_EQ(take().size(), 1u) << "SYN+ACK again";
+  send(peer, kTcpAck);
+  const Bytes data = pattern(600'000);
+  ASSERT_TRUE(stack_->write(recorder_.last, as_span(data), WriteMode::kReference).ok());
+  Bytes stream;
+  for (const std::size_t most : {10u, 20u, 40u, 80u}) {
+    const std::size_t before = stream.size();
+    for (const Sent& packet : take()) accept(peer, packet, stream);
+    EXPECT_EQ(stream.size() - before, most * 1460);
+    send(peer, kTcpAck);
+  }
+}
+
 TEST_F(StackSending, super_segments_are_whole_multiples_of_the_wire_size) {
   for (const bool timestamps : {false, true}) {
     Peer peer;
