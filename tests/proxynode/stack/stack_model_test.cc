@@ -15,6 +15,8 @@ struct Weather {
   double window = 0;          // the client's window changes in a round, to nothing or little, too
   double too_big = 0;         // a router tells in a round of a smaller MTU
   double renege = 0;          // the client drops in a round what it has out of order
+  double lie = 0;             // a segment says of bytes at random that they have come
+  double full = 0;            // the device takes next to nothing in a round
 };
 
 // Sends `up`, takes `down`; go-back-n on a timer, a fixed window. Keeps what comes out of order if
@@ -180,6 +182,18 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     }
   };
 
+  // Blocks around what is under way: of what did not come, overlapping, and of what was never sent.
+  static void lie(std::mt19937& random, Segment& segment, const Peer& client) {
+    Blocks blocks;
+    for (std::size_t count = 1 + random() % 3; blocks.size() < count;) {
+      const auto left = static_cast<std::uint32_t>(client.rcv - 3000 + random() % 60'000);
+      blocks.emplace_back(left, static_cast<std::uint32_t>(left + random() % 30'000 - 100));
+    }
+    segment.options = client.timestamps ? ts_options(client.now) : Bytes{};
+    const Bytes sack = sack_options(blocks);
+    segment.options.insert(segment.options.end(), sack.begin(), sack.end());
+  }
+
   void run(std::uint32_t seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
     std::mt19937 random(seed);
@@ -220,7 +234,9 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         client.set_window(kWindows[random() % kWindows.size()]);
       }
       if (chance(random) < GetParam().renege) client.renege();
+      io_.accept_max = chance(random) < GetParam().full ? random() % 4 : SIZE_MAX;
       auto sent = take();
+      io_.accept_max = SIZE_MAX;
       if (!sent.empty() && mtu > 600 && chance(random) < GetParam().too_big) {
         mtu -= static_cast<std::uint32_t>(random() % 90);
         deliver_bytes(too_big(peer.other, peer.self, sent.back().tcp.seq, mtu));
@@ -234,7 +250,8 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         to_client.put(GetParam(), random, round, packet);
       }
       for (const Sent& packet : to_client.due(round)) client.on_packet(packet);
-      for (const Segment& segment : client.step(round)) {
+      for (Segment& segment : client.step(round)) {
+        if (peer.selective && chance(random) < GetParam().lie) lie(random, segment, client.peer());
         to_stack.put(GetParam(), random, round, segment);
       }
       for (const Segment& segment : to_stack.due(round)) {
@@ -266,7 +283,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Weather{"policed", 0, 0, 0, 0, 0.5}, Weather{"tight", 0, 0, 0, 0, 0, 0.2},
                       Weather{"narrowing", 0.02, 0, 0.1, 3, 0.1, 0, 0.05},
                       Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02},
-                      Weather{"forgetful", 0.05, 0.02, 0.1, 4, 0.1, 0, 0, 0.05}),
+                      Weather{"forgetful", 0.05, 0.02, 0.1, 4, 0.1, 0, 0, 0.05},
+                      Weather{"lying", 0.02, 0.02, 0.05, 3, 0.1, 0, 0.01, 0.02, 0.1, 0.1}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace
