@@ -261,6 +261,9 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
   }
   if (conn.generation != generation || conn.pcb == nullptr) return;
   if (recovering) pcb->cwnd = std::max(cwnd, pcb->lastack - una) - (pcb->lastack - una);
+  if (conn.probed && !recovering && !seq_before(pcb->lastack, conn.recover_end)) {
+    conn.probed = false;
+  }
   if (may_grow && (pcb->flags & TF_INFR) != 0) {  // three repeated acknowledgements
     on_loss(conn, std::min(flight, cwnd));
     pcb->cwnd = pcb->ssthresh + 3u * conn.mss_bytes;

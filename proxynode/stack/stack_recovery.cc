@@ -146,7 +146,6 @@ void Stack::Impl::recover(Connection& conn, const TcpOptions& said, std::uint32_
   const std::uint32_t delivered = arrived > before ? arrived - before : 0;
   const std::uint32_t wire = wire_bytes(conn, *pcb.unacked);
   const bool first_missing = (pcb.unacked->flags & kSacked) == 0 && found.all.segments != 0;
-  if (conn.probed && !seq_before(pcb.lastack, conn.recover_end)) conn.probed = false;
   const bool first_lost =
       first_missing && (found.only_first || conn.probed || lost(found.all, wire));
   if (!conn.recovering) {

@@ -282,6 +282,34 @@ TEST_F(StackRecovery, a_probe_does_not_cut_off_what_the_client_has_already) {
   EXPECT_EQ(receive_in_time(peer, rest.size()), rest);
 }
 
+TEST_F(StackRecovery, a_probe_of_long_ago_is_none_of_numbers_that_come_again) {
+  Peer peer;
+  const ConnIndex conn = start(peer);
+  static const Bytes data = pattern(2'000'000);
+  const auto probed = [&] {
+    write(conn, pattern(2 * kWire));
+    EXPECT_EQ(take().size(), 1u);
+    std::deque<Sent> again;
+    for (int i = 0; i < 9 && again.empty(); ++i) {
+      advance_ms(20);
+      again = take();
+    }
+    const bool last = again.size() == 1 && again[0].tcp.seq == peer.rcv + kWire;
+    peer.rcv += 2 * kWire;
+    send(peer, kTcpAck);
+    return last;
+  };
+  EXPECT_TRUE(probed());
+  for (std::uint64_t sent = 0; sent < std::uint64_t{1} << 31; sent += data.size()) {
+    ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+    for (auto burst = take(); !burst.empty(); burst = take()) {
+      peer.rcv = burst.back().tcp.seq + burst.back().payload_bytes();
+      send(peer, kTcpAck);
+    }
+  }
+  EXPECT_TRUE(probed());
+}
+
 TEST_F(StackRecovery, a_hole_that_is_filled_makes_room_for_what_was_under_way_alone) {
   Peer peer;
   const ConnIndex conn = start(peer);
