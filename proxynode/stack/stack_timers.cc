@@ -117,6 +117,7 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
   tcp_pcb* const pcb = conn.pcb;
   end_reason = EndReason::kTimedOut;
   if ((pcb->flags & TF_ACK_DELAY) != 0 && conn.rx_segments == 0) conn.rx_segments = 1;
+  if ((pcb->flags & TF_CLOSEPEND) != 0) hold_retransmission(*pcb);  // FIN finds memory now, perhaps
   {
     LwipLists lists(LwipLists::Active{pcb});
     pcb->last_timer = lwip_timer_counter++;

@@ -1,5 +1,5 @@
 // Limits: what happens at each, and that the table of connections does not slow down.
-#include "tests/proxynode/stack/stack_harness.h"
+#include "tests/proxynode/stack/stack_sending.h"
 
 namespace sanproxy::stack::testing {
 namespace {
@@ -11,6 +11,8 @@ Segment syn_of(const Peer& peer) {
   syn.options = syn_options();
   return syn;
 }
+
+using StackSendingLimits = SendingTest;
 
 TEST_F(StackLimits, beyond_connections_max_a_syn_is_reset_or_left_unanswered) {
   for (const bool reset : {true, false}) {
@@ -178,6 +180,60 @@ TEST_F(StackLimits, with_many_connections_a_burst_is_announced_and_garbage_in_it
   EXPECT_TRUE(take().empty()) << "nothing has happened yet";
   send(peers[7], kTcpAck, pattern(5));
   EXPECT_EQ(recorder_.conns[conns[7]].received, pattern(5));
+}
+
+// The retransmission is held back by the client's window when FIN is tried again.
+TEST_F(StackSendingLimits, an_end_that_waited_for_memory_comes_behind_all_bytes) {
+  make({.connections_max = 10, .heap_bytes_max = std::size_t{1} << 20});
+  listen();
+  Peer peer;
+  std::array<Peer, 2> others;
+  std::array<ConnIndex, 2> conns{};
+  const ConnIndex conn = open(peer);
+  warm_up(peer, conn);
+  for (std::size_t i = 0; i < others.size(); ++i) {
+    others[i].self.port = static_cast<std::uint16_t>(41'000 + i);
+    others[i].window = 1;
+    conns[i] = open(others[i]);
+  }
+  const Bytes data = pattern(90 * 1460);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  ASSERT_GE(take().size(), 2u);
+  const Bytes filler = pattern(1000);
+  for (const ConnIndex other : conns) {
+    for (std::size_t at = 0;
+         stack_->write(other, as_span(filler).subspan(at, 1), WriteMode::kReference).ok();) {
+      at = 500 - at;
+    }
+  }
+  io_.accept_max = 0;
+  for (int i = 0; i < 1'000; ++i) {  // answers that the device does not take
+    Segment beyond = others[0].segment(kTcpAck);
+    beyond.seq += 0x4000'0000;
+    deliver(others[0].self, others[0].other, beyond);
+  }
+  ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+  ASSERT_EQ(stack_->state(conn), TcpState::kEstablished) << "no memory for FIN";
+  peer.window = 1;
+  for (int i = 0; i < 5; ++i) send(peer, kTcpAck);
+  io_.accept_max = SIZE_MAX;
+  (void)take();
+  advance_ms(20);
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  Bytes stream;
+  bool ended = false;
+  for (int i = 0; i < 500 && !ended; ++i) {
+    advance_ms(20);
+    for (const Sent& packet : take()) {
+      if (packet.dst.port != peer.self.port) continue;
+      accept(peer, packet, stream);
+      ended |= packet.has(kTcpFin) && packet.tcp.seq + packet.payload_bytes() == peer.rcv;
+    }
+    send(peer, kTcpAck);
+  }
+  EXPECT_TRUE(ended);
+  EXPECT_TRUE(stream == data);
 }
 
 TEST_F(StackLimits, all_of_the_heap_comes_back) {
