@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "lwproto/fabric/verbs/socket_address.h"
+
 namespace sanproxy::fabric::verbs {
 namespace {
 
@@ -32,6 +34,7 @@ VerbsListener::HalfOpen::HalfOpen(std::shared_ptr<Core> core, std::deque<std::ui
 Status VerbsListener::HalfOpen::start(CmId id, const CmHeader& peers,
                                       const EndpointOptions& options) {
   identity_.address = peer_address(*id);
+  network_ = network_of(host_of(::rdma_get_peer_addr(id.get())));
   auto queue_pair =
       QueuePair::create(core_, std::move(id), this, queue_sizes_of(options, peers.queue_pairs));
   if (!queue_pair.ok()) return queue_pair.status();
@@ -98,13 +101,10 @@ void VerbsListener::HalfOpen::on_cm_event(const CmEvent& event) {
 }
 
 void VerbsListener::HalfOpen::look() {
-  if (state_ != State::kSilent && state_ != State::kRefusing) return;
+  if (!may_give_way()) return;
   queue_pair_->arm();
   ibv_wc completion{};
-  while ((state_ == State::kSilent || state_ == State::kRefusing) &&
-         queue_pair_->poll({&completion, 1}) == 1) {
-    take(completion);
-  }
+  while (may_give_way() && queue_pair_->poll({&completion, 1}) == 1) take(completion);
 }
 
 void VerbsListener::HalfOpen::take(const ibv_wc& completion) {

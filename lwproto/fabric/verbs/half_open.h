@@ -37,6 +37,8 @@ class VerbsListener::HalfOpen final : public Target {
   // `field` is a LinkField that we do not honour, or 0.
   void refuse(std::uint32_t field, std::span<const std::byte> private_data);
   void die() { state_ = State::kDead; }
+  // It waits for its peer, not for our owner: its place may be taken.
+  bool may_give_way() const { return state_ == State::kSilent || state_ == State::kRefusing; }
   bool expired(std::uint64_t now_ns) const { return now_ns >= deadline_ns_; }
 
   State state() const { return state_; }
@@ -45,6 +47,7 @@ class VerbsListener::HalfOpen final : public Target {
   std::size_t further_lanes() const { return queue_pair_ ? queue_pair_->lanes_ready() - 1 : 0; }
   const Hello& hello() const { return hello_; }
   const PeerIdentity& identity() const { return identity_; }
+  const IpAddress& network() const { return network_; }  // of the peer: network_of()
   std::unique_ptr<QueuePair> take_queue_pair() { return std::move(queue_pair_); }
 
   void on_cm_event(const CmEvent& event) override;
@@ -66,6 +69,7 @@ class VerbsListener::HalfOpen final : public Target {
   std::shared_ptr<MemoryKey> key_;
   std::unique_ptr<QueuePair> queue_pair_;
   PeerIdentity identity_;
+  IpAddress network_;
   ChannelToken token_of_channel_;  // zeros if there is one queue pair
   LinkParameters path_;            // what is asked of the way of each
   Hello hello_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <map>
 #include <utility>
 
 #include "lwproto/fabric/verbs/half_open.h"
@@ -144,18 +145,33 @@ void VerbsListener::on_cm_event(const CmEvent& event) {
   }
 }
 
-// Marks the oldest silent peer for removal; it goes with the next sweep.
+// The oldest of the host that has most, by `weight`; null when nobody's place may be taken.
+VerbsListener::HalfOpen* VerbsListener::next_to_give_way(std::size_t (*weight)(const HalfOpen&)) {
+  std::map<IpAddress, std::size_t> held;
+  std::size_t most = 0;
+  for (const auto& half : half_open_) {
+    if (half->may_give_way()) most = std::max(most, held[half->network()] += weight(*half));
+  }
+  if (most == 0) return nullptr;
+  const auto oldest = std::find_if(half_open_.begin(), half_open_.end(), [&](const auto& half) {
+    return half->may_give_way() && weight(*half) != 0 && held[half->network()] == most;
+  });
+  return oldest->get();
+}
+
+// It goes with the next sweep.
+void VerbsListener::evict(HalfOpen& half) {
+  ++core_->counters().evicted_half_open;
+  half.die();
+}
+
 bool VerbsListener::make_room() {
   std::size_t held = 0;
   for (const auto& half : half_open_) held += half->state() != HalfOpen::State::kDead;
   if (held < core_->options().half_open_max) return true;
-  for (const auto& half : half_open_) {
-    if (half->state() != HalfOpen::State::kSilent) continue;
-    ++core_->counters().evicted_half_open;
-    half->die();
-    return true;
-  }
-  return false;
+  HalfOpen* const first = next_to_give_way([](const HalfOpen&) { return std::size_t{1}; });
+  if (first != nullptr) evict(*first);
+  return first != nullptr;
 }
 
 void VerbsListener::turn_away(CmId id, Verdict verdict) {
@@ -205,20 +221,16 @@ void VerbsListener::admit_first(CmId id, const CmHeader& header) {
   }
 }
 
-// Makes room for one more queue pair of `half`, if need be at the cost of the oldest silent peer
-// that has any.
+// Makes room for one more queue pair of `half`, if need be at the cost of another handshake that
+// has any.
 bool VerbsListener::make_room_beside(const HalfOpen& half) {
   std::size_t held = 0;
   for (const auto& one : half_open_) held += one->further_lanes();
   if (held < core_->options().further_queue_pairs_max) return true;
-  for (const auto& one : half_open_) {
-    if (one->state() != HalfOpen::State::kSilent || one->further_lanes() == 0) continue;
-    if (one.get() == &half) return false;
-    ++core_->counters().evicted_half_open;
-    one->die();
-    return true;
-  }
-  return false;
+  HalfOpen* const first = next_to_give_way([](const HalfOpen& one) { return one.further_lanes(); });
+  if (first == nullptr || first == &half) return false;
+  evict(*first);
+  return true;
 }
 
 // A stranger's that guesses is turned away; whose channel it wanted to be part of notices nothing.
@@ -273,12 +285,8 @@ void VerbsListener::on_time(std::uint64_t now_ns) {
     if (!listen().ok()) stop_listening();
   }
   for (const auto& half : half_open_) {
-    const HalfOpen::State state = half->state();
-    if (!half->expired(now_ns) ||
-        (state != HalfOpen::State::kSilent && state != HalfOpen::State::kRefusing)) {
-      continue;
-    }
-    if (state == HalfOpen::State::kSilent) ++core_->counters().timed_out_half_open;
+    if (!half->expired(now_ns) || !half->may_give_way()) continue;
+    if (half->state() == HalfOpen::State::kSilent) ++core_->counters().timed_out_half_open;
     half->die();
   }
   sweep();

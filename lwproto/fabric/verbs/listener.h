@@ -3,7 +3,8 @@
 // Document: docs/verbs_fabric.md "Handshake".
 // Owner: the caller of Fabric::listen(). Thread: the fabric's.
 // Invariants:
-//   1. At most half_open_max handshakes are held; the oldest silent one makes room for a newcomer.
+//   1. At most half_open_max handshakes are held. Of those that wait for their peer, the oldest of
+//      the host that has most makes room for a newcomer: who opens many competes with itself.
 //   2. A silent peer is dropped after handshake_timeout_ms; so is one that does not take our no.
 //   3. A newcomer costs a queue pair with its completion queue (pinned too: with mlx5 about 1 MiB
 //      at the default depths) and 8 KB of pinned memory until it is accepted; the further queue
@@ -67,6 +68,8 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
   void admit_first(CmId id, const CmHeader& header);
   void admit_further(CmId id, const CmHeader& header);
   void turn_away(CmId id, Verdict verdict);
+  HalfOpen* next_to_give_way(std::size_t (*weight)(const HalfOpen&));
+  void evict(HalfOpen& half);
   bool make_room();
   bool make_room_beside(const HalfOpen& half);
   void sweep();

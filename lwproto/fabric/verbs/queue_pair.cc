@@ -1,11 +1,12 @@
 #include "lwproto/fabric/verbs/queue_pair.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+
+#include "lwproto/fabric/verbs/socket_address.h"
 
 namespace sanproxy::fabric::verbs {
 namespace {
@@ -29,16 +30,7 @@ Status failed_to(const char* what, int error) {
 }  // namespace
 
 std::string peer_address(rdma_cm_id& id) {
-  char text[INET6_ADDRSTRLEN] = "?";
-  const sockaddr* address = ::rdma_get_peer_addr(&id);
-  if (address->sa_family == AF_INET) {
-    const auto* in = reinterpret_cast<const sockaddr_in*>(address);
-    ::inet_ntop(AF_INET, &in->sin_addr, text, sizeof(text));
-  } else if (address->sa_family == AF_INET6) {
-    const auto* in = reinterpret_cast<const sockaddr_in6*>(address);
-    ::inet_ntop(AF_INET6, &in->sin6_addr, text, sizeof(text));
-  }
-  return std::string("verbs:") + text;
+  return "verbs:" + host_of(::rdma_get_peer_addr(&id)).to_string();
 }
 
 Result<std::unique_ptr<QueuePair>> QueuePair::create(std::shared_ptr<Core> core, CmId id,

@@ -25,4 +25,16 @@ sockaddr_storage system_address(const SocketAddress& address) {
   return out;
 }
 
+IpAddress host_of(const sockaddr* address) {
+  IpAddress out;
+  if (address->sa_family == AF_INET) {
+    out.family = Family::kIpv4;
+    std::memcpy(out.bytes.data(), &reinterpret_cast<const sockaddr_in*>(address)->sin_addr, 4);
+  } else if (address->sa_family == AF_INET6) {
+    out.family = Family::kIpv6;
+    std::memcpy(out.bytes.data(), &reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr, 16);
+  }
+  return out;
+}
+
 }  // namespace sanproxy::fabric::verbs

@@ -69,7 +69,10 @@ bool RawPeer::connect(const std::string& address, std::span<const std::byte> pri
                       unsigned receives) {
   sockaddr_storage to = system_address(FabricAddress::parse(address)->socket);
   if (::rdma_create_id(nullptr, &id_, nullptr, RDMA_PS_TCP) != 0) return false;
-  if (::rdma_resolve_addr(id_, nullptr, reinterpret_cast<sockaddr*>(&to), kResolveMs) != 0 ||
+  sockaddr_storage from{};
+  if (!from_.empty()) from = system_address({*IpAddress::parse(from_), 0});
+  if (::rdma_resolve_addr(id_, from_.empty() ? nullptr : reinterpret_cast<sockaddr*>(&from),
+                          reinterpret_cast<sockaddr*>(&to), kResolveMs) != 0 ||
       ::rdma_resolve_route(id_, kResolveMs) != 0 || !prepare(receives)) {
     return false;
   }
@@ -187,6 +190,21 @@ ibv_wc_status RawPeer::write_where_nothing_is() {
   request.wr.rdma.remote_addr = 0x1000;
   request.wr.rdma.rkey = 0xdead;
   return post_and_wait(request);
+}
+
+ibv_wc_status RawPeer::write_nothing(std::uint32_t immediate) {
+  ibv_send_wr request{};
+  request.wr_id = 1;
+  request.send_flags = IBV_SEND_SIGNALED;
+  request.opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
+  request.imm_data = htonl(immediate);
+  return post_and_wait(request);
+}
+
+bool RawPeer::fall_silent() {
+  ibv_qp_attr attributes{};
+  attributes.qp_state = IBV_QPS_RESET;
+  return ::ibv_modify_qp(id_->qp, &attributes, IBV_QP_STATE) == 0;
 }
 
 std::uint32_t RawPeer::receive() {

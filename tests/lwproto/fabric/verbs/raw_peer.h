@@ -27,6 +27,8 @@ class RawPeer {
   RawPeer(const RawPeer&) = delete;
   RawPeer& operator=(const RawPeer&) = delete;
 
+  // Connects from this address of ours (IPv4), not from that of the way.
+  void connect_from(const std::string& ip) { from_ = ip; }
   // `receives` buffers are posted before. False when it was turned away; reply() says with what.
   bool connect(const std::string& address, std::span<const std::byte> private_data,
                unsigned receives = 8);
@@ -41,6 +43,10 @@ class RawPeer {
   // Without waiting: so many of them.
   bool send_burst(Kind kind, std::uint32_t number, std::size_t bytes, unsigned count);
   ibv_wc_status write_where_nothing_is();
+  // Writes nothing, to nowhere, and tells so: that meets one of their receives.
+  ibv_wc_status write_nothing(std::uint32_t immediate);
+  // From now on the device answers nothing, not even with an error.
+  bool fall_silent();
   // The immediate data of the next transfer that comes; 0 at the end of the connection.
   std::uint32_t receive();
   void close();
@@ -54,6 +60,7 @@ class RawPeer {
   ibv_wc_status post_and_wait(ibv_send_wr& request);
   std::optional<ibv_wc> wait_for(bool receive);
 
+  std::string from_;
   rdma_cm_id* id_ = nullptr;
   ibv_mr* key_ = nullptr;
   Bytes memory_;  // sends from the first half, receives into the second
