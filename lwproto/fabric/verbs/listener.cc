@@ -65,6 +65,10 @@ Status VerbsListener::bind_and_listen() {
 
 Status VerbsListener::listen() {
   if (Status status = bind_and_listen(); !status.ok()) return status;
+  // The kernel takes a loopback address without a device, and then nobody ever comes.
+  if (id_->verbs == nullptr && !socket_.ip.is_any()) {
+    return Status::error(Code::kUnsupported, "no RDMA device has this address");
+  }
   // A wildcard address has no device of its own: a peer may come by any.
   if (id_->verbs == nullptr) return keep_keys_everywhere();
   auto device = core_->device_of(*id_);

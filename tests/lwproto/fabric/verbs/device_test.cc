@@ -140,6 +140,15 @@ long pinned_memory() {
   return -1;
 }
 
+// The kernel would take it, and nobody could ever come.
+TEST_F(VerbsDevice, AnAddressOfNoDeviceCannotBeListenedAt) {
+  auto fabric = make_verbs_fabric();
+  ASSERT_TRUE(fabric.ok());
+  for (const char* address : {"verbs://127.0.0.1:7471", "verbs://[::1]:7471"}) {
+    EXPECT_EQ((*fabric)->listen(address, options()).status().code(), Code::kUnsupported) << address;
+  }
+}
+
 TEST_F(VerbsDevice, AListenerAtAnyAddressPinsItsMemoryOnceAndAtTheStart) {
   constexpr long kKib = 65'536;  // far more than a channel's own
   auto memory = buffer::MemoryRegion::create("wildcard-test", kKib * 1024);
