@@ -166,6 +166,18 @@ class Deploy(unittest.TestCase):
             self.assertEqual(own, [])
             self.assertEqual(result.returncode, 0, result.stderr)
 
+    def test_a_unit_of_any_node_lets_it_reach_rdma_devices_and_lock_memory(self):
+        for unit in ("proxynode", "netnode", "app@"):
+            with open(os.path.join(DEPLOY, "systemd", f"sanproxy-{unit}.service")) as file:
+                lines = file.read().splitlines()
+            for line in ("LimitMEMLOCK=infinity", "DeviceAllow=char-infiniband_verbs rw",
+                         "DeviceAllow=/dev/infiniband/rdma_cm rw"):
+                self.assertIn(line, lines, unit)
+            self.assertNotIn("PrivateDevices=yes", lines, unit)
+            families = [line for line in lines if line.startswith("RestrictAddressFamilies=")]
+            self.assertEqual(len(families), 1, unit)
+            self.assertIn("AF_NETLINK", families[0].split(), unit)
+
     def test_every_manifest_is_yaml_with_what_kubernetes_asks_of_an_object(self):
         found = glob.glob(os.path.join(DEPLOY, "kubernetes", "*.yaml"))
         self.assertGreater(len(found), 1)
