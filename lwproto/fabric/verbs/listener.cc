@@ -211,6 +211,11 @@ void VerbsListener::admit_first(CmId id, const CmHeader& header) {
     ++core_->counters().refused_queue_pairs;
     return turn_away(std::move(id), Verdict::kQueuePairs);
   }
+  const IpAddress host = network_of(host_of(::rdma_get_peer_addr(id.get())));
+  if (!rates_.take(host, header.queue_pairs, core_->options().queue_pairs_per_s, core_->now_ns())) {
+    ++core_->counters().refused_too_fast;
+    return turn_away(std::move(id), Verdict::kBusy);
+  }
   if (!make_room()) {
     ++core_->counters().refused_busy;
     return turn_away(std::move(id), Verdict::kBusy);

@@ -23,6 +23,7 @@
 #include "lwproto/base/socket_address.h"
 #include "lwproto/fabric/verbs/core.h"
 #include "lwproto/fabric/verbs/endpoint.h"
+#include "lwproto/fabric/verbs/handshake_rates.h"
 
 namespace sanproxy::fabric::verbs {
 
@@ -86,6 +87,7 @@ class VerbsListener final : public Listener, private Target, private Sleeper {
   std::vector<DeviceKeys> keys_;
   std::uint64_t next_token_ = 1;
   HalfOpens half_open_;
+  HandshakeRates rates_;
   std::deque<std::uint64_t> ready_;
   bool handed_out_ = false;  // a request, by the last poll()
 };

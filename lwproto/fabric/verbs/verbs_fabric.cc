@@ -41,13 +41,18 @@ class VerbsFabric final : public Fabric {
 
   std::vector<NamedCount> counts() const override {
     const VerbsCounters& c = core_->counters();
-    return {
-        {"refused_headers", c.refused_headers},     {"refused_queue_pairs", c.refused_queue_pairs},
-        {"refused_hellos", c.refused_hellos},       {"refused_busy", c.refused_busy},
-        {"evicted_half_open", c.evicted_half_open}, {"timed_out_half_open", c.timed_out_half_open},
-        {"failed_set_ups", c.failed_set_ups},       {"port_errors", c.port_errors},
-        {"device_errors", c.device_errors},         {"lost_listeners", c.lost_listeners},
-        {"unflushed_queues", c.unflushed_queues}};
+    return {{"refused_headers", c.refused_headers},
+            {"refused_queue_pairs", c.refused_queue_pairs},
+            {"refused_hellos", c.refused_hellos},
+            {"refused_busy", c.refused_busy},
+            {"refused_too_fast", c.refused_too_fast},
+            {"evicted_half_open", c.evicted_half_open},
+            {"timed_out_half_open", c.timed_out_half_open},
+            {"failed_set_ups", c.failed_set_ups},
+            {"port_errors", c.port_errors},
+            {"device_errors", c.device_errors},
+            {"lost_listeners", c.lost_listeners},
+            {"unflushed_queues", c.unflushed_queues}};
   }
 
   int event_fd() const override { return core_->event_fd(); }

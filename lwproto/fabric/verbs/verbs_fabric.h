@@ -25,6 +25,7 @@ struct VerbsCounters {
   std::uint64_t refused_queue_pairs = 0;  // more than we have, or of no channel that we know
   std::uint64_t refused_hellos = 0;       // malformed, or asking for what we do not have
   std::uint64_t refused_busy = 0;         // no room for one more half-open handshake
+  std::uint64_t refused_too_fast = 0;     // its host asked for too many queue pairs in a time
   std::uint64_t evicted_half_open = 0;    // silent, and their place was needed
   std::uint64_t timed_out_half_open = 0;
   std::uint64_t failed_set_ups = 0;  // no memory or queue for a newcomer
@@ -43,11 +44,14 @@ struct VerbsOptions {
   std::uint32_t queue_pairs = 1;                // of a channel, where LinkParameters say nothing
   std::uint32_t queue_pairs_max = 64;           // that a peer may ask for
   std::uint32_t further_queue_pairs_max = 128;  // of handshakes beyond their first, per listener
-  std::uint32_t close_timeout_ms = 1000;        // for the last transfers of a channel that we end
-  std::uint8_t ack_timeout_exponent = 16;       // 4.096 us * 2^this, before a packet is sent again
-  std::uint8_t retry_count = 6;                 // and that often
-  VerbsCounters* counters = nullptr;            // kept up to date if given; outlives the fabric
-  const Clock* clock = nullptr;                 // for time-outs and rates; null: the steady clock
+  // That newcomers of one host (an IPv4 address, an IPv6 /64) may ask for, and four times as many
+  // at once, of one listener; 0: any number. The other listeners know nothing of it.
+  std::uint32_t queue_pairs_per_s = 100;
+  std::uint32_t close_timeout_ms = 1000;   // for the last transfers of a channel that we end
+  std::uint8_t ack_timeout_exponent = 16;  // 4.096 us * 2^this, before a packet is sent again
+  std::uint8_t retry_count = 6;            // and that often
+  VerbsCounters* counters = nullptr;       // kept up to date if given; outlives the fabric
+  const Clock* clock = nullptr;            // for time-outs and rates; null: the steady clock
 };
 
 // Succeeds without a device; listen() and connect() then say kUnsupported.

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "lwproto/base/clock.h"
 #include "lwproto/fabric/address.h"
 #include "lwproto/fabric/verbs/socket_address.h"
 #include "tests/lwproto/fabric/verbs/hostile_fixture.h"
@@ -108,6 +109,32 @@ TEST_F(VerbsHostile, AHostThatOpensManyQueuePairsMakesRoomForItselfAlone) {
     EXPECT_TRUE(peer_.say_hello(with_queue_pairs(2))) << "others have taken its place";
   });
   EXPECT_EQ(counters_.evicted_half_open, 1u);
+}
+
+;
+
+TEST_F(VerbsHostile, AHostThatAsksTooFastIsTurnedAwayAndOthersAreNot) {
+  std::string one;
+  std::string other;
+  if (!two_hosts(one, other)) GTEST_SKIP() << "not in the guest";
+  ManualClock clock;
+  start({.queue_pairs_per_s = 2, .clock = &clock});
+  std::deque<RawPeer> fast(9);
+  for (RawPeer& peer : fast) peer.connect_from(other);
+  peer_.connect_from(one);
+  RawPeer later;
+  later.connect_from(other);
+  while_serving([&] {
+    for (std::size_t i = 0; i < 8; ++i) EXPECT_TRUE(fast[i].connect_honestly(address_, 8)) << i;
+    EXPECT_FALSE(fast[8].connect_honestly(address_, 8));
+    EXPECT_TRUE(peer_.connect_honestly(address_));
+    EXPECT_TRUE(peer_.say_hello());
+  });
+  clock.advance_ns(1'000'000'000);
+  while_serving([&] { EXPECT_TRUE(later.connect_honestly(address_, 8)); });
+  const auto reply = decode_cm_header(fast[8].reply());
+  EXPECT_TRUE(reply.ok() && reply->verdict == Verdict::kBusy);
+  EXPECT_EQ(counters_.refused_too_fast, 1u);
 }
 
 TEST_F(VerbsHostile, WhoDoesNotTakeItsRefusalMakesRoomToo) {
