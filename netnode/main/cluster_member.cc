@@ -1,6 +1,7 @@
 #include "netnode/main/cluster_member.h"
 
-#include <algorithm>
+#include <set>
+#include <utility>
 
 #include "lwproto/cluster/host.h"
 #include "lwproto/daemon/log.h"
@@ -34,12 +35,15 @@ std::optional<steer::ProxySet> ClusterMember::take(const ClusterEntries::IsUp& i
 
 // What is left out is told of when it changes.
 steer::ProxySet ClusterMember::make_set() {
-  std::vector<std::string> left_out;
+  LeftOut left_out;
   steer::ProxySet set = with_cluster(config_.set, entries_.all(), left_out);
-  for (const std::string& text : left_out) {
-    if (std::find(left_out_.begin(), left_out_.end(), text) == left_out_.end()) {
-      spdlog::warn("of the cluster is not taken: {}", text);
-    }
+  const std::set<std::string> told(left_out_.texts().begin(), left_out_.texts().end());
+  for (const std::string& text : left_out.texts()) {
+    if (!told.contains(text)) spdlog::warn("of the cluster is not taken: {}", text);
+  }
+  const std::size_t untold = left_out.count() - left_out.texts().size();
+  if (untold != 0 && left_out.count() != left_out_.count()) {
+    spdlog::warn("of the cluster is not taken: and {} more", untold);
   }
   left_out_ = std::move(left_out);
   return set;

@@ -36,7 +36,7 @@ class ClusterMember {
   // The set of what the file and the cluster say.
   steer::ProxySet make_set();
   // What of the cluster is not taken, and why; for people.
-  const std::vector<std::string>& left_out() const { return left_out_; }
+  const LeftOut& left_out() const { return left_out_; }
   bool drained() const { return drained_; }  // this network node, by the cluster
   // `sessions` are told of while somebody waits for them to end.
   void publish(const std::string& state, std::uint64_t sessions);
@@ -46,7 +46,7 @@ class ClusterMember {
   const NetnodeConfig& config_;
   cluster::NodeRecord self_;
   ClusterEntries entries_;
-  std::vector<std::string> left_out_;
+  LeftOut left_out_;
   bool drained_ = false;
   std::unique_ptr<cluster::Session> session_;
 };

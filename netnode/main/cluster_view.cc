@@ -10,22 +10,25 @@ using cluster::Entry;
 
 // Proxies that registered a way for network nodes, and are not in the file.
 void add_found(steer::ProxySet& set, const std::string& key, const cluster::NodeRecord& record,
-               std::vector<std::string>& left_out) {
+               LeftOut& left_out) {
   if (!key.starts_with("node/proxy/") || record.channels.empty()) return;
   for (const steer::ProxyConfig& one : set.proxies) {
     if (one.name == record.name) return;
     const bool same_channel = one.channel == record.channels.front();
     if (!same_channel && (record.tag == 0 || one.id != record.tag)) continue;
-    left_out.push_back("proxy \"" + record.name + "\": it has the " +
-                       (same_channel ? "channel" : "id") + " of \"" + one.name + "\"");
-    return;
+    return left_out.add([&] {
+      return "proxy \"" + record.name + "\": it has the " + (same_channel ? "channel" : "id") +
+             " of \"" + one.name + "\"";
+    });
   }
   if (set.proxies.size() >= steer::kProxiesMax) {
-    return left_out.push_back("proxy \"" + record.name + "\": there are " +
-                              std::to_string(steer::kProxiesMax) + " already");
+    return left_out.add([&] {
+      return "proxy \"" + record.name + "\": there are " + std::to_string(steer::kProxiesMax) +
+             " already";
+    });
   }
   if (std::string wrong = steer::check_channel(record.channels.front()); !wrong.empty()) {
-    return left_out.push_back("proxy \"" + record.name + "\": " + wrong);
+    return left_out.add([&] { return "proxy \"" + record.name + "\": " + wrong; });
   }
   steer::ProxyConfig found;
   found.name = record.name;
@@ -38,26 +41,30 @@ void add_found(steer::ProxySet& set, const std::string& key, const cluster::Node
 using Addresses = std::set<SocketAddress>;
 
 void add_service(steer::ProxySet& set, Addresses& known, const std::string& text,
-                 std::vector<std::string>& left_out) {
+                 LeftOut& left_out) {
   const auto address = SocketAddress::parse(text);
   if (!address.ok() || address->port == 0) {
-    return left_out.push_back("service \"" + text + "\": it is no IP:PORT");
+    return left_out.add([&] { return "service \"" + text + "\": it is no IP:PORT"; });
   }
   // "Every address" is nothing that we could answer for.
   if (address->ip.is_any() || known.contains(*address)) return;
+  // Before what looks at each proxy: there may be millions of them.
+  if (set.services.size() >= steer::kServicesMax) {
+    return left_out.add([&] {
+      return "service " + address->to_string() + ": there are " +
+             std::to_string(steer::kServicesMax) + " already";
+    });
+  }
   if (std::string wrong = steer::check_service_address(address->ip); !wrong.empty()) {
-    return left_out.push_back("service " + address->to_string() + ": " + wrong);
+    return left_out.add([&] { return "service " + address->to_string() + ": " + wrong; });
   }
   for (const steer::ProxyConfig& proxy : set.proxies) {
     for (const SocketAddress& target : proxy.targets) {
       if (target.ip != address->ip) continue;
-      return left_out.push_back("service " + address->to_string() + ": it is the address of \"" +
-                                proxy.name + "\"");
+      return left_out.add([&] {
+        return "service " + address->to_string() + ": it is the address of \"" + proxy.name + "\"";
+      });
     }
-  }
-  if (set.services.size() >= steer::kServicesMax) {
-    return left_out.push_back("service " + address->to_string() + ": there are " +
-                              std::to_string(steer::kServicesMax) + " already");
   }
   known.insert(*address);
   set.services.push_back({.address = *address});
@@ -118,8 +125,7 @@ bool ClusterEntries::forget_lost(const IsUp& is_up) {
 }
 
 steer::ProxySet with_cluster(const steer::ProxySet& configured,
-                             const std::map<std::string, Entry>& entries,
-                             std::vector<std::string>& left_out) {
+                             const std::map<std::string, Entry>& entries, LeftOut& left_out) {
   steer::ProxySet out = configured;
   Addresses services;
   // The cluster's are TCP: one of another protocol at the same address is another one.

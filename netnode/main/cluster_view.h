@@ -15,6 +15,7 @@
 //      connections of it.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <map>
 #include <set>
@@ -22,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "lwproto/cluster/bounds.h"
 #include "lwproto/cluster/state.h"
 #include "netnode/steer/forwarder.h"
 #include "netnode/steer/proxy_set.h"
@@ -48,10 +50,29 @@ class ClusterEntries {
 // its workers, whatever those ways are called.
 bool is_up(std::span<const steer::Forwarder::Proxy> ways, const std::string& proxy);
 
-// `entries`: by key behind the cluster's root. What cannot be taken is appended to `left_out`, for
-// people.
+// What of the cluster is not taken, for people: anybody's writing in any number, so the first texts
+// are kept, as printable ones, and all are counted.
+class LeftOut {
+ public:
+  static constexpr std::size_t kTextsMax = 100;
+
+  // `text()` is made only where it is kept.
+  template <typename Text>
+  void add(const Text& text) {
+    ++count_;
+    if (texts_.size() < kTextsMax) texts_.push_back(cluster::printable(text()));
+  }
+  const std::vector<std::string>& texts() const { return texts_; }
+  std::size_t count() const { return count_; }
+
+ private:
+  std::vector<std::string> texts_;
+  std::size_t count_ = 0;
+};
+
+// `entries`: by key behind the cluster's root.
 steer::ProxySet with_cluster(const steer::ProxySet& configured,
                              const std::map<std::string, cluster::Entry>& entries,
-                             std::vector<std::string>& left_out);
+                             LeftOut& left_out);
 
 }  // namespace sanproxy::netnode

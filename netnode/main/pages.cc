@@ -226,7 +226,7 @@ Page metrics_page(const Node& node) {
   if (node.cluster() != nullptr) {
     daemon::cluster_metrics(node.cluster()->status(), m);
     m.gauge("netnode_cluster_left_out", "Proxies and services of the cluster that are not taken",
-            node.cluster()->left_out().size());
+            node.cluster()->left_out().count());
   }
   return {200, "text/plain; version=0.0.4; charset=utf-8", m.take()};
 }
@@ -260,7 +260,7 @@ Page json_page(const json& page) {
 json cluster_json(const Node& node) {
   if (node.cluster() == nullptr) return nullptr;
   json out = daemon::cluster_json(node.cluster()->status());
-  out["left_out"] = node.cluster()->left_out();
+  out["left_out"] = node.cluster()->left_out().texts();
   return out;
 }
 

@@ -26,10 +26,14 @@ void put(Entries& entries, const std::string& key, const std::string& value) {
 }
 
 std::vector<std::string> left_out;
+std::size_t left_out_count = 0;
 
 steer::ProxySet view(const steer::ProxySet& configured, const Entries& entries) {
-  left_out.clear();
-  return with_cluster(configured, entries, left_out);
+  LeftOut found;
+  steer::ProxySet out = with_cluster(configured, entries, found);
+  left_out = found.texts();
+  left_out_count = found.count();
+  return out;
 }
 
 TEST(ClusterView, WithoutEntriesTheFileHolds) {
@@ -191,6 +195,17 @@ TEST(ClusterView, WhatIsBeyondTheBoundsOrNoAddressIsLeftOutAndToldOf) {
                                                 "service \"nonsense\": it is no IP:PORT",
                                                 "service \"10.77.0.10:0\": it is no IP:PORT",
                                                 "proxy \"p1\": there are 1023 already"}));
+}
+
+TEST(ClusterView, OfManyThatAreLeftOutAllAreCountedAndSomeAreNamed) {
+  Entries entries;
+  std::string services = "\"a\\n[error] b\\u001b[31m\"";
+  for (std::size_t i = 1; i < 1'000; ++i) services += ",\"x" + std::to_string(i) + "\"";
+  put(entries, "node/appnode/p1/0", R"({"services": [)" + services + "]}");
+  EXPECT_TRUE(view(two_proxies(), entries).services.empty());
+  EXPECT_EQ(left_out_count, 1'000u);
+  ASSERT_EQ(left_out.size(), LeftOut::kTextsMax);
+  EXPECT_EQ(left_out[0], R"(service "a\x0a[error] b\x1b[31m": it is no IP:PORT)");
 }
 
 TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {
