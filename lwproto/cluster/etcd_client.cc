@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "lwproto/base/check.h"
+#include "lwproto/base/clock.h"
 #include "lwproto/cluster/bounded_json.h"
 
 namespace sanproxy::cluster {
@@ -20,6 +21,7 @@ constexpr std::int64_t kPageValues = 1'000;
 constexpr std::size_t kTokenBytesMax = 4'096;
 constexpr int kWaitPieceMs = 1'000;
 constexpr long kKeepAliveIdleS = 10;
+constexpr std::uint64_t kNsOfOneMs = 1'000'000;
 
 void set_up_curl() {
   static std::once_flag once;
@@ -178,6 +180,7 @@ void EtcdClient::take_watch_lines() {
     if (!answer.ok()) {
       fail(answer.status().text());
     } else {
+      watch_answered_ = true;
       on_watch_(*answer);
       if (answer->canceled) fail(answer->reason.empty() ? "canceled by etcd" : answer->reason);
     }
@@ -371,7 +374,24 @@ void EtcdClient::watch(const std::string& key, const std::string& end, std::int6
   configure(*watch_, "/v3/watch", watch_request(key, end, from_revision));
   curl_multi_add_handle(multi_, watch_->easy);
   watch_running_ = true;
+  watch_answered_ = false;
   watch_endpoint_ = current_;
+}
+
+bool EtcdClient::await_watch() {
+  const SteadyClock clock;
+  const std::uint64_t until = clock.now_ns() + options_.timeout_ms * kNsOfOneMs;
+  perform();
+  while (watching() && !watch_answered_ && !interrupted_) {
+    const std::uint64_t now = clock.now_ns();
+    if (now >= until) {
+      last_error_ = endpoint() + ": the watch is not answered";
+      return false;
+    }
+    curl_multi_poll(multi_, nullptr, 0, static_cast<int>((until - now) / kNsOfOneMs) + 1, nullptr);
+    perform();
+  }
+  return true;
 }
 
 void EtcdClient::end_watch() {

@@ -70,6 +70,10 @@ class EtcdClient {
 
   void watch(const std::string& key, const std::string& end, std::int64_t from_revision,
              OnWatch on_watch);
+  // Until etcd has said that the watch is created, or refused. False, with last_error(), if it is
+  // silent for timeout_ms though it answers requests (what stands before it may hold the answer
+  // back): of changes we would never hear.
+  bool await_watch();
   void end_watch();
   // Whether it goes on, at the endpoint in use: a member that calls have left may be cut off, and
   // its connection silent for long.
@@ -104,7 +108,7 @@ class EtcdClient {
   void* multi_ = nullptr;
   std::unique_ptr<Transfer> request_;  // one at a time; its connection is kept
   std::unique_ptr<Transfer> watch_;
-  bool watch_running_ = false;
+  bool watch_running_ = false, watch_answered_ = false;
   std::size_t watch_endpoint_ = 0;
   std::string watch_error_;
   OnWatch on_watch_;

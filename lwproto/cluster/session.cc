@@ -174,7 +174,7 @@ bool Session::keep_lease() {
   return true;
 }
 
-// Lists everything, and watches from there.
+// Lists everything, and watches from there. False: etcd is lost.
 bool Session::list() {
   list_again_ = false;
   const std::string begin = root_ + options_.watched;
@@ -204,7 +204,7 @@ bool Session::list() {
   hand_over();
   client_.watch(begin, prefix_end(begin), next_revision_,
                 [this](const WatchAnswer& answer) { on_watch(answer); });
-  return true;
+  return client_.await_watch();
 }
 
 void Session::on_watch(const WatchAnswer& answer) {

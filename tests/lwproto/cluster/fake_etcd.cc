@@ -62,10 +62,16 @@ void FakeEtcd::start() {
       const auto key = bytes_in(create, "key");
       const auto end = bytes_in(create, "range_end");
       auto from = std::make_shared<std::int64_t>(*read_number(create, "start_revision"));
+      const bool held = holding_watches_;
       response.set_chunked_content_provider(
-          "application/json", [this, key, end, from](std::size_t, httplib::DataSink& sink) {
+          "application/json",
+          [this, key, end, from, held](std::size_t offset, httplib::DataSink& sink) {
             bool done = false;
-            const std::string lines = watch_lines(key, end, *from, done);
+            std::string lines = watch_lines(key, end, *from, done);
+            if (held)
+              lines.clear();
+            else if (offset == 0)
+              lines.insert(0, created_line());
             if (!lines.empty() && !sink.write(lines.data(), lines.size())) return false;
             if (done) sink.done();
             return !stopping_;
@@ -309,6 +315,13 @@ json FakeEtcd::serve(const std::string& path, const json& body, int& status) {
   }
   status = 404;
   return {{"error", "Not Found"}};
+}
+
+void FakeEtcd::hold_watches(bool hold) { holding_watches_ = hold; }
+
+std::string FakeEtcd::created_line() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return json{{"result", {{"header", header()}, {"created", true}}}}.dump() + "\n";
 }
 
 std::string FakeEtcd::watch_lines(const std::string& key, const std::string& end,

@@ -46,6 +46,8 @@ class FakeEtcd {
   void answer(const std::string& path, int count, int status, std::string body);
   // While true, requests to `path` are carried out and answered as if they had failed.
   void lose_answers(const std::string& path, bool lose);
+  // As what stands before etcd and holds back answers that have no end.
+  void hold_watches(bool hold);
   std::size_t requests(const std::string& path);
   std::string last_body(const std::string& path);
   std::string last_header(const std::string& path, const std::string& name);
@@ -84,6 +86,7 @@ class FakeEtcd {
   void put_locked(const std::string& key, const std::string& value, std::int64_t lease);
   void erase_locked(const std::string& key);
   nlohmann::json header();
+  std::string created_line();
   std::string watch_lines(const std::string& key, const std::string& end, std::int64_t& from,
                           bool& done);
 
@@ -102,7 +105,7 @@ class FakeEtcd {
   std::map<std::string, std::string> bodies_;
   std::map<std::string, std::map<std::string, std::string>> headers_;
   std::int64_t revision_ = 1, compacted_ = 0, next_lease_ = 7'000'000'000;
-  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopping_{false}, holding_watches_{false};
 };
 
 }  // namespace sanproxy::cluster::testing

@@ -91,6 +91,21 @@ TEST_F(SessionTest, WhatIsThereAndWhatChangesIsHandedOver) {
   EXPECT_TRUE(until(*session, [&] { return balance() == "none"; }));
 }
 
+TEST_F(SessionTest, AMemberWhoseWatchesAreNotAnsweredIsLeft) {
+  set_up_schema();
+  FakeEtcd deaf;
+  deaf.put(kRoot + "schema", schema_value());
+  deaf.hold_watches(true);
+  SessionOptions both = options();
+  both.etcd.endpoints = {deaf.url(), etcd.url()};
+  both.etcd.timeout_ms = 500;
+  auto session = start(both);
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().endpoint == etcd.url(); }));
+  EXPECT_TRUE(is_logged("the watch is not answered"));
+  etcd.put(kRoot + kWeb, R"({"balance":"weighted"})");
+  EXPECT_TRUE(until(*session, [&] { return balance() == "weighted"; }));
+}
+
 TEST_F(SessionTest, ALeaseThatRanOutIsReplacedAndEverythingIsRegisteredAgain) {
   auto session = start(options());
   session->announce(kOwn, {{"instance", "us"}});
