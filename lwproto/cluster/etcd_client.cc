@@ -45,6 +45,15 @@ bool is_too_large(const std::string& text) {
   return false;
 }
 
+// It has expired, its signer is gone, or users and roles were changed since (JWT say of when they
+// are).
+bool is_old_token(const std::string& text) {
+  for (const char* words : {"auth token", "auth store is old"}) {
+    if (text.find(words) != std::string::npos) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Status check_endpoint(const std::string& url) {
@@ -311,8 +320,8 @@ Answer EtcdClient::call(const std::string& path, const json& body, bool repeatab
     if (answer.ok) return answer;
     last_error_ = answer.error;
     if (interrupted_) return answer;
-    if (!token_.empty() && !logged_in_now && answer.error.find("auth token") != std::string::npos) {
-      token_.clear();  // it has expired, or its signer is gone
+    if (!token_.empty() && !logged_in_now && is_old_token(answer.error)) {
+      token_.clear();
       continue;
     }
     if (answer.code != Code::kTimeout && answer.code != Code::kDisconnected) return answer;

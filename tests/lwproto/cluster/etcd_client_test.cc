@@ -246,6 +246,10 @@ TEST(EtcdClient, AUserGetsATokenAndAnotherWhenItHasExpired) {
   etcd.answer("/v3/kv/range", 1, 401, R"({"error":"etcdserver: invalid auth token"})");
   ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok);
   EXPECT_EQ(etcd.last_header("/v3/kv/range", "Authorization"), "two");
+  etcd.answer("/v3/auth/authenticate", 1, 200, R"({"token":"three"})");
+  etcd.answer("/v3/kv/range", 1, 400, R"({"error":"etcdserver: revision of auth store is old"})");
+  ASSERT_TRUE(client.call("/v3/kv/range", kAll).ok) << "somebody has granted a role something";
+  EXPECT_EQ(etcd.last_header("/v3/kv/range", "Authorization"), "three");
 }
 
 TEST(EtcdClient, AWrongPasswordIsSaidAndNotTriedForEver) {
