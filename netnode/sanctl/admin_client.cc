@@ -44,7 +44,10 @@ struct Received {
                            (is_refused ? "Connection refused" : curl_easy_strerror(code)) +
                            "): is the node running, and is that its [admin] listen?";
   if (is_refused) throw ConnectionRefused(text);
-  throw Failure(text);
+  curl_off_t connect_us = 0;
+  curl_easy_getinfo(easy, CURLINFO_CONNECT_TIME_T, &connect_us);
+  if (connect_us != 0) throw Failure(text);  // a process has the port, though it may hang
+  throw NoAnswer(text);
 }
 
 [[noreturn]] void refused(const std::string& address, const std::string& path, long status,

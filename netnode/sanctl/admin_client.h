@@ -12,10 +12,16 @@
 
 namespace sanproxy::sanctl {
 
-// Nobody listens there, and the host itself says so: whatever else goes wrong may pass.
-class ConnectionRefused : public Failure {
+// Who was meant is not there, as far as can be seen from here.
+class NoAnswer : public Failure {
  public:
   using Failure::Failure;
+};
+
+// Nobody listens there, and the host itself says so: whatever else goes wrong may pass.
+class ConnectionRefused : public NoAnswer {
+ public:
+  using NoAnswer::NoAnswer;
 };
 
 class AdminClient {

@@ -24,7 +24,7 @@ std::vector<Endpoint> proxy_endpoints(const Options& options) {
 json status_of(const Endpoint& endpoint) {
   json status = AdminClient(endpoint.address).get_json("/status");
   if (!endpoint.name.empty() && field<std::string>(status, "name", "") != endpoint.name) {
-    throw Failure(endpoint.address + " is another node's, seen from here");
+    throw NoAnswer(endpoint.address + " is another node's, seen from here");
   }
   return status;
 }

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "netnode/sanctl/admin_client.h"
 #include "netnode/sanctl/options.h"
 
 namespace sanproxy::sanctl {
@@ -40,6 +41,7 @@ struct Answer {
   std::optional<T> value;
   std::string why;  // there is none
   int exit_status = 0;
+  bool silent = false;  // who was meant is not there, as far as can be seen
 };
 
 // `ask(endpoint)` of each, in their order: what it returned, or what it threw.
@@ -52,6 +54,10 @@ auto ask_all(const std::vector<Endpoint>& endpoints, const Ask& ask) {
     for (std::size_t i = next++; i < out.size(); i = next++) {
       try {
         out[i].value = ask(endpoints[i]);
+      } catch (const NoAnswer& failure) {
+        out[i].why = failure.what();
+        out[i].exit_status = failure.exit_status();
+        out[i].silent = true;
       } catch (const Failure& failure) {
         out[i].why = failure.what();
         out[i].exit_status = failure.exit_status();

@@ -39,12 +39,15 @@ std::string kind_of(const Options& options, const View& view, const DrainOptions
     std::fprintf(
         stderr,
         "sanctl: no %s \"%s\" is registered: this is for those who know it by their files\n",
-        how.kind.c_str(), how.name.c_str());
+        how.kind.c_str(), cluster::printable(how.name).c_str());
     return how.kind;
   }
   std::string names;
-  for (const NodeRow& row : view.nodes) names += "\n  " + row.kind + " " + row.name;
-  throw Failure("there is no node \"" + how.name + "\"; there are:" + names, kExitUsage);
+  for (const NodeRow& row : view.nodes) {
+    names += "\n  " + row.kind + " " + cluster::printable(row.name);
+  }
+  throw Failure("there is no node \"" + cluster::printable(how.name) + "\"; there are:" + names,
+                kExitUsage);
 }
 
 // Tells the node itself, or the cluster.
@@ -72,7 +75,7 @@ void say(const Options& options, const View& view, const std::string& kind, cons
 struct Progress {
   std::optional<std::uint64_t> connections;  // nothing: it has not been told
   bool done = false, gone = false;
-  std::string why;  // nothing at all is known at the moment
+  std::string why;  // it is not known, or not certain, at the moment
 };
 
 // `itself`: the node that is drained is the one that we ask.
@@ -97,13 +100,22 @@ Progress progress(const Options& options, const Meant& meant, bool itself) {
       *out.connections += *row.connections;
     }
   }
+  for (const std::string& name : view.unregistered) {
+    const auto silent = view.unreachable.find(name);
+    if (silent != view.unreachable.end()) return {std::nullopt, false, false, silent->second};
+    out.why = name + " answers, and etcd knows nothing of it: it may have lost etcd, or be ending";
+  }
   return out;
+}
+
+void print_json(const json& out) {  // names may be any bytes
+  std::puts(out.dump(-1, ' ', false, json::error_handler_t::replace).c_str());
 }
 
 void print_done(const Options& options, const Meant& node, bool gone) {
   if (options.json) {
     const json out = {{"node", node.name}, {"kind", node.kind}, {"drained", true}, {"gone", gone}};
-    std::puts(out.dump().c_str());
+    print_json(out);
   } else {
     std::printf("%s %s is %s\n", node.kind.c_str(), node.name.c_str(), gone ? "gone" : "empty");
   }
@@ -117,6 +129,18 @@ void print_done(const Options& options, const Meant& node, bool gone) {
                     (now.why.empty() ? "" : ": " + now.why) +
                     "; the node stays drained: sanctl undrain takes that back",
                 kExitTimeout);
+}
+
+// Of those that will be asked how far it is.
+void note_endpoints(const View& view, Meant& node) {
+  for (const NodeRow& row : view.nodes) {
+    const auto kind = cluster::node_kind_of(row.kind);
+    if (row.kind == "appnode" || !kind || !view.status.contains(row.name)) continue;
+    const bool has_it = row.kind == "proxy" && node.at.contains(row.name);
+    if (has_it || node.is(row.kind, row.name)) {
+      node.endpoints[cluster::node_key(*kind, row.name)] = row.where;
+    }
+  }
 }
 
 void wait_until_empty(const Options& options, const Meant& node, bool itself, double timeout_s) {
@@ -179,10 +203,11 @@ void drain(const Options& options, const DrainOptions& how) {
     for (const NodeRow& row : view.nodes) {
       if (kind == "appnode" && node.is(row.kind, row.name)) node.at.insert(row.at);
     }
+    if (options.whole_cluster()) note_endpoints(view, node);
     return wait_until_empty(options, node, itself, how.timeout_s);
   }
   if (options.json) {
-    std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
+    print_json({{"node", how.name}, {"kind", kind}, {"drained", false}});
   } else {
     std::printf("%s %s takes no new connections\n", kind.c_str(), how.name.c_str());
   }
@@ -195,7 +220,7 @@ void undrain(const Options& options, const DrainOptions& how) {
   if (kind.empty()) kind = kind_of(options, view, how);
   say(options, view, kind, how.name, false);
   if (options.json) {
-    std::puts(json{{"node", how.name}, {"kind", kind}, {"drained", false}}.dump().c_str());
+    print_json({{"node", how.name}, {"kind", kind}, {"drained", false}});
   } else {
     std::printf("%s %s takes new connections again\n", kind.c_str(), how.name.c_str());
   }

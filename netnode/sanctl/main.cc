@@ -1,8 +1,10 @@
 // sanctl: looks at and steers one node, or a whole cluster.
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <sstream>
@@ -240,6 +242,9 @@ int main(int argc, char** argv) {
     check(options, password_file);
     if (!chosen) throw Failure("a command is missing: see sanctl --help", kExitUsage);
     chosen();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw Failure(std::string("the answer cannot be written: ") + std::strerror(errno));
+    }
   } catch (const CLI::ParseError& error) {
     const int status = app.exit(error);
     return status == 0 ? 0 : kExitUsage;

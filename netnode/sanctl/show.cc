@@ -101,12 +101,14 @@ void show_status(const Options& options) {
     const json& cluster = object_in(status, "cluster");
     if (!field<bool>(cluster, "connected", true)) {
       std::printf("! %s has lost etcd: %s\n", name.c_str(),
-                  field<std::string>(cluster, "error", "").c_str());
+                  cluster::printable(field<std::string>(cluster, "error", "")).c_str());
     }
   }
   if (!view.drains.empty())
     std::printf("drained by the cluster: %s\n", joined(view.drains).c_str());
-  for (const std::string& line : troubles(view)) std::printf("! %s\n", line.c_str());
+  for (const std::string& line : troubles(view)) {
+    std::printf("! %s\n", cluster::printable(line).c_str());
+  }
   print_trouble(view);
 }
 

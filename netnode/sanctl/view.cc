@@ -229,7 +229,22 @@ void add_records(View& view, const Entries& entries, const Meant* only) {
     asked[key] = endpoints.size();
     endpoints.push_back({record->name, record->admin});
   }
+  std::vector<std::string> lost;  // who is registered no more may have lost etcd alone
+  for (const auto& [key, address] : only != nullptr ? only->endpoints : Endpoints()) {
+    if (entries.contains(key)) continue;
+    lost.push_back(key);
+    endpoints.push_back({key.substr(key.rfind('/') + 1), address});
+  }
   const auto answers = ask_all(endpoints, status_of);
+  for (std::size_t i = 0; i < lost.size(); ++i) {
+    const std::size_t place = endpoints.size() - lost.size() + i;
+    if (answers[place].silent) continue;  // it is gone
+    cluster::NodeRecord record;
+    record.name = endpoints[place].name;
+    record.admin = endpoints[place].address;
+    add_record(view, kind_of_key(lost[i]), record, &answers[place]);
+    view.unregistered.push_back(record.name);
+  }
   for (const auto& [key, record] : records) {
     const auto answer = asked.find(key);
     add_record(view, kind_of_key(key), *record,

@@ -34,11 +34,16 @@ struct ServiceRow {
   bool counted = true;               // a network node counts nothing of these
 };
 
+using Endpoints = std::map<std::string, std::string>;  // by key in etcd
+
 // A node as operators name it: an application node also by what stands before its PID, as the
 // proxies take it.
 struct Meant {
   std::string kind, name;         // kind "": whatever has that name
   std::set<std::string> at = {};  // an application node: proxies where it was seen
+  // Admin endpoints of those that were asked once, by key. Who has lost etcd is registered no more,
+  // and there all the same.
+  Endpoints endpoints = {};
 
   bool is(std::string_view its_kind, std::string_view its_name) const {
     if (!kind.empty() && its_kind != kind) return false;
@@ -54,6 +59,7 @@ struct View {
   std::map<std::string, std::string> unreachable;  // name -> why
   std::map<std::string, std::string> refused;      // keys in etcd that no node takes
   std::vector<std::string> drains;                 // "KIND/NAME" in etcd
+  std::vector<std::string> unregistered;           // have answered, and etcd knows nothing of them
   bool network_node = false;                       // the one that was asked is one
 };
 

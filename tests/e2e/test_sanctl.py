@@ -253,6 +253,58 @@ class Cluster(SanctlTest):
         self.assertIn("8 connections are left",
                       self.store.sanctl("drain", "pa", "--timeout", 0.5, code=3))
 
+    def test_a_proxy_that_has_lost_etcd_is_not_taken_for_gone(self):
+        for kind, name in (("proxy", "pa"), ("appnode", "web")):
+            left = []
+            looks = iter([8, 8, 8, (503, "the worker does not answer"), None, 8])
+
+            def status():
+                left.append(next(looks, 0))
+                if len(left) == 2:  # its lease has run out
+                    self.store.ctl("del", etcd.ROOT + "node/proxy/pa")
+                if not isinstance(left[-1], int):
+                    return left[-1]
+                return fake_node.proxy_status(
+                    "pa", state="draining" if left[-1] else "drained", connections={"open": left[-1]},
+                    nodes=[{"node": 0, "name": "web:1", "connections": left[-1], "drained": True}])
+            with self.subTest(kind=kind):
+                node = self.proxy("pa", 9001, status=status)
+                done = self.store.sanctl("drain", name)
+                self.assertEqual((done["kind"], done["gone"], left[-1]), (kind, False, 0))
+                node.close()
+
+    def test_a_node_that_is_registered_no_more_and_does_not_answer_is_gone(self):
+        def status():
+            if len(node.asked) == 3:
+                self.store.ctl("del", etcd.ROOT + "node/proxy/pa")
+                node.close()
+            return fake_node.proxy_status("pa", state="draining", connections={"open": 8})
+        node = self.proxy("pa", 9001, status=status)
+        self.assertTrue(self.store.sanctl("drain", "pa")["gone"])
+
+    def test_what_somebody_has_written_moves_no_cursor(self):
+        self.register("pa", "127.0.0.1:1")
+        self.store.ctl("put", etcd.ROOT + "node/appnode/pa/0", json.dumps(
+            {"name": "a\x1b[31m", "services": ["\x1b[2J"], "state": "drained"}))
+        where = ("--etcd", self.store.urls[0])
+        self.assertIn(r"! \x1b[2J: no application", self.run_it("status", *where))
+        text = self.run_it("nodes", *where) + self.run_it("drain", "nobody", *where, code=2)
+        self.assertIn(r"appnode a\x1b[31m", text)
+        self.assertNotIn("\x1b", text)
+
+    def test_a_name_of_any_bytes_is_drained_and_told_of(self):
+        done = self.store.sanctl("drain", "\udcff", "--kind", "appnode", "--no-wait")
+        self.assertEqual((done["kind"], self.store.keys("drain/")), ("appnode", ["drain/appnode/%FF"]))
+        self.assertEqual(self.store.sanctl("undrain", "\udcff")["kind"], "appnode")
+
+    def test_an_answer_that_cannot_be_written_is_an_error(self):
+        argv = self.namespace.argv(etcd.sanctl_argv("config", "get", "--etcd", self.store.urls[0]))
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                                  timeout=60 * settings.slowness)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("No space left", done.stderr)
+
     def test_an_application_node_is_waited_for_where_it_was_seen(self):
         # It may have joined a moment ago, and stand in etcd nowhere yet.
         node = {"node": 0, "name": "web:1", "fabric": "shm", "connections": 2, "drained": True}
