@@ -135,7 +135,8 @@ void print_done(const Options& options, const Meant& node, bool gone) {
 void note_endpoints(const View& view, Meant& node) {
   for (const NodeRow& row : view.nodes) {
     const auto kind = cluster::node_kind_of(row.kind);
-    if (row.kind == "appnode" || !kind || !view.status.contains(row.name)) continue;
+    if (row.kind == "appnode" || !kind || !view.answered.contains(row.kind + "/" + row.name))
+      continue;
     const bool has_it = row.kind == "proxy" && node.at.contains(row.name);
     if (has_it || node.is(row.kind, row.name)) {
       node.endpoints[cluster::node_key(*kind, row.name)] = row.where;

@@ -131,13 +131,21 @@ NodeRow node_row(const char* kind, const std::string& name, const json& status,
   return row;
 }
 
+std::string place_of(const std::string& kind, const std::string& name) { return kind + "/" + name; }
+
+// Of two kinds, nodes may have one name: the later is KIND/NAME.
+template <typename Map>
+auto& of_node(Map& by_name, const std::string& kind, const std::string& name) {
+  return by_name[by_name.contains(name) ? place_of(kind, name) : name];
+}
+
 // `answer`: to status_of(), where it was asked.
 void add_record(View& view, const char* kind, const cluster::NodeRecord& record,
                 const Answer<json>* answer) {
   if (record.worker != 0) {
     // Its proxy comes before it (keys are in order), and has told of all its workers.
     const std::string proxy = cluster::proxy_of_worker(record.name);
-    if (view.status.contains(proxy)) return;
+    if (view.answered.contains(place_of(kind, proxy))) return;
     for (NodeRow& row : view.nodes) {
       if (row.name != proxy || row.kind != kind) continue;
       if (row.state != record.state)
@@ -153,11 +161,13 @@ void add_record(View& view, const char* kind, const cluster::NodeRecord& record,
   }
   if (answer != nullptr && answer->value) {
     view.nodes.push_back(node_row(kind, record.name, *answer->value, record.admin));
-    view.status[record.name] = *answer->value;
+    of_node(view.status, kind, record.name) = *answer->value;
+    view.answered.insert(place_of(kind, record.name));
     if (std::string_view(kind) == "proxy") add_told(view, record.name, *answer->value);
     return;
   }
-  view.unreachable[record.name] = answer != nullptr ? answer->why : "it has no admin endpoint";
+  of_node(view.unreachable, kind, record.name) =
+      answer != nullptr ? answer->why : "it has no admin endpoint";
   NodeRow row{kind, record.name, record.state, record.admin, std::nullopt, {}, "", {}};
   if (record.state != "running") row.connections = record.connections;
   view.nodes.push_back(std::move(row));
@@ -264,7 +274,8 @@ View look_at_cluster(const Options& options, const Meant* only) {
   Applications applications(view);
   for (const auto& [key, entry] : entries) {
     const auto* record = std::get_if<cluster::ApplicationRecord>(&entry);
-    if (record != nullptr && !view.status.contains(cluster::proxy_of_worker(record->proxy))) {
+    if (record != nullptr &&
+        !view.answered.contains(place_of("proxy", cluster::proxy_of_worker(record->proxy)))) {
       applications.add(*record);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {

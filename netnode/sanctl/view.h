@@ -56,6 +56,7 @@ struct View {
   std::vector<NodeRow> nodes;
   std::map<std::string, ServiceRow> services;
   std::map<std::string, nlohmann::json> status;    // of nodes that answered, by name
+  std::set<std::string> answered;                  // they, as "KIND/NAME"
   std::map<std::string, std::string> unreachable;  // name -> why
   std::map<std::string, std::string> refused;      // keys in etcd that no node takes
   std::vector<std::string> drains;                 // "KIND/NAME" in etcd

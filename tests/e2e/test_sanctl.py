@@ -282,6 +282,19 @@ class Cluster(SanctlTest):
         node = self.proxy("pa", 9001, status=status)
         self.assertTrue(self.store.sanctl("drain", "pa")["gone"])
 
+    def test_a_network_node_of_a_proxys_name_hides_nothing_of_the_proxy(self):
+        node = self.node({STATUS: {"name": "pa", "state": "running", "sessions": 0}}, port=9001)
+        self.store.ctl("put", etcd.ROOT + "node/netnode/pa", json.dumps({"admin": node.address}))
+        self.register("pa", "127.0.0.1:1")
+        self.store.ctl("put", etcd.ROOT + "node/appnode/pa/0",
+                       json.dumps({"name": "web", "services": ["10.0.0.1:80"]}))
+        found = self.store.sanctl("status")
+        self.assertEqual([(row["address"], row["members"]) for row in found["services"]],
+                         [("10.0.0.1:80", 1)])
+        self.assertEqual((list(found["status"]), list(found["unreachable"])), (["pa"], ["pa"]))
+        self.proxy("pa", 9002)
+        self.assertEqual(set(self.store.sanctl("status")["status"]), {"pa", "proxy/pa"})
+
     def test_what_somebody_has_written_moves_no_cursor(self):
         self.register("pa", "127.0.0.1:1")
         self.store.ctl("put", etcd.ROOT + "node/appnode/pa/0", json.dumps(
