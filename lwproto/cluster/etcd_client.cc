@@ -28,9 +28,10 @@ void set_up_curl() {
   std::call_once(once, [] { SANPROXY_CHECK(curl_global_init(CURL_GLOBAL_DEFAULT) == 0); });
 }
 
-// What may pass by itself, at another endpoint or later: no leader, a member that is starting.
+// What may pass by itself, at another endpoint or later: no leader, a member that is starting, or
+// that what stands before it (502) does not reach.
 bool is_transient(long http_status, const std::string& text) {
-  if (http_status == 503 || http_status == 504) return true;
+  if (http_status >= 502 && http_status <= 504) return true;
   for (const char* words : {"no leader", "timed out", "leader changed", "stopped", "too many"}) {
     if (text.find(words) != std::string::npos) return true;
   }

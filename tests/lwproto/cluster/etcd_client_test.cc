@@ -206,6 +206,19 @@ TEST(EtcdClient, AMemberWithoutALeaderIsLeftForTheNext) {
   EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
 }
 
+TEST(EtcdClient, AMemberThatIsNotReachedByWhatStandsBeforeItIsLeftForTheNext) {
+  FakeEtcd lost, here;
+  for (const char* path : {"/v3/kv/range", "/v3/kv/txn"}) {
+    lost.answer(path, 100, 502, "<html><h1>502 Bad Gateway</h1></html>");
+  }
+  EtcdClient client(at({lost.url(), here.url()}));
+  const auto none = nlohmann::json::array();
+  const Answer answer = client.call("/v3/kv/txn", transaction(none, none), /*repeatable=*/false);
+  EXPECT_FALSE(answer.ok);
+  EXPECT_TRUE(answer.may_be_done) << "its answer may be what was lost";
+  EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
+}
+
 TEST(EtcdClient, WhatEtcdRefusesIsNotAskedAgain) {
   FakeEtcd etcd, other;
   etcd.answer("/v3/kv/range", 1, 400, R"({"error":"etcdserver: key is not provided"})");
