@@ -135,13 +135,21 @@ cluster::RangeAnswer ClusterStore::list(const std::string& below) {
 std::map<std::string, cluster::Entry> ClusterStore::entries(
     std::map<std::string, std::string>* refused) {
   std::map<std::string, cluster::Entry> out;
+  bool schema = false, by_operators = false;
   for (const cluster::KeyValue& value : list("").values) {
+    if (value.key == "schema") {
+      schema = cluster::parse_schema(value.value) == std::optional<int>(cluster::kSchemaVersion);
+    }
+    by_operators = by_operators || cluster::is_operator_key(value.key);
     cluster::Parsed parsed = parse(value);
     if (parsed.entry) {
       out.emplace(value.key, std::move(*parsed.entry));
     } else if (!parsed.ignored && refused != nullptr) {
       (*refused)[cluster::printable(value.key)] = parsed.error;
     }
+  }
+  if (by_operators && !schema && refused != nullptr) {
+    (*refused)["schema"] = "missing, or of another version: no node takes configuration or drains";
   }
   return out;
 }

@@ -52,6 +52,22 @@ TEST_F(ClusterStoreTest, VersionsAreCountedAndKept) {
   EXPECT_EQ(store.history().front().number, 2);
 }
 
+TEST_F(ClusterStoreTest, WithoutASchemaThatNodesKnowWhatOperatorsWroteIsRefused) {
+  const auto refused = [&] {
+    std::map<std::string, std::string> out;
+    (void)ClusterStore(options_).entries(&out);
+    return out;
+  };
+  put("node/proxy/pa", "{}");
+  EXPECT_TRUE(refused().empty()) << "a cluster that nobody has configured";
+  put(kProxyKey, "{}");
+  EXPECT_EQ(refused().count("schema"), 1u);
+  put("schema", R"({"version":2})");
+  EXPECT_EQ(refused().count("schema"), 1u);
+  put("schema", cluster::schema_value());
+  EXPECT_TRUE(refused().empty());
+}
+
 TEST_F(ClusterStoreTest, ADamagedHeadOverwritesNoVersion) {
   set(kProxyKey, R"({"weight":1})");
   const std::string first = get("history/000000000001");
