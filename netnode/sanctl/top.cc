@@ -125,7 +125,7 @@ void show_top(const Options& options, const TopOptions& how) {
       std::fputs(look.table.text().c_str(), stdout);
       for (const std::string& line : look.trouble) std::printf("! %s\n", line.c_str());
     }
-    std::fflush(stdout);
+    if (std::fflush(stdout) != 0) return;  // nobody reads it any more; main() says so
   }
 }
 

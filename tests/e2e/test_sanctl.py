@@ -311,12 +311,14 @@ class Cluster(SanctlTest):
         self.assertEqual(self.store.sanctl("undrain", "\udcff")["kind"], "appnode")
 
     def test_an_answer_that_cannot_be_written_is_an_error(self):
-        argv = self.namespace.argv(etcd.sanctl_argv("config", "get", "--etcd", self.store.urls[0]))
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-                                  timeout=60 * settings.slowness)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn("No space left", done.stderr)
+        self.proxy("pa", 9001)
+        for words in (("config", "get"), ("top", "--interval", 0.05)):
+            argv = self.namespace.argv(etcd.sanctl_argv(*words, "--etcd", self.store.urls[0]))
+            with open("/dev/full", "w") as full:
+                done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                                      timeout=60 * settings.slowness)
+            self.assertEqual(done.returncode, 1, words)
+            self.assertIn("No space left", done.stderr)
 
     def test_an_application_node_is_waited_for_where_it_was_seen(self):
         # It may have joined a moment ago, and stand in etcd nowhere yet.
