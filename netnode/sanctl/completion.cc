@@ -59,7 +59,7 @@ std::string completion_script(const CLI::App& app, const std::string& shell) {
   std::string cases, choices, names;
   visit(app, "", [&](const CLI::App& at, const std::string& command) {
     add_case(command, words_of(at), cases);
-    if (!command.empty()) names += (names.empty() ? "" : "|") + at.get_name();
+    if (!command.empty()) names += (names.empty() ? "\"" : "|\"") + command + "\"";
     for (const CLI::Option* option : at.get_options()) {
       const std::string values = choices_of(*option);
       if (values.empty() || option->get_positional()) continue;
@@ -79,7 +79,7 @@ std::string completion_script(const CLI::App& app, const std::string& shell) {
       "_sanctl() {\n"
       "  local word at=\"\" offered=\"\"\n"
       "  for word in \"${COMP_WORDS[@]:1:$((COMP_CWORD-1))}\"; do\n"
-      "    case \"$word\" in\n"
+      "    case \"${at:+$at }$word\" in\n"  // a node may be named like a command
       "      " +
       names +
       ") at=\"${at:+$at }$word\" ;;\n"

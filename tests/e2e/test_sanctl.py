@@ -155,6 +155,7 @@ class Completion(unittest.TestCase):
                                 (("config", "set", ""), {"--dry-run", "--etcd", "--cluster", "--json"}),
                                 (("--json", "config", ""), {"get", "set", "--etcd"}),
                                 (("completion", ""), {"bash", "zsh"}),
+                                (("drain", "status", ""), {"--timeout", "--no-wait"}),
                                 (("drain", "--kind", ""), {"proxy", "netnode", "appnode"})):
                 with self.subTest(shell=shell, words=words):
                     offered = self.offered(shell, *words)
