@@ -44,6 +44,7 @@ struct FabricConfig {
   // verbs
   std::uint32_t queue_pairs_max = 64;           // that a node may ask for
   std::uint32_t further_queue_pairs_max = 128;  // of all handshakes, beyond their first
+  std::uint32_t queue_pairs_per_s = 100;        // of one host
   // Of all: handshakes that have no answer yet.
   std::uint32_t handshakes_max = 128;
 

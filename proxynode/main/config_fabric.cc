@@ -43,7 +43,7 @@ void check_listening_keys(const FabricConfig& fabric, const std::set<std::string
                           "max_total_window_bytes", "max_tls_handshakes_per_s"}) {
     only(fabric, given, key, fabric.scheme == "tcp", "tcp");
   }
-  for (const char* key : {"max_queue_pairs", "max_further_queue_pairs"}) {
+  for (const char* key : {"max_queue_pairs", "max_further_queue_pairs", "max_queue_pairs_per_s"}) {
     only(fabric, given, key, fabric.scheme == "verbs", "verbs");
   }
   if (fabric.queue_pairs_max - 1 > fabric.further_queue_pairs_max) {
@@ -94,6 +94,7 @@ void listening_keys(TableReader& r, FabricConfig& out) {
   r.number("max_tls_handshakes_per_s", out.tls_handshakes_per_s, 1, 100'000);
   r.number("max_queue_pairs", out.queue_pairs_max, 1, fabric::kQueuePairsMax);
   r.number("max_further_queue_pairs", out.further_queue_pairs_max, 0, 65'536);
+  r.number("max_queue_pairs_per_s", out.queue_pairs_per_s, 1, 100'000);
   r.number("max_handshakes", out.handshakes_max, 1, 65'536);
 }
 

@@ -45,10 +45,10 @@ bool is_there(const ProxyConfig& config, const std::string& name) {
 // What only some drivers have: said for another one it is an error, not ignored.
 void check_keys(const std::string& driver, const std::set<std::string>& given) {
   const bool channel = driver == "channel";
-  for (const char* key :
-       {"listen", "advertise", "allow", "credits", "max_nodes", "certificate", "key", "ca",
-        "max_streams", "max_window_bytes", "max_total_window_bytes", "max_tls_handshakes_per_s",
-        "max_queue_pairs", "max_further_queue_pairs", "max_handshakes", "max_joined"}) {
+  for (const char* key : {"listen", "advertise", "allow", "credits", "max_nodes", "certificate",
+                          "key", "ca", "max_streams", "max_window_bytes", "max_total_window_bytes",
+                          "max_tls_handshakes_per_s", "max_queue_pairs", "max_further_queue_pairs",
+                          "max_queue_pairs_per_s", "max_handshakes", "max_joined"}) {
     if (!channel && given.count(key) != 0) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }

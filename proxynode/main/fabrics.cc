@@ -35,6 +35,7 @@ Result<std::unique_ptr<fabric::Fabric>> make_verbs(const FabricConfig& config) {
   options.half_open_max = config.handshakes_max;
   options.queue_pairs_max = config.queue_pairs_max;
   options.further_queue_pairs_max = config.further_queue_pairs_max;
+  options.queue_pairs_per_s = config.queue_pairs_per_s;
   return fabric::make_verbs_fabric(options);
 }
 

@@ -36,7 +36,7 @@ const BadFile kBadFiles[] = {
      "unknown key \"mtuu\" in [[interface]]; known: addresses, advertise, allow, ca, certificate, "
      "credits, decapsulate_from, driver, gateways, gue_port, key, listen, "
      "max_further_queue_pairs, max_handshakes, max_joined, max_nodes, max_queue_pairs, "
-     "max_streams, "
+     "max_queue_pairs_per_s, max_streams, "
      "max_tls_handshakes_per_s, max_total_window_bytes, max_window_bytes, mtu, name, "
      "segmentation_offload"},
     {"an_unknown_fabric_key", kMoreFabric + "depth = 5\n", 6,
@@ -45,7 +45,8 @@ const BadFile kBadFiles[] = {
      "credits, dead_after_ms, "
      "key, listen, "
      "max_further_queue_pairs, max_handshakes, "
-     "max_nodes, max_queue_pairs, max_references, max_streams, max_tls_handshakes_per_s, "
+     "max_nodes, max_queue_pairs, max_queue_pairs_per_s, max_references, max_streams, "
+     "max_tls_handshakes_per_s, "
      "max_total_window_bytes, max_window_bytes, trust"},
     {"an_unknown_service_key", kService + "name = \"x\"\n", 8,
      "unknown key \"name\" in [[service]]; known: address, allow, balance, binding"},

@@ -236,6 +236,7 @@ listen = "verbs://[fd77::1]:7471"
 max_handshakes = 7
 max_queue_pairs = 4
 max_further_queue_pairs = 12
+max_queue_pairs_per_s = 13
 )");
   ASSERT_EQ(config.fabrics.size(), 2u);
   const FabricConfig& tcp = config.fabrics[0];
@@ -258,6 +259,7 @@ max_further_queue_pairs = 12
   EXPECT_EQ(verbs.handshakes_max, 7u);
   EXPECT_EQ(verbs.queue_pairs_max, 4u);
   EXPECT_EQ(verbs.further_queue_pairs_max, 12u);
+  EXPECT_EQ(verbs.queue_pairs_per_s, 13u);
 }
 
 TEST(Config, AnEmptyAdminAddressTurnsItOff) {
