@@ -1,5 +1,8 @@
 """RDMA in one guest, with rdma-core's own tools."""
 
+import os
+
+import settings
 from guests import GuestCase
 
 
@@ -31,3 +34,15 @@ class Rdma(GuestCase):
             ib_send_bw -d rxe0 -s 65536 -n 100 $SANPROXY_VM_ADDRESS || exit 1
             wait $server""")
         self.assertRegex(said, r"65536\s+100\s+\d")
+
+    def test_who_may_not_open_the_device_is_told_so(self):
+        node = os.path.join(settings.build_dir, "bin", "appnode-echo")
+        user = "setpriv --reuid=65534 --regid=65534 --clear-groups timeout 3"
+        for file, said in (("rdma_cm", "/dev/infiniband/rdma_cm may not be opened"),
+                           ("uverbs0", "an RDMA device may not be opened")):
+            with self.subTest(file):
+                self.assertIn(said, self.check(f"""
+                    chmod 600 /dev/infiniband/{file}
+                    {user} {node} --proxy verbs://$SANPROXY_VM_ADDRESS:7471 \\
+                      --service 10.77.0.10:7 2>&1
+                    chmod 666 /dev/infiniband/{file}"""))

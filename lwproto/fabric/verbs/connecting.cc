@@ -10,6 +10,8 @@ namespace {
 
 // RDMA_CM_EVENT_REJECTED carries the reason of the InfiniBand CM (IBTA vol. 1, 12.6.7.2).
 constexpr int kRejectInvalidServiceId = 8;
+// Of an address event: librdmacm's own word for a device that it cannot open.
+constexpr int kNoDeviceHere = -1;
 
 }  // namespace
 
@@ -104,7 +106,7 @@ Status VerbsConnecting::dial() {
                           reinterpret_cast<sockaddr*>(&to),
                           static_cast<int>(core_->options().handshake_timeout_ms)) != 0) {
     if (errno == ENODEV) {
-      return Status::error(Code::kUnsupported, "no RDMA device leads to this address", errno);
+      return without_device("no RDMA device leads to this address", errno);
     }
     return Status::error(Code::kSystem, "look for a way to an address", errno);
   }
@@ -219,8 +221,10 @@ void VerbsConnecting::on_cm_event(const CmEvent& event) {
       break;
     case RDMA_CM_EVENT_ADDR_ERROR:
     case RDMA_CM_EVENT_ROUTE_ERROR:
-      status = Status::error(event.status == -ENODEV ? Code::kUnsupported : Code::kNotFound,
-                             "no RDMA device leads to this address", -event.status);
+      status = event.status == -ENODEV || event.status == kNoDeviceHere
+                   ? without_device("no RDMA device leads to this address", ENODEV)
+                   : Status::error(Code::kNotFound, "no RDMA device leads to this address",
+                                   -event.status);
       break;
     case RDMA_CM_EVENT_CONNECT_ERROR:
     case RDMA_CM_EVENT_UNREACHABLE:

@@ -69,8 +69,7 @@ Status Core::open_event_channel() {
   if (events_ != nullptr) return {};
   events_ = ::rdma_create_event_channel();
   if (events_ == nullptr) {
-    return Status::error(Code::kUnsupported, "no RDMA device on this host, or no rdma_ucm module",
-                         errno);
+    return without_device("no RDMA device on this host, or no rdma_ucm module", errno);
   }
   const int flags = ::fcntl(events_->fd, F_GETFL);
   if (flags < 0 || ::fcntl(events_->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
@@ -84,7 +83,7 @@ Result<CmId> Core::create_id(Target* target) {
   rdma_cm_id* id = nullptr;
   if (::rdma_create_id(events_, &id, target, RDMA_PS_TCP) != 0) {
     if (errno == ENODEV) {
-      return Status::error(Code::kUnsupported, "no RDMA device on this host", errno);
+      return without_device("no RDMA device on this host", errno);
     }
     return Status::error(Code::kSystem, "create a connection manager's id", errno);
   }

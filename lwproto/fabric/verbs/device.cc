@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "lwproto/base/unique_fd.h"
+
 namespace sanproxy::fabric::verbs {
 namespace {
 
@@ -14,7 +16,35 @@ bool make_non_blocking(int fd) {
   return flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
+// By the mode of the file, or by the control group that the process is in.
+bool forbidden(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  return !fd.valid() && (errno == EACCES || errno == EPERM);
+}
+
+bool any_device_forbidden() {
+  ibv_device** const devices = ::ibv_get_device_list(nullptr);
+  if (devices == nullptr) return false;
+  bool any = false;
+  for (ibv_device** one = devices; *one != nullptr && !any; ++one) {
+    any = forbidden("/dev/infiniband/" + std::string((*one)->dev_name));
+  }
+  ::ibv_free_device_list(devices);
+  return any;
+}
+
 }  // namespace
+
+Status without_device(const char* otherwise, int error) {
+  if (forbidden("/dev/infiniband/rdma_cm")) {
+    return Status::error(Code::kUnsupported, "/dev/infiniband/rdma_cm may not be opened");
+  }
+  if (any_device_forbidden()) {
+    return Status::error(Code::kUnsupported,
+                         "an RDMA device may not be opened: /dev/infiniband/uverbs*");
+  }
+  return Status::error(Code::kUnsupported, otherwise, error);
+}
 
 MemoryKey::~MemoryKey() { ::ibv_dereg_mr(mr_); }
 

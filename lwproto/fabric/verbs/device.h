@@ -40,6 +40,10 @@ class MemoryKey {
   ibv_mr* mr_;
 };
 
+// kUnsupported with `otherwise`, unless there is what is missing and we may not open it: librdmacm
+// then says no more than that there is nothing.
+Status without_device(const char* otherwise, int error);
+
 class Device : public std::enable_shared_from_this<Device> {
  public:
   static Result<std::shared_ptr<Device>> open(ibv_device* device);

@@ -48,6 +48,7 @@ Status VerbsListener::bind_and_listen() {
   if (::rdma_bind_addr(id_.get(), reinterpret_cast<sockaddr*>(&at)) != 0) {
     switch (errno) {
       case ENODEV:
+        return without_device("no RDMA device has this address", errno);
       case EADDRNOTAVAIL:
         return Status::error(Code::kUnsupported, "no RDMA device has this address", errno);
       case EADDRINUSE:
