@@ -121,14 +121,16 @@ bool Stack::Impl::may_visit(Connection& conn) {
 
 // After an acknowledgement of `acked` bytes that has blocks, and after each one while holes are
 // being filled. Who sends more of them than we look at is answered by the next one, or the next
-// tick. At the end not all that the window takes goes in one burst (RFC 6582 3.2 (3)).
+// tick. At the end not all that the window takes goes in one burst (RFC 6582 3.2 (3)), but as much
+// as may begin a connection.
 void Stack::Impl::recover(Connection& conn, const TcpOptions& said, std::uint32_t acked) {
   tcp_pcb& pcb = *conn.pcb;
   conn.recover_due = false;
   if (conn.recovering && !seq_before(pcb.lastack, conn.recover_end)) {
-    const std::uint32_t segment = conn.mss_bytes;
+    const std::uint32_t at_once = kInitialWindowSegments * conn.mss_bytes;
     conn.recovering = conn.probed = false;
-    pcb.cwnd = std::min(pcb.ssthresh, std::max(pcb.snd_nxt - pcb.lastack, segment) + segment);
+    pcb.cwnd =
+        std::min(pcb.ssthresh, std::max(pcb.snd_nxt - pcb.lastack + conn.mss_bytes, at_once));
     pcb.bytes_acked = 0;
     mark_dirty(conn);
   }
