@@ -146,7 +146,7 @@ class Services:
         self.check_outgoing("connect")
 
     def test_a_blocking_application_opens_an_outgoing_connection(self):
-        self.check_outgoing("connect-blocking")
+        self.assertEqual(self.check_outgoing("connect-blocking").wait(), 0)
 
     def check_outgoing(self, mode):
         one = self.lab()
@@ -159,7 +159,7 @@ class Services:
         listener.listen(8)
         listener.settimeout(20)
         target = f"{remote}:5555" if self.family == 4 else f"[{remote}]:5555"
-        one.start_echo(mode=mode, family=self.family, extra=["--remote", target])
+        node = one.start_echo(mode=mode, family=self.family, extra=["--remote", target])
         server, _ = listener.accept()
         self.addCleanup(server.close)
         server.settimeout(20)
@@ -173,6 +173,7 @@ class Services:
             self.assertEqual(got, BYTES.slice(offset, 65536))
         server.shutdown(socket.SHUT_WR)
         self.assertEqual(server.recv(1), b"")
+        return node
 
     def test_services_on_many_ports_and_both_families_do_not_mix(self):
         one = self.lab()

@@ -274,7 +274,7 @@ bool ShmEndpoint::peer_present() const {
   if (peer_.control().published.close_code.load(std::memory_order_acquire) != 0) return false;
   // Not by reading: the end shows behind what was said before it.
   pollfd end{socket_.get(), POLLRDHUP, 0};
-  return ::poll(&end, 1, 0) == 0;
+  return ::poll(&end, 1, 0) <= 0;  // a signal says nothing of the peer
 }
 
 void ShmEndpoint::ring_peer() {

@@ -286,6 +286,10 @@ TEST_F(HttpSessionTest, WithoutAFreeDescriptorItIsNotTheFileThatIsMissing) {
   start(true);
   write_file("there", "x");
   id_ = open(1 << 20);
+  // By reference, so that the node has taken the descriptor of the proxy's memory.
+  proxy_.send(id_, "POST /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 32768\r\n\r\n");
+  proxy_.send_large(id_, 32 * 1024);
+  ASSERT_TRUE(pump_until([&] { return !proxy_.stream(id_).data.empty(); }));
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
   const rlimit none{0, before.rlim_max};
