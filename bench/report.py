@@ -65,6 +65,8 @@ def markdown_table(rows):
 
 def shortfalls(rows):
     short = [row for row in rows if row["holds"] is False]
+    if all(row["bar"] is None for row in rows):
+        return ""
     if not short:
         return "Every bar of this run holds.\n"
     return "\n".join(
