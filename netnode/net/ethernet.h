@@ -23,6 +23,9 @@ inline constexpr std::uint16_t kEtherTypeArp = 0x0806;
 inline constexpr std::uint16_t kEtherTypeVlan = 0x8100;
 inline constexpr std::uint16_t kEtherTypeServiceVlan = 0x88a8;
 inline constexpr std::uint16_t kEtherTypeIpv6 = 0x86dd;
+// Of a VLAN's tag, which Linux keeps beside the frame, and which is 0 where there is none. VLAN 0
+// is none: its tag bears a priority alone (IEEE 802.1Q).
+inline constexpr std::uint16_t kVlanNumberMask = 0xfff;
 
 struct MacAddress {
   std::array<std::uint8_t, 6> bytes{};

@@ -5,6 +5,8 @@
 
 #include <cerrno>
 
+#include "netnode/net/ethernet.h"
+
 namespace sanproxy::packet_io {
 namespace {
 
@@ -12,7 +14,6 @@ namespace {
 constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
 constexpr std::int32_t kTcxNext = -1;
 constexpr std::int32_t kTcxDrop = 2;
-constexpr std::int32_t kVlanNumberMask = 0xfff;  // VLAN 0 bears a priority alone
 
 // r6: context.
 std::vector<bpf_insn> make_program(const AddressMap& addresses) {
@@ -21,7 +22,7 @@ std::vector<bpf_insn> make_program(const AddressMap& addresses) {
   code.load(BPF_W, 5, 6, offsetof(__sk_buff, pkt_type));
   code.jump(BPF_JNE, 5, PACKET_HOST, BpfCode::kOther);
   code.load(BPF_W, 5, 6, offsetof(__sk_buff, vlan_tci));
-  code.add(BPF_ALU64 | BPF_AND | BPF_K, 5, 0, 0, kVlanNumberMask);
+  code.add(BPF_ALU64 | BPF_AND | BPF_K, 5, 0, 0, net::kVlanNumberMask);
   code.jump(BPF_JNE, 5, 0, BpfCode::kOther);
   match_destination(code, {offsetof(__sk_buff, data), offsetof(__sk_buff, data_end)}, addresses,
                     false);

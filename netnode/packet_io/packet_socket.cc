@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 
+#include "netnode/net/ethernet.h"
 #include "netnode/net/packet.h"
 #include "netnode/packet_io/drivers.h"
 
@@ -17,9 +18,6 @@ constexpr int kSocketBufferBytes = 16 * 1024 * 1024;
 constexpr int kControlBufferBytes = 256 * 1024;
 // Since Linux 5.13; the headers of some distributions are older.
 constexpr std::uint32_t kFanoutIgnoreOutgoing = 0x4000;
-// Of a VLAN's tag, which the kernel keeps beside the frame, and which is 0 where there is none.
-// That of VLAN 0 bears a priority alone (IEEE 802.1Q).
-constexpr std::uint32_t kVlanNumberMask = 0xfff;
 
 // ARP and ICMPv6 types 133 to 137, addressed to us or to a group.
 bool attach_neighbor_filter(int fd) {
@@ -28,7 +26,7 @@ bool attach_neighbor_filter(int fd) {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
       BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 11, 0),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG),
-      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kVlanNumberMask),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, net::kVlanNumberMask),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 8),
       BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_ARP, 7, 0),
@@ -56,7 +54,7 @@ bool attach_filter(int fd, Hears hears) {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_PKTTYPE),
       BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, 7, 0),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, kAncillary + SKF_AD_VLAN_TAG),
-      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, kVlanNumberMask),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, net::kVlanNumberMask),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 4),
       BPF_STMT(BPF_LD | BPF_H | BPF_ABS, 12),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ETH_P_IP, 3, 0),

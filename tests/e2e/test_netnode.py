@@ -34,6 +34,21 @@ class NetnodeTest(unittest.TestCase):
 
 
 class Nat(NetnodeTest):
+    def two_servers_under_load(self):
+        one = self.lab()
+        one.add_plain("first")
+        one.add_plain("second")
+        one.start_node()
+        load = self.load(one, 20, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        return one, load
+
+    def start_again(self, one, load):
+        one.start_node()
+        load.push_on()  # a killed node knows sessions again when their clients speak
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
+
     def test_an_ordinary_server_serves_clients_over_ipv4_and_ipv6(self):
         one = self.lab()
         one.add_plain("plain")
@@ -70,17 +85,9 @@ class Nat(NetnodeTest):
         one.assert_clean_stop()
 
     def test_connections_outlive_a_restart_of_the_node(self):
-        one = self.lab()
-        one.add_plain("first")
-        one.add_plain("second")
-        one.start_node()
-        load = self.load(one, 20, 4).start()
-        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        one, load = self.two_servers_under_load()
         one.node.kill()
-        one.start_node()
-        load.push_on()  # a killed node knows sessions again when their clients speak
-        marks = load.marks()
-        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
+        self.start_again(one, load)
         load.finish()
         self.assertEqual(load.lost, [])
         one.assert_clean_stop()
@@ -116,18 +123,10 @@ class Nat(NetnodeTest):
         one.assert_clean_stop()
 
     def test_a_server_that_drains_in_the_file_keeps_its_connections_over_a_restart(self):
-        one = self.lab()
-        one.add_plain("first")
-        one.add_plain("second")
-        one.start_node()
-        load = self.load(one, 20, 4).start()
-        wait.until(lambda: load.all_progressed([0] * 20, 10_000), "all go")
+        one, load = self.two_servers_under_load()
         one.node.kill()
         one.proxies[0]["draining"] = True
-        one.start_node()
-        load.push_on()  # as above
-        marks = load.marks()
-        wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
+        self.start_again(one, load)
         self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
         self.assertGreater(one.proxy("first")["sessions"], 0)
         load.finish()
