@@ -23,6 +23,8 @@ bool HandshakeRates::take(const IpAddress& host, std::uint32_t queue_pairs, std:
   }
   if (all_back_ns_.size() >= forget_at_) {
     std::erase_if(all_back_ns_, [&](const auto& one) { return one.second <= now_ns; });
+    // So many at a time are hosts that somebody made up.
+    if (all_back_ns_.size() > kRememberedMax / 2) all_back_ns_.clear();
     // Not again for each newcomer when nearly all of them are remembered for a reason.
     forget_at_ = std::max(kRemembered, 2 * all_back_ns_.size());
   }

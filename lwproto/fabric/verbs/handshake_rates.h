@@ -7,7 +7,10 @@
 // Invariants:
 //   1. In any time t a host is granted at most per_s * (t + kSecondsAtOnce) queue pairs, or one
 //      handshake's where that is more.
-//   2. Who has all of his back is forgotten sooner or later: about kRemembered of them are kept.
+//      (Unless more than kRememberedMax / 2 are at it, when all are forgotten.)
+//   2. Who has all of his back is forgotten sooner or later: about kRemembered of them are kept,
+//   and
+//      never more than kRememberedMax hosts.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +25,7 @@ class HandshakeRates {
  public:
   static constexpr std::uint64_t kSecondsAtOnce = 4;
   static constexpr std::size_t kRemembered = 1024;
+  static constexpr std::size_t kRememberedMax = 16'384;
 
   // Whether `host` (a network_of()) may have so many now; then they are counted. All of a channel
   // at once, so that none is refused half way. `per_s` 0: any number.

@@ -65,5 +65,13 @@ TEST(VerbsHandshakeRates, HostsThatHaveRestedAreForgotten) {
   }
 }
 
+TEST(VerbsHandshakeRates, HostsThatSomebodyMakesUpTakeSoMuchMemoryAndNoMore) {
+  HandshakeRates rates;
+  for (std::uint32_t n = 0; n < 100'000; ++n) {
+    EXPECT_TRUE(rates.take(host(n), 64, 1, 0));
+    ASSERT_LE(rates.size(), HandshakeRates::kRememberedMax);
+  }
+}
+
 }  // namespace
 }  // namespace sanproxy::fabric::verbs
