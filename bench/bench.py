@@ -411,7 +411,8 @@ def main():
         print("random-peers")
         print("micro")
         print("\n".join(f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS))
-        print("netnode-nat-http\nnetnode-packets\nnetnode-micro")
+        print("\n".join(f"netnode-nat-{driver}-http" for driver in netnode.NAT_DRIVERS))
+        print("netnode-packets\nnetnode-micro")
         print("\n".join(f"workers-{d}" for d in DRIVERS))
         return 0
     if os.geteuid() != 0:

@@ -1,10 +1,10 @@
 """A network node in front: what it costs against a proxy that is attached directly.
 
 Channel: the TUN device is the node's, packets go on to proxynode over shared memory; against
-proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy; against HAProxy
-at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without anything behind them. All of it
-on one machine, so that the node's own work takes processor time from everybody else: these are the
-figures of the worst case.
+proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy, by AF_XDP or
+by TUN; against HAProxy at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without
+anything behind them. All of it on one machine, so that the node's own work takes processor time
+from everybody else: these are the figures of the worst case.
 """
 
 import json
@@ -18,6 +18,7 @@ from works import WORKS
 
 CHANNEL_BARS = {"http": 0.8, "download": 0.85, "upload": 0.85}
 NAT_BARS = {"http": 0.8}
+NAT_DRIVERS = ("xdp", "tun")
 NS_PER_PACKET_BARS = {"steer_packets/1000": 60, "steer_packets/1000000": 100}
 MAGLEV_BUILD_MS_MAX = 5
 
@@ -25,16 +26,17 @@ _NODE = """\
 [node]
 name = "bench"
 
-[[interface]]
-driver = "tun"
-name = "nn0"
-addresses = ["{net}.1/24"]
-
 [nat]
 addresses = ["{net}.100"]
 
 [admin]
 listen = "127.0.0.1:9478"
+"""
+_INTERFACE = """
+[[interface]]
+driver = "{driver}"
+name = "{name}"
+addresses = ["{address}"]
 """
 _SERVICE = """
 [[service]]
@@ -63,14 +65,18 @@ listen = "127.0.0.1:9477"
 """
 
 
-def _start_node(lab, namespace, folder, net, services, mode, address):
+def _start_node(lab, namespace, folder, net, interfaces, services, mode, address):
+    """`interfaces`: driver, name and address of each."""
     path = os.path.join(folder, "netnode.toml")
     with open(path, "w") as file:
         file.write(_NODE.format(net=net))
+        for driver, name, own in interfaces:
+            file.write(_INTERFACE.format(driver=driver, name=name, address=own))
         for service in services:
             file.write(_SERVICE.format(address=service))
         file.write(_PROXY.format(mode=mode, address=address))
-    node = lab.start(namespace, [lab.program("netnode"), "--config", path], f"netnode-{mode}")
+    label = f"netnode-{os.path.basename(folder)}"
+    node = lab.start(namespace, [lab.program("netnode"), "--config", path], label)
     node.daemon = True
     return node
 
@@ -95,33 +101,50 @@ def make_channel_side(lab):
                                                      "--service", address],
             f"app-channel-{function}")
         side.apps[function].daemon = True
-    side.node = _start_node(lab, client, folder, net, side.addresses.values(), "channel",
-                            f"shm:{folder}/packets.sock")
+    side.node = _start_node(lab, client, folder, net, [("tun", "nn0", f"{net}.1/24")],
+                            side.addresses.values(), "channel", f"shm:{folder}/packets.sock")
     lab.wait_serving(client, "http", side.addresses["http"])
     return side
 
 
 def make_nat_sides(lab):
-    """(HAProxy directly, HAProxy behind a node): the same HAProxy and the same servers."""
+    """HAProxy directly, and behind a node by each of NAT_DRIVERS: the same HAProxy and servers.
+    AF_XDP: the node has a veth pair to its clients and one to HAProxy, as it would have two
+    network cards. TUN: its host is the clients' and forwards what it sends to HAProxy."""
     direct = next(side for side in sides.make_peers(lab) if side.name == "haproxy copy")
-    # One more namespace of clients, joined to HAProxy's by a veth of its own.
-    client = lab.namespace("nn")
+    ways = [_nat_side(lab, direct, driver, 81 + 2 * i) for i, driver in enumerate(NAT_DRIVERS)]
+    return direct, *ways
+
+
+def _nat_side(lab, direct, driver, number):
+    net, behind = f"10.{number}.0", f"10.{number + 1}.0"
+    client = lab.namespace(f"n{driver[0]}c")
     host = direct.client_namespace.replace("-pc", "-ph")
-    lab.veth(client, "n0", host, "h1")
-    lab.ip(client, "address", "add", "10.82.0.1/24", "dev", "n0")
-    lab.ip(host, "address", "add", "10.82.0.2/24", "dev", "h1")
-    lab.ip(host, "route", "add", "10.81.0.0/24", "via", "10.82.0.1")
-    lab.allow_forwarding(client)
-    folder = os.path.join(lab.folder, "nat")
+    inside, outside = f"{driver}0", f"{driver}1"
+    interfaces = [(driver, "nn0", f"{net}.1/24")]
+    if driver == "tun":
+        namespace = client
+        lab.veth(namespace, inside, host, outside)
+        lab.ip(namespace, "address", "add", f"{behind}.1/24", "dev", inside)
+        lab.allow_forwarding(namespace)
+    else:
+        namespace = lab.namespace(f"n{driver[0]}n")
+        lab.veth(client, "nn1", namespace, "nn0")
+        lab.ip(client, "address", "add", f"{net}.2/24", "dev", "nn1")
+        lab.veth(namespace, inside, host, outside)
+        interfaces.append((driver, inside, f"{behind}.1/24"))
+    lab.ip(host, "address", "add", f"{behind}.2/24", "dev", outside)
+    lab.ip(host, "route", "add", f"{net}.0/24", "via", f"{behind}.1")
+    folder = os.path.join(lab.folder, f"nat-{driver}")
     os.mkdir(folder)
     port = direct.addresses["http"].rpartition(":")[2]
-    side = sides.Side("nat", client)
-    side.addresses = {"http": f"10.81.0.10:{port}"}
+    side = sides.Side(f"nat {driver}", client)
+    side.addresses = {"http": f"{net}.10:{port}"}
     side.proxy, side.apps = direct.proxy, direct.apps
-    side.node = _start_node(lab, client, folder, "10.81.0", side.addresses.values(), "nat",
-                            "10.82.0.2")
+    side.node = _start_node(lab, namespace, folder, net, interfaces, side.addresses.values(), "nat",
+                            f"{behind}.2")
     lab.wait_serving(client, "http", side.addresses["http"])
-    return direct, side
+    return side
 
 
 def _compare(bench, name, works, direct, through, bars):
@@ -190,6 +213,7 @@ def measure(bench):
     if any(bench.wanted(f"netnode-channel-{work.name}") for work in channel):
         _compare(bench, "channel", channel, bench.ours("tun")[0], make_channel_side(bench.lab),
                  CHANNEL_BARS)
-    if bench.wanted("netnode-nat-http"):
-        direct, through = make_nat_sides(bench.lab)
-        _compare(bench, "nat", [by_name["http"]], direct, through, NAT_BARS)
+    if any(bench.wanted(f"netnode-nat-{driver}-http") for driver in NAT_DRIVERS):
+        direct, *ways = make_nat_sides(bench.lab)
+        for driver, through in zip(NAT_DRIVERS, ways):
+            _compare(bench, f"nat-{driver}", [by_name["http"]], direct, through, NAT_BARS)
