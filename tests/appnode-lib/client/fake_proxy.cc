@@ -299,4 +299,11 @@ std::uint64_t Harness::open(std::uint32_t window_bytes) {
   return id;
 }
 
+std::uint64_t Harness::opened(Recorder& handler, std::uint32_t window_bytes) {
+  const auto id = open(window_bytes);
+  proxy_.send(id, "x");
+  EXPECT_TRUE(pump_until([&] { return handler.connection != nullptr; }));
+  return id;
+}
+
 }  // namespace sanproxy::app::test

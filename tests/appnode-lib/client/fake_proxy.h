@@ -157,6 +157,8 @@ class Harness : public ::testing::Test {
   Recorder& recorder() { return recorders_.emplace_back(); }
   // A client's connection that the application has accepted.
   std::uint64_t open(std::uint32_t window_bytes = 256 * 1024);
+  // And whose handler has seen it.
+  std::uint64_t opened(Recorder& handler, std::uint32_t window_bytes = 256 * 1024);
 
   std::deque<Recorder> recorders_;
   std::string directory_;
