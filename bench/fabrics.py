@@ -32,8 +32,8 @@ PERFTEST_ATTEMPTS = 5
 # what is compared.
 PINS = (["taskset", "-c", "0"], ["taskset", "-c", "1"])
 # As many transfers under way as perftest has, and few words back: perftest has none.
-SERVER_WORDS = ["--depth", "128"]
-CLIENT_WORDS = ["--depth", "128", "--report-bytes", str(1 << 20)]
+SERVER_WORDS = ["--depth", "128", "--send-depth", "128"]
+CLIENT_WORDS = [*SERVER_WORDS, "--report-bytes", str(1 << 20)]
 
 
 class Tools:

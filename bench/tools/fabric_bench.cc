@@ -29,6 +29,7 @@ struct Options {
   bool spin = false;
   std::uint32_t clients = 1;  // serve: so many, then the end
   std::uint32_t depth = 512;
+  std::uint32_t send_depth = 1024;
   double connect_seconds = 10;
   LoadOptions load;
 };
@@ -86,6 +87,7 @@ class Owned {
 fabric::EndpointOptions endpoint_options(const Options& options) {
   fabric::EndpointOptions out;
   out.receive_depth = options.depth;
+  out.send_depth = options.send_depth;
   auto link = fabric::parse_link(options.link);
   if (!link.ok()) die("--link", link.status());
   out.link = *link;
@@ -199,6 +201,8 @@ int main_of(int argc, char** argv) {
     one->add_option("address", options.address, "such as verbs://10.9.0.1:7471")->required();
     one->add_flag("--spin", options.spin, "poll without sleeping");
     one->add_option("--depth", options.depth, "receive buffers")->check(CLI::Range(4, 16384));
+    one->add_option("--send-depth", options.send_depth, "transfers by reference under way")
+        ->check(CLI::Range(1, 16384));
   }
   server->add_option("--clients", options.clients, "end after so many");
   client

@@ -15,7 +15,7 @@ constexpr std::size_t kSlotAlignment = 64;
 constexpr std::uint32_t kSlotsPerReceive = 2;
 constexpr std::uint32_t kHandshakes = 1;
 // So small a part of the depth that the peer never waits for a batch to be full.
-constexpr std::uint32_t kBatchesPerDepth = 16;
+constexpr std::uint32_t kBatchesPerDepth = 64;
 
 std::size_t aligned(std::size_t bytes) {
   return (bytes + kSlotAlignment - 1) & ~(kSlotAlignment - 1);

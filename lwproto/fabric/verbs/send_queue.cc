@@ -12,7 +12,7 @@ namespace sanproxy::fabric::verbs {
 namespace {
 
 // Transfers without references beside the send_depth that have them.
-constexpr std::uint32_t kInlineTransfers = 256;
+constexpr std::uint32_t kInlineTransfers = 64;
 
 }  // namespace
 
@@ -90,6 +90,7 @@ bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const 
   last.next = nullptr;
   chained_ = 0;
   posted_ = next_;
+  reuse_ring();
   return queue_pair.post(requests_.data());
 }
 
@@ -110,6 +111,7 @@ int SendQueue::post_lanes(QueuePair& queue_pair) {
   auto lane = static_cast<std::uint32_t>(posted_ % lanes);
   chained_ = 0;
   posted_ = next_;
+  reuse_ring();
   for (std::uint32_t i = 0; i < used; ++i) {
     if (const int error = queue_pair.post(&requests_[i], lane); error != 0) return error;
     if (++lane == lanes) lane = 0;

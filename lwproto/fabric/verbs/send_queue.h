@@ -138,6 +138,11 @@ class SendQueue {
   void on_lane_done(std::uint64_t id);
   void signal(ibv_send_wr& request);
   int post_lanes(QueuePair& queue_pair);
+  // The device has its copy of the whole chain (IBV_SEND_INLINE): the next one takes the same
+  // place, which is still in this processor's cache.
+  void reuse_ring() {
+    if (chain_is_copied_ && !begun_) ring_head_ = chain_start_;
+  }
   void chain(Kind kind, std::uint32_t number, std::size_t inline_bytes,
              std::span<const ibv_sge> pieces, bool has_refs, std::uint64_t cookie);
   std::size_t copy_what_does_not_fit(std::size_t inline_bytes, std::span<const ibv_sge>& pieces);
@@ -175,6 +180,8 @@ class SendQueue {
   bool unsignalled_refs_ = false;
 
   std::uint32_t chained_ = 0;
+  std::uint64_t chain_start_ = 0;  // in the ring
+  bool chain_is_copied_ = false;   // so far, all of it
   std::array<ibv_send_wr, kChainMax> requests_{};
   std::array<std::array<ibv_sge, kPiecesMax>, kChainMax> pieces_{};
 };
@@ -217,8 +224,14 @@ inline void SendQueue::chain(Kind kind, std::uint32_t number, std::size_t inline
   if (kind != Kind::kInline) request.imm_data = htonl(make_immediate(kind, number));
   request.send_flags = bytes <= device_inline_bytes_ ? IBV_SEND_INLINE : 0;
 
+  if (chained_ == 1) {
+    chain_start_ = ring_head_;
+    chain_is_copied_ = true;
+  }
+  chain_is_copied_ = chain_is_copied_ && (request.send_flags & IBV_SEND_INLINE) != 0;
   ring_head_ += aligned(inline_bytes);
-  records_[next_ & records_mask_] = {ring_head_, cookie, bytes, has_refs};
+  records_[next_ & records_mask_] = {chain_is_copied_ ? chain_start_ : ring_head_, cookie, bytes,
+                                     has_refs};
   ++next_;
   refs_ += has_refs;
   bytes_ += bytes;
