@@ -96,6 +96,8 @@ void ShmConnecting::on_events(std::uint32_t /*events*/) {
       return fail(Status::error(Code::kDisconnected, "the server closed without an answer"));
     case ReceivedMessage::Kind::kMalformed:
       return fail(Status::error(Code::kProtocol, "a malformed answer"));
+    case ReceivedMessage::Kind::kNoDescriptors:
+      return fail(Status::error(Code::kExhausted, "no descriptors left for the server's memory"));
     case ReceivedMessage::Kind::kMessage:
       break;
   }

@@ -34,6 +34,7 @@ Result<std::shared_ptr<Core>> Core::create(const ShmOptions& options) {
   core->sleep_ = std::move(*sleep);
   Status watched = core->watch(core->timer_.get(), EPOLLIN, nullptr);
   if (!watched.ok()) return watched;
+  (void)core->keep_spare();
   return core;
 }
 
@@ -55,6 +56,11 @@ void Core::wake_in(int epoll_fd) {
   // Duplicated, so that the caller may close its descriptor before the last endpoint goes. Without
   // one the doorbells stay behind event_fd().
   outer_ = UniqueFd(::fcntl(epoll_fd, F_DUPFD_CLOEXEC, 0));
+}
+
+bool Core::keep_spare() {
+  if (!spare_.valid()) spare_ = UniqueFd(::fcntl(timer_.get(), F_DUPFD_CLOEXEC, 0));
+  return spare_.valid();
 }
 
 Status Core::watch_doorbell(int fd) {

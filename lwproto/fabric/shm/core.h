@@ -59,6 +59,11 @@ class Core {
   void unwatch_doorbell(int fd);
   void wake_in(int epoll_fd);
 
+  // The descriptor that is kept for what peers pass to open channels: a process that has no other
+  // left takes their memory all the same, one after the other. Lent before each message is read.
+  void lend_spare() { spare_.reset(); }
+  bool keep_spare();  // false: there is none
+
   void watch_regions(RegionWatcher* watcher) { region_watcher_ = watcher; }
   RegionWatcher* region_watcher() const { return region_watcher_; }
 
@@ -90,6 +95,7 @@ class Core {
   UniqueFd outer_;  // the caller's epoll set, for doorbells; ours to keep until they are out of it
   std::uint64_t emptied_epoch_ = 0;
   UniqueFd timer_;
+  UniqueFd spare_;
   OwnSleepPage sleep_;
   std::uint64_t epoch_ = 0;
   std::uint32_t disarms_ = 0;

@@ -131,6 +131,7 @@ class ShmEndpoint final : public Endpoint, private PollTarget {
 
   void on_events(std::uint32_t events) override;
   void drain_socket();
+  void read_socket();
   Status take_region_message(ReceivedMessage& message, std::span<const std::byte> bytes);
   Status take_region(const RegionMessage& region, UniqueFd fd);
   Status lose_region(const RegionMessage& region);

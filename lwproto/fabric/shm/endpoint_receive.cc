@@ -246,8 +246,14 @@ void ShmEndpoint::on_events(std::uint32_t /*events*/) {
 // Reads what the peer has said, but no more than `messages_left_`. Who says more is heard again
 // when the socket is reported again.
 void ShmEndpoint::drain_socket() {
+  read_socket();
+  (void)core_->keep_spare();
+}
+
+void ShmEndpoint::read_socket() {
   std::array<std::byte, kMessageBytesMax> bytes;
   for (; messages_left_ != 0 && state_ == State::kOpen; --messages_left_) {
+    core_->lend_spare();
     ReceivedMessage message = receive_message(socket_.get(), bytes);
     switch (message.kind) {
       case ReceivedMessage::Kind::kNothing:
@@ -256,6 +262,9 @@ void ShmEndpoint::drain_socket() {
         return on_end();
       case ReceivedMessage::Kind::kMalformed:
         return breach("a malformed message on the peer's socket");
+      case ReceivedMessage::Kind::kNoDescriptors:
+        return disconnect(
+            Status::error(Code::kExhausted, "no descriptor left for the peer's memory"));
       case ReceivedMessage::Kind::kMessage: {
         const Status taken = take_region_message(message, std::span(bytes).first(message.bytes));
         if (!taken.ok()) disconnect(taken);
@@ -303,7 +312,8 @@ Status ShmEndpoint::take_region(const RegionMessage& region, UniqueFd fd) {
   entry.mapping = std::move(*mapping);
   RegionWatcher* const watcher = core_->region_watcher();
   // What others could write must not reach them: it would be their word under its owner's name.
-  if (watcher != nullptr && sealed_against_writing(fd.get()) &&
+  // Nor must it take the last descriptor.
+  if (watcher != nullptr && sealed_against_writing(fd.get()) && core_->keep_spare() &&
       watcher->on_region({entry.mapping.data(), region.bytes, fd.get(), this})) {
     entry.fd = std::move(fd);
   }

@@ -77,7 +77,9 @@ ReceivedMessage receive_message(int socket, std::span<std::byte> out) {
   take_descriptors(header, message);
   message.bytes = static_cast<std::size_t>(n);
   if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
-    message.kind = ReceivedMessage::Kind::kMalformed;
+    // There was room for more: it is this process that takes no more.
+    const bool ours = (header.msg_flags & MSG_TRUNC) == 0 && message.fd_count < message.fds.size();
+    message.kind = ours ? ReceivedMessage::Kind::kNoDescriptors : ReceivedMessage::Kind::kMalformed;
   } else {
     message.kind = n == 0 ? ReceivedMessage::Kind::kEnd : ReceivedMessage::Kind::kMessage;
   }

@@ -28,8 +28,14 @@ inline constexpr int kSocketSendBytes = 106'496;
 inline constexpr std::uint32_t kSocketMessagesMax = 512;
 
 struct ReceivedMessage {
-  enum class Kind { kMessage, kNothing, kEnd, kMalformed };
-  Kind kind = Kind::kNothing;  // kMalformed: truncated bytes or too many descriptors
+  enum class Kind {
+    kMessage,
+    kNothing,
+    kEnd,
+    kMalformed,      // truncated bytes, or too many descriptors
+    kNoDescriptors,  // we have none free for those that it brought; they are lost
+  };
+  Kind kind = Kind::kNothing;
   std::size_t bytes = 0;
   std::size_t fd_count = 0;
   std::array<UniqueFd, kMessageFdsMax> fds;

@@ -1,12 +1,11 @@
 #include "appnode-lib/examples/http_session.h"
 
-#include <sys/resource.h>
-
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 
 #include "tests/appnode-lib/client/fake_proxy.h"
+#include "tests/lwproto/fabric/descriptor_limit.h"
 
 namespace examples {
 namespace {
@@ -282,18 +281,16 @@ TEST_F(HttpSessionTest, AnEmptyLineInFrontOfARequestMayComeInPieces) {
   EXPECT_EQ(more("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").substr(9, 3), "400");
 }
 
-// The site alone: a channel takes descriptors, too.
 TEST_F(HttpSessionTest, WithoutAFreeDescriptorItIsNotTheFileThatIsMissing) {
   start(true);
   write_file("there", "x");
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  const rlimit none{0, before.rlim_max};
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
-  const int status = site_->find("/there").status;
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
-  EXPECT_EQ(status, 503);
-  EXPECT_EQ(ask("GET /there HTTP/1.1\r\nHost: x\r\n\r\n").substr(9, 3), "200");
+  const std::string request = "GET /there HTTP/1.1\r\nHost: x\r\n\r\n";
+  {
+    const sanproxy::fabric::test::DescriptorLimit full(
+        sanproxy::fabric::test::lowest_free_descriptor());
+    EXPECT_EQ(ask(request).substr(9, 3), "503");
+  }
+  EXPECT_EQ(more(request).substr(9, 3), "200");
 }
 
 TEST_F(HttpSessionTest, WhoStopsEndsConnectionsThatAskForNothing) {

@@ -8,6 +8,7 @@
 
 #include "lwproto/base/unique_fd.h"
 #include "lwproto/fabric/lent_memory.h"
+#include "tests/lwproto/fabric/descriptor_limit.h"
 #include "tests/lwproto/fabric/shm_fixture.h"
 
 namespace sanproxy::fabric::test {
@@ -185,6 +186,26 @@ TEST_F(ShmPassOn, ARegionIsFoundBehindAllThatWasSaidOfOthersThatWereNotUsed) {
   reader_.poll();
   EXPECT_FALSE(reader_.disconnected);
   EXPECT_EQ(reader_.received.size(), 1u);
+}
+
+TEST_F(ShmPassOn, TheLastDescriptorIsNotKeptForIt) {
+  region_ = filled(1);
+  other_ = filled(2);
+  {
+    const DescriptorLimit full(lowest_free_descriptor());
+    for (const buffer::MemoryRegion* region : {&region_, &other_}) {
+      auto key = owner_.endpoint->attach(*region);
+      ASSERT_TRUE(key.ok()) << key.status().to_string();
+      const Received* at_server = lend(*region, *key, 5000, 0);
+      EXPECT_EQ(lent_.region_count(), 0u);
+      from_owner_.endpoint->release(at_server->loan);
+    }
+  }
+  buffer::MemoryRegion third = filled(3);
+  auto key = owner_.endpoint->attach(third);
+  ASSERT_TRUE(key.ok()) << key.status().to_string();
+  from_owner_.endpoint->release(lend(third, *key, 5000, 0)->loan);
+  EXPECT_EQ(lent_.region_count(), 1u);
 }
 
 TEST_F(ShmPassOn, MoreRegionsThanTheReaderTakesAreRefusedBeforeTheyAreSent) {
