@@ -68,7 +68,7 @@ void Link::on_request(const wire::ConnectionRequestBody& body) {
     if (stale->wire_id == body.connection) return breach("connection id in use");
     stale->end(CloseCode::kReset);
   }
-  ConnectionImpl* connection = node_.pool().acquire();
+  ConnectionImpl* connection = node_.acquire_for_request();
   if (connection == nullptr) return reject(body.connection, wire::CloseCode::kLimitReached);
   connection->begin(*this, ConnectionImpl::State::kDeciding, node_.receive_window_bytes());
   connection->wire_id = body.connection;

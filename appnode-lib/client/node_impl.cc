@@ -310,6 +310,14 @@ std::size_t NodeImpl::run_ended() {
   return count;
 }
 
+// A proxy tells of the end of one connection and asks for the next in one batch: it has counted.
+ConnectionImpl* NodeImpl::acquire_for_request() {
+  ConnectionImpl* connection = pool_.acquire();
+  if (connection != nullptr || ended_.empty()) return connection;
+  run_ended();
+  return pool_.acquire();
+}
+
 void NodeImpl::publish_all() {
   for (const auto& link : links_) link->publish();
 }

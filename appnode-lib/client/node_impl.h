@@ -7,7 +7,8 @@
 // Owner: the application. Thread: one (stop() excepted).
 // Invariants:
 //   1. A poll round: Links (messages, handlers) -> those that waited for memory -> on_closed()
-//      calls -> flush of every channel. So all that a round caused leaves in one batch.
+//      calls (sooner where a new client needs the place) -> flush of every channel. So all that a
+//      round caused leaves in one batch.
 //   2. Handlers are called from poll() and from the destructor, never from another call.
 //   3. Fabrics outlive the channels, also those that kept loans still hold (buried_).
 #pragma once
@@ -131,6 +132,8 @@ class NodeImpl final : public Node {
   // --- for Links and connections
   using StarvedList = IntrusiveList<ConnectionImpl, &ConnectionImpl::starved_hook>;
   using EndedList = IntrusiveList<ConnectionImpl, &ConnectionImpl::ended_hook>;
+  // A place for a client: nullptr at the limit. Inside poll(), where no connection's handler runs.
+  ConnectionImpl* acquire_for_request();
   ConnectionPool& pool() { return pool_; }
   const ConnectionPool& pool() const { return pool_; }
   SendMemory& send_memory() { return *send_memory_; }

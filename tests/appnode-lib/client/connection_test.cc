@@ -81,6 +81,22 @@ TEST_F(ConnectionTest, MoreThanConnectionsMaxAreRejectedAndASlotIsUsedAgain) {
   open();
 }
 
+TEST_F(ConnectionTest, WhoComesWithTheEndOfAnotherGetsItsPlace) {
+  Recorder& handler = recorder();
+  NodeOptions options;
+  options.connections_max = 1;
+  serve(handler, options);
+  std::uint64_t last = open();
+  for (int i = 1; i < 5; ++i) {
+    proxy_.send_close(last, CloseCode::kReset);
+    last = proxy_.request(proxy_.last_service);
+    ASSERT_TRUE(
+        pump_until([&] { return proxy_.stream(last).accepted || proxy_.stream(last).rejected; }));
+    EXPECT_TRUE(proxy_.stream(last).accepted) << "it had ended before the other came";
+    EXPECT_EQ(handler.closes, i);
+  }
+}
+
 TEST_F(ConnectionTest, HalfCloseByTheClientLeavesOurDirectionOpen) {
   Recorder& handler = recorder();
   handler.data_hook = [](Connection&, Received&) {};
