@@ -63,7 +63,7 @@ Result<RegisteredMemory> Node::register_memory(std::size_t bytes) {
 }
 
 void Node::run() {
-  while (!stopped()) wait(-1);
+  while (!stopped() && !impl(*this).polling()) wait(-1);
 }
 
 void Node::stop() { impl(*this).stop(); }

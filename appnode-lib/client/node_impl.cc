@@ -244,7 +244,7 @@ NodeImpl::~NodeImpl() {
     leave_to_parent();
     return;
   }
-  closing_ = true;
+  closing_ = polling_ = true;
   for (const auto& link : links_) end_connections(*link, CloseCode::kNodeClosed);
   run_ended();
   // A Borrowed would point into memory that goes away with us.
@@ -272,6 +272,15 @@ void NodeImpl::say_goodbye() {
 // --- a poll round
 
 std::size_t NodeImpl::poll() {
+  // From a handler: what is being read there would be read again, or be gone.
+  if (polling_) return 0;
+  polling_ = true;
+  const std::size_t handled = poll_round();
+  polling_ = false;
+  return handled;
+}
+
+std::size_t NodeImpl::poll_round() {
   // Who sleeps on fd() leaves its wake-ups to us, and they would wake again and again.
   if (armed_) take_events(0);
   disarm();  // each time: this is also how fabrics notice dead peers
@@ -349,7 +358,7 @@ bool NodeImpl::memory_waits_for_poll() const {
 }
 
 bool NodeImpl::arm() {
-  if (memory_waits_for_poll() || !ended_.empty()) return false;
+  if (polling_ || memory_waits_for_poll() || !ended_.empty()) return false;
   if (armed_) {  // and not polled since: what was sent meanwhile leaves, and wakes who sleeps
     for (const auto& link : links_) link->flush();
     return true;

@@ -97,6 +97,7 @@ class NodeImpl final : public Node {
   int fd() const { return epoll_fd_; }
   bool arm();
   std::size_t poll();
+  bool polling() const { return polling_; }  // a handler runs
   bool drained() const;
   std::size_t proxies_up() const { return links_up_; }
   std::size_t proxies_left_out() const;
@@ -172,6 +173,7 @@ class NodeImpl final : public Node {
   void say_goodbye();
   void leave_to_parent();
   void close_own();
+  std::size_t poll_round();
   void run_starved();
   std::size_t run_ended();
   void publish_all();
@@ -214,6 +216,7 @@ class NodeImpl final : public Node {
   int stop_fd_ = -1;   // eventfd
   int timer_fd_ = -1;  // wakes us to connect again
   bool armed_ = false;
+  bool polling_ = false;
   bool closing_ = false;                 // the destructor runs
   std::uint64_t timer_deadline_ns_ = 0;  // that timer_fd_ is set to; 0: none
   bool timer_fired_ = false;             // and has gone off

@@ -4,7 +4,8 @@
 // Role: calls that wait, over a Node of their own. One thread owns a listener and all its
 //   streams; while one call waits, the other streams of the same listener still receive (up to
 //   their window) but nobody handles them.
-//   node().stop(), from a signal handler or another thread, ends the calls that wait:
+//   No call belongs into NodeOptions' callbacks, which run while another one waits: nothing would
+//   come. node().stop(), from a signal handler or another thread, ends the calls that wait:
 //   kDisconnected.
 // Ownership: a stream may outlive its listener object; both keep the Node.
 #pragma once

@@ -140,7 +140,8 @@ class Node {
   // Zero-filled memory to send from by reference.
   Result<RegisteredMemory> register_memory(std::size_t bytes);
 
-  // --- running: either give the thread to it ...
+  // --- running: either give the thread to it ... Inside a handler, where it runs already, all of
+  // these return at once: wait() and poll() 0, arm() false.
   void run();   // until stop()
   void stop();  // from any thread or signal handler
   bool stopped() const;

@@ -97,6 +97,28 @@ TEST_F(ConnectionTest, WhoComesWithTheEndOfAnotherGetsItsPlace) {
   }
 }
 
+TEST_F(ConnectionTest, AHandlerThatPollsItsNodeGetsEveryByteOnceAndInOrder) {
+  Recorder& handler = recorder();
+  handler.data_hook = [this](Connection&, Received&) {
+    EXPECT_EQ(node_->wait(0), 0u);
+    EXPECT_EQ(node_->wait(-1), 0u);
+    EXPECT_FALSE(node_->arm());
+    node_->run();
+  };
+  serve(handler);
+  const auto id = open();
+  std::string all;
+  for (int i = 0; i < 100; ++i) {
+    const std::string piece(100, static_cast<char>('a' + i % 26));
+    all += piece;
+    proxy_.send(id, piece);
+    proxy_.channel().flush();  // each in a transfer of its own
+  }
+  ASSERT_TRUE(pump_until([&] { return handler.data.size() >= all.size() || !proxy_.connected(); }));
+  EXPECT_TRUE(proxy_.connected());
+  EXPECT_TRUE(handler.data == all);
+}
+
 TEST_F(ConnectionTest, HalfCloseByTheClientLeavesOurDirectionOpen) {
   Recorder& handler = recorder();
   handler.data_hook = [](Connection&, Received&) {};
