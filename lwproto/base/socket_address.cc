@@ -37,6 +37,11 @@ Result<IpAddress> IpAddress::parse(std::string_view text) {
   return Status::error(Code::kInvalidArgument, "not an IP address");
 }
 
+bool IpAddress::is_unicast() const {
+  if (family == Family::kIpv4) return bytes[0] != 0 && bytes[0] < 224;
+  return family == Family::kIpv6 && bytes[0] != 0xff && !is_any();
+}
+
 IpAddress network_of(const IpAddress& address) {
   IpAddress out = address;
   if (out.family == Family::kIpv6) std::fill(out.bytes.begin() + 8, out.bytes.end(), 0);

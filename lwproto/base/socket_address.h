@@ -26,6 +26,8 @@ struct IpAddress {
   static Result<IpAddress> parse(std::string_view text);
   static IpAddress any(Family family) { return IpAddress{family, {}}; }
   bool is_any() const { return bytes == std::array<std::uint8_t, 16>{}; }
+  // One host's: no group's, not the limited broadcast, not IPv4's "this network" or its class E.
+  bool is_unicast() const;
   std::size_t size() const { return family == Family::kIpv6 ? 16 : 4; }
   std::string to_string() const;
   auto operator<=>(const IpAddress&) const = default;

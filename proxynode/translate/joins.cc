@@ -44,6 +44,10 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   };
   if (!address.ok()) return refuse(wire::CloseCode::kProtocolError, "address");
   if (address->port == 0) return refuse(wire::CloseCode::kProtocolError, "port 0");
+  // No segment to such an address is taken (RFC 9293, MUST-57), so no client would ever come.
+  if (!address->ip.is_any() && !address->ip.is_unicast()) {
+    return refuse(wire::CloseCode::kRefused, "it is the address of no host");
+  }
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown, "the proxy is shutting down");
 
   const std::uint64_t now_ns = clock_.now_ns();

@@ -173,6 +173,8 @@ void Translator::on_active_request(AppNode& node, const wire::Message& message) 
   }
   if (!takes_more(&node)) return refuse(wire::CloseCode::kLimitReached);
   if (draining_) return refuse(wire::CloseCode::kProxyShutdown);
+  // RFC 9293, MUST-46.
+  if (!remote->ip.is_unicast()) return refuse(wire::CloseCode::kUnreachable);
   // The source is an address that the node serves anyway: its own, or the first of that family.
   SocketAddress source = source_for(node, *remote);
   if (body.local.family != 0) {

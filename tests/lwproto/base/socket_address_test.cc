@@ -35,6 +35,18 @@ TEST(IpAddress, RefusesWhatIsNone) {
   EXPECT_FALSE(IpAddress::parse(std::string_view("10.0.0.1\0junk", 13)).ok());
 }
 
+TEST(IpAddress, OneHostsIsNoGroupsAndNoneThatNobodyHas) {
+  for (const char* text : {"10.77.0.1", "223.255.255.255", "1.0.0.0", "127.0.0.1", "::1", "fe80::1",
+                           "::ffff:10.0.0.1", "fe::"}) {
+    EXPECT_TRUE(IpAddress::parse(text)->is_unicast()) << text;
+  }
+  for (const char* text : {"0.0.0.0", "0.1.2.3", "224.0.0.1", "239.1.1.1", "240.0.0.1",
+                           "255.255.255.255", "::", "ff02::1", "ff00::"}) {
+    EXPECT_FALSE(IpAddress::parse(text)->is_unicast()) << text;
+  }
+  EXPECT_FALSE(IpAddress().is_unicast());
+}
+
 TEST(IpAddress, ComparesByFamilyAndBytes) {
   EXPECT_EQ(*IpAddress::parse("::1"), *IpAddress::parse("0:0:0:0:0:0:0:1"));
   EXPECT_NE(IpAddress::any(Family::kIpv4), IpAddress::any(Family::kIpv6));

@@ -128,6 +128,19 @@ TEST_F(Outgoing, S18_OnBehalfOfAServiceThatItHasNotJoinedIsNotPermitted) {
   (void)server_for_syn();
 }
 
+TEST_F(Outgoing, S18_ToAnAddressThatNoHostHasIsUnreachable) {
+  make();
+  Node& node = add_member();
+  Node& six = add_node({.name = "six"});
+  six.join("[fd77::10]:80");
+  run();
+  for (const char* remote : {"255.255.255.255:80", "224.0.0.1:80", "240.0.0.1:80", "0.0.0.1:80"}) {
+    EXPECT_EQ(refusal(node, node.connect(remote)), CloseCode::kUnreachable) << remote;
+  }
+  EXPECT_EQ(refusal(six, six.connect("[ff02::1]:80")), CloseCode::kUnreachable);
+  EXPECT_TRUE(strays_.empty()) << "nobody was sent a SYN";
+}
+
 TEST_F(Outgoing, S18_FromAnAddressThatItDoesNotServeIsNotPermitted) {
   make();
   Node& node = add_member({.name = "a"});

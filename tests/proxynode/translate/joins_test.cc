@@ -224,6 +224,23 @@ TEST_F(Joins, S15_WhatPolicyForbidsIsNotPermitted) {
   EXPECT_EQ(last_answer(www).code, CloseCode::kNone);
 }
 
+TEST_F(Joins, S15_AnAddressThatNoHostHasIsRefused) {
+  make();
+  Node& node = add_node({});
+  for (const char* address :
+       {"255.255.255.255:80", "224.0.0.1:80", "240.0.0.1:80", "0.0.0.1:80", "[ff02::1]:80"}) {
+    node.join(address);
+    run();
+    EXPECT_EQ(last_answer(node).code, CloseCode::kRefused) << address;
+  }
+  EXPECT_TRUE(opened_.empty());
+  for (const char* address : {"0.0.0.0:80", "[::]:80", "[fe80::1]:80", "127.0.0.1:80"}) {
+    node.join(address);
+    run();
+    EXPECT_EQ(last_answer(node).code, CloseCode::kNone) << address;
+  }
+}
+
 TEST_F(Joins, S15_WhileTheProxyShutsDownIsProxyShutdown) {
   make();
   Node& node = add_node();
