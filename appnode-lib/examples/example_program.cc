@@ -9,17 +9,23 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "lwproto/base/clock.h"
 #include "lwproto/daemon/descriptor_limit.h"
 #include "lwproto/daemon/log.h"
+#include "lwproto/daemon/stop_signal.h"
 
 namespace examples {
 namespace {
 
-app::Node* g_node = nullptr;  // for the signal handler alone
+// For the signal handler alone.
+app::Node* g_node = nullptr;
+sanproxy::daemon::StopSignal g_stop_signal;
 
 void on_signal(int) {
-  if (g_node->stopped()) std::_Exit(1);  // the second time: at once
-  g_node->stop();
+  using Meaning = sanproxy::daemon::StopSignal::Meaning;
+  const Meaning meaning = g_stop_signal.on_signal(sanproxy::SteadyClock().now_ns());
+  if (meaning == Meaning::kAtOnce) std::_Exit(1);
+  if (meaning == Meaning::kOrderly) g_node->stop();
 }
 
 // The library reads the environment itself where these are not given.

@@ -441,8 +441,9 @@ void Node::on_signal() {
       reload();
       continue;
     }
-    stop_now_ = stopping_;
-    if (stopping_) continue;
+    const auto meaning = stop_signal_.on_signal(clock_.now_ns());
+    stop_now_ = stop_now_ || meaning == daemon::StopSignal::Meaning::kAtOnce;
+    if (meaning != daemon::StopSignal::Meaning::kOrderly) continue;
     if (!draining()) quiet_.begin(clock_.now_ns());
     stopping_ = true;
     manager_.stopping();

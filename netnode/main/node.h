@@ -21,6 +21,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
 #include "lwproto/daemon/service_manager.h"
+#include "lwproto/daemon/stop_signal.h"
 #include "lwproto/flow/health.h"
 #include "netnode/main/cluster_member.h"
 #include "netnode/main/config.h"
@@ -127,6 +128,7 @@ class Node {
   std::string version_;
   std::function<NetnodeConfig()> read_;
   daemon::ServiceManager manager_;
+  daemon::StopSignal stop_signal_;
   SteadyClock clock_;
   std::uint64_t start_ns_;
   buffer::MemoryRegion region_;

@@ -23,6 +23,10 @@ namespace sanproxy::proxy {
 using daemon::ClusterConfig;
 using daemon::ConfigError;
 
+// What SIGHUP is answered with.
+inline constexpr const char* kNothingIsReadAgain =
+    "nothing is read again while the node runs: a change of its file needs a restart";
+
 struct FabricConfig {
   std::string listen;         // "shm:/run/sanproxy/proxy.sock", "verbs://IP:PORT", "tcp://IP:PORT"
   std::string scheme;         // of it

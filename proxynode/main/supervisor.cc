@@ -93,7 +93,7 @@ Supervisor::Supervisor(const ProxyConfig& config, const std::string& config_path
   open_interfaces();
   sigset_t set;
   sigemptyset(&set);
-  for (const int one : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&set, one);
+  for (const int one : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaddset(&set, one);
   // main() has blocked them, before there were threads.
   epoll_ = UniqueFd(epoll_create1(EPOLL_CLOEXEC));
   signals_ = UniqueFd(signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
@@ -248,6 +248,10 @@ void Supervisor::on_signal() {
   signalfd_siginfo info{};
   while (::read(signals_.get(), &info, sizeof(info)) == sizeof(info)) {
     if (info.ssi_signo == SIGCHLD) continue;  // reaped below, however many there were
+    if (info.ssi_signo == SIGHUP) {
+      spdlog::warn("signal {}: {}", info.ssi_signo, kNothingIsReadAgain);
+      continue;
+    }
     spdlog::info("signal {}: handed on to the workers", info.ssi_signo);
     stop_all(static_cast<int>(info.ssi_signo));
   }

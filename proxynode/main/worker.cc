@@ -126,6 +126,7 @@ Worker::Worker(const ProxyConfig& config, std::string version, std::unique_ptr<H
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   signal_fd_ = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
   if (epoll_fd_ < 0 || signal_fd_ < 0) {
     fail("event loop", Status::error(Code::kSystem, "epoll or signalfd", errno));

@@ -22,6 +22,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/daemon/admin_server.h"
 #include "lwproto/daemon/service_manager.h"
+#include "lwproto/daemon/stop_signal.h"
 #include "lwproto/fabric/fabric.h"
 #include "lwproto/fabric/lent_memory.h"
 #include "netnode/packet_io/channel_io.h"
@@ -102,6 +103,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::string version_;
   SteadyClock clock_;
   daemon::ServiceManager manager_;
+  daemon::StopSignal stop_signal_;
   ShortSpin spin_;
   std::uint64_t start_ns_ = 0;
   std::uint16_t epoch_ = 0;

@@ -147,10 +147,13 @@ void Worker::look_at_devices() {
 void Worker::on_signal() {
   signalfd_siginfo info{};
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
-    if (draining_) {
-      stop_now_ = true;
+    if (info.ssi_signo == SIGHUP) {
+      spdlog::warn("signal {}: {}", info.ssi_signo, kNothingIsReadAgain);
       continue;
     }
+    const auto meaning = stop_signal_.on_signal(clock_.now_ns());
+    stop_now_ = stop_now_ || meaning == daemon::StopSignal::Meaning::kAtOnce;
+    if (meaning != daemon::StopSignal::Meaning::kOrderly) continue;
     spdlog::info("signal {}: no new connections after {} ms; {} open ones may finish within {} ms",
                  info.ssi_signo, config_.drain_grace_ms, translator_->bound_streams(),
                  config_.drain_ms);

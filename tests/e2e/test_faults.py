@@ -245,9 +245,39 @@ class Faults:
         sock = self.socket(one, 7)
         sock.sendall(b"x")
         self.assertEqual(sock.recv(1), b"x")
-        one.proxy.signal(signal.SIGTERM)
+        # A second one, later: what follows at once would be the same one, said twice.
+        wait.until(lambda: one.proxy.signal(signal.SIGTERM) or not one.proxy.alive(), "it ends")
         self.assertEqual(one.proxy.wait(), 0)
         self.not_healthy_at_end(one)
+
+    def test_a_signal_that_is_said_twice_at_once_is_one(self):
+        """As by timeout(1), which tells the program and then its process group."""
+        one = self.lab(config=programs.drain(60))
+        node = one.start_echo(family=self.family, extra=["--drain-ms", "60000"])
+        busy = self.with_load(one, 16)
+        for program in (node, one.proxy):
+            program.signal(signal.SIGSTOP)
+            program.signal(signal.SIGTERM)
+            program.signal(signal.SIGINT)
+            program.signal(signal.SIGCONT)
+        wait.until(lambda: self.refused(one), "new connections are refused")
+        marks = busy.marks()
+        wait.until(lambda: busy.all_progressed(marks, 262144), "open connections go on")
+        busy.finish()
+        self.assertEqual(busy.lost, [])
+        self.assertEqual(node.wait(), 0)
+        self.assertEqual(one.proxy.wait(), 0)
+        self.not_healthy_at_end(one)
+
+    def test_sighup_ends_nothing(self):
+        """Who takes it for a wish to read the configuration again is told that it is not."""
+        one = self.lab()
+        one.start_echo(family=self.family)
+        sock = self.socket(one, 7)
+        one.proxy.signal(signal.SIGHUP)
+        one.proxy.wait_log("nothing is read again")
+        sock.sendall(b"x")
+        self.assertEqual(sock.recv(1), b"x")
 
     def refused(self, one):
         try:

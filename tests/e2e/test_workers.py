@@ -146,6 +146,18 @@ class Workers:
         groups = {os.getpgid(worker["pid"]) for worker in admin.workers(one.status()).values()}
         self.assertNotIn(os.getpgid(one.proxy.pid), groups)
 
+    def test_sighup_to_all_of_them_ends_no_worker(self):
+        """As by pkill: the supervisor alone says that nothing is read again."""
+        one = self.two()
+        self.start_echo(one)
+        workers = [worker["pid"] for worker in admin.workers(one.status()).values()]
+        for pid in (*workers, one.proxy.pid):
+            os.kill(pid, signal.SIGHUP)
+        one.proxy.wait_log("nothing is read again")
+        for _ in range(8):
+            self.echoes(one)
+        self.assertEqual(workers, [w["pid"] for w in admin.workers(one.status()).values()])
+
     def test_a_worker_that_hangs_is_ended_and_started_again(self):
         one = self.two(proxy={"worker_timeout_ms": 1500})
         self.start_echo(one)
