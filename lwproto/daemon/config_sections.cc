@@ -47,7 +47,9 @@ void read_admin(const std::string& path, const toml::table& table, std::string& 
                 std::vector<IpPrefix>& changes_from) {
   TableReader r(path, "[admin]", table);
   r.text("listen", [&](const std::string& v) {
-    if (!v.empty()) (void)value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing");
+    if (!v.empty() && value_or_throw(SocketAddress::parse(v), v, "IP:PORT or nothing").port == 0) {
+      throw std::invalid_argument("\"" + v + "\" needs a port from 1 on");
+    }
     listen = v;
   });
   r.texts("changes_from", [&](const std::string& v) {

@@ -4,6 +4,7 @@
 
 #include "lwproto/daemon/config_reader.h"
 #include "lwproto/daemon/config_sections.h"
+#include "lwproto/wire/codec.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -19,7 +20,9 @@ void read_node(const std::string& path, const toml::table& table, NetnodeConfig&
   steer::ForwarderOptions& f = config.forwarder;
   TableReader r(path, "[node]", table);
   r.text("name", [&](const std::string& v) {
-    if (v.empty() || v.size() > 64) throw std::invalid_argument("expected 1 to 64 characters");
+    if (v.empty() || wire::node_name_prefix(v) != v) {
+      throw std::invalid_argument("expected 1 to 64 bytes of printable UTF-8");
+    }
     config.name = v;
   });
   r.text("log_level", [&](const std::string& v) {

@@ -4,6 +4,7 @@
 
 #include "lwproto/daemon/config_sections.h"
 #include "lwproto/fabric/address.h"
+#include "lwproto/wire/codec.h"
 #include "proxynode/main/config_access.h"
 #include "proxynode/main/config_fabric.h"
 #include "proxynode/main/config_interface.h"
@@ -21,7 +22,9 @@ void read_proxy(const std::string& path, const toml::table& table, ProxyConfig& 
   TableReader r(path, "[proxy]", table);
   auto& s = config.stack;
   r.text("name", [&](const std::string& v) {
-    if (v.empty() || v.size() > 64) throw std::invalid_argument("expected 1 to 64 characters");
+    if (v.empty() || wire::node_name_prefix(v) != v) {
+      throw std::invalid_argument("expected 1 to 64 bytes of printable UTF-8");
+    }
     config.name = v;
   });
   r.number("id", config.id, 1, 1023);

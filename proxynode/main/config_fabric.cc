@@ -67,9 +67,12 @@ void check_listening_keys(const FabricConfig& fabric, const std::set<std::string
 
 void listening_keys(TableReader& r, FabricConfig& out) {
   r.text("listen", [&](const std::string& v) {
-    out.scheme = value_or_throw(fabric::FabricAddress::parse(v), v,
-                                "shm:/PATH, verbs://IP:PORT or tcp://IP:PORT")
-                     .scheme;
+    const auto address = value_or_throw(fabric::FabricAddress::parse(v), v,
+                                        "shm:/PATH, verbs://IP:PORT or tcp://IP:PORT");
+    if (address.scheme != "shm" && address.socket.port == 0) {
+      throw std::invalid_argument("\"" + v + "\" needs a port from 1 on");
+    }
+    out.scheme = address.scheme;
     out.listen = v;
   });
   r.text("advertise", [&](const std::string& v) {

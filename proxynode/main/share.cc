@@ -44,6 +44,27 @@ void check_apart(const ProxyConfig& config, std::uint32_t workers) {
   }
 }
 
+bool meet(const SocketAddress& a, const SocketAddress& b) {
+  return a.port == b.port && a.ip.family == b.ip.family &&
+         (a.ip == b.ip || a.ip.is_any() || b.ip.is_any());
+}
+
+// The admin endpoint is TCP too.
+void check_admin_apart(const ProxyConfig& config, std::uint32_t workers) {
+  if (config.admin_listen.empty()) return;
+  const SocketAddress admin = *SocketAddress::parse(config.admin_listen);
+  const auto check = [&](const FabricConfig& fabric) {
+    for (std::uint32_t worker = 0; worker < workers; ++worker) {
+      const auto address = *fabric::FabricAddress::parse(fabric.listen)->of_worker(worker);
+      if (address.scheme != "tcp" || !meet(address.socket, admin)) continue;
+      throw ConfigError("[admin].listen: \"" + config.admin_listen + "\" is where worker " +
+                        std::to_string(worker) + " of " + fabric.listen + " listens");
+    }
+  };
+  for (const auto& fabric : config.fabrics) check(fabric);
+  for (const auto& channel : config.channels) check(channel.fabric);
+}
+
 template <typename T>
 void divide(T& value, std::uint32_t workers, T least) {
   value = std::max<T>(static_cast<T>(value / workers), least);
@@ -93,6 +114,7 @@ std::uint32_t count_workers(const ProxyConfig& config, std::uint32_t cores) {
     if (!last.ok()) throw ConfigError("[[fabric]].listen: " + last.status().to_string());
   }
   check_apart(config, workers);
+  check_admin_apart(config, workers);
   return workers;
 }
 

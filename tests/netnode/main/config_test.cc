@@ -215,6 +215,8 @@ TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
            Case{"[channel]\nkey = \"k\"\n", "all three"},
            Case{"[channel]\nproxy_name = \"p\"\n", "needs TLS"},
            Case{"[admin]\nlisten = \"everywhere\"\n", "IP:PORT"},
+           Case{"[admin]\nlisten = \"127.0.0.1:0\"\n", "needs a port"},
+           Case{"[node]\nname = \"a\\u001bb\"\n", "printable UTF-8"},
        }) {
     const std::string error = error_of(std::string(kInterface) + c.text);
     EXPECT_NE(error.find(c.says), std::string::npos) << c.text << "said: " << error;

@@ -119,9 +119,10 @@ const BadFile kBadFiles[] = {
      "[proxy].max_connections: expected an integer from 1 to 16773120"},
     {"a_number_that_would_wrap", kProxy + "keepalive_idle_ms = 4_294_967_296\n", 7,
      "[proxy].keepalive_idle_ms: expected an integer from 0 to 4294967295"},
-    {"an_empty_name", kProxy + "name = \"\"\n", 7, "[proxy].name: expected 1 to 64 characters"},
+    {"an_empty_name", kProxy + "name = \"\"\n", 7,
+     "[proxy].name: expected 1 to 64 bytes of printable UTF-8"},
     {"a_long_name", kProxy + "name = \"" + std::string(65, 'x') + "\"\n", 7,
-     "[proxy].name: expected 1 to 64 characters"},
+     "[proxy].name: expected 1 to 64 bytes of printable UTF-8"},
     {"an_unknown_log_level", kProxy + "log_level = \"loud\"\n", 7,
      "[proxy].log_level: expected one of \"debug\", \"info\", \"warning\", \"error\", not "
      "\"loud\""},
@@ -231,6 +232,13 @@ const BadFile kBadFiles[] = {
      "[[service]].allow: expected \"any\", \"uid:NUMBER\""},
     {"an_admin_address_without_port", kAdmin + "listen = \"localhost\"\n", 7,
      "[admin].listen: expected IP:PORT or nothing, not \"localhost\""},
+    {"an_admin_address_whose_port_nobody_could_know", kAdmin + "listen = \"127.0.0.1:0\"\n", 7,
+     "[admin].listen: \"127.0.0.1:0\" needs a port from 1 on"},
+    {"a_fabric_whose_port_nobody_could_know",
+     kInterface + "[[fabric]]\nlisten = \"tcp://127.0.0.1:0\"\n", 5,
+     "[[fabric]].listen: \"tcp://127.0.0.1:0\" needs a port from 1 on"},
+    {"a_name_that_would_forge_lines_of_the_log", kProxy + "name = \"a\\nb\"\n", 7,
+     "[proxy].name: expected 1 to 64 bytes of printable UTF-8"},
 };
 
 class BadConfig : public ::testing::TestWithParam<BadFile> {};

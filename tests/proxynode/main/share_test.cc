@@ -70,6 +70,27 @@ TEST(Workers, OfTwoFabricsMayNotMeetAtOneAddress) {
       << error_of(config);
 }
 
+TEST(Workers, AndTheAdminEndpointMayNotMeetAtOneAddress) {
+  const auto error = [](const std::string& fabric, const std::string& admin, std::uint32_t workers,
+                        const std::string& interface = kInterface) {
+    ProxyConfig config = load(interface + "[[fabric]]\nallow = [\"any\"]\nlisten = \"" + fabric +
+                              "\"\n[admin]\nlisten = \"" + admin + "\"\n");
+    config.workers = workers;
+    return error_of(config);
+  };
+  EXPECT_EQ(error("tcp://127.0.0.1:9476", "127.0.0.1:9477", 1), "");
+  EXPECT_EQ(error("tcp://127.0.0.1:9476", "127.0.0.1:9477", 2),
+            "[admin].listen: \"127.0.0.1:9477\" is where worker 1 of tcp://127.0.0.1:9476 listens");
+  EXPECT_NE(error("tcp://0.0.0.0:9477", "127.0.0.1:9477", 1), "");
+  EXPECT_NE(error("tcp://[::1]:9477", "[::]:9477", 1), "");
+  EXPECT_EQ(error("tcp://127.0.0.2:9477", "127.0.0.1:9477", 1), "");
+  EXPECT_EQ(error("tcp://[::1]:9477", "127.0.0.1:9477", 1), "");
+  EXPECT_EQ(error("verbs://10.9.0.1:9477", "10.9.0.1:9477", 1), "") << "ports of its own";
+  EXPECT_NE(error("shm:/tmp/x.sock", "10.9.0.1:7472", 1,
+                  "[[interface]]\ndriver = \"channel\"\nlisten = \"tcp://10.9.0.1:7472\"\n"),
+            "");
+}
+
 TEST(Workers, ShareTheBoundsAndListenBehindTheConfiguredAddress) {
   const ProxyConfig all = load(
       kInterface + kFabric + "[[fabric]]\nlisten = \"tcp://127.0.0.1:7000\"\nallow = [\"any\"]\n");
