@@ -95,9 +95,11 @@ struct HttpListener::Impl {
     peers.push_back({info->connect_fd, ++turns});
     *context = &peers.back();
   }
-  // By ending who has asked for nothing for longest: it is closed when its socket says so.
+  // By ending who has gone by itself, else who has asked for nothing for longest: it is closed when
+  // its socket says so.
   void make_room() {
     Peer* oldest = nullptr;
+    Peer* gone = nullptr;
     unsigned open = 0;
     for (Peer& one : peers) {
       if (one.ended) continue;
@@ -105,8 +107,17 @@ struct HttpListener::Impl {
       if (oldest == nullptr || one.turn < oldest->turn) oldest = &one;
     }
     if (open < kConnectionsMax) return;
+    for (Peer& one : peers) {
+      if (!one.ended && has_gone(one) && (gone == nullptr || one.turn < gone->turn)) gone = &one;
+    }
+    if (gone != nullptr) oldest = gone;
     oldest->ended = true;
     (void)::shutdown(oldest->fd, SHUT_RDWR);
+  }
+  // Its end is there and nothing before it: it asks for nothing any more.
+  static bool has_gone(const Peer& peer) {
+    char byte = 0;
+    return ::recv(peer.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
   }
   void on_completed(MHD_Connection* connection, Request* request) {
     if (request == nullptr) return;

@@ -9,10 +9,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <mutex>
 #include <set>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -255,6 +257,46 @@ TEST_F(Endpoint, ThoseWhoAskForNothingShutNobodyOut) {
     (void)!::send(silent.back().get(), "GET /", 5, MSG_NOSIGNAL);
   }
   EXPECT_EQ(get("/still-here"), "/still-here 100");
+}
+
+TEST_F(Endpoint, WhoHasGoneMakesRoomBeforeWhoIsStillAsking) {
+  const auto send = [](const UniqueFd& fd, std::string_view text) {
+    EXPECT_EQ(::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(text.size()));
+  };
+  const auto wait_for_question = [&] {
+    pollfd asked{server_->fd(), POLLIN, 0};
+    ASSERT_EQ(::poll(&asked, 1, -1), 1);
+  };
+  const auto read_answer = [](const UniqueFd& fd) {
+    std::array<char, 1024> answer;
+    EXPECT_GT(::recv(fd.get(), answer.data(), answer.size(), 0), 0);
+  };
+  constexpr std::string_view kAll = "GET /all HTTP/1.1\r\nHost: a\r\n\r\n";
+  std::vector<UniqueFd> asking;
+  while (asking.size() < HttpListener::kConnectionsMax - 2) {
+    asking.push_back(connected());
+    send(asking.back(), "GET /slowly HTTP/1.1\r\n");
+  }
+  UniqueFd leaving = connected();
+  const UniqueFd busy = connected();
+  send(busy, kAll);
+  wait_for_question();
+  server_->serve(echo);
+  read_answer(busy);  // so all of them have been taken: that is the bound
+  send(busy, kAll);
+  wait_for_question();  // the listener waits for our answer, and sees nothing of what comes now
+  leaving = UniqueFd();
+  const UniqueFd newcomer = connected();
+  send(newcomer, kAll);
+  server_->serve(echo);
+  wait_for_question();
+  server_->serve(echo);
+  read_answer(newcomer);
+  for (const UniqueFd& fd : asking) {
+    char byte = 0;
+    EXPECT_EQ(::recv(fd.get(), &byte, 1, MSG_DONTWAIT), -1) << "it was ended";
+  }
 }
 
 TEST_F(Endpoint, WhileOthersHaveTooMuchToReadThereIsA503) {
