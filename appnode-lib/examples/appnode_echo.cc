@@ -146,7 +146,8 @@ int main(int argc, char** argv) {
   examples::add_common_options(cli, common);
   cli.add_option("--mode", mode, "echo, sink or source (which implies --immediate)")
       ->check(CLI::IsMember({"echo", "sink", "source"}));
-  cli.add_option("--bytes", bytes, "source: this many, then FIN; 0 is without end");
+  cli.add_option("--bytes", bytes, "source: this many, then FIN; 0 is without end")
+      ->check(CLI::Range(std::uint64_t{0}, std::uint64_t{1} << 40));
   cli.add_flag("--stall", stall, "Accept connections and never take a byte");
   if (const auto status = sanproxy::daemon::parse_command_line(cli, argc, argv)) return *status;
   if (mode == "source" && !stall) common.immediate = true;

@@ -97,7 +97,7 @@ void add_common_options(CLI::App& cli, CommonOptions& options) {
   cli.add_option("--max-connections", options.connections_max, "At a time; 0 is no limit");
   cli.add_flag("--immediate", options.immediate, "Bind at the handshake, not at the first data");
   cli.add_option("--drain-ms", options.drain_ms, "After SIGTERM, let connections finish so long")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 86'400'000));
   cli.add_option(
          "--scheduling", options.scheduling,
          "batch (SCHED_BATCH, the default): fewer, larger rounds when processors are busy; or "

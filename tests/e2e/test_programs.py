@@ -72,11 +72,16 @@ class Programs(case.LabTest):
             lines = [[*needed, "--no-such-option"]]
             if daemon:
                 lines += [[], ["--config"]]
+            else:
+                lines += [["--drain-ms", "-1"]]
+            if name == "appnode-echo":
+                lines += [["--bytes", "-1"], ["--bytes", "18446744073709551616"]]
             for words in lines:
                 with self.subTest([name, *words]):
                     got = run(programs.path(name), *words)
                     self.assertEqual(got.returncode, 2)
                     self.assertIn((words or ["--config"])[-1], got.stdout + got.stderr)
+                    self.assertLess(len(got.stdout + got.stderr), 200, "a range that can be read")
 
     def test_an_unknown_log_level_is_an_error_of_an_application_node(self):
         for name in ("appnode-httpd", "appnode-echo"):
