@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "lwproto/base/status.h"
+#include "lwproto/base/unique_fd.h"
 #include "netnode/net/flow_key.h"
 
 namespace sanproxy::netnode {
@@ -134,6 +135,11 @@ bool read_names(std::FILE* file, std::uint32_t count, std::vector<std::string>& 
   return true;
 }
 
+UniqueFd open_beside(const std::string& path) {
+  return UniqueFd(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+}
+
 std::string check_header(const Header& header, const std::string& boot, std::uint32_t now_s) {
   if (header.magic != kMagic) return "it is no file of ours";
   if (header.version != kVersion || header.record_bytes != sizeof(Record)) {
@@ -191,6 +197,16 @@ std::string boot_id() {
   return out;
 }
 
+std::string why_unwritable(const std::string& path) {
+  struct stat there {};
+  if (::lstat(path.c_str(), &there) == 0 && S_ISDIR(there.st_mode)) return errno_text(EISDIR);
+  const std::string beside = path + ".new";
+  const UniqueFd fd = open_beside(beside);
+  if (!fd.valid()) return errno_text(errno);
+  (void)::unlink(beside.c_str());
+  return {};
+}
+
 NatStateResult save_nat(const std::string& path, const std::string& boot,
                         const steer::Forwarder& forwarder, std::uint32_t now_s) {
   const std::string beside = path + ".new";
@@ -198,15 +214,11 @@ NatStateResult save_nat(const std::string& path, const std::string& boot,
     (void)::unlink(beside.c_str());
     return NatStateResult{errno_text(error), 0, 0};
   };
-  const int fd =
-      ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-  if (fd < 0) return {errno_text(errno), 0, 0};
-  File file(::fdopen(fd, "wb"));
-  if (!file) {
-    const int error = errno;
-    ::close(fd);
-    return failed(error);
-  }
+  UniqueFd fd = open_beside(beside);
+  if (!fd.valid()) return {errno_text(errno), 0, 0};
+  File file(::fdopen(fd.get(), "wb"));
+  if (!file) return failed(errno);
+  (void)fd.release();  // the file's now
   if (!write_all(file.get(), boot, forwarder, now_s)) return failed(errno);
   if (std::fclose(file.release()) != 0) return failed(errno);
   if (std::rename(beside.c_str(), path.c_str()) != 0) return failed(errno);

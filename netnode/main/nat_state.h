@@ -27,6 +27,8 @@ struct NatStateResult {
   std::uint64_t left_out = 0;  // of a proxy, an address or a timer that is no more
 };
 
+// Why save_nat() would fail as things are, for people; empty: only a full disk could stop it.
+std::string why_unwritable(const std::string& path);
 NatStateResult save_nat(const std::string& path, const std::string& boot,
                         const steer::Forwarder& forwarder, std::uint32_t now_s);
 // No file is no mistake: there are no sessions then.

@@ -152,6 +152,10 @@ void Node::load_sessions() {
   } else if (got.sessions + got.left_out != 0) {
     spdlog::info("{} translated sessions go on, {} do not", got.sessions, got.left_out);
   }
+  if (const std::string why = why_unwritable(path); !why.empty()) {
+    spdlog::warn("{} cannot be written: {}: translated sessions will not outlive a restart", path,
+                 why);
+  }
 }
 
 void Node::save_sessions() const {

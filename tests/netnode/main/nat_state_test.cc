@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -177,6 +178,18 @@ TEST_F(NatStateTest, AFileThatIsNotWholeOrNotOfThisBootIsNotTaken) {
     spoiled[bytes] = static_cast<char>(spoiled[bytes] ^ 0x40);
     ASSERT_NE(wrong(spoiled), "") << bytes;
   }
+}
+
+TEST_F(NatStateTest, WhetherItCouldBeWrittenIsKnownBefore) {
+  std::filesystem::remove(path_);
+  EXPECT_EQ(why_unwritable(path_), "");
+  EXPECT_FALSE(std::filesystem::exists(path_)) << "nothing is left behind";
+  EXPECT_FALSE(std::filesystem::exists(path_ + ".new"));
+  std::ofstream(path_) << "kept";
+  EXPECT_EQ(why_unwritable(path_), "");
+  EXPECT_EQ(std::filesystem::file_size(path_), 4u);
+  EXPECT_NE(why_unwritable("/nonexistent/state").find("No such file"), std::string::npos);
+  EXPECT_NE(why_unwritable("/tmp").find("Is a directory"), std::string::npos);
 }
 
 TEST_F(NatStateTest, WhatCannotBeWrittenIsSaid) {
