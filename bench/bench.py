@@ -80,11 +80,39 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.docs and arguments.only:
         parser.error("--docs writes whole tables: not with --only")
-    if arguments.lossy:
-        arguments.seconds = arguments.seconds or lossy.SECONDS
-    arguments.seconds = arguments.seconds or (1.0 if arguments.quick or arguments.fabric else 2.0)
-    arguments.rounds = arguments.rounds or (3 if arguments.quick else 5)
+    if arguments.lossy and arguments.seconds is None:
+        arguments.seconds = lossy.SECONDS
+    if arguments.seconds is None:
+        arguments.seconds = 1.0 if arguments.quick or arguments.fabric else 2.0
+    if arguments.rounds is None:
+        arguments.rounds = 3 if arguments.quick else 5
+    check_arguments(parser, arguments)
     return arguments
+
+
+def row_names():
+    return ([f"{w.name}-{d}" for w in WORKS for d in DRIVERS]
+            + [f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS]
+            + ["random-peers", "micro"]
+            + [f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS]
+            + [f"netnode-nat-{driver}-http" for driver in netnode.NAT_DRIVERS]
+            + ["netnode-packets", "netnode-micro"]
+            + [f"workers-{d}" for d in DRIVERS])
+
+
+def chosen(name, only):
+    return name == only or name.startswith(only + "-") or fnmatch.fnmatch(name, only)
+
+
+def check_arguments(parser, arguments):
+    if not arguments.lossy and not arguments.fabric:
+        for only in arguments.only or ():
+            if not any(chosen(name, only) for name in row_names()):
+                parser.error(f"--only {only}: there is no such row: see --list")
+    if arguments.seconds <= 0 or arguments.rounds < 1 or arguments.warmup < 0:
+        parser.error("nothing is measured in no time, or no rounds")
+    if arguments.json and not os.access(os.path.dirname(arguments.json) or ".", os.W_OK):
+        parser.error(f"--json {arguments.json}: no file can be made there")
 
 
 class Bench:
@@ -97,8 +125,7 @@ class Bench:
 
     def wanted(self, name):
         only = self.arguments.only
-        return not only or any(name == o or name.startswith(o + "-") or fnmatch.fnmatch(name, o)
-                               for o in only)
+        return not only or any(chosen(name, o) for o in only)
 
     def drivers(self, name):
         if self.arguments.peers_only:
@@ -405,15 +432,7 @@ def main():
     if "SANPROXY_CHECK_OPTIONS" in os.environ:
         return 0
     if arguments.list:
-        print("\n".join(f"{w.name}-{d}" for w in WORKS for d in DRIVERS))
-        print("\n".join(f"{n}-{d}" for n in ("idle", "random", "copied")
-                        for d in DRIVERS))
-        print("random-peers")
-        print("micro")
-        print("\n".join(f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS))
-        print("\n".join(f"netnode-nat-{driver}-http" for driver in netnode.NAT_DRIVERS))
-        print("netnode-packets\nnetnode-micro")
-        print("\n".join(f"workers-{d}" for d in DRIVERS))
+        print("\n".join(row_names()))
         return 0
     if os.geteuid() != 0:
         print("bench: network namespaces need root: use ./run bench", file=sys.stderr)

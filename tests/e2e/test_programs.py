@@ -5,11 +5,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 
 from harness import admin, case, netns, programs, wait
 from harness.process import Program
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 GOOD = programs.proxy_config("tun", [{"listen": "shm:/tmp/sane2e-check.sock", "trust": "isolated"}],
                              {}, [])
 
@@ -104,6 +106,20 @@ class Programs(case.LabTest):
                 self.assertRegex(output, re.escape(path) + r":\d+", "file and line")
                 for word in words:
                     self.assertIn(word, output)
+
+    def test_the_bench_refuses_what_would_measure_nothing(self):
+        bench = [sys.executable, os.path.join(ROOT, "bench/bench.py")]
+        for words, text in ((["--only", "htpt-tun"], "no such row"), (["--seconds", "0"], "no time"),
+                            (["--rounds", "-1"], "no rounds"),
+                            (["--json", "/nonexistent/rows.json"], "no file can be made")):
+            with self.subTest(words):
+                got = run("env", "SANPROXY_CHECK_OPTIONS=1", *bench, *words)
+                self.assertEqual(got.returncode, 2)
+                self.assertIn(text, got.stderr)
+        for name in run(*bench, "--list").stdout.split():
+            with self.subTest(name):
+                self.assertEqual(run("env", "SANPROXY_CHECK_OPTIONS=1", *bench, "--only", name,
+                                     "--only", "*-packet").returncode, 0)
 
     def test_check_names_the_right_line(self):
         line = GOOD.splitlines().index("mtu = 1500") + 1
