@@ -53,8 +53,9 @@ def say(text):
 
 
 def free_device():
+    taken = {name for _, name in socket.if_nameindex()}  # of this network namespace, as /sys may not be
     for number in range(10):
-        if not os.path.exists(f"/sys/class/net/san{number}"):
+        if f"san{number}" not in taken:
             return f"san{number}"
     raise DemoError("san0 to san9 all exist: remove some (ip link delete san0)")
 

@@ -121,6 +121,13 @@ class Programs(case.LabTest):
                 self.assertEqual(run("env", "SANPROXY_CHECK_OPTIONS=1", *bench, "--only", name,
                                      "--only", "*-packet").returncode, 0)
 
+    def test_the_demo_sees_the_devices_of_its_network_namespace(self):
+        """Also where /sys is that of another one, as behind nsenter or unshare."""
+        ask = "import demo; print(demo.free_device())"
+        got = run("unshare", "-n", "sh", "-c", "ip link add san0 type veth peer name san1 && "
+                  f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={ROOT}/deploy {sys.executable} -c '{ask}'")
+        self.assertEqual((got.stdout, got.stderr), ("san2\n", ""))
+
     def test_check_names_the_right_line(self):
         line = GOOD.splitlines().index("mtu = 1500") + 1
         _, output, path = self.check(GOOD.replace("mtu = 1500", "mtu = 1500.5"))
