@@ -69,8 +69,8 @@ class Lab:
     # --- namespaces
     def namespace(self, label):
         name = f"{PREFIX}-{os.getpid()}-{label}"
+        self._namespaces.append(name)  # before it is there: a signal may come in between
         run(["ip", "netns", "add", name])
-        self._namespaces.append(name)
         self.ip(name, "link", "set", "lo", "up")
         self.congestion_control = self._set_congestion_control(name)
         for key, value in (("net.ipv4.ip_local_port_range", "1024 65535"),

@@ -22,7 +22,7 @@ import connections
 import forwarding
 import membership
 import upgrade
-from harness import settings
+from harness import netns, settings
 from laboratory import Laboratory
 
 SCENARIOS = {"forwarding": forwarding.run, "connections": connections.run, "upgrade": upgrade.run,
@@ -188,6 +188,8 @@ def main():
         say("\n== stopped")
         return 130
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        netns.remove_own()
         if not options.keep_logs:
             shutil.rmtree(settings.log_dir, ignore_errors=True)
 

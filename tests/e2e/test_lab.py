@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 
 from harness import netns, settings, wait
@@ -39,6 +41,21 @@ class Laboratory(unittest.TestCase):
         figures = self.check("upgrade", "--connections", "200")
         self.assertEqual(figures["broken"], 0)
         self.assertGreater(figures["verified"], 0)
+
+    def test_ctrl_c_while_it_is_built_leaves_nothing(self):
+        """At its worst: a namespace is there and nobody has heard of it yet."""
+        with tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
+            with open(os.path.join(folder, "ip"), "w") as file:
+                file.write("#!/bin/sh\n"
+                           f"{shutil.which('ip')} \"$@\" || exit\n"
+                           "case \"$*\" in \"netns add \"*-c4) kill -INT $PPID; exec sleep 60 ;; esac\n")
+            os.chmod(file.name, 0o755)
+            environment = {**os.environ, "PATH": folder + os.pathsep + os.environ["PATH"]}
+            with subprocess.Popen(argv(), stdout=subprocess.PIPE, text=True,
+                                  env=environment) as lab:
+                self.assertIn("removing the laboratory", lab.communicate(timeout=60)[0])
+        self.assertEqual(lab.returncode, 0)
+        self.assertNotIn(f"sanlab-{lab.pid}-", netns.ip("netns", "list").stdout)
 
     def test_a_command_runs_at_a_client_and_everything_is_removed_also_after_a_signal(self):
         done = subprocess.run(argv("--", "sh", "-c", "sanctl status && exit 7"), capture_output=True,

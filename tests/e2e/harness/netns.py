@@ -22,13 +22,22 @@ def ip(*words, check=True):
     return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
 
 
-def remove_stale():
-    """Removes namespaces whose test run is gone (killed before it could clean up)."""
+def _remove(of):
+    """Removes the namespaces of processes that `of` says yes to."""
     for line in ip("netns", "list", check=False).stdout.splitlines():
         parts = line.split()[0].split("-") if line.strip() else []
-        if len(parts) == 3 and parts[0] == PREFIX and parts[1].isdigit():
-            if not os.path.exists(f"/proc/{parts[1]}"):
-                ip("netns", "delete", line.split()[0], check=False)
+        if len(parts) == 3 and parts[0] == PREFIX and parts[1].isdigit() and of(int(parts[1])):
+            ip("netns", "delete", line.split()[0], check=False)
+
+
+def remove_stale():
+    """Removes namespaces whose test run is gone (killed before it could clean up)."""
+    _remove(lambda pid: not os.path.exists(f"/proc/{pid}"))
+
+
+def remove_own():
+    """Removes whatever is left of this process: also what a signal interrupted while it was made."""
+    _remove(lambda pid: pid == os.getpid())
 
 
 class Namespace:
