@@ -180,6 +180,23 @@ class Nat(NetnodeTest):
         self.assertGreater(one.proxy("first")["sessions"], 0)
         one.assert_clean_stop()
 
+    def test_a_signal_that_is_said_twice_at_once_is_one(self):
+        one = self.lab()
+        one.add_plain("plain")
+        one.start_node(node={"drain_ms": 600_000, "drain_quiet_ms": 200})
+        load = self.load(one, 8, 4).start()
+        wait.until(lambda: load.all_progressed([0] * 8, 10_000), "all go")
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            one.node.signal(number)
+        wait.until(lambda: one.get("/healthz")[0] == 503, "its routes are to go")
+        marks = load.marks()
+        wait.until(lambda: load.all_progressed(marks, 10_000), "sessions go on")
+        load.finish()
+        self.assertEqual(load.lost, [])
+        # Translated sessions are kept for a while: a second signal, later, waits for none of them.
+        wait.until(lambda: one.node.signal(signal.SIGTERM) or not one.node.alive(), "it ends")
+        self.assertEqual(one.node.wait(), 0)
+
     def test_a_node_without_a_proxy_that_is_well_says_so(self):
         one = self.lab()
         first = one.add_plain("first", probe="tcp", probe_address="10.66.1.2:80",
