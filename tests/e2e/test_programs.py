@@ -213,6 +213,7 @@ class Programs(case.LabTest):
             node = Program("early", programs.echo_argv("echo", [f"shm:{folder}/proxy.sock"],
                                                        "10.77.0.10:7", []), folder)
             self.addCleanup(node.kill)
+            node.wait_log("nobody listens there")
             wait.stays(node.alive, "the node waits", 0.5)
             self.assertEqual(node.stop(), 0)
 
