@@ -42,6 +42,23 @@ class Interrupted(Exception):
     pass
 
 
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def seconds(text):
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
+
+
+positive.__name__, seconds.__name__ = "positive number", "number of seconds"    # in error messages
+
+
 def parse(argv):
     command = None
     if "--" in argv:
@@ -54,15 +71,20 @@ def parse(argv):
     parser.add_argument("--quiet", action="store_true", help="say nothing of its own")
     parser.add_argument("--console", action="store_true",
                         help="show what the guest's kernel and start-up say (on stderr)")
-    parser.add_argument("--timeout", type=float, metavar="S",
+    parser.add_argument("--timeout", type=seconds, metavar="S",
                         help="end the command after S seconds (from its start)")
-    parser.add_argument("--memory", type=int, metavar="M",
+    parser.add_argument("--memory", type=positive, metavar="M",
                         help=f"megabytes for each guest (default {qemu.machine_memory_mb}; half "
                              "of it with --two); files written there are in it")
-    parser.add_argument("--cpus", type=int, metavar="N", default=qemu.machine_cpus,
+    parser.add_argument("--cpus", type=positive, metavar="N", default=qemu.machine_cpus,
                         help=f"CPUs (default {qemu.machine_cpus}; one each with --two)")
     parser.add_argument("--share", metavar="DIR", help="the shared folder (build/vm/share)")
     options = parser.parse_args(argv)
+    if options.share:
+        try:
+            os.makedirs(options.share, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--share {options.share}: {error.strerror}")
     if command is not None and not command:
         parser.error("no command after --")
     options.commands = [command]
@@ -155,7 +177,7 @@ def ask_to_end(processes, number):
 
 
 def run_one(guest, options, say):
-    command = options.commands[0]
+    command = options.commands[0] or ["/bin/sh"]    # which reads a script
     say("running: " + shlex.join(command))
     process = guest.start(command, cwd=inside(), env=passed_on(), sink=plain_sink)
     if os.isatty(0):
@@ -205,12 +227,6 @@ def run_two(pair, options, say):
 
 
 def run_shell(guest, say):
-    if not os.isatty(0):
-        process = guest.start(["/bin/sh"], cwd=inside(), env=passed_on(), sink=plain_sink)
-        feed_stdin(process)
-        wait_for(process, None)
-        return process.wait().status
-
     def size():
         return struct.unpack("HH", fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)[:4])
     say("a shell in the guest; leave it with exit or Ctrl-D")
@@ -256,7 +272,7 @@ def run(options, say):
             return run_two(pair, options, say)
     memory_mb = options.memory or qemu.machine_memory_mb
     with guests.Guest(memory_mb=memory_mb, cpus=options.cpus, **common) as guest:
-        if options.commands[0]:
+        if options.commands[0] or not os.isatty(0):
             return run_one(guest, options, say)
         return run_shell(guest, say)
 

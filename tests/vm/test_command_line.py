@@ -90,6 +90,20 @@ class WithGuest(unittest.TestCase):
         process.communicate(timeout=boot_s)
         self.assertEqual(process.returncode, 124)
 
+    def test_a_script_past_its_time_is_ended_with_124_too(self):
+        process = self.start("--timeout", "1", "--quiet")
+        process.communicate(b"sleep 1000\n", timeout=boot_s)
+        self.assertEqual(process.returncode, 124)
+
+    def test_interrupting_it_lets_a_script_end(self):
+        process = self.start("--quiet")
+        process.stdin.write(b"trap 'echo ended; exit' INT; echo up; while :; do sleep 0.2; done\n")
+        process.stdin.flush()
+        self.assertEqual(process.stdout.readline(), b"up\n")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, stdout, stderr), (130, b"ended\n", b""))
+
     def test_killing_it_leaves_no_machine_behind(self):
         process = self.start("--quiet", "--", "sh", "-c", "echo up; sleep 1000")
         self.assertEqual(process.stdout.readline(), b"up\n")
@@ -125,7 +139,12 @@ class WithoutGuest(unittest.TestCase):
         self.assertIn("cannot allocate that much", done.stderr)
 
     def test_wrong_use_is_2(self):
-        for arguments in (["--two", "--", "true"], ["--"], ["--nonsense"], ["true"]):
+        wrong = [["--two", "--", "true"], ["--"], ["--nonsense"], ["true"]]
+        wrong += [[*option, "--", "true"] for option in (
+            ("--cpus", "0"), ("--cpus", "-1"), ("--memory", "0"), ("--memory", "-5"),
+            ("--timeout", "0"), ("--timeout", "nan"), ("--share", "/dev/null"),
+            ("--share", "/dev/null/below"))]
+        for arguments in wrong:
             done = subprocess.run(vm_command(*arguments), stdin=subprocess.DEVNULL,
                                   capture_output=True, timeout=60, check=False)
             self.assertEqual(done.returncode, 2, arguments)
