@@ -9,6 +9,9 @@ namespace sanproxy::fabric {
 namespace {
 
 constexpr std::uint64_t kWindowBytesMax = std::uint64_t{1} << 30;
+// Of rates and bursts: what the arithmetic of every fabric, and the kernel's pacing, can tell from
+// "without a limit".
+constexpr std::uint64_t kAmountMax = std::uint64_t{1} << 40;
 constexpr std::uint32_t kStreamsMax = 64;
 constexpr int kDscpMax = 63;
 constexpr int kPriorityMax = 6;  // above it the kernel asks for CAP_NET_ADMIN
@@ -185,6 +188,13 @@ Status check_link(const LinkParameters& link) {
   if (link.traffic_class < -1 || link.traffic_class > kTrafficClassMax) {
     return wrong("link parameter traffic_class: expected 0 to 255");
   }
+  if (link.rate_bytes_per_s > kAmountMax) {
+    return wrong("link parameter rate: at most 1024GiB a second");
+  }
+  if (link.peak_bytes_per_s > kAmountMax) {
+    return wrong("link parameter peak: at most 1024GiB a second");
+  }
+  if (link.burst_bytes > kAmountMax) return wrong("link parameter burst: at most 1024GiB");
   const bool rated = link.quality == QualityClass::kConstant ||
                      link.quality == QualityClass::kVariable ||
                      link.quality == QualityClass::kAvailable;

@@ -96,7 +96,7 @@ class SeveralFabrics(case.LabTest):
 
 
 class LinkParameters(case.LabTest):
-    ASKED = "window=1MiB,streams=4,congestion=reno,quality=cbr,rate=400Mbit,burst=64KiB,dscp=10"
+    ASKED = "window=1MiB,streams=4,congestion=reno,quality=cbr,rate=400Mbit,burst=256KiB,dscp=10"
 
     def test_what_a_node_asks_of_its_link_is_in_force_and_shown(self):
         one = self.lab(kinds=("tcp",))
@@ -106,7 +106,7 @@ class LinkParameters(case.LabTest):
                           "quality": link["quality"], "rate": link["rate"], "burst": link["burst"],
                           "dscp": link["dscp"]},
                          {"streams": 4, "congestion": "reno", "quality": "cbr",
-                          "rate": 50_000_000, "burst": 65536, "dscp": 10})
+                          "rate": 50_000_000, "burst": 262144, "dscp": 10})
         self.assertGreaterEqual(link["window"], 1 << 20)
         info = [name for name in one.metrics() if name.startswith("sanproxy_node_info")]
         self.assertEqual(len(info), 1)

@@ -119,8 +119,13 @@ LinkVerdict judge_link(const LinkParameters& link, std::uint32_t streams,
   if (link.window_bytes != 0 && link.window_bytes / streams < kWindowShareMin) {
     return refuse(kLinkWindow, "link parameter window: less than 16KiB for each stream");
   }
-  if (link.burst_bytes != 0 && link.burst_bytes < kKernelBurstBytes) {
-    return refuse(kLinkBurst, "link parameter burst: the kernel sends up to 64KiB in one go");
+  // Of cbr each stream is paced by itself; of vbr one bucket stands before them all.
+  const bool apart = link.quality == QualityClass::kConstant;
+  if (link.burst_bytes != 0 && link.burst_bytes < kKernelBurstBytes * (apart ? streams : 1)) {
+    return refuse(kLinkBurst, apart
+                                  ? "link parameter burst: of each stream the kernel sends up to "
+                                    "64KiB in one go"
+                                  : "link parameter burst: the kernel sends up to 64KiB in one go");
   }
   return {};
 }

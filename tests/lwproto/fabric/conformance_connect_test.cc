@@ -262,7 +262,7 @@ constexpr LinkCase kLinkCases[] = {
     {kLinkQuality, "quality=ubr"},
     {kLinkRate, "quality=cbr,rate=1Gbit"},
     {kLinkPeak, "quality=vbr,rate=100Mbit,peak=1Gbit,burst=64KiB"},
-    {kLinkBurst, "quality=cbr,rate=1Gbit,burst=64KiB"},
+    {kLinkBurst, "quality=cbr,rate=1Gbit,burst=1MiB"},
     {kLinkDscp, "dscp=10"},
     {kLinkPriority, "priority=3"},
     {kLinkServiceLevel, "service_level=0"},

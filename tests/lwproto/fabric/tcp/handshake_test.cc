@@ -260,7 +260,7 @@ TEST_F(TcpHandshake, LinksThatCannotBeAreRefusedToAPeerThatAsksAllTheSame) {
     LinkField field;
     std::function<void(tcp::LinkBody&)> ask;
   };
-  const std::vector<Case> cases = {
+  std::vector<Case> cases = {
       {kLinkStreams, [](tcp::LinkBody& link) { link.streams = 0; }},
       {kLinkStreams, [](tcp::LinkBody& link) { link.streams = 17; }},
       {kLinkStreams, [](tcp::LinkBody& link) { link.streams = ~0u; }},
@@ -274,6 +274,13 @@ TEST_F(TcpHandshake, LinksThatCannotBeAreRefusedToAPeerThatAsksAllTheSame) {
       {kLinkQuality, [](tcp::LinkBody& link) { link.quality = QualityClass{77}; }},
       {kLinkSkipSlowStart, [](tcp::LinkBody& link) { link.skip_slow_start = 1; }},
   };
+  // Of this burst no sender would ever have earned anything.
+  const LinkField unnamed{};
+  cases.push_back({unnamed, [](tcp::LinkBody& link) {
+                     link.quality = QualityClass::kVariable;
+                     link.rate_bytes_per_s = link.peak_bytes_per_s = 1;
+                     link.burst_bytes = std::uint64_t{1} << 63;
+                   }});
   for (const Case& c : cases) {
     RawTcpPeer raw;
     tcp::HelloBody hello = RawTcpPeer::hello();

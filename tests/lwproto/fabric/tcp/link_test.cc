@@ -166,12 +166,14 @@ TEST_F(TcpLink, WhatThisEndCannotHonourIsNamed) {
                                    {"window=64KiB,streams=8", "window"},
                                    {"congestion=nonesuch", "congestion"},
                                    {"quality=cbr,rate=1MiB,burst=1KiB", "burst"},
+                                   {"quality=cbr,rate=1MiB,burst=255KiB,streams=4", "burst"},
                                    {"skip_slow_start", "skip_slow_start"}}) {
     const Status status = connect(text);
     EXPECT_EQ(status.code(), Code::kUnsupported) << text << ": " << status.to_string();
     EXPECT_NE(status.to_string().find(name), std::string::npos) << status.to_string();
   }
   EXPECT_TRUE(connect("").ok());
+  EXPECT_TRUE(connect("quality=cbr,rate=1MiB,burst=256KiB,streams=4").ok());
 }
 
 TEST_F(TcpLink, WhatTheOtherEndCannotHonourIsNamedToo) {
