@@ -3,6 +3,7 @@
 #include <openssl/x509v3.h>
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 
 namespace sanproxy::fabric::tcp {
@@ -19,11 +20,12 @@ std::string usable(const ASN1_STRING* string) {
   return printable ? std::string(text) : std::string();
 }
 
-std::string alternative_name(const X509* certificate) {
+// The first that counts, usable or not.
+std::optional<std::string> alternative_name(const X509* certificate) {
   auto* names = static_cast<GENERAL_NAMES*>(
       X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
-  std::string found;
-  for (int i = 0; found.empty() && i < sk_GENERAL_NAME_num(names); ++i) {
+  std::optional<std::string> found;
+  for (int i = 0; !found && i < sk_GENERAL_NAME_num(names); ++i) {
     const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
     if (name->type == GEN_DNS || name->type == GEN_URI) found = usable(name->d.ia5);
   }
@@ -34,7 +36,8 @@ std::string alternative_name(const X509* certificate) {
 }  // namespace
 
 std::string certificate_name(const X509* certificate) {
-  if (std::string name = alternative_name(certificate); !name.empty()) return name;
+  // An authority that looks at alternative names may let the subject say anything.
+  if (const auto name = alternative_name(certificate)) return *name;
   const X509_NAME* subject = X509_get_subject_name(certificate);
   const int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
   if (at < 0) return {};

@@ -96,9 +96,19 @@ TEST_F(TcpTls, WithoutAnAlternativeNameTheCommonNameIsIt) {
   made.make_certificate("address", "ca", "/CN=node-8", "subjectAltName=IP:10.0.0.1,DNS:first.test");
   made.make_certificate("strange", "ca", "/CN=two words", "basicConstraints=CA:FALSE");
   made.make_certificate("none", "ca", "/O=nobody", "basicConstraints=CA:FALSE");
+  // The authority has looked at the first name. What else is there may be what somebody wished.
+  made.make_certificate("odd", "ca", "/CN=node-9", "subjectAltName=DNS:two words");
+  made.make_certificate("long", "ca", "/CN=node-9",
+                        "subjectAltName=URI:x://" + std::string(300, 'y'));
+  made.make_certificate("several", "ca", "/CN=node-9", "subjectAltName=DNS:two words,DNS:node-9");
   listen(made.options("server"));
-  for (const auto& [name, expected] :
-       {std::pair{"common", "node-7"}, {"address", "first.test"}, {"strange", ""}, {"none", ""}}) {
+  for (const auto& [name, expected] : {std::pair{"common", "node-7"},
+                                       {"address", "first.test"},
+                                       {"strange", ""},
+                                       {"none", ""},
+                                       {"odd", ""},
+                                       {"long", ""},
+                                       {"several", ""}}) {
     ASSERT_TRUE(attempt(made.options(name)).ok()) << name;
     EXPECT_EQ(server_.endpoint->peer().certificate_name, expected) << name;
   }
@@ -127,8 +137,16 @@ TEST_F(TcpTls, AnExpiredCertificateIsRefused) {
   auto& made = certificates();
   made.make_certificate("expired", "ca", "/CN=late", "subjectAltName=DNS:late.test", -1);
   listen(made.options("server"));
-  EXPECT_EQ(attempt(made.options("expired")).code(), Code::kPermission);
+  const Status ours = attempt(made.options("expired"));
+  EXPECT_EQ(ours.code(), Code::kPermission);
+  EXPECT_STREQ(ours.text(), "the peer does not take our certificate: expired, or not valid yet");
   EXPECT_TRUE(tls_failures(1));
+  listener_.reset();
+  listen(made.options("expired"));
+  const Status theirs = attempt(made.options("client"));
+  EXPECT_EQ(theirs.code(), Code::kPermission);
+  EXPECT_STREQ(theirs.text(), "the peer's certificate is not good: expired");
+  EXPECT_EQ(counters_.channels, 0u);
 }
 
 TEST_F(TcpTls, ASideWithoutTlsIsToldOrTurnedAway) {
