@@ -82,33 +82,34 @@ std::optional<std::pair<wire::CloseCode, const char*>> Translator::objection(
   }
   if (draining_) return Objection{wire::CloseCode::kProxyShutdown, "the proxy is shutting down"};
   if (present_.size() >= options_.nodes_max) {
-    evict_idle(nullptr);
+    evict_idle([](const AppNode*) { return true; });
     return Objection{wire::CloseCode::kLimitReached, "max_nodes is reached"};
   }
   const auto here = std::count_if(present_.begin(), present_.end(),
                                   [&](const AppNode* node) { return node->from == &from; });
   if (static_cast<std::size_t>(here) >= from.nodes_max) {
-    evict_idle(&from);
+    evict_idle([&](const AppNode* node) { return node->from == &from; });
     return Objection{wire::CloseCode::kLimitReached, "max_nodes of the fabric is reached"};
   }
   const std::size_t free = std::min<std::size_t>(options_.nodes_max - present_.size(),
                                                  from.nodes_max - static_cast<std::size_t>(here));
-  if (unproven_of(peer) >= free) {
+  const std::string key = peer_key(peer);
+  const auto unproven = [&](const AppNode* node) { return is_unproven(*node, key); };
+  const auto held = std::count_if(present_.begin(), present_.end(), unproven);
+  if (static_cast<std::size_t>(held) >= free) {
+    // The newcomer may have a key, which it shows only when it is in.
+    evict_idle(unproven);
     return Objection{wire::CloseCode::kLimitReached,
                      "others of the same peer have shown nothing yet, and few places are left"};
   }
   return std::nullopt;
 }
 
-// Channels of this peer that may join nothing so far, for all we know. A peer has no more of them
+// A channel of that peer that may join nothing so far, for all we know. A peer has no more of them
 // than there are free places: it may be fast, and still leaves some to others.
-std::size_t Translator::unproven_of(const fabric::PeerIdentity& peer) const {
-  const std::string key = peer_key(peer);
-  return static_cast<std::size_t>(
-      std::count_if(present_.begin(), present_.end(), [&](const AppNode* node) {
-        return !node->dead && !node->has_joined && node->stream_count == 0 &&
-               node->peer_key == key && !allowed_anything(*node);
-      }));
+bool Translator::is_unproven(const AppNode& node, const std::string& peer) const {
+  return !node.dead && !node.has_joined && node.stream_count == 0 && node.peer_key == peer &&
+         !allowed_anything(node);
 }
 
 void Translator::admit(FabricListener& from, const fabric::ConnectRequest& request) {
@@ -197,13 +198,13 @@ void Translator::enter(std::unique_ptr<AppNode> node) {
 
 // Channels that were opened and never used must not keep out those who would. The newcomer is
 // refused all the same, because the place is free only when the channel has ended: it comes again.
-void Translator::evict_idle(const FabricListener* from) {
+void Translator::evict_idle(const std::function<bool(const AppNode*)>& may_go) {
   const std::uint64_t grace_ns = std::uint64_t{options_.join_grace_ms} * 1'000'000;
   const std::uint64_t now_ns = clock_.now_ns();
   AppNode* idlest = nullptr;
   for (AppNode* node : present_) {
     if (node->dead || node->has_joined || node->stream_count != 0) continue;
-    if (from != nullptr && node->from != from) continue;
+    if (!may_go(node)) continue;
     if (now_ns - node->connected_ns < grace_ns || node->channel->closed()) continue;
     if (idlest == nullptr || node->connected_ns < idlest->connected_ns) idlest = node;
   }

@@ -273,12 +273,12 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::optional<std::pair<wire::CloseCode, const char*>> objection(const FabricListener& from,
                                                                    const fabric::PeerIdentity& peer,
                                                                    const wire::HelloBody& hello);
-  std::size_t unproven_of(const fabric::PeerIdentity& peer) const;
+  bool is_unproven(const AppNode& node, const std::string& peer) const;
   Status set_up(AppNode& node, FabricListener& from, const fabric::PeerIdentity& peer,
                 const wire::HelloBody& hello);
   void enter(std::unique_ptr<AppNode> node);
   bool may_log_stranger();  // of channels that have joined nothing
-  void evict_idle(const FabricListener* from);
+  void evict_idle(const std::function<bool(const AppNode*)>& may_go);
   void reap_dead_nodes();
   AppNode& node_of_channel(channel::Channel& channel) {
     return *static_cast<AppNode*>(channel.user);

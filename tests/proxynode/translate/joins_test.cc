@@ -435,6 +435,28 @@ TEST_F(Joins, OneUserWhoMayJoinNothingLeavesPlacesToOthers) {
   EXPECT_EQ(refused(), CloseCode::kLimitReached) << "max_nodes";
 }
 
+TEST_F(Joins, StrangersOfOnePeerKeepOthersOfItOutForNoLongerThanTheGrace) {
+  WorldOptions options;
+  options.translator.nodes_max = 8;
+  options.translator.join_grace_ms = 1000;
+  options.allow = {*service::AllowEntry::parse("uid:33")};
+  make(options);
+  std::array<std::byte, sizeof(wire::HelloBody)> bytes{};
+  wire::encode_hello(Node({.name = "newcomer"}).hello(), bytes);
+  std::vector<Node*> strangers;
+  for (int i = 0; i < 4; ++i) strangers.push_back(&add_node({.name = "stranger"}));
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kLimitReached);
+  run();
+  EXPECT_TRUE(strangers.front()->alive()) << "within its grace";
+  run_ms(2000);
+  EXPECT_EQ(dial_refused(bytes).code, CloseCode::kLimitReached);
+  run();
+  EXPECT_FALSE(strangers.front()->alive()) << "half of the places are free all the time";
+  EXPECT_TRUE(strangers.back()->alive());
+  EXPECT_EQ(counters().channels_evicted, 1u);
+  EXPECT_TRUE(add_node({.name = "newcomer"}).alive()) << "it may have a key to show";
+}
+
 TEST_F(Joins, WhoComesAndGoesWithoutJoiningFillsNoLog) {
   make();
   std::ostringstream log;
