@@ -102,6 +102,40 @@ TEST(Simulation, LinksThatBreakAnywhereGiveEverythingBackOnBothSides) {
   EXPECT_GT(broken, 50u);
 }
 
+// What the suites leave to chance does happen: completions that overtake others, delays, refusals.
+TEST(Simulation, RoughWeatherBringsCompletionsOutOfOrder) {
+  unsigned overtaken = 0;
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    for (const Delivery delivery : {Delivery::kLoans, Delivery::kReceiveBuffers}) {
+      LinkOptions options;
+      options.delivery = delivery;
+      Weather weather = Weather::rough(seed);
+      weather.refuse_per_mille = 0;
+      auto world = std::make_shared<World>(seed, weather);
+      const WorldLife life(world);
+      auto pair = make_pair(options, {}, world);
+      auto region = buffer::MemoryRegion::create("sim-test", 4096).value();
+      Side a, b;
+      a.endpoint = std::move(pair.a);
+      b.endpoint = std::move(pair.b);
+      b.release_at_once = true;
+      const GatherRef ref{a.endpoint->attach(region).value(), 100, 0};
+      for (std::uint64_t cookie = 0; cookie < 10; ++cookie) {
+        ASSERT_TRUE(a.queue(test::bytes_of("x"), {&ref, 1}, cookie).ok());
+      }
+      a.endpoint->flush();
+      while (a.sent.size() < 10) {
+        b.poll();
+        b.endpoint->flush();
+        a.poll();
+      }
+      const auto later = [](const auto& x, const auto& y) { return x.first < y.first; };
+      overtaken += std::is_sorted(a.sent.begin(), a.sent.end(), later) ? 0 : 1;
+    }
+  }
+  EXPECT_GT(overtaken, 10u) << "of 40";
+}
+
 class Calm : public testing::Test {
  protected:
   void make(Delivery delivery) {
