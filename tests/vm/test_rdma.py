@@ -46,3 +46,44 @@ class Rdma(GuestCase):
                     {user} {node} --proxy verbs://$SANPROXY_VM_ADDRESS:7471 \\
                       --service 10.77.0.10:7 2>&1
                     chmod 666 /dev/infiniband/{file}"""))
+
+    def test_too_little_memory_that_may_be_locked_is_told(self):
+        bin_dir = os.path.join(settings.build_dir, "bin")
+        self.check("""cat >/tmp/lock.toml <<END
+[proxy]
+name = "lock"
+workers = 1
+ingress_pool_bytes = 67_108_864
+[[interface]]
+driver = "tun"
+name = "lock0"
+addresses = ["10.79.0.1/24"]
+[[fabric]]
+listen = "verbs://$SANPROXY_VM_ADDRESS:7479"
+allow = ["any"]
+max_nodes = 1
+channel_region_bytes = 8_388_608
+END""")
+        proxy = f"{bin_dir}/proxynode --config /tmp/lock.toml"
+        node = f"{bin_dir}/appnode-echo --proxy verbs://$SANPROXY_VM_ADDRESS:7479 " \
+               "--service 10.79.0.10:7"
+        for limit in (0, 1_000_000):
+            # Without the right to lock whatever one likes.
+            limited = f"prlimit --memlock={limit}:{limit} setpriv --bounding-set=-ipc_lock " \
+                      "--inh-caps=-ipc_lock"
+            with self.subTest(limit):
+                said = self.check(f"{limited} {proxy} 2>&1; test $? = 1")
+                self.assertIn("raise the memlock limit", said)
+                said = self.check(f"""
+                    {proxy} >/tmp/lock.log 2>&1 & proxy=$!
+                    until grep -q :7479 /tmp/lock.log; do
+                      sleep 0.2
+                    done
+                    {limited} {node} >/tmp/node.log 2>&1 & node=$!
+                    until grep -q "7479: " /tmp/node.log; do
+                      sleep 0.2
+                    done
+                    kill $node $proxy
+                    wait
+                    cat /tmp/node.log""")
+                self.assertIn("raise the memlock limit", said)

@@ -46,6 +46,8 @@ Status without_device(const char* otherwise, int error) {
   return Status::error(Code::kUnsupported, otherwise, error);
 }
 
+bool no_memory(int error) { return error == ENOMEM || error == EAGAIN || error == EPERM; }
+
 MemoryKey::~MemoryKey() { ::ibv_dereg_mr(mr_); }
 
 Result<std::shared_ptr<Device>> Device::open(ibv_device* device) {
@@ -87,7 +89,7 @@ Result<std::shared_ptr<MemoryKey>> Device::register_region(const buffer::MemoryR
   ibv_mr* mr = ::ibv_reg_mr(domain_, region.data(), region.size(), IBV_ACCESS_LOCAL_WRITE);
   if (mr == nullptr) {
     const int error = errno;
-    if (error == ENOMEM || error == EAGAIN) {
+    if (no_memory(error)) {
       return Status::error(Code::kExhausted,
                            "no more memory can be pinned for RDMA: raise the memlock limit", error);
     }

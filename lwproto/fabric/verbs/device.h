@@ -43,6 +43,9 @@ class MemoryKey {
 // kUnsupported with `otherwise`, unless there is what is missing and we may not open it: librdmacm
 // then says no more than that there is nothing.
 Status without_device(const char* otherwise, int error);
+// Whether this errno of a verb says that no more memory may be pinned; EPERM is Linux's for a limit
+// of 0.
+bool no_memory(int error);
 
 class Device : public std::enable_shared_from_this<Device> {
  public:

@@ -19,7 +19,7 @@ constexpr int kStrayAttributes = 0xe0'0000;
 constexpr std::uint32_t kLaneSendsMin = 16;
 
 Status failed_to(const char* what, int error) {
-  if (error == ENOMEM || error == EAGAIN) {
+  if (no_memory(error)) {
     return Status::error(Code::kExhausted,
                          "no more memory for RDMA queues: the memlock limit, or the device's own",
                          error);

@@ -123,7 +123,7 @@ TEST_F(VerbsOddDevice, ADeviceThatTakesNoSendQueueAtAllIsAnError) {
 }
 
 TEST_F(VerbsOddDevice, QueuesThatFindNoMemoryAreToldFromOtherFailures) {
-  for (const int error : {ENOMEM, EAGAIN}) {
+  for (const int error : {ENOMEM, EAGAIN, EPERM}) {
     queue_pair_rule = [error](const ibv_qp_cap&) { return error; };
     EXPECT_EQ(refusal().code(), Code::kExhausted);
     queue_pair_rule = nullptr;
