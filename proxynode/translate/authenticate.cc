@@ -51,7 +51,9 @@ void Translator::on_authenticate(AppNode& node, const wire::Message& message) {
     // From now on apart from others of its address.
     if (proven.empty()) node.peer_key += " key:" + name;
     proven.push_back(name);
-    spdlog::info("node {} \"{}\" has proven key \"{}\"", node.index, node.name, name);
+    if (may_log_member()) {
+      spdlog::info("node {} \"{}\" has proven key \"{}\"", node.index, node.name, name);
+    }
   }
   ++counters_.proofs;
   send_or_owe(node, wire::MessageType::kAuthenticate, wire::kFlagAnswer, wire::CloseCode::kNone,
@@ -82,7 +84,7 @@ bool Translator::allowed_anything(const AppNode& node) const {
 bool Translator::may_log() {
   if (!refusals_log_.open(clock_.now_ns())) return false;
   if (const std::uint64_t held = refusals_log_.take_held(); held != 0) {
-    spdlog::warn("{} refusals before this one were not logged", held);
+    spdlog::warn("{} refusals and breaches before this one were not logged", held);
   }
   return true;
 }

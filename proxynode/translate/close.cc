@@ -131,7 +131,7 @@ void Translator::orphan(Stream& s, StreamIndex index) {
 void Translator::fail_stream(Stream& s, StreamIndex index, wire::CloseCode code) {
   if (code == wire::CloseCode::kProtocolError) {
     ++counters_.closed_protocol;
-    spdlog::warn("node {} broke the protocol on connection {:x}", s.node, s.id);
+    if (may_log()) spdlog::warn("node {} broke the protocol on connection {:x}", s.node, s.id);
   }
   AppNode& node = *nodes_[s.node];
   const std::uint64_t id = s.id;

@@ -279,7 +279,9 @@ Probe* Translator::probe_for(AppNode& node, std::uint64_t connection) {
 
 void Translator::breach_probe(AppNode& node, Probe& probe) {
   ++counters_.closed_protocol;
-  spdlog::warn("node {} broke the protocol on connection {:x}, a probe", node.index, probe.id);
+  if (may_log()) {
+    spdlog::warn("node {} broke the protocol on connection {:x}, a probe", node.index, probe.id);
+  }
   say_farewell(node, probe.id, 0, wire::CloseCode::kProtocolError);
   end_probe(probe, false, "it broke the protocol", false);
 }

@@ -82,8 +82,10 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
   node.has_joined = true;
   if (service.policy().health) probes_due_ns_ = 0;
   ++counters_.joins;
-  spdlog::info("node {} \"{}\" joined {} (weight {}, {} members)", node.index, node.name,
-               address->to_string(), request.weight, service.members().size());
+  if (may_log_member()) {
+    spdlog::info("node {} \"{}\" joined {} (weight {}, {} members)", node.index, node.name,
+                 address->to_string(), request.weight, service.members().size());
+  }
   send_or_owe(node, wire::MessageType::kJoinService, wire::kFlagAnswer, wire::CloseCode::kNone,
               answer, true);
 }
@@ -93,8 +95,10 @@ void Translator::leave_service(service::ServiceId id, AppNode& node) {
   if (!last.ok()) return;
   ++counters_.leaves;
   service::Service& service = *services_.find(id);
-  spdlog::info("node {} \"{}\" left {} ({} members)", node.index, node.name,
-               service.address().to_string(), service.members().size());
+  if (may_log_member()) {
+    spdlog::info("node {} \"{}\" left {} ({} members)", node.index, node.name,
+                 service.address().to_string(), service.members().size());
+  }
   if (*last) close_service(service, wire::CloseCode::kNone, kNone);
 }
 
@@ -111,8 +115,10 @@ void Translator::on_shutdown_service(AppNode& node, const wire::Message& message
   service::Service* service = services_.find(message.service.service);
   const std::uint32_t membership = membership_of(service, node.index);
   if (membership != 0) {
-    spdlog::info("node {} \"{}\" shuts down {}", node.index, node.name,
-                 service->address().to_string());
+    if (may_log_member()) {
+      spdlog::info("node {} \"{}\" shuts down {}", node.index, node.name,
+                   service->address().to_string());
+    }
     close_service(*service, wire::CloseCode::kServiceShutdown, node.index);
   }
   tell_end(node, {wire::MessageType::kShutdownService, wire::kFlagAnswer,
@@ -191,7 +197,7 @@ void Translator::close_service(service::Service& service, wire::CloseCode announ
     }
   }
   services_.erase(service.id());
-  spdlog::info("service {} is closed", address.to_string());
+  if (may_log_member()) spdlog::info("service {} is closed", address.to_string());
 }
 
 }  // namespace sanproxy::translate

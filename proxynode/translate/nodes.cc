@@ -251,9 +251,14 @@ std::size_t Translator::poll_channels() {
   return handled;
 }
 
-bool Translator::may_log_stranger() {
-  if (!strangers_log_.open(clock_.now_ns())) return false;
-  if (const std::uint64_t held = strangers_log_.take_held(); held != 0) {
+bool Translator::may_log_stranger() { return may_log_with(strangers_log_, clock_.now_ns()); }
+
+// They come many at a time where a host starts, but without end only where one means mischief.
+bool Translator::may_log_member() { return may_log_with(members_log_, clock_.now_ns()); }
+
+bool Translator::may_log_with(flow::LogGate& gate, std::uint64_t now_ns) {
+  if (!gate.open(now_ns)) return false;
+  if (const std::uint64_t held = gate.take_held(); held != 0) {
     spdlog::info("{} comings and goings of application nodes before this one were not logged",
                  held);
   }
@@ -274,7 +279,7 @@ void Translator::on_closed(channel::Channel& channel, wire::CloseCode code, cons
                         code == wire::CloseCode::kProtocolError ||
                         code == wire::CloseCode::kNotFound;
   if (breached) ++counters_.channels_breached;
-  if (!node.has_joined && !may_log_stranger()) {
+  if (!(node.has_joined ? may_log_member() : may_log_stranger())) {
     // Who comes and goes again and again must not fill the log.
   } else if (code == wire::CloseCode::kFinBoth) {
     spdlog::info("application node {} \"{}\" has ended in order, {} connections", node.index,

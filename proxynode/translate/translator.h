@@ -278,6 +278,8 @@ class Translator final : public stack::Delegate, public channel::Delegate {
                 const wire::HelloBody& hello);
   void enter(std::unique_ptr<AppNode> node);
   bool may_log_stranger();  // of channels that have joined nothing
+  bool may_log_member();    // of the others
+  static bool may_log_with(flow::LogGate& gate, std::uint64_t now_ns);
   void evict_idle(const std::function<bool(const AppNode*)>& may_go);
   void reap_dead_nodes();
   AppNode& node_of_channel(channel::Channel& channel) {
@@ -449,6 +451,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   std::optional<auth::Mac> mac_;  // there when there are keys
   service::PeerLimiter limiter_;
   flow::LogGate refusals_log_, strangers_log_;
+  flow::LogGate members_log_{{50, 1000}};
   std::uint64_t low_since_ns_ = 0;  // since when application nodes wait for memory
   std::uint64_t holder_id_ = 0;     // who held most of it then, and how far its client was
   std::uint64_t holder_freed_ = 0;

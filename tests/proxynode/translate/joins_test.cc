@@ -2,6 +2,7 @@
 #include <spdlog/sinks/ostream_sink.h>
 
 #include <algorithm>
+#include <functional>
 #include <sstream>
 
 #include "lwproto/daemon/log.h"
@@ -457,24 +458,45 @@ TEST_F(Joins, StrangersOfOnePeerKeepOthersOfItOutForNoLongerThanTheGrace) {
   EXPECT_TRUE(add_node({.name = "newcomer"}).alive()) << "it may have a key to show";
 }
 
-TEST_F(Joins, WhoComesAndGoesWithoutJoiningFillsNoLog) {
-  make();
+// What the proxy logs meanwhile.
+std::string logged_during(const std::function<void()>& what) {
   std::ostringstream log;
   const auto before = spdlog::default_logger();
   spdlog::set_default_logger(std::make_shared<spdlog::logger>(
       "joins", std::make_shared<spdlog::sinks::ostream_sink_st>(log)));
-  for (int i = 0; i < 200; ++i) {
-    add_node({.name = "restless"}).die();
-    run();
-  }
-  Node& member = add_member({.name = "member"});
-  member.die();
-  run();
+  what();
   spdlog::set_default_logger(before);
-  const std::string text = log.str();
+  return log.str();
+}
+
+TEST_F(Joins, WhoComesAndGoesWithoutJoiningFillsNoLog) {
+  make();
+  const std::string text = logged_during([&] {
+    for (int i = 0; i < 200; ++i) {
+      add_node({.name = "restless"}).die();
+      run();
+    }
+    add_member({.name = "member"}).die();
+    run();
+  });
   EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 60);
   EXPECT_NE(text.find("\"restless\" connected"), std::string::npos);
   EXPECT_NE(text.find("\"member\" is gone"), std::string::npos) << "it has joined";
+}
+
+TEST_F(Joins, WhoJoinsAndLeavesWithoutEndFillsNoLog) {
+  make();
+  const std::string text = logged_during([&] {
+    Node& node = add_node({.name = "restless"});
+    for (int i = 0; i < 1500; ++i) {
+      node.join(kWeb);
+      run();
+      node.leave(last_answer(node).join.service);
+      run();
+    }
+  });
+  EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 1100);
+  EXPECT_NE(text.find("\"restless\" joined"), std::string::npos);
 }
 
 TEST_F(Joins, TheProxysHelloSaysWhatItPromises) {
