@@ -9,8 +9,7 @@
 //   1. A peer can hold kConnectionsMax connections at most, each with kRequestBytesMax of what it
 //      sends, and kPageBytesMax of pages that are not read, together with all others.
 //   2. Whoever comes gets a connection: at the bound one whose client has gone is ended, else the
-//   one
-//      that has been without a request for longest. One that has said or taken nothing for
+//      one that has been without a request for longest. One that has said or taken nothing for
 //      kTimeoutSeconds is ended, too.
 //   3. Destruction waits for `handle`, never for a peer.
 #pragma once
