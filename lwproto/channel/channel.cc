@@ -89,10 +89,11 @@ Status Channel::finish_referenced(std::span<const fabric::GatherRef> refs,
 }
 
 inline Status Channel::finish_transfer(std::span<const fabric::GatherRef> refs,
-                                       std::uint64_t cookie) {
+                                       std::uint64_t cookie, Then then) {
   const std::size_t inline_bytes = writer_.finish(ledger_.granted_total());
   open_ = false;
-  const Status status = endpoint_->commit_send(inline_bytes, refs, cookie);
+  const Status status = then == Then::kFlush ? endpoint_->commit_last(inline_bytes, refs, cookie)
+                                             : endpoint_->commit_send(inline_bytes, refs, cookie);
   if (!status.ok()) return status;
   ledger_.on_sent();
   ledger_.on_grant_sent();
@@ -249,10 +250,16 @@ void Channel::tell_unsent() {
 }
 
 [[gnu::hot]] void Channel::flush() {
-  if (open_ && !closed_) {
-    if (const Status status = finish_open(); !status.ok()) endpoint_->disconnect(status);
+  const bool one = open_ && !closed_ && !joining_;
+  Status status;
+  if (one) {
+    status = finish_transfer({}, 0, Then::kFlush);
+  } else if (open_ && !closed_) {
+    status = finish_open();
   }
-  endpoint_->flush();
+  if (!status.ok()) [[unlikely]]
+    endpoint_->disconnect(status);
+  if (!one) endpoint_->flush();
   urgent_ = false;
   published_calls_ = 0;
   early_ = 0;

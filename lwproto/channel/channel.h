@@ -227,7 +227,9 @@ class Channel {
   std::uint32_t take_cookie(std::uint64_t value);
   void tell_sent(std::uint32_t first_cookie, bool ok);
   void tell_unsent();
-  Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie);
+  enum class Then : std::uint8_t { kMore, kFlush };
+  Status finish_transfer(std::span<const fabric::GatherRef> refs, std::uint64_t cookie,
+                         Then then = Then::kMore);
   Status blocked(Claim claim, std::uint64_t& counter);
   std::uint32_t data_credits() const {  // left above the reserve
     const std::uint32_t left = ledger_.available();

@@ -216,6 +216,13 @@ class Endpoint {
   // back in a kSend completion. An error means misuse or disconnection.
   virtual Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                              std::uint64_t cookie) = 0;
+  // commit_send(), and flush() where that went well: the last one before somebody waits.
+  virtual Status commit_last(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                             std::uint64_t cookie) {
+    const Status status = commit_send(inline_bytes, refs, cookie);
+    if (status.ok()) flush();
+    return status;
+  }
   // How many more sends with references may be outstanding, where they come back only when the peer
   // lets go of what it was lent; where they come back by themselves, any number.
   virtual std::uint32_t references_left() const { return UINT32_MAX; }

@@ -42,6 +42,21 @@ inline void copy_out(void* to, const std::byte* from, std::size_t bytes) {
   std::atomic_signal_fence(std::memory_order_acq_rel);
 }
 
+// A payload into a transfer. Small ones, in sixteens of which the last two may overlap: a call
+// costs as much as they do.
+inline void copy_in(std::byte* to, std::span<const std::byte> from) {
+  constexpr std::size_t kBlock = 16, kSmall = 128;
+  const std::size_t bytes = from.size();
+  if (bytes < kBlock || bytes > kSmall) {
+    std::memcpy(to, from.data(), bytes);
+    return;
+  }
+  for (std::size_t at = 0; at < bytes - kBlock; at += kBlock) {
+    __builtin_memcpy(to + at, from.data() + at, kBlock);
+  }
+  __builtin_memcpy(to + bytes - kBlock, from.data() + bytes - kBlock, kBlock);
+}
+
 }  // namespace detail
 
 // Packs messages into `space` (at most kTransferInlineBytesMax is used). Every append either
@@ -57,7 +72,7 @@ class TransferWriter {
     std::byte* at = begin_message(type, flags, code, body_bytes + tail.size());
     if (at == nullptr) return false;
     std::memcpy(at, body, body_bytes);
-    if (!tail.empty()) std::memcpy(at + body_bytes, tail.data(), tail.size());
+    if (!tail.empty()) detail::copy_in(at + body_bytes, tail);
     return true;
   }
   template <typename Body>

@@ -139,9 +139,16 @@ Result<RegionKey> VerbsEndpoint::attach(const buffer::MemoryRegion& region) {
   return space;
 }
 
-[[gnu::hot]] Status VerbsEndpoint::commit_send(std::size_t inline_bytes,
-                                               std::span<const GatherRef> refs,
-                                               std::uint64_t cookie) {
+// Precondition: kOpen.
+[[gnu::always_inline]] inline void VerbsEndpoint::post_chain() {
+  if (const int error = send_->post(*queue_pair_); error != 0) {
+    start_draining(Status::error(Code::kSystem, "post sends", error));
+  }
+}
+
+[[gnu::always_inline]] inline Status VerbsEndpoint::commit(std::size_t inline_bytes,
+                                                           std::span<const GatherRef> refs,
+                                                           std::uint64_t cookie) {
   if (state_ != State::kOpen) [[unlikely]]
     return closed_status();
   if (!send_->begun() || inline_bytes > send_->space_bytes()) [[unlikely]] {
@@ -155,6 +162,21 @@ Result<RegionKey> VerbsEndpoint::attach(const buffer::MemoryRegion& region) {
   pacer_.on_sent(inline_bytes);
   send_->commit(inline_bytes, {}, cookie);
   return {};
+}
+
+[[gnu::hot]] Status VerbsEndpoint::commit_send(std::size_t inline_bytes,
+                                               std::span<const GatherRef> refs,
+                                               std::uint64_t cookie) {
+  return commit(inline_bytes, refs, cookie);
+}
+
+[[gnu::hot]] Status VerbsEndpoint::commit_last(std::size_t inline_bytes,
+                                               std::span<const GatherRef> refs,
+                                               std::uint64_t cookie) {
+  const Status status = commit(inline_bytes, refs, cookie);
+  if (status.ok()) [[likely]]
+    post_chain();
+  return status;
 }
 
 inline Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const GatherRef> refs,
@@ -199,10 +221,7 @@ inline Status VerbsEndpoint::gather(std::size_t inline_bytes, std::span<const Ga
 }
 
 [[gnu::hot]] void VerbsEndpoint::flush() {
-  if (state_ != State::kOpen || !send_->anything_chained()) return;
-  if (const int error = send_->post(*queue_pair_); error != 0) {
-    start_draining(Status::error(Code::kSystem, "post sends", error));
-  }
+  if (state_ == State::kOpen && send_->anything_chained()) post_chain();
 }
 
 [[gnu::hot]] std::uint32_t VerbsEndpoint::replenish() {

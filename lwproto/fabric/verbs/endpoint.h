@@ -60,6 +60,8 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   Result<std::span<std::byte>> begin_send(std::size_t inline_bytes) override;
   Status commit_send(std::size_t inline_bytes, std::span<const GatherRef> refs,
                      std::uint64_t cookie) override;
+  Status commit_last(std::size_t inline_bytes, std::span<const GatherRef> refs,
+                     std::uint64_t cookie) override;
   void flush() override;
   std::size_t poll(std::span<Completion> out) override;
   void release(Loan loan) override { receive_->release(loan); }
@@ -85,6 +87,8 @@ class VerbsEndpoint final : public Endpoint, private Target, private Sleeper {
   std::uint64_t deadline_ns() const override;
   void on_time(std::uint64_t /*now_ns*/) override {}  // poll() looks at the deadline
 
+  Status commit(std::size_t inline_bytes, std::span<const GatherRef> refs, std::uint64_t cookie);
+  void post_chain();
   Status closed_status() const;
   Result<std::span<std::byte>> begin_with_care(std::size_t inline_bytes);
   Status commit_references(std::size_t inline_bytes, std::span<const GatherRef> refs,

@@ -81,19 +81,6 @@ bool SendQueue::commit_control(Kind kind, std::uint32_t number, std::span<const 
   return true;
 }
 
-[[gnu::hot]] int SendQueue::post(QueuePair& queue_pair) {
-  if (chained_ == 0) return 0;
-  if (lanes_.size() != 1) return post_lanes(queue_pair);
-  ibv_send_wr& last = requests_[chained_ - 1];
-  if (unsignalled_refs_) signal(last);
-  for (std::uint32_t i = 0; i + 1 < chained_; ++i) requests_[i].next = &requests_[i + 1];
-  last.next = nullptr;
-  chained_ = 0;
-  posted_ = next_;
-  reuse_ring();
-  return queue_pair.post(requests_.data());
-}
-
 void SendQueue::post_last(QueuePair& queue_pair) {
   // What is chained is given back unsent. Where the device takes nothing, the deadline ends it.
   if (post(queue_pair) == 0 && commit_control(Kind::kBye, 0, {})) (void)post(queue_pair);

@@ -253,4 +253,18 @@ inline void SendQueue::signal(ibv_send_wr& request) {
   unsignalled_refs_ = false;
 }
 
+inline int SendQueue::post(QueuePair& queue_pair) {
+  if (chained_ == 0) return 0;
+  if (lanes_.size() != 1) [[unlikely]]
+    return post_lanes(queue_pair);
+  ibv_send_wr& last = requests_[chained_ - 1];
+  if (unsignalled_refs_) signal(last);
+  for (std::uint32_t i = 0; i + 1 < chained_; ++i) requests_[i].next = &requests_[i + 1];
+  last.next = nullptr;
+  chained_ = 0;
+  posted_ = next_;
+  reuse_ring();
+  return queue_pair.post(requests_.data());
+}
+
 }  // namespace sanproxy::fabric::verbs
