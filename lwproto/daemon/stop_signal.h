@@ -2,9 +2,9 @@
 //
 // Document: docs/administration.md (signals).
 // Role: the first one asks for an orderly end, a second one for an end at once. Who starts a
-// program in a
-//   process group often tells both, the program and the group (timeout(1) does): what follows the
-//   first one so closely is the same wish, said twice, and must not cut what the first one spares.
+//   program in a process group often tells both, the program and the group (timeout(1) does): what
+//   follows the first one so closely is the same wish, said twice, and must not cut what the
+//   first one spares.
 // Thread: one. A signal handler may use it.
 #pragma once
 

@@ -4,8 +4,7 @@
 // Owner: one stream. Thread: that stream's.
 // Invariants:
 //   SendWindow:    acked <= freed <= sent <= freed + window; references <= those sent, 0 with
-//   nothing
-//                  in flight.
+//                  nothing in flight.
 //   ReceiveWindow: announced <= freed <= received <= announced + window.
 #pragma once
 

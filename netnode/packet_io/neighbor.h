@@ -13,8 +13,8 @@
 //      announcement can only change the MAC of an entry that exists and is not fresh, or have
 //      everybody asked about one that is. The MAC is used, and its owner asked, at once.
 //   3. Requests are bounded to kRequestsPerSecondMax, with a kRequestsReserve more for those who
-//   are
-//      known and another for gateways; waiting packets by HeldPackets, entries by NeighborTable.
+//      are known and another for gateways; waiting packets by HeldPackets, entries by
+//      NeighborTable.
 //   4. Nothing here allocates but construction and add_local().
 #pragma once
 

@@ -5,11 +5,9 @@
 // Owner: a Forwarder. Thread: its; rebuild() is control plane.
 // Invariants:
 //   1. The table of who keeps sessions is built of names and weights alone, as the current one: a
-//   node
-//      without memory has it, too.
+//      node without memory has it, too.
 //   2. At most `generations_max` tables are kept beside the current one, newest first; a table
-//   equal
-//      to a kept one replaces it, so that a proxy that flaps does not push out history.
+//      equal to a kept one replaces it, so that a proxy that flaps does not push out history.
 #pragma once
 
 #include <algorithm>

@@ -5,9 +5,8 @@
 // Invariants:
 //   1. kSilent -> kReady (its HELLO came) -> taken by accept(), or kRefusing (our no is under way)
 //      -> kDead; each of them -> kDead when the peer goes or its time is over.
-//   2. A further queue pair is taken while it is silent, from the same host, with the token that
-//   was
-//      told to the first, in turn. Its HELLO is refused if any is missing.
+//   2. A further queue pair is taken while it is silent, from the same host, with the token
+//      that was told to the first, in turn. Its HELLO is refused if any is missing.
 #pragma once
 
 #include <array>

@@ -6,11 +6,10 @@
 // Owner: a VerbsListener. Thread: its.
 // Invariants:
 //   1. In any time t a host is granted at most per_s * (t + kSecondsAtOnce) queue pairs, or one
-//      handshake's where that is more.
-//      (Unless more than kRememberedMax / 2 are at it, when all are forgotten.)
-//   2. Who has all of his back is forgotten sooner or later: about kRemembered of them are kept,
-//   and
-//      never more than kRememberedMax hosts.
+//      handshake's where that is more. (Unless more than kRememberedMax / 2 are at it, when all
+//      are forgotten.)
+//   2. Who has all of his back is forgotten sooner or later: about kRemembered of them are
+//      kept, and never more than kRememberedMax hosts.
 #pragma once
 
 #include <cstddef>

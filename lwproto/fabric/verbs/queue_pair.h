@@ -1,6 +1,5 @@
-// QueuePair: an RC queue pair with its connection manager's id; the first one of a channel, which
-// has
-//   the completion queue of them all, owns the others.
+// QueuePair: an RC queue pair with its connection manager's id; the first one of a channel,
+//   which has the completion queue of them all, owns the others.
 //
 // Document: docs/verbs_fabric.md "Queues", "Several queue pairs".
 // Role: the only place that creates, connects, breaks and destroys them.
@@ -10,8 +9,7 @@
 //   1. The completion queue has room for every work request of all queues, so it cannot overrun.
 //   2. When the destructor returns, the device touches no buffer of ours any more.
 //   3. The queue pairs of a channel (its lanes; the first is lane 0) have the same sizes and the
-//   same
-//      target, and fail together.
+//      same target, and fail together.
 #pragma once
 
 #include <sys/socket.h>

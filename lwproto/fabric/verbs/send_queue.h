@@ -6,15 +6,15 @@
 // Owner: an endpoint, or the connecting attempt before it. Thread: the fabric's.
 // Invariants (all counters are totals):
 //   1. retired_ <= done_ <= posted_ <= next_ <= retired_ + depth_. Transfers in [done_, posted_)
-//   are
-//      the device's, those in [retired_, done_) are ours again but their cookies not yet told.
+//      are the device's, those in [retired_, done_) are ours again but their cookies not yet told.
 //   2. Transfer number n goes on lane n mod lanes. Work requests of a lane complete in order, so
-//   one
-//      completion stands for all before it on that lane.
+//      one completion stands for all before it on that lane.
 //   3. Whenever begin() says no, a signalled transfer is under way or chained;
 //      a transfer with references is covered by a signal at the latest at the end of its post().
 //      With several lanes every transfer is: a lane cannot know when it will be used again.
 //   4. One work request is left for the BYE, and one for post_last().
+//   5. A place in the ring is used again when the device has copied what is there (all of a chain,
+//      at post()) or the transfer is retired, and never while begin() has handed it out.
 #pragma once
 
 #include <arpa/inet.h>
