@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <set>
@@ -80,6 +81,24 @@ TEST_F(Codec, CarriesSeveralMessagesInOneTransferInOrder) {
   EXPECT_EQ(message_.payload_bytes, 0u);
   EXPECT_EQ(reader.next(message_).code(), Code::kNotFound);
   EXPECT_EQ(reader.next(message_).code(), Code::kNotFound);
+}
+
+// Small ones are copied in another way than large ones.
+TEST_F(Codec, CarriesAPayloadOfAnyLengthAndWritesNothingBehindIt) {
+  for (std::size_t length = 1; length <= kInlinePayloadBytesMax; ++length) {
+    const auto payload = pattern(length);
+    space_.fill(std::byte{0xee});
+    writer_ = TransferWriter(space_);
+    ASSERT_TRUE(writer_.append_data(9, 0, payload));
+    TransferReader reader = finish();
+    ASSERT_TRUE(reader.begin().ok());
+    const Status status = reader.next(message_);
+    ASSERT_TRUE(status.ok()) << length << ": " << status.to_string();
+    EXPECT_TRUE(std::equal(payload.begin(), payload.end(), message_.payload.begin(),
+                           message_.payload.end()))
+        << length;
+    EXPECT_EQ(space_[inline_bytes_], std::byte{0xee}) << length;
+  }
 }
 
 TEST_F(Codec, ZeroesThePaddingOfDirtyMemory) {
