@@ -203,6 +203,26 @@ TEST_P(Conformance, LessThanWasBegunMayBeCommitted) {
   EXPECT_EQ(text_of(server_.received[0].content), "short");
 }
 
+TEST_P(Conformance, AFlushBetweenBeginAndCommitLeavesTheSpaceWhatItWas) {
+  connect_pair();
+  server_.release_at_once = true;
+  for (unsigned round = 0; round < 3; ++round) {
+    const Bytes first = pattern(60, 2 * round);
+    const Bytes second = pattern(90, 2 * round + 1);
+    ASSERT_TRUE(client_.queue(first).ok());
+    auto space = client_.endpoint->begin_send(second.size());
+    ASSERT_TRUE(space.ok());
+    client_.endpoint->flush();
+    std::copy(second.begin(), second.end(), space->begin());
+    ASSERT_TRUE(client_.endpoint->commit_send(second.size(), {}, 0).ok());
+    client_.endpoint->flush();
+    ASSERT_TRUE(run_until([&] { return server_.received.size() == 2; }));
+    EXPECT_EQ(server_.received.front().content, first);
+    EXPECT_EQ(server_.received.back().content, second);
+    server_.received.clear();
+  }
+}
+
 TEST_P(Conformance, MisuseIsAnErrorAndNotTheEndOfTheChannel) {
   connect_pair();
   regions_.push_back(make_region(4096));
