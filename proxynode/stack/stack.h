@@ -161,7 +161,7 @@ struct StackOptions {
   // the client tries again, and the listener that it means may be on its way.
   std::uint32_t start_hold_ms = 0;
   std::uint32_t receive_window_bytes = 4 * 1024 * 1024;  // 64 KB .. 4 MB
-  std::uint32_t send_buffer_bytes = 2 * 1024 * 1024;     // 64 KB .. 4 MB
+  std::uint32_t send_buffer_bytes = 4 * 1024 * 1024;     // 64 KB .. 4 MB
   std::size_t heap_bytes_max = std::size_t{1} << 30;
   std::uint32_t time_wait_ms = 60'000;
   std::uint32_t keepalive_idle_ms = 7'200'000;  // 0 is off

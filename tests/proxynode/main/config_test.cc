@@ -17,7 +17,7 @@ TEST(Config, TheSmallestFileGivesTheDocumentedDefaults) {
   EXPECT_EQ(config.services_max, 1024u);
   EXPECT_EQ(config.tx_records_max, 1048576u);
   EXPECT_EQ(config.stack.receive_window_bytes, 4u << 20);
-  EXPECT_EQ(config.stack.send_buffer_bytes, 2097152u);
+  EXPECT_EQ(config.stack.send_buffer_bytes, 4194304u);
   EXPECT_EQ(config.stack.heap_bytes_max, std::size_t{1} << 30);
   EXPECT_EQ(config.ingress_pool_bytes, std::size_t{256} << 20);
   EXPECT_EQ(config.egress_pool_bytes, std::size_t{16} << 20);
