@@ -284,15 +284,23 @@ bool has(const std::vector<IpAddress>& addresses, const IpAddress& address) {
 }
 
 // Packets to an address that is ours in another way, too, would come back or be taken for others.
+// That of a TUN or TAP device is its host's: a server there is reached through the device.
 void check_own_addresses(const std::string& path, const NetnodeConfig& config) {
   std::vector<IpAddress> own = config.forwarder.nat.addresses;
   own.insert(own.end(), config.tunnel_addresses.begin(), config.tunnel_addresses.end());
+  std::vector<IpAddress> of_host;
   for (const InterfaceConfig& interface : config.interfaces) {
-    for (const IpPrefix& address : interface.options.addresses) own.push_back(address.ip);
+    const packet_io::InterfaceOptions& options = interface.options;
+    const bool hosts = options.driver == "tun" || options.driver == "tap";
+    for (const IpPrefix& address : options.addresses) {
+      (hosts ? of_host : own).push_back(address.ip);
+    }
   }
   for (const steer::ProxyConfig& proxy : config.set.proxies) {
     for (const SocketAddress& target : proxy.targets) {
-      if (!has(own, target.ip)) continue;
+      const bool ours = has(own, target.ip) ||
+                        (proxy.mode != steer::Mode::kNat && has(of_host, target.ip));
+      if (!ours) continue;
       config_fail(path, {},
                   "proxy \"" + proxy.name + "\": " + target.ip.to_string() + " is our own address");
     }

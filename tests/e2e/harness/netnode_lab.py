@@ -92,6 +92,13 @@ class NetnodeLab:
         self.proxies.append({"name": name, "mode": "nat", "addresses": addresses, **keys})
         return self.start_plain(name)
 
+    def add_plain_here(self, name):
+        """An ordinary server on the node's own host, at the host's addresses on the TUN device."""
+        self.far[name] = self.here
+        addresses = [one.partition("/")[0] for one in self._addresses()]
+        self.proxies.append({"name": name, "mode": "nat", "addresses": addresses})
+        return self.start_plain(name)
+
     def start_proxynode(self, name, sections, id_):
         """A proxynode of ours, in a namespace of its own, with an application node behind it."""
         text = programs.toml_section("[proxy]", {"name": name, "id": id_, "drain_ms": 100,
@@ -233,7 +240,8 @@ class NetnodeLab:
         for program in self.programs:
             program.kill()
         for one in self.far.values():
-            one.remove()
+            if one is not self.here:
+                one.remove()
         if self.here is not self.client:
             self.here.remove()
         self.client.remove()

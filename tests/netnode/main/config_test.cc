@@ -143,6 +143,15 @@ TEST(NetnodeConfig, AServiceThatNobodyCanServeIsRefusedAndOneThatSomeCannotServe
   EXPECT_EQ(warnings(config).size(), 1U);
 }
 
+TEST(NetnodeConfig, AServerMayHaveTheAddressThatATunDeviceGivesItsHost) {
+  const std::string interface =
+      "[[interface]]\ndriver = \"tun\"\nname = \"nn1\"\naddresses = [\"10.8.0.1/24\"]\n";
+  const std::string proxy =
+      "[nat]\naddresses = [\"10.8.0.100\"]\n[[proxy]]\nname = \"a\"\nmode = \"nat\"\n"
+      "address = \"10.8.0.1:80\"\n";
+  EXPECT_EQ(error_of(interface + proxy), "");
+}
+
 TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
   struct Case {
     const char* text;
@@ -202,6 +211,10 @@ TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
            Case{"addresses = [\"10.0.0.1/24\"]\n[tunnel]\naddresses = [\"10.0.0.2\"]\n"
                 "[[proxy]]\nname = \"a\"\nmode = \"tunnel\"\naddress = \"10.0.0.1\"\n",
                 "10.0.0.1 is our own address"},
+           Case{"[[interface]]\ndriver = \"packet\"\nname = \"eth9\"\naddresses = "
+                "[\"10.7.0.1/24\"]\n[nat]\naddresses = [\"10.9.9.9\"]\n[[proxy]]\nname = "
+                "\"a\"\nmode = \"nat\"\naddress = \"10.7.0.1:80\"\n",
+                "10.7.0.1 is our own address"},
            Case{"[nat]\naddresses = [\"10.9.9.9\"]\n[[service]]\naddress = \"10.0.0.10:80\"\n"
                 "[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"10.0.0.10:81\"\n",
                 "it is the address of proxy \"a\""},
