@@ -95,7 +95,7 @@ def row_names():
             + [f"{n}-{d}" for n in ("idle", "random", "copied") for d in DRIVERS]
             + ["random-peers", "micro"]
             + [f"netnode-channel-{name}" for name in netnode.CHANNEL_BARS]
-            + [f"netnode-nat-{driver}-http" for driver in netnode.NAT_DRIVERS]
+            + [f"netnode-nat-{way}-http" for way in netnode.NAT_WAYS]
             + ["netnode-packets", "netnode-micro"]
             + [f"workers-{d}" for d in DRIVERS])
 

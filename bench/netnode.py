@@ -1,8 +1,8 @@
 """A network node in front: what it costs against a proxy that is attached directly.
 
 Channel: the TUN device is the node's, packets go on to proxynode over shared memory; against
-proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy, by AF_XDP or
-by TUN; against HAProxy at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without
+proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy, on a host of
+its own by AF_XDP or by TUN, or beside HAProxy on its host; against HAProxy at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without
 anything behind them. All of it on one machine, so that the node's own work takes processor time
 from everybody else: these are the figures of the worst case.
 """
@@ -18,7 +18,7 @@ from works import WORKS
 
 CHANNEL_BARS = {"http": 0.8, "download": 0.85, "upload": 0.85}
 NAT_BARS = {"http": 0.8}
-NAT_DRIVERS = ("xdp", "tun")
+NAT_WAYS = ("beside", "xdp", "tun")
 NS_PER_PACKET_BARS = {"steer_packets/1000": 60, "steer_packets/1000000": 100}
 MAGLEV_BUILD_MS_MAX = 5
 
@@ -27,7 +27,7 @@ _NODE = """\
 name = "bench"
 
 [nat]
-addresses = ["{net}.100"]
+addresses = ["{translated}"]
 
 [admin]
 listen = "127.0.0.1:9478"
@@ -65,11 +65,11 @@ listen = "127.0.0.1:9477"
 """
 
 
-def _start_node(lab, namespace, folder, net, interfaces, services, mode, address):
-    """`interfaces`: driver, name and address of each."""
+def _start_node(lab, namespace, folder, translated, interfaces, services, mode, address):
+    """`translated`: the address that servers see; `interfaces`: driver, name and address of each."""
     path = os.path.join(folder, "netnode.toml")
     with open(path, "w") as file:
-        file.write(_NODE.format(net=net))
+        file.write(_NODE.format(translated=translated))
         for driver, name, own in interfaces:
             file.write(_INTERFACE.format(driver=driver, name=name, address=own))
         for service in services:
@@ -101,50 +101,64 @@ def make_channel_side(lab):
                                                      "--service", address],
             f"app-channel-{function}")
         side.apps[function].daemon = True
-    side.node = _start_node(lab, client, folder, net, [("tun", "nn0", f"{net}.1/24")],
+    side.node = _start_node(lab, client, folder, f"{net}.100", [("tun", "nn0", f"{net}.1/24")],
                             side.addresses.values(), "channel", f"shm:{folder}/packets.sock")
     lab.wait_serving(client, "http", side.addresses["http"])
     return side
 
 
 def make_nat_sides(lab):
-    """HAProxy directly, and behind a node by each of NAT_DRIVERS: the same HAProxy and servers.
-    AF_XDP: the node has a veth pair to its clients and one to HAProxy, as it would have two
-    network cards. TUN: its host is the clients' and forwards what it sends to HAProxy."""
+    """HAProxy directly, and behind a node by each of NAT_WAYS: the same HAProxy and servers.
+    beside: the node is on HAProxy's host, with AF_XDP on its link to the clients, and reaches HAProxy
+    through a TUN device. xdp: it has a veth pair to its clients and one to HAProxy, as it would have
+    two network cards, with AF_XDP on both. tun: its host is the clients' and forwards what it sends
+    to HAProxy."""
     direct = next(side for side in sides.make_peers(lab) if side.name == "haproxy copy")
-    ways = [_nat_side(lab, direct, driver, 81 + 2 * i) for i, driver in enumerate(NAT_DRIVERS)]
+    ways = [_nat_side(lab, direct, way, 81 + 2 * i) for i, way in enumerate(NAT_WAYS)]
     return direct, *ways
 
 
-def _nat_side(lab, direct, driver, number):
+def _nat_side(lab, direct, way, number):
     net, behind = f"10.{number}.0", f"10.{number + 1}.0"
-    client = lab.namespace(f"n{driver[0]}c")
+    client = lab.namespace(f"n{way[0]}c")
     host = direct.client_namespace.replace("-pc", "-ph")
-    inside, outside = f"{driver}0", f"{driver}1"
-    interfaces = [(driver, "nn0", f"{net}.1/24")]
-    if driver == "tun":
-        namespace = client
-        lab.veth(namespace, inside, host, outside)
-        lab.ip(namespace, "address", "add", f"{behind}.1/24", "dev", inside)
-        lab.allow_forwarding(namespace)
+    target, translated = f"{behind}.2", f"{net}.100"
+    if way == "beside":
+        namespace = host
+        interfaces = [("xdp", "nb0", f"{net}.1/24"), ("tun", "nb2", f"{behind}.2/24")]
+        translated = f"{behind}.100"
+    elif way == "xdp":
+        namespace = lab.namespace("nxn")
+        interfaces = [("xdp", "nb0", f"{net}.1/24"), ("xdp", "nb2", f"{behind}.1/24")]
     else:
-        namespace = lab.namespace(f"n{driver[0]}n")
-        lab.veth(client, "nn1", namespace, "nn0")
-        lab.ip(client, "address", "add", f"{net}.2/24", "dev", "nn1")
-        lab.veth(namespace, inside, host, outside)
-        interfaces.append((driver, inside, f"{behind}.1/24"))
-    lab.ip(host, "address", "add", f"{behind}.2/24", "dev", outside)
-    lab.ip(host, "route", "add", f"{net}.0/24", "via", f"{behind}.1")
-    folder = os.path.join(lab.folder, f"nat-{driver}")
+        namespace = client
+        interfaces = [("tun", "nb0", f"{net}.1/24")]
+    if way != "tun":
+        lab.veth(client, "nb1", namespace, "nb0")
+        lab.ip(client, "address", "add", f"{net}.2/24", "dev", "nb1")
+    if way != "beside":
+        _wire_haproxy(lab, namespace, host, way, net, behind)
+    folder = os.path.join(lab.folder, f"nat-{way}")
     os.mkdir(folder)
     port = direct.addresses["http"].rpartition(":")[2]
-    side = sides.Side(f"nat {driver}", client)
+    side = sides.Side(f"nat {way}", client)
     side.addresses = {"http": f"{net}.10:{port}"}
     side.proxy, side.apps = direct.proxy, direct.apps
-    side.node = _start_node(lab, namespace, folder, net, interfaces, side.addresses.values(), "nat",
-                            f"{behind}.2")
+    side.node = _start_node(lab, namespace, folder, translated, interfaces,
+                            side.addresses.values(), "nat", target)
     lab.wait_serving(client, "http", side.addresses["http"])
     return side
+
+
+def _wire_haproxy(lab, namespace, host, way, net, behind):
+    """A veth pair from the node's host to HAProxy's. Of xdp the node has its address there."""
+    here, there = ("nb2", "h-xdp") if way == "xdp" else ("nb3", "h-tun")
+    lab.veth(namespace, here, host, there)
+    if way == "tun":
+        lab.ip(namespace, "address", "add", f"{behind}.1/24", "dev", here)
+        lab.allow_forwarding(namespace)
+    lab.ip(host, "address", "add", f"{behind}.2/24", "dev", there)
+    lab.ip(host, "route", "add", f"{net}.0/24", "via", f"{behind}.1")
 
 
 def _compare(bench, name, works, direct, through, bars):
@@ -213,7 +227,7 @@ def measure(bench):
     if any(bench.wanted(f"netnode-channel-{work.name}") for work in channel):
         _compare(bench, "channel", channel, bench.ours("tun")[0], make_channel_side(bench.lab),
                  CHANNEL_BARS)
-    if any(bench.wanted(f"netnode-nat-{driver}-http") for driver in NAT_DRIVERS):
+    if any(bench.wanted(f"netnode-nat-{way}-http") for way in NAT_WAYS):
         direct, *ways = make_nat_sides(bench.lab)
-        for driver, through in zip(NAT_DRIVERS, ways):
-            _compare(bench, f"nat-{driver}", [by_name["http"]], direct, through, NAT_BARS)
+        for way, through in zip(NAT_WAYS, ways):
+            _compare(bench, f"nat-{way}", [by_name["http"]], direct, through, NAT_BARS)
