@@ -432,6 +432,7 @@ def main():
     if "SANPROXY_CHECK_OPTIONS" in os.environ:
         return 0
     if arguments.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
         print("\n".join(row_names()))
         return 0
     if os.geteuid() != 0:
