@@ -80,10 +80,12 @@ TEST_F(ServicesTest, ANameThatIsTooLongIsCutBetweenCharactersAndOneThatCannotBeS
     EXPECT_EQ(Node::create(options).status().code(), Code::kInvalidArgument) << name;
   }
   proxy_.start();
-  options.name = std::string(63, 'a') + "\u00e9";
+  const std::string fits(63, 'a');
+  options.name = fits;
+  options.name += "\u00e9";
   make_node(options);
   ASSERT_TRUE(pump_until([&] { return node_->proxies_up() == 1 && proxy_.connected(); }));
-  EXPECT_EQ(proxy_.channel().peer_name(), std::string(63, 'a'));
+  EXPECT_EQ(proxy_.channel().peer_name(), fits);
 }
 
 TEST_F(ServicesTest, AHandleOfNoServiceHasLeft) {
