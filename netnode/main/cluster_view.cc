@@ -39,16 +39,30 @@ void add_found(steer::ProxySet& set, const std::string& key, const cluster::Node
 }
 
 using Addresses = std::set<SocketAddress>;
+// Addresses, and what is there instead of a service.
+using Taken = std::map<IpAddress, std::string>;
 
-void add_service(steer::ProxySet& set, Addresses& known, const std::string& text,
-                 LeftOut& left_out) {
+Taken taken_addresses(const steer::ProxySet& configured, std::span<const IpAddress> nat) {
+  Taken out;
+  for (const steer::ProxyConfig& proxy : configured.proxies) {
+    for (const SocketAddress& target : proxy.targets) {
+      out.emplace(target.ip, "it is the address of \"" + proxy.name + "\"");
+    }
+  }
+  for (const IpAddress& ip : nat) {
+    out.emplace(ip, "[nat] has its address, where answers of servers arrive");
+  }
+  return out;
+}
+
+void add_service(steer::ProxySet& set, Addresses& known, const Taken& taken,
+                 const std::string& text, LeftOut& left_out) {
   const auto address = SocketAddress::parse(text);
   if (!address.ok() || address->port == 0) {
     return left_out.add([&] { return "service \"" + text + "\": it is no IP:PORT"; });
   }
   // "Every address" is nothing that we could answer for.
   if (address->ip.is_any() || known.contains(*address)) return;
-  // Before what looks at each proxy: there may be millions of them.
   if (set.services.size() >= steer::kServicesMax) {
     return left_out.add([&] {
       return "service " + address->to_string() + ": there are " +
@@ -58,13 +72,8 @@ void add_service(steer::ProxySet& set, Addresses& known, const std::string& text
   if (std::string wrong = steer::check_service_address(address->ip); !wrong.empty()) {
     return left_out.add([&] { return "service " + address->to_string() + ": " + wrong; });
   }
-  for (const steer::ProxyConfig& proxy : set.proxies) {
-    for (const SocketAddress& target : proxy.targets) {
-      if (target.ip != address->ip) continue;
-      return left_out.add([&] {
-        return "service " + address->to_string() + ": it is the address of \"" + proxy.name + "\"";
-      });
-    }
+  if (const auto why = taken.find(address->ip); why != taken.end()) {
+    return left_out.add([&] { return "service " + address->to_string() + ": " + why->second; });
   }
   known.insert(*address);
   set.services.push_back({.address = *address});
@@ -125,9 +134,14 @@ bool ClusterEntries::forget_lost(const IsUp& is_up) {
 }
 
 steer::ProxySet with_cluster(const steer::ProxySet& configured,
+                             std::span<const IpAddress> nat_addresses,
                              const std::map<std::string, Entry>& entries, LeftOut& left_out) {
   steer::ProxySet out = configured;
   Addresses services;
+  const Taken taken = taken_addresses(configured, nat_addresses);
+  const auto add = [&](const std::string& address) {
+    add_service(out, services, taken, address, left_out);
+  };
   // The cluster's are TCP: one of another protocol at the same address is another one.
   for (const steer::ServiceConfig& service : out.services) {
     if (service.protocol == net::kProtocolTcp) services.insert(service.address);
@@ -135,15 +149,13 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   for (const auto& [key, entry] : entries) {
     if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) {
       add_found(out, key, *record, left_out);
-      for (const std::string& address : record->leaving)
-        add_service(out, services, address, left_out);
+      for (const std::string& address : record->leaving) add(address);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
-      add_service(out, services, policy->address.to_string(), left_out);
+      add(policy->address.to_string());
     }
     if (const auto* node = std::get_if<cluster::ApplicationRecord>(&entry)) {
-      for (const std::string& address : node->services)
-        add_service(out, services, address, left_out);
+      for (const std::string& address : node->services) add(address);
     }
   }
   for (steer::ProxyConfig& proxy : out.proxies) {

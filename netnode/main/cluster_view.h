@@ -70,8 +70,10 @@ class LeftOut {
   std::size_t count_ = 0;
 };
 
-// `entries`: by key behind the cluster's root.
+// `nat_addresses`: of this node, where no service can be. `entries`: by key behind the cluster's
+// root.
 steer::ProxySet with_cluster(const steer::ProxySet& configured,
+                             std::span<const IpAddress> nat_addresses,
                              const std::map<std::string, cluster::Entry>& entries,
                              LeftOut& left_out);
 

@@ -28,9 +28,10 @@ void put(Entries& entries, const std::string& key, const std::string& value) {
 std::vector<std::string> left_out;
 std::size_t left_out_count = 0;
 
-steer::ProxySet view(const steer::ProxySet& configured, const Entries& entries) {
+steer::ProxySet view(const steer::ProxySet& configured, const Entries& entries,
+                     std::span<const IpAddress> nat_addresses = {}) {
   LeftOut found;
-  steer::ProxySet out = with_cluster(configured, entries, found);
+  steer::ProxySet out = with_cluster(configured, nat_addresses, entries, found);
   left_out = found.texts();
   left_out_count = found.count();
   return out;
@@ -160,6 +161,19 @@ TEST(ClusterView, AServiceThatCannotBeAtItsAddressIsNotTaken) {
   const auto set = view(file, entries);
   EXPECT_EQ(set.services.size(), file.services.size() + 1);
   EXPECT_EQ(left_out.size(), 2u);
+}
+
+TEST(ClusterView, AServiceWhereAnswersOfServersBehindTheNatArriveIsNotTaken) {
+  const IpAddress nat[] = {*IpAddress::parse("10.77.0.100"), *IpAddress::parse("fd77::100")};
+  Entries entries;
+  put(entries, "config/service/10.77.0.100:40001", "{}");
+  put(entries, "node/appnode/p1/1", R"({"services": ["[fd77::100]:80", "10.77.0.10:80"]})");
+  put(entries, "node/proxy/p1", R"({"leaving": ["10.77.0.100:40002"]})");
+  const auto set = view(two_proxies(), entries, nat);
+  ASSERT_EQ(set.services.size(), 1u);
+  EXPECT_EQ(set.services[0].address.to_string(), "10.77.0.10:80");
+  ASSERT_EQ(left_out.size(), 3u);
+  EXPECT_NE(left_out[0].find("10.77.0.100:40001: [nat] has its address"), std::string::npos);
 }
 
 TEST(ClusterView, AServiceOfTheFileForAnotherProtocolHidesNone) {
