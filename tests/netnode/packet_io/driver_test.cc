@@ -58,6 +58,18 @@ TEST_P(DriverTest, AnMtuThatIsMadeSmallerIsTakenOver) {
   EXPECT_EQ(receive_text(udp.get()), "small");
 }
 
+TEST_P(DriverTest, AHostIsHeardAlsoWhenAServiceIsSaidToBeAtItsAddress) {
+  if (std::string(GetParam().driver) != "tap") {
+    return;  // it alone has the host's addresses and questions for neighbours
+  }
+  const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
+  side->bind(udp.get(), side->kernel_ip(), 5555);
+  side->io().add_local_address(side->kernel_ip());
+  side->send_udp(udp.get(), 7777, "who are you");  // behind a question for the neighbour
+  EXPECT_TRUE(side->receive_until(
+      [](const Received& received) { return udp_text(received.packet, 7777) == "who are you"; }));
+}
+
 TEST_P(DriverTest, APacketToAKernelThatNeverSpokeArrives) {
   const UniqueFd udp = side->kernel_socket(SOCK_DGRAM);
   side->bind(udp.get(), side->kernel_ip(), 5555);
