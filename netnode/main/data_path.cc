@@ -109,6 +109,15 @@ const WayOutCounters& DataPath::way_out(std::size_t interface) const {
   return interfaces_[interface]->out.counters();
 }
 
+// The node's, also while no service is there: clients, routers and servers send to them.
+bool DataPath::is_own(const Interface& interface, const IpAddress& ip) const {
+  const auto& own = interface.io->options().addresses;
+  return forwarder_.nat().is_ours(ip.bytes.data(), ip.family) ||
+         std::find(tunnel_addresses_.begin(), tunnel_addresses_.end(), ip) !=
+             tunnel_addresses_.end() ||
+         std::any_of(own.begin(), own.end(), [&](const IpPrefix& one) { return one.ip == ip; });
+}
+
 void DataPath::answer_for(const steer::ProxySet& set) {
   std::vector<IpAddress> wanted;
   for (const steer::ServiceConfig& service : set.services) wanted.push_back(service.address.ip);
@@ -121,7 +130,7 @@ void DataPath::answer_for(const steer::ProxySet& set) {
       }
     }
     for (const IpAddress& ip : answered_for_) {
-      if (!std::binary_search(wanted.begin(), wanted.end(), ip)) {
+      if (!std::binary_search(wanted.begin(), wanted.end(), ip) && !is_own(*interface, ip)) {
         interface->io->remove_local_address(ip);
       }
     }

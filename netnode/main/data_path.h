@@ -129,6 +129,7 @@ class DataPath {
   void answer_too_big(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes);
   void release(const Here& packet) { pool_.release(packet.slot); }
   WayOut& way_to(const std::uint8_t* dst, Family family);
+  bool is_own(const Interface& interface, const IpAddress& ip) const;
 
   const Clock& clock_;
   buffer::SlotPool& pool_;

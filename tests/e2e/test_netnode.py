@@ -341,6 +341,29 @@ class PacketSocket(NetnodeTest):
         self.assertEqual(one.metrics()[f"sanproxy_netnode_rx_refused_total{{{labels}}}"], 0)
         one.assert_clean_stop()
 
+    def test_the_nodes_own_addresses_are_answered_for_when_no_service_is_at_them_any_more(self):
+        one = self.lab("packet")
+        one.add_plain("plain")
+        one.start_node(interface=self.GATEWAYS)
+        own = ["10.88.0.1:80", "[fd88::1]:80", "10.77.0.10:81"]
+
+        def reload(addresses):
+            path = one.write_config(interface=self.GATEWAYS)
+            with open(path, "a") as file:
+                for address in addresses:
+                    file.write(f'[[service]]\naddress = "{address}"\n')
+            one.node.signal(signal.SIGHUP)
+            wait.until(lambda: (own[2] in one.get("/status")[1]) == (addresses != []), "it is read")
+
+        reload(own)
+        got = one.curl("http://10.88.0.1/name")
+        self.assertEqual(got.stdout, b"plain", got.stderr)
+        reload([])
+        one.client.ip("neigh", "flush", "dev", "eth0")  # clients' packets come by these addresses
+        for family in (4, 6):
+            self.check_download(one, family, 100_000)
+        one.assert_clean_stop()
+
     def test_what_the_interface_loses_is_counted_by_reason(self):
         one = self.lab("packet")
         one.proxies.append({"name": "nobody", "mode": "nat",
