@@ -213,9 +213,10 @@ const char* kind_of_key(const std::string& key) {
 // Who is asked of `only`: that node itself, or the proxies that an application node has joined.
 bool concerns(const Meant& only, const std::set<std::string>& joined, const std::string& key,
               const cluster::NodeRecord& record) {
-  const std::string name = cluster::proxy_of_worker(record.name);
   const char* kind = kind_of_key(key);
-  return only.is(kind, name) || (std::string_view(kind) == "proxy" && joined.contains(name));
+  if (std::string_view(kind) != "proxy") return only.is(kind, record.name);  // it has no workers
+  const std::string name = cluster::proxy_of_worker(record.name);
+  return only.is(kind, name) || joined.contains(name);
 }
 
 // The nodes of a cluster, all of them asked at a time.

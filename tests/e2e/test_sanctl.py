@@ -296,6 +296,12 @@ class Cluster(SanctlTest):
         self.proxy("pa", 9002)
         self.assertEqual(set(self.store.sanctl("status")["status"]), {"pa", "proxy/pa"})
 
+    def test_a_network_node_with_a_name_like_a_workers_is_waited_for(self):
+        node = self.node({STATUS: {"name": "pa.w1", "state": "draining", "sessions": 8}}, port=9001)
+        self.store.ctl("put", etcd.ROOT + "node/netnode/pa.w1", json.dumps({"admin": node.address}))
+        self.assertIn("8 connections are left",
+                      self.store.sanctl("drain", "pa.w1", "--timeout", 0.5, code=3))
+
     def test_what_somebody_has_written_moves_no_cursor(self):
         self.register("pa", "127.0.0.1:1")
         self.store.ctl("put", etcd.ROOT + "node/appnode/pa/0", json.dumps(
