@@ -71,8 +71,8 @@ bool Neighbor::add_local(const IpAddress& ip) {
   if (at != locals_.end() && *at == ip) {
     return true;
   }
-  if (locals_.size() >= kLocalAddressesMax) {
-    return false;
+  if (locals_.size() >= kLocalAddressesMax || is_gateway(ip)) {
+    return false;  // who answers for a gateway takes its questions for an impostor's
   }
   locals_.insert(at, ip);
   // Whoever knew the address under another MAC (a proxy that died) learns ours at once.
@@ -94,6 +94,10 @@ void Neighbor::remove_local(const IpAddress& ip) {
   if (at != locals_.end() && *at == ip && ip != link_local_) {
     locals_.erase(at);
   }
+}
+
+bool Neighbor::is_gateway(const IpAddress& ip) const {
+  return std::find(config_.gateways.begin(), config_.gateways.end(), ip) != config_.gateways.end();
 }
 
 bool Neighbor::is_local(const IpAddress& ip) const {
@@ -320,8 +324,7 @@ NeighborEntry& Neighbor::insert(const IpAddress& ip) {
     drop_held(evicted);
   }
   entry.used_ns = clock_.now_ns();
-  entry.gateway =
-      std::find(config_.gateways.begin(), config_.gateways.end(), ip) != config_.gateways.end();
+  entry.gateway = is_gateway(ip);
   return entry;
 }
 

@@ -66,7 +66,7 @@ class Neighbor {
 
   const net::MacAddress& mac() const { return config_.mac; }
   const IpAddress& link_local() const { return link_local_; }
-  // Answered from now on, and announced. False: the table of them is full.
+  // Answered from now on, and announced. False: the table of them is full, or it is a gateway's.
   bool add_local(const IpAddress& ip);
   void remove_local(const IpAddress& ip);
   bool is_local(const IpAddress& ip) const;
@@ -92,6 +92,7 @@ class Neighbor {
   bool may_ask(const IpAddress& dst) const;
   Hop next_hop(const IpAddress& dst, const IpAddress& src);
   Hop gateway_for(Family family, const IpAddress& src);
+  bool is_gateway(const IpAddress& ip) const;
   bool on_link(const IpAddress& ip) const;
   NeighborEntry& insert(const IpAddress& ip);
   net::MacAddress& router_of(const IpAddress& ip) { return routers_[ip.family == Family::kIpv6]; }

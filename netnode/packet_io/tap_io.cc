@@ -53,7 +53,7 @@ class TapIo final : public PacketIo, private FrameSink {
                       std::span<ReceivedPacket> out) override;
   std::size_t send(std::span<const SendPacket> packets) override;
   void flush() override { port_.neighbor().on_time(); }
-  void add_local_address(const IpAddress& ip) override;
+  void add_local_address(const IpAddress& ip) override { (void)port_.neighbor().add_local(ip); }
   void remove_local_address(const IpAddress& ip) override { port_.remove_local(ip); }
   const Counters& counters() const override { return counters_; }
 
@@ -67,14 +67,6 @@ class TapIo final : public PacketIo, private FrameSink {
   EthernetPort port_;
   alignas(64) SmallBlock<sizeof(LinkHeader)> small_;
 };
-
-// The host's own stay its own: whoever answers for them hears the host no more.
-void TapIo::add_local_address(const IpAddress& ip) {
-  const auto& hosts = options_.addresses;
-  const bool is_hosts = std::any_of(hosts.begin(), hosts.end(),
-                                    [&](const IpPrefix& address) { return address.ip == ip; });
-  if (!is_hosts) (void)port_.neighbor().add_local(ip);
-}
 
 std::size_t TapIo::receive(std::span<const ReceiveBuffer> buffers, std::span<ReceivedPacket> out) {
   const std::size_t room = std::min(buffers.size(), out.size());

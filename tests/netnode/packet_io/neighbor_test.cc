@@ -27,6 +27,16 @@ TEST_F(NeighborTest, ArpRequestsForOurAddressesAloneAreAnswered) {
   EXPECT_EQ(sink.frames.size(), 3U) << "no longer ours";
 }
 
+TEST_F(NeighborTest, AGatewaysAddressIsNeverOurs) {
+  start({ip("10.0.0.1"), ip("fd00::1")});
+  EXPECT_FALSE(neighbor->add_local(ip("10.0.0.1")));
+  EXPECT_FALSE(neighbor->add_local(ip("fd00::1")));
+  EXPECT_TRUE(sink.frames.empty()) << "nobody else is to believe it";
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  ASSERT_EQ(sink.frames.size(), 1U);
+  EXPECT_EQ(last_arp().operation, kArpReply);
+}
+
 TEST_F(NeighborTest, WhoAsksForUsIsKnownWithoutAsking) {
   start();
   arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
