@@ -3,7 +3,9 @@
 
 #include "netnode/main/data_path.h"
 #include "netnode/net/checksum.h"
+#include "netnode/net/icmp_error.h"
 #include "netnode/net/segments.h"
+#include "netnode/net/tcp_header.h"
 
 namespace sanproxy::netnode {
 namespace {
@@ -21,6 +23,24 @@ bool spend_hop(std::uint8_t* ip) {
     --hops;
   }
   return true;
+}
+
+// Whether a segment that does not fit is cut like a super-packet, since to answer it helps nobody.
+// New checksums must not make a wrong one right.
+bool goes_in_pieces(std::span<const std::byte> packet, const net::ParsedPacket& parsed,
+                    const packet_io::Offload& offload, std::uint32_t room) {
+  if (parsed.family != Family::kIpv6 || parsed.l4 != net::L4::kTcp || parsed.fragment ||
+      parsed.total_bytes <= room || parsed.total_bytes > net::kIpv6MtuMin) {
+    return false;
+  }
+  const auto* ip = reinterpret_cast<const std::uint8_t*>(packet.data());
+  const std::uint8_t* tcp = ip + parsed.l3_header_bytes;
+  if ((tcp[13] & (net::kTcpSyn | net::kTcpRst | net::kTcpUrg)) != 0) return false;
+  if (offload.checksum_partial || offload.checksum_verified) return true;
+  const std::uint32_t bytes = parsed.l4_bytes();
+  return net::finish(net::sum_bytes(tcp, bytes,
+                                    net::pseudo_header_sum(Family::kIpv6, ip + 8, ip + 24,
+                                                           net::kProtocolTcp, bytes))) == 0;
 }
 
 }  // namespace
@@ -47,9 +67,10 @@ void DataPath::to_tunnel(const Here& packet, const steer::Verdict& verdict,
   const std::uint32_t mtu = std::min(
       out.io().mtu_bytes(), forwarder_.path_mtu(verdict.proxy, spec.remote.family, now_ms()));
   const auto room = static_cast<std::uint32_t>(mtu - spec.overhead_bytes());
-  const bool cut = packet.offload.segmentation != packet_io::Segmentation::kNone;
-  const bool sum = packet.offload.checksum_partial;
   const net::ParsedPacket& parsed = verdict.parsed;
+  const bool whole = packet.offload.segmentation == packet_io::Segmentation::kNone;
+  const bool cut = !whole || goes_in_pieces(bytes_of(packet), parsed, packet.offload, room);
+  const bool sum = packet.offload.checksum_partial;
   if (!cut && !fits(packet, parsed, room)) return;
   ++counters_.to_tunnel;
   const std::size_t headers = std::size_t{parsed.l3_header_bytes} + parsed.l4_header_bytes;
@@ -64,8 +85,9 @@ void DataPath::to_tunnel(const Here& packet, const steer::Verdict& verdict,
     return;
   }
   const std::uint32_t fit = room - static_cast<std::uint32_t>(headers);
-  net::TcpSegments segments(bytes_of(packet), parsed,
-                            cut ? std::min<std::uint32_t>(packet.offload.segment_bytes, fit) : fit);
+  net::TcpSegments segments(
+      bytes_of(packet), parsed,
+      whole ? fit : std::min<std::uint32_t>(packet.offload.segment_bytes, fit));
   if (!segments.possible()) {
     ++counters_.dropped_too_big;
     release(packet);

@@ -113,7 +113,7 @@ std::size_t build_packet_too_big(std::span<const std::byte> packet, const Parsed
   std::memcpy(to + 8, parsed.dst, 16);
   std::memcpy(to + 24, parsed.src, 16);
   icmp[0] = kIcmp6PacketTooBig;
-  store_be32(icmp + 4, mtu_bytes);
+  store_be32(icmp + 4, std::max(mtu_bytes, kIpv6MtuMin));
   store_raw16(icmp + 2,
               finish(sum_bytes(icmp, icmp_bytes,
                                pseudo_header_sum(Family::kIpv6, to + 8, to + 24, kProtocolIcmp6,

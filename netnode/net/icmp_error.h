@@ -38,6 +38,8 @@ bool is_icmp_error(std::span<const std::byte> packet, const ParsedPacket& parsed
                                     IcmpError& out);
 
 inline constexpr std::size_t kPacketTooBigBytesMax = 1280;
+// What every way of IPv6 carries (RFC 8200 5). Who is told of less takes no notice (RFC 8201 4).
+inline constexpr std::uint32_t kIpv6MtuMin = 1280;
 
 // Whether the sender of a packet that is too big may be told: it forbade to cut it, and it reports
 // on nothing itself (RFC 1122 3.2.2, RFC 4443 2.4 e).

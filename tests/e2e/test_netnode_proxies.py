@@ -119,6 +119,21 @@ class Tunnel(OfOurOwn):
                 one.assert_clean_stop()
                 one.close()
 
+    def test_ipv6_clients_get_through_a_path_that_is_narrower_than_ipv6_promises_them(self):
+        for family, kind in ((4, "gue"), (6, "ip")):
+            with self.subTest(family=family):
+                one = self.lab()
+                one.add_tunnel("far", family, 1300, tunnel=kind)
+                one.start_node()
+                # Segments as they are on a wire: of 1280 bytes, and never less, whatever a client is told.
+                one.client.run("ethtool", "-K", "nn0", "tso", "off", "gso", "off")
+                load = self.load(one, 4, 6).start()
+                wait.until(lambda: load.all_progressed([0] * 4, 200_000), "all go on")
+                load.finish()
+                self.assertEqual(load.lost, [])
+                one.assert_clean_stop()
+                one.close()
+
     def test_segments_that_a_kernel_merges_inside_the_tunnel_are_taken(self):
         one = self.lab()
         one.add_tunnel("far", 4, tunnel="ip")

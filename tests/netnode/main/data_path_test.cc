@@ -16,7 +16,7 @@ using steer::testing::packet_of;
 class FakeIo final : public packet_io::PacketIo {
  public:
   const packet_io::InterfaceOptions& options() const override { return options_; }
-  std::uint32_t mtu_bytes() const override { return 1500; }
+  std::uint32_t mtu_bytes() const override { return mtu; }
   int fd() const override { return -1; }
   std::size_t receive(std::span<const packet_io::ReceiveBuffer> buffers,
                       std::span<packet_io::ReceivedPacket> out) override {
@@ -43,6 +43,7 @@ class FakeIo final : public packet_io::PacketIo {
   void remove_local_address(const IpAddress&) override {}
   const packet_io::Counters& counters() const override { return counters_; }
 
+  std::uint32_t mtu = 1500;
   std::vector<std::pair<Bytes, packet_io::Offload>> arrived;
   std::vector<packet_io::SendPacket> sent;
   std::vector<Bytes> sent_bytes;  // of their first pieces
@@ -93,6 +94,7 @@ class DataPathTest : public ::testing::Test {
     out.forwarder.flows.flows_max = 1024;
     out.forwarder.nat.sessions_max = 64;
     out.forwarder.nat.addresses = {at("10.0.1.1:1").ip, at("[fd00:1::1]:1").ip};
+    out.tunnel_addresses = {at("[fd00:1::2]:1").ip};
     out.icmp_errors = {.per_s = 1, .burst = 3};
     return out;
   }
@@ -411,6 +413,46 @@ TEST_F(DataPathTest, WithoutBuffersDatagramsAreLostAndCountedButNoBufferIs) {
   EXPECT_EQ(path_.counters().dropped_uncut, 19u);
   EXPECT_EQ(io_->sent.size(), 21u);
   EXPECT_EQ(pool_.free_count(), pool_.slot_count() - steer::kBurstMax);
+}
+
+TEST_F(DataPathTest, AnIpv6SegmentThatNoTunnelTakesWholeIsCutUnlessItsChecksumIsWrong) {
+  steer::ProxySet set;
+  set.services = {{at("[fd00::10]:80")}};
+  steer::ProxyConfig proxy;
+  proxy.name = "t";
+  proxy.mode = steer::Mode::kTunnel;
+  proxy.targets = {{at("[fd00:9::9]:1").ip, 0}};
+  set.proxies.push_back(proxy);
+  std::vector<std::uint16_t> gone;
+  path_.forwarder().apply(set, gone);
+  path_.forwarder().set_state(path_.forwarder().find("t"), steer::ProxyState::kUp);
+  io_->mtu = 1300;  // 1260 inside
+  const auto of = [](std::size_t bytes, std::uint8_t flags) {
+    return packet_of({.from = at("[fd00::1]:4000"),
+                      .to = at("[fd00::10]:80"),
+                      .flags = flags,
+                      .payload = bytes - 60});
+  };
+  const auto lengths = [&](const Bytes& packet) {
+    io_->sent.clear();
+    io_->arrived.emplace_back(packet, packet_io::Offload{});
+    path_.receive();
+    path_.flush();
+    std::vector<std::uint32_t> out;
+    for (const packet_io::SendPacket& one : io_->sent) out.push_back(one.length);
+    return out;
+  };
+  using Lengths = std::vector<std::uint32_t>;
+  EXPECT_EQ(lengths(of(1260, net::kTcpAck)), (Lengths{1300}));
+  EXPECT_EQ(lengths(of(1280, net::kTcpAck)), (Lengths{1300, 120}));
+  EXPECT_EQ(path_.counters().packet_too_big, 0u);
+  Bytes wrong = of(1280, net::kTcpAck);
+  wrong.back() ^= 1;
+  EXPECT_EQ(lengths(wrong).size(), 1u) << "an answer";
+  EXPECT_EQ(lengths(of(1280, net::kTcpSyn)).size(), 1u);
+  EXPECT_EQ(lengths(of(1281, net::kTcpAck)).size(), 1u) << "a client can be told";
+  EXPECT_EQ(path_.counters().packet_too_big, 3u);
+  EXPECT_EQ(net::load_be32(io_->sent_bytes.back().data() + 44), 1280u);
 }
 
 }  // namespace
