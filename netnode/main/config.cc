@@ -289,17 +289,26 @@ void check_own_addresses(const std::string& path, const NetnodeConfig& config) {
   std::vector<IpAddress> own = config.forwarder.nat.addresses;
   own.insert(own.end(), config.tunnel_addresses.begin(), config.tunnel_addresses.end());
   std::vector<IpAddress> of_host;
+  bool beside_tuns = false;  // answers may come by another interface, which takes what is for us
   for (const InterfaceConfig& interface : config.interfaces) {
     const packet_io::InterfaceOptions& options = interface.options;
     const bool hosts = options.driver == "tun" || options.driver == "tap";
+    beside_tuns = beside_tuns || !hosts;
     for (const IpPrefix& address : options.addresses) {
       (hosts ? of_host : own).push_back(address.ip);
     }
   }
+  for (const IpAddress& ip : config.forwarder.nat.addresses) {
+    if (!beside_tuns && has(of_host, ip)) {
+      config_fail(path, {},
+                  "[nat].addresses: " + ip.to_string() +
+                      " is the host's own, whose kernel would keep what servers answer");
+    }
+  }
   for (const steer::ProxyConfig& proxy : config.set.proxies) {
     for (const SocketAddress& target : proxy.targets) {
-      const bool ours = has(own, target.ip) ||
-                        (proxy.mode != steer::Mode::kNat && has(of_host, target.ip));
+      const bool ours =
+          has(own, target.ip) || (proxy.mode != steer::Mode::kNat && has(of_host, target.ip));
       if (!ours) continue;
       config_fail(path, {},
                   "proxy \"" + proxy.name + "\": " + target.ip.to_string() + " is our own address");

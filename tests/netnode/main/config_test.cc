@@ -215,6 +215,10 @@ TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
                 "[\"10.7.0.1/24\"]\n[nat]\naddresses = [\"10.9.9.9\"]\n[[proxy]]\nname = "
                 "\"a\"\nmode = \"nat\"\naddress = \"10.7.0.1:80\"\n",
                 "10.7.0.1 is our own address"},
+           Case{"[[interface]]\ndriver = \"tap\"\nname = \"nn9\"\naddresses = "
+                "[\"10.7.0.1/24\"]\n[nat]\n"
+                "addresses = [\"10.7.0.1\"]\n",
+                "10.7.0.1 is the host's own"},
            Case{"[nat]\naddresses = [\"10.9.9.9\"]\n[[service]]\naddress = \"10.0.0.10:80\"\n"
                 "[[proxy]]\nname = \"a\"\nmode = \"nat\"\naddress = \"10.0.0.10:81\"\n",
                 "it is the address of proxy \"a\""},
