@@ -100,11 +100,10 @@ Stack::Impl::Listener* Stack::Impl::find_listener(const SocketAddress& local) {
 
 ConnIndex Stack::Impl::acquire() {
   ConnIndex index = kNone;
-  const std::uint32_t waiting = free_tail - free_head;
-  if (fresh < connections.capacity() && waiting < kReuseAfter) {
+  if (fresh < connections.capacity() && free_ring.size() < kReuseAfter) {
     index = fresh++;
-  } else if (waiting > 0) {
-    index = free_ring[free_head++ % free_ring.capacity()];
+  } else if (free_ring.size() > 0) {
+    index = free_ring.pop();
   } else {
     return kNone;
   }
@@ -122,7 +121,7 @@ ConnIndex Stack::Impl::acquire() {
 
 void Stack::Impl::release(ConnIndex index) {
   ++connections[index].generation;
-  free_ring[free_tail++ % free_ring.capacity()] = index;
+  free_ring.push(index);
   --open;
 }
 

@@ -29,6 +29,7 @@
 #include "netnode/net/session_tag.h"
 #include "proxynode/stack/connection.h"
 #include "proxynode/stack/flow_table.h"
+#include "proxynode/stack/index_ring.h"
 #include "proxynode/stack/lwip_heap.h"
 #include "proxynode/stack/packet_queue.h"
 #include "proxynode/stack/segment_guard.h"
@@ -337,8 +338,8 @@ struct Stack::Impl {
 
   ReservedArray<Connection> connections;
   ReservedArray<TimeWait> time_waits;
-  ReservedArray<std::uint32_t> free_ring;  // released indices, oldest first
-  std::uint32_t free_head = 0, free_tail = 0, fresh = 0;
+  IndexRing free_ring;
+  std::uint32_t fresh = 0;  // indices from here on were never used
   std::uint32_t open = 0;
   std::uint32_t half_open = 0;
   std::uint32_t half_head = kNone, half_tail = kNone;  // the oldest, the newest

@@ -1,4 +1,4 @@
-// The stack's parts by themselves: heap and timer wheel.
+// The stack's parts by themselves: heap, free indices and timer wheel.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,6 +7,7 @@
 #include <set>
 
 #include "lwproto/base/reserved_array.h"
+#include "proxynode/stack/index_ring.h"
 #include "proxynode/stack/lwip_heap.h"
 #include "proxynode/stack/timer_wheel.h"
 
@@ -88,6 +89,26 @@ TEST(LwipHeap, payload_leaves_room_for_connections_and_both_for_headers) {
   EXPECT_EQ(heap.allocate(4'000), nullptr);
   for (void* const block : blocks) heap.free(block);
   EXPECT_EQ(heap.used_bytes(), 0u);
+}
+
+// After as many connections as 32 bits count, with a table whose size is no power of two.
+TEST(IndexRing, no_index_is_lost_or_handed_out_twice_however_many_have_gone_through) {
+  constexpr std::uint32_t kCapacity = 1000;
+  for (const std::uint64_t start : {std::uint64_t{0}, (std::uint64_t{1} << 32) - 900}) {
+    IndexRing ring(kCapacity, start);
+    for (std::uint32_t i = 0; i < kCapacity; ++i) ring.push(i);
+    std::mt19937 random(5);
+    std::set<std::uint32_t> out;
+    for (int i = 0; i < 20'000; ++i) {
+      if (ring.size() != 0 && (out.empty() || random() % 2 == 0)) {
+        ASSERT_TRUE(out.insert(ring.pop()).second) << "twice, after " << i;
+      } else {
+        ring.push(*out.begin());
+        out.erase(out.begin());
+      }
+      ASSERT_EQ(ring.size() + out.size(), kCapacity);
+    }
+  }
 }
 
 TEST(TimerWheel, deadlines_come_once_never_early_and_at_most_a_tick_late) {
