@@ -32,10 +32,15 @@ class Pool {
   // built.
   void rebuild(std::span<const MaglevBackend> accepting, std::span<const MaglevBackend> keeping) {
     rebuild_current(accepting);
+    // Who keeps sessions stays the same when one begins to drain: what matters is whether there is
+    // a table of them.
+    if (std::equal(keeping.begin(), keeping.end(), accepting.begin(), accepting.end())) {
+      keeping_ = {};
+      keeping_of_.clear();
+      return;
+    }
     if (std::equal(keeping.begin(), keeping.end(), keeping_of_.begin(), keeping_of_.end())) return;
     keeping_of_.assign(keeping.begin(), keeping.end());
-    keeping_ = {};
-    if (std::equal(keeping.begin(), keeping.end(), accepting.begin(), accepting.end())) return;
     keeping_.build(keeping, entries_);
     ++builds_;
   }
@@ -92,8 +97,8 @@ class Pool {
   MaglevTable current_;
   MaglevTable keeping_;  // empty: it would be the current one
   std::vector<MaglevTable> before_;
-  std::vector<MaglevBackend> accepting_;  // that the tables were built of
-  std::vector<MaglevBackend> keeping_of_;
+  std::vector<MaglevBackend> accepting_;   // that the current one was built of
+  std::vector<MaglevBackend> keeping_of_;  // that keeping_ was; none: there is no such table
   std::uint64_t generation_ = 0;
   std::uint64_t builds_ = 0;
 };

@@ -156,6 +156,27 @@ TEST_F(ForwarderTest, ANodeThatHasSeenNothingFindsTheSessionsOfProxiesThatDrain)
   EXPECT_EQ(steer(last, packet(2, net::kTcpSyn)).drop, Drop::kNoProxy);
 }
 
+// The drain begins while everybody is up, which is how nearly all of them begin.
+TEST_F(ForwarderTest, SessionsThatANodeDoesNotKnowStayWithAProxyThatBeginsToDrain) {
+  Forwarder other(options());  // another node, which has seen none of them
+  std::vector<std::uint16_t> gone;
+  other.apply(set_, gone);
+  for (std::uint16_t i = 0; i < 4; ++i) other.set_state(i, ProxyState::kUp);
+  std::map<int, std::uint16_t> where;
+  for (int i = 0; i < 400; ++i) where[i] = steer(packet(i, net::kTcpSyn)).proxy;
+  for (int turn = 0; turn < 2; ++turn) {
+    other.set_state(1, ProxyState::kDraining);
+    const std::uint64_t built = other.tables_built();
+    for (int i = 0; i < 200; ++i) {
+      EXPECT_EQ(steer(other, packet(turn * 200 + i)).proxy, where[turn * 200 + i]) << i;
+      EXPECT_NE(steer(other, packet(i + 1'000, net::kTcpSyn)).proxy, 1);
+    }
+    other.apply(set_, gone);
+    EXPECT_EQ(other.tables_built(), built) << "the same set";
+    other.set_state(1, ProxyState::kUp);
+  }
+}
+
 TEST_F(ForwarderTest, ASegmentInFragmentsFindsItsProxyByTheTagInTheFirst) {
   for (int i = 0; i < 100; ++i) {
     Bytes whole = packet_of({.from = at("10.1.1.1:" + std::to_string(1000 + i)),
