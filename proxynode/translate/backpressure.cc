@@ -68,6 +68,12 @@ void Translator::unblock(Stream& s, AppNode& node) {
 void Translator::on_writable(channel::Channel& channel) {
   AppNode& node = node_of_channel(channel);
   if (channel.references_left() == 0) send_blocked_credits(node);
+  serve_blocked(node);
+  // What came back may have been more than the reserve, and those in front have taken it all.
+  if (node.credits_wait) send_blocked_credits(node);
+}
+
+void Translator::serve_blocked(AppNode& node) {
   pay_owed(node);
   if (!node.owed.empty()) return;
   send_unsent_probes(node);
@@ -82,6 +88,7 @@ void Translator::on_writable(channel::Channel& channel) {
 // Data would stop at the first of them: there are credits, or places in the send queue, for CREDITs
 // alone.
 void Translator::send_blocked_credits(AppNode& node) {
+  node.credits_wait = false;
   for (StreamIndex i = node.blocked_head; i != kNone; i = streams_[i].blocked_next) {
     Stream& s = streams_[i];
     if (s.has(kCreditPending) && send_credit(s, node).is_again()) return;

@@ -290,6 +290,7 @@ Status Translator::send_credit(Stream& s, AppNode& node) {
     (void)s.from_app.announce();
     s.clear(kCreditPending);
   }
+  node.credits_wait = node.credits_wait || status.is_again();
   return status;
 }
 

@@ -162,6 +162,7 @@ struct AppNode {
   std::uint32_t records = 0;       // of pieces of its streams' payload
   Heartbeat heartbeat;
   StreamIndex blocked_head = kNone, blocked_tail = kNone;
+  bool credits_wait = false;  // a CREDIT was refused since those of blocked streams were tried
   // Messages that cannot be made again from a stream's state (answers, terminal CLOSE and REJECT)
   // and found no credit. In order, before anything of a blocked stream; at most owed_max.
   struct Owed {
@@ -405,6 +406,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void free_stream(Stream& s, StreamIndex index);
 
   // backpressure.cc
+  void serve_blocked(AppNode& node);
   void send_blocked_credits(AppNode& node);
   void mark_dirty(Stream& s, StreamIndex index);
   void emit_or_block(Stream& s, StreamIndex index);

@@ -283,6 +283,47 @@ TEST_P(OutOfCredits, ManyConnectionsAreServedWhenCreditsComeBack) {
   }
 }
 
+// The CREDIT found nothing, not even in the reserve. What comes back then is more than the reserve,
+// and all that is above it goes to data of others, which the node may keep until it has got the
+// CREDIT.
+TEST_P(OutOfCredits, ACreditForTheApplicationDoesNotWaitBehindDataOfOthers) {
+  WorldOptions options;
+  options.lend_ingress = GetParam();
+  make(options);
+  node_ = &add_member({.name = "poor", .credits = 8, .reserve = 4});
+  filler_id_ = open(filler_, *node_);
+  std::vector<Client*> readers(3), writers(6);
+  std::vector<std::uint64_t> ids;
+  for (Client*& client : writers) (void)open(client, *node_);
+  for (Client*& client : readers) {
+    ids.push_back(open(client, *node_));
+    client->acknowledge = false;
+    node_->send(ids.back(), pattern(150 * 1024));
+    run();
+  }
+  use_up_credits(*node_, [this] {
+    filler_->send(bytes_of("."));
+    run();
+  });
+  for (Client* client : writers) client->send(pattern(20'000));
+  run();
+  for (Client* client : readers) {  // their CREDITs use up what the reserve has for such
+    client->acknowledge = true;
+    run_ms(3000);
+  }
+  ASSERT_EQ(proxy_side().channel->ledger().available(), 2u);
+
+  node_->stopped = false;
+  node_->round();  // reads what there is, and posts as many buffers again
+  auto& endpoint = dynamic_cast<fabric::sim::SimEndpoint&>(node_->channel().endpoint());
+  endpoint.keep_buffers = true;
+  run();
+  ASSERT_FALSE(proxy_side().channel->data_writable());
+  for (const std::uint64_t id : ids) EXPECT_GT(node_->conns[id].freed, 0u);
+  endpoint.keep_buffers = false;
+  run();
+}
+
 INSTANTIATE_TEST_SUITE_P(Trust, OutOfCredits, ::testing::Bool(),
                          [](const auto& param) { return param.param ? "Shared" : "Isolated"; });
 
