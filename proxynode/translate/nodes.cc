@@ -231,7 +231,9 @@ void Translator::replenish_channels() {
   if (!slots_released_) return;
   slots_released_ = false;
   for (AppNode* node : present_) {
-    if (node->receives_into_egress && !node->dead) node->channel->poll(0);
+    if (!node->receives_into_egress || node->dead) continue;
+    node->channel->poll(0);
+    node->channel->flush();  // those that waited may have sent something, and nobody comes by again
   }
 }
 

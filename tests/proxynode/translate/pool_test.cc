@@ -92,6 +92,36 @@ TEST_F(PoolNodes, CreditsReachANodeThatKeepsEveryBufferItMay) {
   for (const std::uint64_t id : ids) EXPECT_EQ(node.conns[id].received.size(), 10'005u);
 }
 
+// Before it sleeps the proxy looks once more for receive buffers that have become free, and then
+// for who may send: what that yields must leave, for nobody comes by until something wakes the
+// proxy.
+TEST_F(PoolNodes, WhatIsSentWhenBuffersComeBackBeforeASleepDoesNotStayBehind) {
+  start(kReserve);
+  Node& node = add_member();
+  Client *reader = nullptr, *writer = nullptr;
+  const std::uint64_t read = open(reader, node), written = open(writer, node);
+  reader->acknowledge = false;
+  node.send(read, pattern(10'000));
+  run();
+  auto& endpoint =
+      dynamic_cast<fabric::sim::SimEndpoint&>(node_in_proxy("node")->channel->endpoint());
+  endpoint.refuse_sends = 4;
+  writer->send(bytes_of("more"));
+  for (const Segment& segment : writer->produce()) deliver(*writer, segment);
+  proxy_round();  // its send queue is full, whenever it is asked; then it is not
+  ASSERT_NE(node_in_proxy("node")->blocked_head, kNone);
+  deliver(*reader,
+          {.flags = kTcpAck, .seq = reader->sequence(), .ack = reader->next_expected() + 10'000});
+  translator_->replenish_channels();
+  EXPECT_EQ(node_in_proxy("node")->blocked_head, kNone);
+  endpoint.flush();  // as Fabric::arm() does
+  while (node.round()) {
+  }
+  EXPECT_EQ(text_of(node.conns[written].received), "hellomore");
+  node.close(read, CloseCode::kReset);  // its client knows nothing of what it has acknowledged
+  run();
+}
+
 TEST_F(PoolNodes, SlotsComeBackWithTheClientsAcknowledgements) {
   start(kReserve);
   Node& node = add_member();
