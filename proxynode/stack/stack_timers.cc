@@ -8,6 +8,8 @@ namespace {
 
 // After a stall this many ticks are made up for; the rest is lost time for retransmissions.
 constexpr std::uint64_t kCatchUpTicksMax = 4;
+// What a device had no room for is tried again after so long: not every one tells when it has some.
+constexpr std::uint64_t kDeviceFullNs = 1'000'000;
 // The slow ticks of the persist timer's first interval, lwIP's shortest.
 constexpr int kPersistTicks = 3;
 
@@ -75,6 +77,9 @@ void Stack::Impl::unlink_timer(Connection& conn) {
 std::uint64_t Stack::Impl::next_timer_ns() const {
   std::uint64_t next = std::min({next_tick_ns, wheel.next_ns(), fragments.next_timer_ns()});
   if (time_wait_head != kNone) next = std::min(next, time_waits[time_wait_head].expires_ns);
+  for (const auto& interface : interfaces) {
+    if (!interface->queue.empty()) next = std::min(next, now_ns + kDeviceFullNs);
+  }
   return next;
 }
 

@@ -172,5 +172,28 @@ TEST_F(StackTime, after_a_long_stall_timers_go_on) {
   EXPECT_EQ(recorder_.conns[conn].acked, 10u);
 }
 
+// Not every device tells when there is room again, and what waits may be a reset, which nobody
+// sends again.
+TEST_F(StackTime, what_a_full_device_did_not_take_is_tried_again_soon) {
+  make({.connections_max = 10, .heap_bytes_max = std::size_t{8} << 20});
+  listen();
+  EXPECT_EQ(stack_->next_timer_ns(), UINT64_MAX);
+  Peer stray;
+  io_.accept_max = 0;
+  deliver(stray.self, stray.other, {.flags = kTcpAck, .seq = 1, .ack = 2});
+  stack_->flush();
+  EXPECT_TRUE(io_.sent.empty());
+  EXPECT_LE(stack_->next_timer_ns(), clock_.now_ns() + 1'000'000);
+  clock_.advance_ns(1'000'000);
+  stack_->on_time();
+  stack_->flush();
+  EXPECT_GT(stack_->next_timer_ns(), clock_.now_ns()) << "it is full still: no spinning";
+  io_.accept_max = SIZE_MAX;
+  stack_->flush();
+  ASSERT_EQ(io_.sent.size(), 1u);
+  EXPECT_TRUE(io_.sent[0].has(kTcpRst));
+  EXPECT_EQ(stack_->next_timer_ns(), UINT64_MAX);
+}
+
 }  // namespace
 }  // namespace sanproxy::stack::testing
