@@ -154,28 +154,25 @@ pbuf* Stack::Impl::take_refused(Connection& conn) {
   return std::exchange(conn.refused, nullptr);
 }
 
+// What is lent goes back in any case, if there is memory for a copy.
 bool Stack::Impl::unpin_refused(Connection& conn) {
-  if (ingress.free_count() >= ingress.slot_count() / kSlotsShort) return true;
+  const bool slots_short = ingress.free_count() < ingress.slot_count() / kSlotsShort;
   bool pins = false;
   for (pbuf** at = &conn.refused; *at != nullptr; at = &(*at)->next) {
     pbuf* const piece = *at;
-    if (!holds_slot(*piece)) continue;
-    pbuf* const copy = heap.used_bytes() < heap.bytes_max() / 2
-                           ? pbuf_alloc(PBUF_RAW, piece->len, PBUF_RAM)
-                           : nullptr;
+    if (!holds_slot(*piece) || !(slots_short || is_lent(*piece))) continue;
+    pbuf* const copy = copy_of(*piece);
     if (copy == nullptr) {
       pins = true;
       continue;
     }
-    std::memcpy(copy->payload, piece->payload, piece->len);
-    counters.bytes_copied += piece->len;
     copy->next = std::exchange(piece->next, nullptr);
     piece->tot_len = piece->len;
     *at = copy;
     --refused_slots;
     pbuf_free(piece);
   }
-  return !pins || refused_slots <= ingress.slot_count() / kRefusedShare;
+  return !pins || !slots_short || refused_slots <= ingress.slot_count() / kRefusedShare;
 }
 
 void Stack::Impl::offer_refused() {

@@ -177,6 +177,9 @@ struct Stack::Impl {
   void input(InterfaceIndex interface, const packet_io::ReceivedPacket& packet);
   pbuf* copy_lent(const Arrived& arrived, std::size_t headers, std::uint32_t skip);
   pbuf* wrap_lent(const Arrived& arrived);
+  static bool is_lent(const pbuf& piece);
+  pbuf* copy_of(const pbuf& piece);
+  bool give_loan_back(Arrived& arrived);
   bool send_back(const Arrived& arrived);
   void release_lent(LentPayload& payload);
 

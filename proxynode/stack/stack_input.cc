@@ -180,6 +180,10 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
       return input_stripped(conn, arrived);
     }
     if (payload) cut_to_window(receive, arrived);
+    if (payload && seq_before(receive.rcv_nxt, arrived.tcp.seq) && !give_loan_back(arrived)) {
+      ++counters.dropped_no_slot;
+      return input_stripped(conn, arrived);
+    }
   }
   run_input(conn, arrived);
   reap();

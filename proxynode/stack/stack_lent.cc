@@ -104,6 +104,34 @@ pbuf* Stack::Impl::wrap_lent(const Arrived& arrived) {
   return header;
 }
 
+// Whether a piece of received payload lies in a lender's memory.
+bool Stack::Impl::is_lent(const pbuf& piece) {
+  return (piece.flags & PBUF_FLAG_IS_CUSTOM) != 0 &&
+         reinterpret_cast<const pbuf_custom&>(piece).custom_free_function == release_lent_pbuf;
+}
+
+// In memory of our own, of which half is left for others; nullptr when there is none.
+pbuf* Stack::Impl::copy_of(const pbuf& piece) {
+  if (heap.used_bytes() >= heap.bytes_max() / 2) return nullptr;
+  pbuf* const copy = pbuf_alloc(PBUF_RAW, piece.len, PBUF_RAM);
+  if (copy == nullptr) return nullptr;
+  std::memcpy(copy->payload, piece.payload, piece.len);
+  counters.bytes_copied += piece.len;
+  return copy;
+}
+
+// Payload that has to wait goes back to its lender, who has few buffers for all of its connections.
+// False: there is no memory for a copy.
+bool Stack::Impl::give_loan_back(Arrived& arrived) {
+  pbuf* const payload = arrived.chain->next;
+  if (payload == nullptr || !is_lent(*payload)) return true;
+  pbuf* const copy = copy_of(*payload);
+  if (copy == nullptr) return false;
+  arrived.chain->next = copy;
+  pbuf_free(payload);
+  return true;
+}
+
 // A segment of a flow that we do not know, or a SYN for a service that nobody has joined here, goes
 // back where it came from, if somebody else may know it.
 bool Stack::Impl::send_back(const Arrived& arrived) {

@@ -61,21 +61,57 @@ TEST_F(StackLent, a_large_packet_without_a_loan_is_copied) {
   EXPECT_EQ(stack_->counters().bytes_copied, 30'000u);
 }
 
-TEST_F(StackLent, what_is_lent_is_not_held_behind_refused_payload) {
+// A network node, or a device, has so many buffers for all of its flows.
+TEST_F(StackLent, what_is_lent_is_not_held_for_an_application_that_does_not_take_it) {
   Peer peer;
   const ConnIndex conn = open(peer);
   recorder_.refuse = true;
   const Bytes first = next(peer, kTcpAck, pattern(5'000));
   const Bytes second = next(peer, kTcpAck, pattern(5'000, 5'000));
   deliver_lent(first, 1);
-  EXPECT_TRUE(io_.released.empty());
+  EXPECT_EQ(io_.released, std::vector<packet_io::PacketLoan>{1}) << "it was copied";
+  EXPECT_EQ(stack_->counters().bytes_copied, 5'000u);
   deliver_lent(second, 2);
-  EXPECT_EQ(io_.released, std::vector<packet_io::PacketLoan>{2});
+  EXPECT_EQ(io_.released, (std::vector<packet_io::PacketLoan>{1, 2}));
   EXPECT_EQ(stack_->counters().dropped_refused, 1u);
+  advance_ms(100);
   recorder_.refuse = false;
   advance_ms(20);
   EXPECT_EQ(recorder_.conns[conn].received, pattern(5'000));
-  EXPECT_EQ(io_.released, (std::vector<packet_io::PacketLoan>{2, 1}));
+  EXPECT_EQ(stack_->counters().bytes_copied, 5'000u) << "once";
+}
+
+TEST_F(StackLent, what_is_lent_is_not_held_for_a_client_that_leaves_a_gap) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes missing = next(peer, kTcpAck, pattern(1'400));
+  for (packet_io::PacketLoan loan = 2; loan <= 21; ++loan) {
+    deliver_lent(next(peer, kTcpAck, pattern(1'400, (loan - 1) * 1'400)), loan);
+    EXPECT_EQ(io_.released.size(), loan - 1);
+  }
+  EXPECT_TRUE(recorder_.conns[conn].received.empty());
+  deliver_lent(missing, 1);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(21 * 1'400));
+  EXPECT_EQ(io_.released.size(), 21u);
+}
+
+TEST_F(StackLent, without_memory_to_copy_it_what_is_behind_a_gap_is_sent_again) {
+  make({.connections_max = 10, .heap_bytes_max = std::size_t{1} << 20});
+  listen();
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes missing = next(peer, kTcpAck, pattern(50'000));
+  std::vector<Bytes> behind;
+  for (int i = 1; i <= 20; ++i) {
+    behind.push_back(next(peer, kTcpAck, pattern(50'000, static_cast<std::uint64_t>(i) * 50'000)));
+  }
+  packet_io::PacketLoan loan = 1;
+  for (const Bytes& packet : behind) deliver_lent(packet, loan++);
+  EXPECT_EQ(io_.released.size(), 20u);
+  EXPECT_LE(stack_->heap_bytes_used(), stack_->heap_bytes_max() * 3 / 4);
+  deliver_lent(missing, loan++);
+  for (const Bytes& packet : behind) deliver_lent(packet, loan++);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(21 * 50'000));
 }
 
 TEST_F(StackLent, a_whole_connection_runs_over_lent_packets) {
