@@ -4,8 +4,7 @@
 // Invariants:
 //   1. Each index is in here at most once, so as many as the table has places always find room.
 //   2. The totals never wrap: at 2^32 a ring whose capacity is no power of two would go on at
-//   another
-//      place than where it was, over indices that are still waiting.
+//      another place than where it was, over indices that are still waiting.
 #pragma once
 
 #include <cstddef>

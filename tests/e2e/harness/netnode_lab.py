@@ -199,14 +199,15 @@ class NetnodeLab:
         return json.loads(body)
 
     def proxy(self, name):
+        """Of the node's status; an empty one when it knows none of that name (yet)."""
         state = json.loads(self.get("/status")[1])
-        return next(one for one in state["proxies"] if one["name"] == name)
+        return next((one for one in state["proxies"] if one["name"] == name), {})
 
     def metrics(self):
         return admin.metrics(self.here, port=NODE_PORT)
 
     def wait_state(self, name, state):
-        wait.until(lambda: self.proxy(name)["state"] == state,
+        wait.until(lambda: self.proxy(name).get("state") == state,
                    lambda: f"{name} is {state}: {self.proxy(name)}\n{self.node.log()[-2000:]}")
 
     # --- clients
