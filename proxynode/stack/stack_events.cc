@@ -172,7 +172,7 @@ bool Stack::Impl::unpin_refused(Connection& conn) {
     --refused_slots;
     pbuf_free(piece);
   }
-  return !pins || !slots_short || refused_slots <= ingress.slot_count() / kRefusedShare;
+  return !pins || refused_slots <= ingress.slot_count() / kRefusedShare;
 }
 
 void Stack::Impl::offer_refused() {

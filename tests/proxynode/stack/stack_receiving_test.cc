@@ -199,6 +199,7 @@ TEST_F(StackReceiving, what_is_on_its_way_when_payload_is_refused_is_kept_behind
   EXPECT_EQ(sent[0].tcp.ack, peer.snd - 3'000);
   peer.snd -= 3'000;
   EXPECT_TRUE(recorder_.conns[conn].received.empty());
+  EXPECT_EQ(stack_->counters().bytes_copied, 0u) << "there are slots enough";
   recorder_.refuse = false;
   advance_ms(20);
   EXPECT_EQ(recorder_.conns[conn].received, pattern(kPieces * 3'000));
