@@ -2,9 +2,9 @@
 
 Channel: the TUN device is the node's, packets go on to proxynode over shared memory; against
 proxynode with the TUN device itself. NAT: the node stands between clients and HAProxy, on a host of
-its own by AF_XDP or by TUN, or beside HAProxy on its host; against HAProxy at the end of a veth pair. Packets: AF_XDP against AF_PACKET, without
-anything behind them. All of it on one machine, so that the node's own work takes processor time
-from everybody else: these are the figures of the worst case.
+its own by AF_XDP or by TUN, or beside HAProxy on its host; against HAProxy at the end of a veth pair.
+Packets: AF_XDP against AF_PACKET, without anything behind them. All of it on one machine, so that the
+node's own work takes processor time from everybody else: these are the figures of the worst case.
 """
 
 import json

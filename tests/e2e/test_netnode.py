@@ -27,16 +27,19 @@ class Nat(NetnodeTest):
         marks = load.marks()
         wait.until(lambda: load.all_progressed(marks, 50_000), "all go on", timeout_s=30)
 
-    def test_an_ordinary_server_serves_clients_over_ipv4_and_ipv6(self):
-        one = self.lab()
-        one.add_plain("plain")
-        one.start_node()
+    def check_served(self, one):
         for family in (4, 6):
             self.check_download(one, family)
             load = self.load(one, 8, family).start()
             wait.until(lambda: load.all_progressed([0] * 8, 200_000), "all echo")
             load.finish()
             self.assertEqual(load.lost, [])
+
+    def test_an_ordinary_server_serves_clients_over_ipv4_and_ipv6(self):
+        one = self.lab()
+        one.add_plain("plain")
+        one.start_node()
+        self.check_served(one)
         self.assertGreaterEqual(one.metrics()['sanproxy_netnode_nat_sessions_total{event="created"}'],
                                 18)
         one.assert_clean_stop()
@@ -45,12 +48,7 @@ class Nat(NetnodeTest):
         one = self.lab()
         one.add_plain_here("beside")
         one.start_node()
-        for family in (4, 6):
-            self.check_download(one, family)
-            load = self.load(one, 8, family).start()
-            wait.until(lambda: load.all_progressed([0] * 8, 200_000), "all echo")
-            load.finish()
-            self.assertEqual(load.lost, [])
+        self.check_served(one)
         one.assert_clean_stop()
 
     def test_servers_come_and_go_without_a_broken_connection(self):
