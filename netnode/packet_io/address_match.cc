@@ -29,44 +29,6 @@ void store_ipv4(BpfCode& code, int frame_offset) {
 
 }  // namespace
 
-void BpfCode::add(std::uint8_t code, unsigned dst, unsigned src, int offset, std::int32_t value) {
-  bpf_insn out{};
-  out.code = code;
-  out.dst_reg = dst & 15U;
-  out.src_reg = src & 15U;
-  out.off = static_cast<std::int16_t>(offset);
-  out.imm = value;
-  code_.push_back(out);
-}
-
-void BpfCode::load_map(unsigned dst, int map_fd) {
-  add(BPF_LD | BPF_DW | BPF_IMM, dst, BPF_PSEUDO_MAP_FD, 0, map_fd);
-  add(0, 0, 0, 0, 0);
-}
-
-void BpfCode::jump(std::uint8_t condition, unsigned dst, std::int32_t value, Label to) {
-  jumps_.push_back({code_.size(), to});
-  add(BPF_JMP | condition | BPF_K, dst, 0, 0, value);
-}
-
-void BpfCode::jump_registers(std::uint8_t condition, unsigned dst, unsigned src, Label to) {
-  jumps_.push_back({code_.size(), to});
-  add(BPF_JMP | condition | BPF_X, dst, src, 0, 0);
-}
-
-void BpfCode::need(std::int32_t bytes) {
-  move(4, 2);
-  add_to(4, bytes);
-  jump_registers(BPF_JGT, 4, 3, kOther);
-}
-
-const std::vector<bpf_insn>& BpfCode::finish() {
-  for (const auto& [at, label] : jumps_) {
-    code_[at].off = static_cast<std::int16_t>(labels_[label] - at - 1);
-  }
-  return code_;
-}
-
 Result<AddressMap> AddressMap::create(std::uint32_t addresses_max) {
   const int fd =
       bpf_map_create(BPF_MAP_TYPE_HASH, "san_addresses", sizeof(Key), 4, addresses_max, nullptr);

@@ -36,11 +36,21 @@ class EthernetPort {
   // False: the packet was held or dropped, and counted.
   bool outbound(const SendPacket& packet, LinkHeader& header);
 
+  // The header of frames to `dst`, if its next hop is known and has confirmed it.
+  bool frame_to(const IpAddress& dst, std::array<std::uint8_t, net::kEthernetHeaderBytes>& header) {
+    net::MacAddress to;
+    if (!neighbor_.confirmed(dst, to)) return false;
+    net::write_ethernet(header.data(), to, neighbor_.mac(),
+                        dst.family == Family::kIpv4 ? net::kEtherTypeIpv4 : net::kEtherTypeIpv6);
+    return true;
+  }
+
   void remove_local(const IpAddress& ip) {
     neighbor_.remove_local(ip);
     last_local_ = IpAddress{};
   }
   Neighbor& neighbor() { return neighbor_; }
+  const Neighbor& neighbor() const { return neighbor_; }
 
  private:
   bool for_us(const std::uint8_t* packet, std::uint16_t ether_type);

@@ -1,29 +1,17 @@
 #include "netnode/packet_io/ingress_drop.h"
 
 #include <bpf/bpf.h>
-#include <linux/if_packet.h>
 
 #include <cerrno>
 
-#include "netnode/net/ethernet.h"
-
 namespace sanproxy::packet_io {
 namespace {
-
-// Since Linux 6.6; the headers of some distributions are older.
-constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
-constexpr std::int32_t kTcxNext = -1;
-constexpr std::int32_t kTcxDrop = 2;
 
 // r6: context.
 std::vector<bpf_insn> make_program(const AddressMap& addresses) {
   BpfCode code;
   code.move(6, 1);
-  code.load(BPF_W, 5, 6, offsetof(__sk_buff, pkt_type));
-  code.jump(BPF_JNE, 5, PACKET_HOST, BpfCode::kOther);
-  code.load(BPF_W, 5, 6, offsetof(__sk_buff, vlan_tci));
-  code.add(BPF_ALU64 | BPF_AND | BPF_K, 5, 0, 0, net::kVlanNumberMask);
-  code.jump(BPF_JNE, 5, 0, BpfCode::kOther);
+  only_untagged_for_host(code);
   match_destination(code, {offsetof(__sk_buff, data), offsetof(__sk_buff, data_end)}, addresses,
                     false);
   code.set(0, kTcxDrop);

@@ -80,6 +80,11 @@ class Neighbor {
   // True: `mac` is the next hop's. False: the packet is taken care of (held, or dropped and
   // counted). Its first piece must hold the whole IP header.
   [[nodiscard]] bool resolve(const SendPacket& packet, net::MacAddress& mac);
+  // The MAC of the next hop to `dst`, when it has confirmed that: no question, nothing held.
+  bool confirmed(const IpAddress& dst, net::MacAddress& mac);
+  // How often a MAC that confirmed() may have told became another, or nobody's, or another next hop
+  // may be the right one.
+  std::uint64_t changes() const { return changes_; }
   // Asks again, gives up, drops what waited in vain. Cheap when nothing is due.
   void on_time();
 
@@ -123,6 +128,7 @@ class Neighbor {
   std::uint64_t next_sweep_ns_ = 0;
   std::uint64_t request_second_ = 0;
   std::uint32_t requests_in_second_ = 0;
+  std::uint64_t changes_ = 0;
   std::uint32_t pending_ = 0;  // entries that a sweep may find due; an upper bound
 };
 

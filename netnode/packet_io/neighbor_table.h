@@ -30,6 +30,14 @@ enum class NeighborState : std::uint8_t {
   kDoubted,     // just confirmed when another MAC was announced; used while we ask everybody
 };
 
+// Whether an address can be a neighbour's.
+inline bool is_unicast(const IpAddress& ip) {
+  if (ip.is_any()) {
+    return false;
+  }
+  return ip.family == Family::kIpv6 ? ip.bytes[0] != 0xff : ip.bytes[0] < 224 && ip.bytes[0] != 127;
+}
+
 struct NeighborEntry {
   std::uint64_t used_ns = 0;
   std::uint64_t confirmed_ns = 0;

@@ -89,4 +89,6 @@ Result<std::vector<UniqueFd>> open_queues(const InterfaceOptions& options,
                                  : open_packet_queues(options, steering.queues, program->get());
 }
 
+bool PacketIo::kernel_way(const IpAddress&, KernelWay&) { return false; }
+
 }  // namespace sanproxy::packet_io

@@ -34,6 +34,9 @@
 
 namespace sanproxy::packet_io {
 
+class FlowRedirect;
+struct KernelWay;
+
 // The largest packet that a driver delivers, with its metadata and frame header in front:
 // slots lent to receive() must have at least this capacity.
 inline constexpr std::size_t kReceiveBufferBytesMin = 65536 + 128;
@@ -137,6 +140,7 @@ struct InterfaceOptions {
   std::vector<IpAddress> decapsulate_from;
   std::uint16_t gue_port = 6080;
   InterfaceQueue queue;
+  FlowRedirect* redirect = nullptr;  // not tap: its flows are the kernel's. Not owned
 };
 
 class PacketIo {
@@ -167,6 +171,11 @@ class PacketIo {
   // by it any more, and fd() may be readable for ever; null as long as all is well. A few system
   // calls: to be asked about once a second.
   virtual const char* lost() const { return nullptr; }
+
+  // How a packet to `dst` leaves by this interface without us, as far as is known just now; false:
+  // it cannot. What was said may be wrong when way_changes() is another number.
+  virtual bool kernel_way(const IpAddress& dst, KernelWay& out);
+  virtual std::uint64_t way_changes() const { return 0; }
 
   // Addresses that we answer ARP/ND for (service addresses), besides options().addresses where
   // those are ours. "packet" receives packets to them alone, so an address must stay for as long

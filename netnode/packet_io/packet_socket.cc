@@ -10,6 +10,7 @@
 #include "netnode/net/ethernet.h"
 #include "netnode/net/packet.h"
 #include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/flow_redirect.h"
 
 namespace sanproxy::packet_io {
 namespace {
@@ -43,8 +44,21 @@ bool attach_neighbor_filter(int fd) {
   return set_option(fd, SOL_SOCKET, SO_ATTACH_FILTER, filter);
 }
 
+// And what the kernel carries.
+bool attach_redirect_filter(int fd, const FlowRedirect& redirect) {
+  const Result<UniqueFd> filter = redirect.load_filter();
+  if (!filter.ok()) {
+    errno = filter.status().sys_errno();
+    return false;
+  }
+  return set_option(fd, SOL_SOCKET, SO_ATTACH_BPF, filter->get());
+}
+
 // Keeps out what would only be dropped: other stations' frames, VLANs, all but IP and ARP.
-bool attach_filter(int fd, Hears hears) {
+bool attach_filter(int fd, Hears hears, const FlowRedirect* redirect) {
+  if (redirect != nullptr) {
+    return attach_redirect_filter(fd, *redirect);
+  }
   if (hears == Hears::kNeighbors) {
     return attach_neighbor_filter(fd);
   }
@@ -72,7 +86,7 @@ Status check_link(const LinkInfo& link, const InterfaceOptions& options) {
                              "driver \"packet\" needs an Ethernet interface (lo and tun are none)");
 }
 
-Status set_up_socket(int fd, int index, Hears hears) {
+Status set_up_socket(int fd, int index, Hears hears, const FlowRedirect* redirect) {
   const int buffer_bytes = hears == Hears::kNeighbors ? kControlBufferBytes : kSocketBufferBytes;
   const int on = 1;
   if (!set_option(fd, SOL_PACKET, PACKET_VNET_HDR, on)) {
@@ -89,7 +103,7 @@ Status set_up_socket(int fd, int index, Hears hears) {
   if (!set_option(fd, SOL_SOCKET, SO_SNDBUFFORCE, buffer_bytes)) {
     (void)set_option(fd, SOL_SOCKET, SO_SNDBUF, buffer_bytes);
   }
-  if (!attach_filter(fd, hears)) {
+  if (!attach_filter(fd, hears, redirect)) {
     return socket_error("attach the packet filter");
   }
   sockaddr_ll address{};
@@ -145,13 +159,13 @@ Result<LinkInfo> find_link(const InterfaceOptions& options) {
   return link;
 }
 
-Result<UniqueFd> open_packet_fd(const LinkInfo& link, Hears hears) {
+Result<UniqueFd> open_packet_fd(const LinkInfo& link, Hears hears, const FlowRedirect* redirect) {
   // Protocol 0: nothing arrives before the filter stands and bind() names the protocol.
   UniqueFd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket.valid()) {
     return socket_error("open a packet socket");
   }
-  Status status = set_up_socket(socket.get(), link.index, hears);
+  Status status = set_up_socket(socket.get(), link.index, hears, redirect);
   if (!status.ok()) {
     return status;
   }

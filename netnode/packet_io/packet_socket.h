@@ -30,6 +30,8 @@ bool set_option(int fd, int level, int name, const T& value) {
 Status socket_error(const char* what);  // of errno
 // The interface, if it is one that packet sockets can be used on.
 Result<LinkInfo> find_link(const InterfaceOptions& options);
-Result<UniqueFd> open_packet_fd(const LinkInfo& link, Hears hears);
+// Of the flows of `redirect`, if there is one, nothing is heard; for Hears::kAll.
+Result<UniqueFd> open_packet_fd(const LinkInfo& link, Hears hears,
+                                const FlowRedirect* redirect = nullptr);
 
 }  // namespace sanproxy::packet_io

@@ -18,6 +18,7 @@
 #include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
 #include "netnode/packet_io/ethernet_port.h"
+#include "netnode/packet_io/flow_redirect.h"
 #include "netnode/packet_io/ingress_drop.h"
 #include "netnode/packet_io/link_config.h"
 #include "netnode/packet_io/packet_socket.h"
@@ -55,6 +56,11 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   void flush() override { port_.neighbor().on_time(); }
   void add_local_address(const IpAddress& ip) override;
   void remove_local_address(const IpAddress& ip) override;
+  bool kernel_way(const IpAddress& dst, KernelWay& out) override {
+    out = {static_cast<std::uint32_t>(link_.index), link_.mtu_bytes, false, true, {}};
+    return port_.frame_to(dst, out.frame);
+  }
+  std::uint64_t way_changes() const override { return port_.neighbor().changes(); }
   const Counters& counters() const override;
   std::string mode() const override { return mode_; }
 
@@ -328,10 +334,17 @@ Result<std::unique_ptr<PacketIo>> open_packet_socket(const InterfaceOptions& opt
   if (!link.ok()) {
     return link.status();
   }
+  if (options.redirect != nullptr) {
+    // Before the program that keeps our packets from the kernel: that drops what this one leaves.
+    const Status status = options.redirect->attach(link->index, FlowRedirect::Hook::kIngress);
+    if (!status.ok()) {
+      return status;
+    }
+  }
   UniqueFd socket;
   UniqueFd neighbors;
   if (options.queue.fd < 0) {
-    auto opened = open_packet_fd(*link, Hears::kAll);
+    auto opened = open_packet_fd(*link, Hears::kAll, options.redirect);
     if (!opened.ok()) {
       return opened.status();
     }

@@ -11,6 +11,7 @@
 
 #include "netnode/packet_io/device_gone.h"
 #include "netnode/packet_io/drivers.h"
+#include "netnode/packet_io/flow_redirect.h"
 #include "netnode/packet_io/raw_io.h"
 #include "netnode/packet_io/small_packet.h"
 #include "netnode/packet_io/tun_device.h"
@@ -35,6 +36,10 @@ class TunIo final : public PacketIo {
   // The kernel routes to us what it routes to the device: there is nobody to answer.
   void add_local_address(const IpAddress&) override {}
   void remove_local_address(const IpAddress&) override {}
+  bool kernel_way(const IpAddress&, KernelWay& out) override {
+    out = {static_cast<std::uint32_t>(device_.link.index), device_.link.mtu_bytes, true, false, {}};
+    return true;
+  }
   const Counters& counters() const override { return counters_; }
 
  private:
@@ -143,6 +148,10 @@ Result<std::unique_ptr<PacketIo>> open_tun(const InterfaceOptions& options) {
   Result<TunDevice> device = open_tun_device(options, TunKind::kTun);
   if (!device.ok()) {
     return device.status();
+  }
+  if (options.redirect != nullptr) {
+    const Status status = options.redirect->attach(device->link.index, FlowRedirect::Hook::kEgress);
+    if (!status.ok()) return status;
   }
   return std::unique_ptr<PacketIo>(std::make_unique<TunIo>(options, std::move(device).value()));
 }

@@ -11,9 +11,17 @@ namespace sanproxy::packet_io {
 namespace {
 
 // r6: context.
-std::vector<bpf_insn> make_program(const AddressMap& addresses, int sockets) {
+std::vector<bpf_insn> make_program(const AddressMap& addresses, int sockets,
+                                   const FlowRedirect* redirect) {
   BpfCode code;
   code.move(6, 1);
+  if (redirect != nullptr) {
+    redirect->match(code, FlowRedirect::Context::kFrame, net::kEthernetHeaderBytes,
+                    BpfCode::kNoFlow);
+    code.set(0, XDP_PASS);
+    code.exit();
+    code.here(BpfCode::kNoFlow);
+  }
   match_destination(code, {offsetof(xdp_md, data), offsetof(xdp_md, data_end)}, addresses, true);
   code.load_map(1, sockets);
   code.load(BPF_W, 2, 6, offsetof(xdp_md, rx_queue_index));
@@ -41,7 +49,8 @@ Status bpf_error(const char* what, int error) {
 
 Result<std::unique_ptr<XdpProgram>> XdpProgram::attach(int interface_index, std::uint32_t queues,
                                                        std::uint32_t addresses_max,
-                                                       bool driver_mode) {
+                                                       bool driver_mode,
+                                                       const FlowRedirect* redirect) {
   auto addresses = AddressMap::create(addresses_max);
   if (!addresses.ok()) return bpf_error("create a BPF map", errno);
   std::unique_ptr<XdpProgram> out(new XdpProgram(std::move(*addresses)));
@@ -53,7 +62,7 @@ Result<std::unique_ptr<XdpProgram>> XdpProgram::attach(int interface_index, std:
             bpf_map_create(BPF_MAP_TYPE_XSKMAP, "san_sockets", 4, 4, queues, nullptr))) {
     return bpf_error("create a BPF map", errno);
   }
-  const std::vector<bpf_insn> code = make_program(out->addresses_, out->sockets_.get());
+  const std::vector<bpf_insn> code = make_program(out->addresses_, out->sockets_.get(), redirect);
   if (!made(out->program_, bpf_prog_load(BPF_PROG_TYPE_XDP, "san_xdp", "GPL", code.data(),
                                          code.size(), nullptr))) {
     return bpf_error("load the XDP program", errno);

@@ -16,15 +16,18 @@
 #include <string>
 
 #include "netnode/packet_io/address_match.h"
+#include "netnode/packet_io/flow_redirect.h"
 
 namespace sanproxy::packet_io {
 
 class XdpProgram {
  public:
   // `addresses_max` bounds what add() takes. In `driver_mode` by the driver itself, else by the
-  // kernel in its stead (generic mode).
+  // kernel in its stead (generic mode). Packets of the flows of `redirect`, if there is one, are
+  // the kernel's.
   static Result<std::unique_ptr<XdpProgram>> attach(int interface_index, std::uint32_t queues,
-                                                    std::uint32_t addresses_max, bool driver_mode);
+                                                    std::uint32_t addresses_max, bool driver_mode,
+                                                    const FlowRedirect* redirect);
 
   // The socket that takes what arrives on `queue`.
   Status set_socket(std::uint32_t queue, int socket_fd);

@@ -66,6 +66,8 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   std::size_t send(std::span<const SendPacket> packets) override;
   void flush() override;
   bool unsent() const override { return send_kick_.unsent(); }
+  bool kernel_way(const IpAddress& dst, KernelWay& out) override;
+  std::uint64_t way_changes() const override { return port_.neighbor().changes(); }
   void add_local_address(const IpAddress& ip) override;
   void remove_local_address(const IpAddress& ip) override;
   bool lends() const override { return true; }
@@ -163,7 +165,8 @@ Status XdpSocketIo::open() {
                            Mode{false, false, "generic mode, one copy by the kernel"}}) {
     if (mode.zero_copy && facts_.veth) continue;  // has none
     program_.reset();
-    auto program = XdpProgram::attach(link_.index, facts_.queues, kAddressesMax, mode.driver);
+    auto program = XdpProgram::attach(link_.index, facts_.queues, kAddressesMax, mode.driver,
+                                      options_.redirect);
     status = program.status();
     if (status.code() == Code::kPermission || status.code() == Code::kExists) return status;
     if (!program.ok()) continue;
@@ -175,6 +178,10 @@ Status XdpSocketIo::open() {
     break;
   }
   if (!status.ok()) return status;
+  if (options_.redirect != nullptr) {
+    status = options_.redirect->attach(link_.index, FlowRedirect::Hook::kIngress);
+    if (!status.ok()) return status;
+  }
   spdlog::info("interface {}: AF_XDP in {}", options_.name, mode_);
   fill();
   for (const IpPrefix& address : options_.addresses) add_local_address(address.ip);
@@ -197,6 +204,11 @@ void XdpSocketIo::remove_local_address(const IpAddress& ip) {
   port_.remove_local(ip);
   program_->remove(ip);
   if (groups_.remove(ip)) program_->remove(solicited_node_address(ip));
+}
+
+bool XdpSocketIo::kernel_way(const IpAddress& dst, KernelWay& out) {
+  out = {static_cast<std::uint32_t>(link_.index), link_.mtu_bytes, false, true, {}};
+  return port_.frame_to(dst, out.frame);
 }
 
 const Counters& XdpSocketIo::counters() const {

@@ -358,6 +358,37 @@ TEST_F(NeighborTest, OfTwoSilentGatewaysEitherIsFoundWhenItComesBack) {
   }
 }
 
+TEST_F(NeighborTest, TellsAMacThatWasConfirmedAloneAndWhenItChanges) {
+  start({ip("10.0.0.254"), ip("10.0.0.253")});
+  net::MacAddress to;
+  EXPECT_FALSE(neighbor->confirmed(ip("10.0.0.1"), to)) << "nobody has asked";
+  EXPECT_TRUE(sink.frames.empty());
+  arp(kArpRequest, mac(1), "10.0.0.1", {}, "10.0.0.10");
+  ASSERT_TRUE(neighbor->confirmed(ip("10.0.0.1"), to));
+  EXPECT_EQ(to, mac(1));
+  EXPECT_FALSE(neighbor->confirmed(ip("192.0.2.1"), to)) << "no gateway answers";
+  const std::uint64_t before = neighbor->changes();
+  arp(kArpRequest, mac(8), "10.0.0.253", {}, "10.0.0.10");
+  EXPECT_GT(neighbor->changes(), before) << "another next hop";
+  ASSERT_TRUE(neighbor->confirmed(ip("192.0.2.1"), to));
+  EXPECT_EQ(to, mac(8));
+  const std::uint64_t second = neighbor->changes();
+  arp(kArpRequest, mac(7), "10.0.0.254", {}, "10.0.0.10");
+  EXPECT_GT(neighbor->changes(), second) << "the first gateway is back";
+  ASSERT_TRUE(neighbor->confirmed(ip("192.0.2.1"), to));
+  EXPECT_EQ(to, mac(7));
+  later(2);
+  const std::uint64_t third = neighbor->changes();
+  arp(kArpReply, mac(1), "10.0.0.1", kOurs, "10.0.0.10");
+  EXPECT_EQ(neighbor->changes(), third) << "nothing has changed";
+  arp(kArpReply, mac(2), "10.0.0.1", mac(0x77), "10.0.0.1");
+  EXPECT_GT(neighbor->changes(), third) << "announced";
+  EXPECT_FALSE(neighbor->confirmed(ip("10.0.0.1"), to)) << "not yet";
+  arp(kArpReply, mac(2), "10.0.0.1", kOurs, "10.0.0.10");
+  ASSERT_TRUE(neighbor->confirmed(ip("10.0.0.1"), to));
+  EXPECT_EQ(to, mac(2));
+}
+
 TEST_F(NeighborTest, WithoutAGatewayPacketsGoBackWhereTheyCameFrom) {
   start();
   net::MacAddress to;
