@@ -213,6 +213,10 @@ void read_nat(const std::string& path, const toml::table& table, NetnodeConfig& 
   r.number("established_s", nat.established_s, 1, kSecondsMax);
   r.number("transitory_s", nat.transitory_s, 1, kSecondsMax);
   r.number("udp_s", nat.udp_s, 1, kSecondsMax);
+  r.text("in_kernel", [&](const std::string& v) {
+    config.nat_in_kernel = choose<InKernel>(
+        v, {{"auto", InKernel::kAuto}, {"yes", InKernel::kYes}, {"no", InKernel::kNo}});
+  });
   r.text("state_file", [&](const std::string& v) {
     if (v.empty() || v[0] != '/') throw std::invalid_argument("expected an absolute path");
     config.nat_state_file = v;
@@ -322,6 +326,12 @@ void check_own_addresses(const std::string& path, const NetnodeConfig& config) {
   }
 }
 
+void check_in_kernel(const std::string& path, const NetnodeConfig& config) {
+  const std::string why = not_in_kernel(config);
+  if (config.nat_in_kernel != InKernel::kYes || why.empty()) return;
+  config_fail(path, {}, "[nat].in_kernel: " + why);
+}
+
 // What only the whole file can tell.
 void check_whole(const std::string& path, const NetnodeConfig& config) {
   if (config.interfaces.empty()) config_fail(path, {}, "needs at least one [[interface]]");
@@ -332,6 +342,7 @@ void check_whole(const std::string& path, const NetnodeConfig& config) {
   }
   if (std::string wrong = steer::check(config.set); !wrong.empty()) config_fail(path, {}, wrong);
   check_own_addresses(path, config);
+  check_in_kernel(path, config);
   if (config.set.proxies.size() > config.forwarder.maglev_entries) {
     config_fail(path, {}, "[node].maglev_entries: there are more proxies than entries for them");
   }
@@ -351,6 +362,20 @@ void check_whole(const std::string& path, const NetnodeConfig& config) {
 }
 
 }  // namespace
+
+std::string not_in_kernel(const NetnodeConfig& config) {
+  const steer::NatOptions& nat = config.forwarder.nat;
+  if (nat.addresses.empty()) return "[nat] has no addresses";
+  if (nat.established_s < steer::kNatCarriedLifeMinS) {
+    return "established_s is below " + std::to_string(steer::kNatCarriedLifeMinS);
+  }
+  for (const InterfaceConfig& interface : config.interfaces) {
+    const packet_io::InterfaceOptions& options = interface.options;
+    if (options.driver != "tap") continue;
+    return "interface \"" + options.name + "\" has driver \"tap\", which cannot: use \"tun\"";
+  }
+  return "";
+}
 
 std::vector<std::string> warnings(const NetnodeConfig& config) {
   std::vector<std::string> out = steer::unserved(config.set, false);

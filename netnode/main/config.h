@@ -32,6 +32,9 @@ struct ChannelConfig {
   std::string proxy_name;            // in the certificate of each proxy; "": any
 };
 
+// Whether the kernel carries established sessions behind NAT. kAuto: where it can.
+enum class InKernel : std::uint8_t { kAuto, kYes, kNo };
+
 struct NetnodeConfig {
   std::string name = "netnode";
   std::string log_level = "info";
@@ -46,12 +49,15 @@ struct NetnodeConfig {
   ChannelConfig channel;
   steer::ForwarderOptions forwarder;
   std::string nat_state_file;  // "": sessions end with the node
+  InKernel nat_in_kernel = InKernel::kAuto;
   steer::ProxySet set;
   std::string admin_listen = "127.0.0.1:9478";
   std::vector<IpPrefix> admin_changes_from;  // beside loopback
   std::optional<daemon::ClusterConfig> cluster;
 };
 
+// Why the kernel cannot carry sessions behind NAT for this node; "": nothing in the file says so.
+std::string not_in_kernel(const NetnodeConfig& config);
 // What works, but perhaps not as meant; for people.
 std::vector<std::string> warnings(const NetnodeConfig& config);
 NetnodeConfig load_config(const std::string& path);

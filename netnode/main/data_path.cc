@@ -483,6 +483,7 @@ bool DataPath::unsent() const {
 }
 
 void DataPath::on_time() {
+  if (redirect_ != nullptr) keep_redirect_right();
   forwarder_.age(now_ms());
   steer::Fragments::Token token = 0;
   while (forwarder_.expire_held(now_ms(), token)) pool_.release(token);

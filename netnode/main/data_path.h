@@ -21,6 +21,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "netnode/main/config.h"
 #include "netnode/main/way_out.h"
+#include "netnode/packet_io/flow_redirect.h"
 #include "netnode/packet_io/packet_io.h"
 #include "netnode/steer/forwarder.h"
 
@@ -52,13 +53,15 @@ class ChannelWay {
                     std::uint32_t length, const packet_io::Offload& offload, bool final) = 0;
 };
 
-class DataPath {
+class DataPath : private steer::NatCarrier {
  public:
   DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool);
-  ~DataPath();
+  ~DataPath() override;
 
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, std::vector<IpPrefix> routes);
   void set_channel_way(ChannelWay* way) { channels_ = way; }
+  // Carries established sessions behind NAT from now on; all interfaces are attached to it.
+  void set_redirect(packet_io::FlowRedirect* redirect);
   // Addresses that the interfaces answer for: ours, and those of the services.
   void answer_for(const steer::ProxySet& set);
 
@@ -128,6 +131,11 @@ class DataPath {
   bool fits(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes);
   void answer_too_big(const Here& packet, const net::ParsedPacket& parsed, std::uint32_t mtu_bytes);
   void release(const Here& packet) { pool_.release(packet.slot); }
+  std::uint32_t generation() const override { return redirect_->generation(); }
+  bool carry(const net::FlowKey& client, const net::FlowKey& proxy, std::uint16_t addresses_delta,
+             std::uint16_t ports_delta) override;
+  void leave(const net::FlowKey& client, const net::FlowKey& proxy) override;
+  void keep_redirect_right();
   WayOut& way_to(const std::uint8_t* dst, Family family);
   bool is_own(const Interface& interface, const IpAddress& ip) const;
 
@@ -139,7 +147,9 @@ class DataPath {
   flow::TokenBucket icmp_bucket_;
   std::vector<std::unique_ptr<Interface>> interfaces_;
   ChannelWay* channels_ = nullptr;
-  std::vector<Here> held_;  // by token, which is the slot
+  packet_io::FlowRedirect* redirect_ = nullptr;
+  std::uint64_t ways_seen_ = 0;  // what the flows there were told by: tables and next hops
+  std::vector<Here> held_;       // by token, which is the slot
   std::vector<IpAddress> answered_for_;
   std::array<steer::Verdict, steer::kBurstMax> verdicts_;
   std::size_t received_bytes_ = 0;

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "lwproto/fabric/tcp/tcp_fabric.h"
 #include "netnode/main/config.h"
 #include "netnode/main/node.h"
+#include "netnode/packet_io/flow_redirect.h"
 
 namespace {
 
@@ -33,10 +35,36 @@ void start_logging(const std::string& level) {
   spdlog::flush_every(std::chrono::seconds(1));
 }
 
+// Null: the node carries all packets itself.
+std::unique_ptr<sanproxy::packet_io::FlowRedirect> make_redirect(
+    const sanproxy::netnode::NetnodeConfig& config) {
+  using sanproxy::netnode::InKernel;
+  const auto& nat = config.forwarder.nat;
+  if (nat.addresses.empty() || config.nat_in_kernel == InKernel::kNo) return nullptr;
+  std::string why = sanproxy::netnode::not_in_kernel(config);
+  if (why.empty()) {
+    auto redirect = sanproxy::packet_io::FlowRedirect::create(nat.sessions_max * 2);
+    if (redirect.ok()) {
+      const bool tcx = (*redirect)->way() == sanproxy::packet_io::FlowRedirect::Way::kTcx;
+      spdlog::info("established sessions behind NAT are carried in the kernel, by {}",
+                   tcx ? "tcx" : "clsact");
+      return std::move(redirect).value();
+    }
+    why = redirect.status().to_string();
+  }
+  if (config.nat_in_kernel == InKernel::kYes) {
+    throw std::runtime_error("[nat].in_kernel: " + why);
+  }
+  spdlog::info("sessions behind NAT are carried by this process, not in the kernel: {}", why);
+  return nullptr;
+}
+
 void run(const sanproxy::netnode::NetnodeConfig& config, const std::string& path) {
+  const auto redirect = make_redirect(config);
   sanproxy::netnode::Node node(config, SANPROXY_VERSION);
   node.set_reader([path] { return sanproxy::netnode::load_config(path); });
-  for (const auto& interface : config.interfaces) {
+  for (auto interface : config.interfaces) {
+    interface.options.redirect = redirect.get();
     auto io = sanproxy::packet_io::open_interface(interface.options);
     if (!io.ok()) {
       throw std::runtime_error("interface " + interface.options.name + " (" +
@@ -45,6 +73,7 @@ void run(const sanproxy::netnode::NetnodeConfig& config, const std::string& path
     node.add_interface(std::move(io).value(), interface);
     spdlog::info("interface {} ({}) is up", interface.options.name, interface.options.driver);
   }
+  if (redirect) node.set_redirect(redirect.get());
   if (std::string wrong = node.apply(config.set); !wrong.empty()) throw std::runtime_error(wrong);
   node.load_sessions();
   if (!config.admin_listen.empty()) {

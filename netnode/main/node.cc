@@ -83,6 +83,11 @@ void Node::add_interface(std::unique_ptr<packet_io::PacketIo> io, const Interfac
   path_.add_interface(std::move(io), config.routes);
 }
 
+void Node::set_redirect(packet_io::FlowRedirect* redirect) {
+  redirect_ = redirect;
+  path_.set_redirect(redirect);
+}
+
 void Node::start_admin(const SocketAddress& address) {
   admin_ = take(daemon::AdminServer::start(address, config_.admin_changes_from),
                 "admin endpoint " + address.to_string());

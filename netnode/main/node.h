@@ -47,6 +47,8 @@ class Node {
   ~Node();
 
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config);
+  // After the interfaces, which are attached to it; it lives longer than this.
+  void set_redirect(packet_io::FlowRedirect* redirect);
   void start_admin(const SocketAddress& address);
   void join_cluster();
   // On SIGHUP proxies and services are those that `read` gives, or throws why not.
@@ -81,6 +83,7 @@ class Node {
   const std::string& version() const { return version_; }
   const DataPath& path() const { return path_; }
   const buffer::SlotPool& pool() const { return pool_; }
+  const packet_io::FlowRedirect* redirect() const { return redirect_; }  // null: there is none
   double uptime_s() const;
   // Out for new sessions: by a signal, an operator or the cluster.
   bool draining() const { return stopping_ || drained_here_ || (cluster_ && cluster_->drained()); }
@@ -140,6 +143,7 @@ class Node {
   std::optional<steer::ProxySet> applied_;  // nothing: the last one did not come about whole
   std::unique_ptr<daemon::AdminServer> admin_;
   std::unique_ptr<ClusterMember> cluster_;
+  packet_io::FlowRedirect* redirect_ = nullptr;
   int epoll_fd_ = -1;
   int signal_fd_ = -1;
   std::uint64_t rounds_ = 0;

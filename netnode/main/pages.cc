@@ -85,6 +85,19 @@ void forwarder_metrics(const Node& node, Metrics& m) {
   m.counter("netnode_nat_sessions_total", events, n.reused_closing, label("event", "port_reused"));
 }
 
+void redirect_metrics(const Node& node, Metrics& m) {
+  if (node.redirect() == nullptr) return;
+  const packet_io::FlowRedirectCounters c = node.redirect()->counters();
+  const char* packets = "Packets of established sessions behind NAT that the kernel carried";
+  m.counter("netnode_kernel_packets_total", packets, c.to_proxy, label("direction", "to_proxy"));
+  m.counter("netnode_kernel_packets_total", packets, c.to_client, label("direction", "to_client"));
+  m.counter("netnode_kernel_dropped_total", "Packets that it could not finish for want of memory",
+            c.dropped);
+  const char* entries = "Flows given to the kernel; each session is two";
+  m.counter("netnode_kernel_flows_total", entries, c.put, label("result", "taken"));
+  m.counter("netnode_kernel_flows_total", entries, c.refused, label("result", "refused"));
+}
+
 void path_metrics(const Node& node, Metrics& m) {
   const DataPathCounters& d = node.path().counters();
   const char* ways = "Packets sent, by way";
@@ -219,6 +232,7 @@ Page metrics_page(const Node& node) {
   Metrics m;
   forwarder_metrics(node, m);
   drop_metrics(node, m);
+  redirect_metrics(node, m);
   path_metrics(node, m);
   dropped_metrics(node, m);
   proxy_metrics(node, m);
@@ -290,6 +304,7 @@ Page status_page(const Node& node) {
                       {"places", f.flows().capacity()},
                       {"memory_bytes", f.flows().memory_bytes()}}},
                     {"nat_sessions", f.nat().sessions()},
+                    {"nat_in_kernel", node.redirect() != nullptr},
                     {"buffers",
                      {{"free", node.pool().free_count()},
                       {"posted", node.pool().posted_count()},

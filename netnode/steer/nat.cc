@@ -190,6 +190,7 @@ void Nat::unlink(Index at) {
 
 void Nat::close(Index at) {
   Session& s = sessions_[at];
+  if (s.carried) carrier_->leave(s.client, s.proxy);
   unlink(at);
   by_client_.erase(table_hash(s.client), at);
   by_proxy_.erase(table_hash(s.proxy), at);
@@ -365,9 +366,29 @@ void Nat::touch(Session& s, Index at, const std::uint8_t* tcp, bool from_client,
       timer = kEstablished;
     }
   }
-  if (timer == s.timer && s.used_s == now_s) return;
-  unlink(at);
-  link(at, timer, now_s);
+  if (timer != s.timer || s.used_s != now_s) {
+    unlink(at);
+    link(at, timer, now_s);
+  }
+  if (carrier_ != nullptr && tcp != nullptr) look_at_carrier(s, now_s);
+}
+
+void Nat::look_at_carrier(Session& s, std::uint32_t now_s) {
+  if (s.timer != kEstablished) {
+    if (s.carried) carrier_->leave(s.client, s.proxy);
+    s.carried = false;
+    s.seen = 0;
+    return;
+  }
+  if (s.seen < kNatCarryAfter) {
+    ++s.seen;
+    return;
+  }
+  const std::uint32_t generation = carrier_->generation();
+  if (s.carried && generation == s.carried_generation && now_s - s.carried_s < kNatCarriedS) return;
+  s.carried = carrier_->carry(s.client, s.proxy, s.addresses_delta, s.ports_delta);
+  s.carried_generation = generation;
+  s.carried_s = now_s;
 }
 
 NatResult Nat::rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,

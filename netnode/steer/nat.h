@@ -58,12 +58,33 @@ struct NatCounters {
   std::uint64_t created = 0, expired = 0, displaced = 0, reused_closing = 0;
 };
 
+// Who can carry the packets of established TCP sessions without us.
+class NatCarrier {
+ public:
+  virtual ~NatCarrier() = default;
+  // What it was told before holds only while this number stays the same, and for kNatCarriedS.
+  virtual std::uint32_t generation() const = 0;
+  // `client` and `proxy`: the flow as the packets of each have it; what the translation of the
+  // client's adds to a sum. False: it cannot.
+  virtual bool carry(const net::FlowKey& client, const net::FlowKey& proxy,
+                     std::uint16_t addresses_delta, std::uint16_t ports_delta) = 0;
+  virtual void leave(const net::FlowKey& client, const net::FlowKey& proxy) = 0;
+};
+inline constexpr std::uint32_t kNatCarriedS = 10;
+// With a shorter `established_s` a session could end while it is carried.
+inline constexpr std::uint32_t kNatCarriedLifeMinS = 4 * kNatCarriedS;
+// Of an established session that come by us before it is carried: short ones are not worth it.
+inline constexpr std::uint8_t kNatCarryAfter = 8;
+
 class Nat {
  public:
   static constexpr std::uint16_t kNoProxy = 0xffff;
 
   // `seed` decides ports: the same on all nodes that share the addresses.
   Nat(const NatOptions& options, std::uint64_t seed);
+  // Not owned. Segments that begin, end or reset a session come by us all the same, and one of each
+  // session every kNatCarriedS, so that timers stay right.
+  void set_carrier(NatCarrier* carrier) { carrier_ = carrier; }
 
   bool is_ours(const std::uint8_t* address, Family family) const;
   // The client's flow that a proxy's packet belongs to; null: none.
@@ -135,6 +156,9 @@ class Nat {
     std::uint32_t proxy_seq = 0;  // of the proxy's last segment, while it is not established
     Timer timer = kTransitory;
     bool used = false;
+    bool carried = false;
+    std::uint8_t seen = 0;  // packets since it is established, up to kNatCarryAfter
+    std::uint32_t carried_s = 0, carried_generation = 0;  // when it was given to the carrier
   };
   // Open addressing with backward shift: no tombstones, so that it never degrades.
   class Table {
@@ -183,6 +207,7 @@ class Nat {
   // `tcp`: the segment's header, null without one.
   void touch(Session& session, Index at, const std::uint8_t* tcp, bool from_client,
              std::uint32_t now_s);
+  void look_at_carrier(Session& session, std::uint32_t now_s);
   std::uint32_t idle_s(Timer timer) const;
   static NatResult rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,
                            std::uint16_t ports);
@@ -201,6 +226,7 @@ class Nat {
   std::uint32_t used_ = 0;
   std::uint32_t searches_in_vain_ = 0;  // for a free port, one after the other
   NatCounters counters_;
+  NatCarrier* carrier_ = nullptr;
 };
 
 }  // namespace sanproxy::steer
