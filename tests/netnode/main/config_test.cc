@@ -152,6 +152,28 @@ TEST(NetnodeConfig, AServerMayHaveTheAddressThatATunDeviceGivesItsHost) {
   EXPECT_EQ(error_of(interface + proxy), "");
 }
 
+TEST(NetnodeConfig, WhatTheKernelCannotCarryIsAnErrorOnlyWhereItMust) {
+  const std::string nat = "[nat]\naddresses = [\"10.9.9.9\"]\n";
+  const std::string tap = "[[interface]]\ndriver = \"tap\"\nname = \"nn0\"\n";
+  NetnodeConfig config;
+  ASSERT_EQ(error_of(kInterface + nat, &config), "");
+  EXPECT_EQ(config.nat_in_kernel, InKernel::kAuto);
+  EXPECT_EQ(not_in_kernel(config), "");
+  EXPECT_EQ(error_of(kInterface + nat + "established_s = 40\nin_kernel = \"yes\"\n"), "");
+  for (const std::string& text : {tap + nat, kInterface + nat + "established_s = 39\n",
+                                  std::string(kInterface) + "[nat]\n"}) {
+    ASSERT_EQ(error_of(text, &config), "") << text;
+    EXPECT_NE(not_in_kernel(config), "") << text;
+    EXPECT_EQ(error_of(text + "in_kernel = \"no\"\n"), "") << text;
+    EXPECT_NE(error_of(text + "in_kernel = \"yes\"\n").find(not_in_kernel(config)),
+              std::string::npos)
+        << text;
+  }
+  EXPECT_NE(error_of(kInterface + nat + "in_kernel = true\n").find("in_kernel"), std::string::npos);
+  EXPECT_NE(error_of(kInterface + nat + "in_kernel = \"perhaps\"\n").find("in_kernel"),
+            std::string::npos);
+}
+
 TEST(NetnodeConfig, EveryMistakeIsAnErrorThatSaysWhatWasExpected) {
   struct Case {
     const char* text;
