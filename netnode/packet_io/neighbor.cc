@@ -224,7 +224,8 @@ void Neighbor::confirm(NeighborEntry& entry, const net::MacAddress& mac) {
   if (entry.state != NeighborState::kDoubted) {
     entry.next_probe_ns = 0;  // the first doubt is looked into at once
   }
-  if (entry.mac != mac || (entry.gateway && !entry.has_mac())) ++changes_;
+  // Of one that had none nothing was told, but a gateway may be a better one than another.
+  if (entry.has_mac() ? entry.mac != mac : entry.gateway) ++changes_;
   entry.mac = mac;
   entry.state = NeighborState::kReachable;
   entry.probes = 0;

@@ -368,6 +368,10 @@ TEST_F(NeighborTest, TellsAMacThatWasConfirmedAloneAndWhenItChanges) {
   EXPECT_EQ(to, mac(1));
   EXPECT_FALSE(neighbor->confirmed(ip("192.0.2.1"), to)) << "no gateway answers";
   const std::uint64_t before = neighbor->changes();
+  for (std::uint8_t one = 10; one < 30; ++one) {
+    arp(kArpRequest, mac(one), ("10.0.0." + std::to_string(100 + one)).c_str(), {}, "10.0.0.10");
+  }
+  EXPECT_EQ(neighbor->changes(), before) << "of strangers nothing was told";
   arp(kArpRequest, mac(8), "10.0.0.253", {}, "10.0.0.10");
   EXPECT_GT(neighbor->changes(), before) << "another next hop";
   ASSERT_TRUE(neighbor->confirmed(ip("192.0.2.1"), to));
