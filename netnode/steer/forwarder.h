@@ -184,6 +184,8 @@ class Forwarder {
   }
   std::uint64_t sessions() const;
   std::uint64_t generation() const;
+  // Another number after whatever may have made a packet another proxy's, or nobody's.
+  std::uint64_t changes() const { return changes_; }
   std::uint64_t tables_built() const { return tables_built_; }
   Nat& nat() { return nat_; }
   const Nat& nat() const { return nat_; }
@@ -278,6 +280,7 @@ class Forwarder {
   std::vector<ServiceCell> cells_;
   std::size_t cell_mask_ = 0;
   std::uint64_t tables_built_ = 0;
+  std::uint64_t changes_ = 0;
   ForwarderCounters counters_;
 };
 

@@ -33,6 +33,7 @@ std::uint64_t Forwarder::sessions() const {
 
 void Forwarder::apply(const ProxySet& set, std::vector<std::uint16_t>& gone) {
   gone.clear();
+  ++changes_;
   for (std::size_t i = 0; i < proxies_.size(); ++i) {
     Proxy& proxy = proxies_[i];
     const bool stays =
@@ -103,6 +104,7 @@ void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
       proxies_[proxy].tag == tag) {
     return;
   }
+  ++changes_;
   proxies_[proxy].tag = tag;
   index_tags();
 }
@@ -110,6 +112,7 @@ void Forwarder::set_tag(std::uint16_t proxy, std::uint16_t tag) {
 void Forwarder::set_told_weight(std::uint16_t proxy, std::uint32_t weight) {
   weight = std::min(weight, kWeightMax);
   if (proxy >= proxies_.size() || proxies_[proxy].told_weight == weight) return;
+  ++changes_;
   proxies_[proxy].told_weight = weight;
   rebuild_pools();
 }
@@ -155,6 +158,7 @@ void Forwarder::apply_services(const std::vector<ServiceConfig>& services) {
 
 void Forwarder::set_state(std::uint16_t proxy, ProxyState state) {
   if (proxy >= proxies_.size() || proxies_[proxy].state == state) return;
+  ++changes_;
   proxies_[proxy].state = state;
   rebuild_pools();
 }

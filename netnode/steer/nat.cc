@@ -370,10 +370,10 @@ void Nat::touch(Session& s, Index at, const std::uint8_t* tcp, bool from_client,
     unlink(at);
     link(at, timer, now_s);
   }
-  if (carrier_ != nullptr && tcp != nullptr) look_at_carrier(s, now_s);
+  if (carrier_ != nullptr && tcp != nullptr) look_at_carrier(s, from_client, now_s);
 }
 
-void Nat::look_at_carrier(Session& s, std::uint32_t now_s) {
+void Nat::look_at_carrier(Session& s, bool from_client, std::uint32_t now_s) {
   if (s.timer != kEstablished) {
     if (s.carried) carrier_->leave(s.client, s.proxy);
     s.carried = false;
@@ -386,7 +386,12 @@ void Nat::look_at_carrier(Session& s, std::uint32_t now_s) {
   }
   const std::uint32_t generation = carrier_->generation();
   if (s.carried && generation == s.carried_generation && now_s - s.carried_s < kNatCarriedS) return;
+  // A client's packet has just been judged. That a proxy goes on speaking says nothing about
+  // whether the session is still its own, or its service still there.
+  if (!from_client) return;
+  const bool before = s.carried;
   s.carried = carrier_->carry(s.client, s.proxy, s.addresses_delta, s.ports_delta);
+  if (before && !s.carried) carrier_->leave(s.client, s.proxy);  // or nobody would
   s.carried_generation = generation;
   s.carried_s = now_s;
 }

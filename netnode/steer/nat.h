@@ -83,7 +83,8 @@ class Nat {
   // `seed` decides ports: the same on all nodes that share the addresses.
   Nat(const NatOptions& options, std::uint64_t seed);
   // Not owned. Segments that begin, end or reset a session come by us all the same, and one of each
-  // session every kNatCarriedS, so that timers stay right.
+  // session's client every kNatCarriedS, so that timers stay right. It is asked for a client's
+  // packets alone, of which the caller knows whose they are just now.
   void set_carrier(NatCarrier* carrier) { carrier_ = carrier; }
 
   bool is_ours(const std::uint8_t* address, Family family) const;
@@ -207,7 +208,7 @@ class Nat {
   // `tcp`: the segment's header, null without one.
   void touch(Session& session, Index at, const std::uint8_t* tcp, bool from_client,
              std::uint32_t now_s);
-  void look_at_carrier(Session& session, std::uint32_t now_s);
+  void look_at_carrier(Session& session, bool from_client, std::uint32_t now_s);
   std::uint32_t idle_s(Timer timer) const;
   static NatResult rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,
                            std::uint16_t ports);

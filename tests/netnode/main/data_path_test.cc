@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "netnode/net/segments.h"
 #include "tests/netnode/steer/steer_packets.h"
 
@@ -39,11 +41,13 @@ class FakeIo final : public packet_io::PacketIo {
     return packets.size();
   }
   void flush() override {}
+  std::uint64_t way_changes() const override { return ways; }
   void add_local_address(const IpAddress&) override {}
   void remove_local_address(const IpAddress&) override {}
   const packet_io::Counters& counters() const override { return counters_; }
 
   std::uint32_t mtu = 1500;
+  std::uint64_t ways = 0;
   std::vector<std::pair<Bytes, packet_io::Offload>> arrived;
   std::vector<packet_io::SendPacket> sent;
   std::vector<Bytes> sent_bytes;  // of their first pieces
@@ -453,6 +457,26 @@ TEST_F(DataPathTest, AnIpv6SegmentThatNoTunnelTakesWholeIsCutUnlessItsChecksumIs
   EXPECT_EQ(lengths(of(1281, net::kTcpAck)).size(), 1u) << "a client can be told";
   EXPECT_EQ(path_.counters().packet_too_big, 3u);
   EXPECT_EQ(net::load_be32(io_->sent_bytes.back().data() + 44), 1280u);
+}
+
+TEST_F(DataPathTest, WhatTheKernelWasToldHoldsUntilSomethingChanges) {
+  auto redirect = packet_io::FlowRedirect::create(16);
+  if (!redirect.ok()) GTEST_SKIP() << redirect.status().to_string();
+  path_.set_redirect(redirect->get());
+  std::uint32_t before = (*redirect)->generation();
+  const auto has_changed = [&] {
+    path_.on_time();
+    const std::uint32_t now = (*redirect)->generation();
+    return std::exchange(before, now) != now;
+  };
+  EXPECT_FALSE(has_changed());
+  path_.forwarder().set_state(0, steer::ProxyState::kDraining);
+  EXPECT_TRUE(has_changed());
+  EXPECT_FALSE(has_changed());
+  path_.forwarder().set_state(0, steer::ProxyState::kDown);
+  EXPECT_TRUE(has_changed()) << "no table of who takes new sessions is another one for that";
+  ++io_->ways;
+  EXPECT_TRUE(has_changed());
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Fragments, what ICMP tells, and sets of proxies and services that change.
 #include <map>
+#include <utility>
 
 #include "netnode/net/tunnel.h"
 #include "tests/netnode/steer/forwarder_fixture.h"
@@ -211,6 +212,34 @@ TEST_F(ForwarderTest, WhatChangesNothingOfAPoolBuildsNoTables) {
   EXPECT_EQ(steering_.tables_built(), built + 7) << "of the pools that it is in";
   EXPECT_GT(steering_.generation(), generation);
   for (int i = 0; i < 50; ++i) EXPECT_NE(steer(packet(i, net::kTcpSyn)).proxy, 1);
+}
+
+// Whoever has passed packets of a session on to somebody else asks again then.
+TEST_F(ForwarderTest, SaysWhenPacketsMayBeAnothersOrNobodys) {
+  std::uint64_t before = steering_.changes();
+  const auto has_changed = [&] {
+    const std::uint64_t now = steering_.changes();
+    return std::exchange(before, now) != now;
+  };
+  steering_.set_state(0, ProxyState::kUp);
+  EXPECT_FALSE(has_changed()) << "nothing has";
+  for (const ProxyState state : {ProxyState::kDraining, ProxyState::kDown, ProxyState::kUp}) {
+    steering_.set_state(0, state);
+    EXPECT_TRUE(has_changed()) << proxy_state_name(state);
+  }
+  set_.services[0].address = at("10.0.0.11:80");
+  apply();
+  EXPECT_TRUE(has_changed()) << "a service is gone, another is there";
+  set_.proxies[0].targets[0] = {*IpAddress::parse("10.5.0.2"), 0};
+  apply();
+  EXPECT_TRUE(has_changed()) << "a proxy is elsewhere";
+  set_.proxies[1].id = 0;
+  apply();
+  EXPECT_TRUE(has_changed());
+  steering_.set_tag(1, 99);
+  EXPECT_TRUE(has_changed());
+  steering_.set_told_weight(0, 7);
+  EXPECT_TRUE(has_changed());
 }
 
 TEST_F(ForwarderTest, AProxyThatHasLeftIsForgottenAndItsPlaceIsGivenAway) {

@@ -107,7 +107,7 @@ TEST_F(NatCarrierTest, IsAskedAgainAfterAWhileOrWhenNothingHoldsAnyMore) {
   client_says(net::kTcpAck);
   EXPECT_EQ(carrier.asked, 1);
   ++now_s;
-  proxy_says(net::kTcpAck);
+  client_says(net::kTcpAck);
   EXPECT_EQ(carrier.asked, 2);
   client_says(net::kTcpAck);
   EXPECT_EQ(carrier.asked, 2);
@@ -124,6 +124,32 @@ TEST_F(NatCarrierTest, IsAskedAgainAtOnceWhenItCouldNot) {
   carrier.can = true;
   client_says(net::kTcpAck);
   EXPECT_EQ(carrier.carried.size(), 1U);
+}
+
+// Of a client's packet somebody has said just now whose it is; a proxy that is down, or whose
+// service is gone, may go on speaking.
+TEST_F(NatCarrierTest, IsNotAskedBecauseAProxyGoesOnSpeaking) {
+  handshake();
+  for (int i = 0; i < 20; ++i) proxy_says(net::kTcpAck);
+  EXPECT_EQ(carrier.asked, 0);
+  client_says(net::kTcpAck);
+  EXPECT_EQ(carrier.asked, 1);
+  ++carrier.now;
+  for (int i = 0; i < 20; ++i) proxy_says(net::kTcpAck);
+  EXPECT_EQ(carrier.asked, 1);
+  now_s += kNatCarriedS;
+  for (int i = 0; i < 20; ++i) proxy_says(net::kTcpAck);
+  EXPECT_EQ(carrier.asked, 1);
+}
+
+TEST_F(NatCarrierTest, GivesBackWhatItCannotCarryAnyMore) {
+  until_carried();
+  now_s += kNatCarriedS;
+  carrier.can = false;
+  client_says(net::kTcpAck);
+  EXPECT_TRUE(carrier.carried.empty()) << "the session may end before it is asked again";
+  client_says(net::kTcpRst);
+  EXPECT_TRUE(carrier.carried.empty());
 }
 
 TEST_F(NatCarrierTest, GivesBackWhatIsReset) {
