@@ -386,9 +386,7 @@ void Nat::look_at_carrier(Session& s, bool from_client, std::uint32_t now_s) {
   }
   const std::uint32_t generation = carrier_->generation();
   if (s.carried && generation == s.carried_generation && now_s - s.carried_s < kNatCarriedS) return;
-  // A client's packet has just been judged. That a proxy goes on speaking says nothing about
-  // whether the session is still its own, or its service still there.
-  if (!from_client) return;
+  if (!from_client) return;  // who is its proxy no more may go on speaking
   const bool before = s.carried;
   s.carried = carrier_->carry(s.client, s.proxy, s.addresses_delta, s.ports_delta);
   if (before && !s.carried) carrier_->leave(s.client, s.proxy);  // or nobody would
