@@ -31,6 +31,9 @@ class BpfCode {
     kIpv6,
     kLookUp,
     // FlowRedirect
+    kWhole,
+    kPull,
+    kPulled,
     kNoFlow,
     kFlow4,
     kFlowKey,

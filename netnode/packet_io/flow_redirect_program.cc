@@ -128,6 +128,30 @@ void match_version(BpfCode& code, Reader& packet, int l3, A::Label none) {
   code.jump(BPF_JNE, 7, 0x60, none);
 }
 
+// With r6 a socket buffer's context: its headers in one piece, as programs read them. Some senders
+// (packet sockets, guests' devices) leave all but the first bytes of a large packet in another one,
+// which the filter of a packet socket reads all the same.
+void pull_headers(BpfCode& code, int l3) {
+  code.load(BPF_W, 2, 6, offsetof(__sk_buff, data));
+  code.load(BPF_W, 3, 6, offsetof(__sk_buff, data_end));
+  code.move(4, 2);
+  code.add_to(4, l3 + kIpv6Bytes + kTcpBytesMin);
+  code.jump_registers(BPF_JLE, 4, 3, A::kPulled);
+  code.load(BPF_W, 5, 6, offsetof(__sk_buff, len));
+  code.jump(BPF_JGE, 5, l3 + kIpv6Bytes + kTcpBytesMin, A::kWhole);
+  code.move(4, 2);
+  code.add_to(4, l3 + kIpv4Bytes + kTcpBytesMin);
+  code.jump_registers(BPF_JLE, 4, 3, A::kPulled);
+  code.move(2, 5);
+  code.jump(BPF_JA, 0, 0, A::kPull);
+  code.here(A::kWhole);
+  code.set(2, l3 + kIpv6Bytes + kTcpBytesMin);
+  code.here(A::kPull);
+  code.move(1, 6);
+  code.call(BPF_FUNC_skb_pull_data);
+  code.here(A::kPulled);
+}
+
 }  // namespace
 
 void FlowRedirect::match(BpfCode& code, Context context, int l3, BpfCode::Label none) const {
@@ -295,6 +319,9 @@ void FlowRedirect::leave(BpfCode& code, int l3) const {
   code.load(BPF_H, 5, 7, static_cast<int>(offsetof(RedirectEntry, frame)) + 12);
   code.store(BPF_H, 2, 12, 5);
   code.here(A::kSend);
+  // What we write has no mark: one by which the host routed this to us would bring it back.
+  code.set(5, 0);
+  code.store(6, offsetof(__sk_buff, mark), 5);
   code.load(BPF_W, 1, 7, offsetof(RedirectEntry, interface_index));
   code.load(BPF_W, 2, 7, offsetof(RedirectEntry, redirect_flags));
   code.call(BPF_FUNC_redirect);
@@ -307,6 +334,7 @@ std::vector<bpf_insn> FlowRedirect::make_program(Hook hook) const {
   const int l3 = hook == Hook::kIngress ? kFrameHeaderBytes : 0;
   code.move(6, 1);
   if (hook == Hook::kIngress) only_untagged_for_host(code);
+  pull_headers(code, l3);
   match(code, Context::kSocketBuffer, l3, A::kOther);
   rewrite(code, l3);
   count(code);

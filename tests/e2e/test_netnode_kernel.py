@@ -3,6 +3,7 @@
 import signal
 
 from harness import programs, wait
+from harness.load import EchoLoad
 from harness.netnode_test import NetnodeTest
 
 GATEWAYS = {"gateways": ["10.88.0.2", "fd88::2"]}
@@ -101,6 +102,23 @@ class InKernel(NetnodeTest):
                 load.finish()
                 self.assertEqual(load.lost, [])
                 one.assert_clean_stop()
+
+    def test_frames_whose_headers_the_sender_left_in_two_pieces_are_carried(self):
+        # So does a packet socket with a packet of more than a page that says nothing of its headers.
+        one = self.lab("packet")
+        for where, device in ((one.client, "eth0"), (one.here, "nn0")):
+            where.ip("link", "set", device, "mtu", "9000")
+        one.add_proxynode_beside("first", 9000)
+        one.start_node(interface={**GATEWAYS, "mtu": 9000}, nat={"in_kernel": "yes"})
+        for family in (4, 6):
+            load = EchoLoad(one, connections=2, family=family, chunk_bytes=6000,
+                            in_flight_bytes=6000)
+            self.addCleanup(load.close)
+            load.start()
+            self.wait_carried(one)
+            load.finish()
+            self.assertEqual(load.lost, [])
+        one.assert_clean_stop()
 
     def test_a_smaller_mtu_behind_the_node_is_told_to_who_sends_too_much(self):
         one = self.node(mtu=1400)

@@ -142,6 +142,20 @@ class NetnodeLab:
             "gateways": [f"10.66.{number}.1", f"fd66:{number}::1"], "mtu": mtu,
             "decapsulate_from": NAT}], number)
 
+    def add_proxynode_beside(self, name, mtu):
+        """A proxynode behind the NAT, on the segment of node and clients, by a packet socket."""
+        self.far[name] = self.client
+        self.proxies.append({"name": name, "mode": "nat", "addresses": ["10.88.0.3", "fd88::3"]})
+        proxy = self.start_proxynode(name, [{"driver": "packet", "name": "eth0", "mtu": mtu,
+                                             "addresses": ["10.88.0.3/24", "fd88::3/64"]}], 1)
+        for label, address in (("4", "10.88.0.3"), ("6", "[fd88::3]")):
+            self.start(f"echo-{name}-{label}", [
+                programs.path("appnode-echo"), "--proxy", f"shm:{self.run_dir}/{name}.sock",
+                "--service", f"{address}:7"])
+        wait.until(lambda: len(admin.status(self.client)["services"]) == 6,
+                   lambda: f"all services of {name} are there\n{proxy.log()[-2000:]}")
+        return proxy
+
     # --- the node
 
     def write_config(self, node=None, interface=None, nat=None):
@@ -241,7 +255,7 @@ class NetnodeLab:
         for program in self.programs:
             program.kill()
         for one in self.far.values():
-            if one is not self.here:
+            if one not in (self.here, self.client):
                 one.remove()
         if self.here is not self.client:
             self.here.remove()

@@ -22,6 +22,7 @@ using Way = FlowRedirect::Way;
 
 constexpr std::uint32_t kRedirected = 7;  // TC_ACT_REDIRECT
 constexpr auto kUntouched = static_cast<std::uint32_t>(-1);
+constexpr std::uint32_t kMark = 7;
 constexpr std::size_t kFrameBytes = net::kEthernetHeaderBytes;
 // For the loopback interface, by which a program is tried.
 constexpr std::array<std::uint8_t, kFrameBytes> kFrameIn = {0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 2};
@@ -142,6 +143,7 @@ class FlowRedirectTest : public ::testing::TestWithParam<std::tuple<Hook, Way>> 
     out.bytes.resize(in.size() + 64);
     __sk_buff context{};
     context.gso_size = segment_bytes;
+    context.mark = kMark;
     bpf_test_run_opts options{};
     options.sz = sizeof(options);
     options.data_in = in.data();
@@ -150,8 +152,13 @@ class FlowRedirectTest : public ::testing::TestWithParam<std::tuple<Hook, Way>> 
     options.data_size_out = static_cast<__u32>(out.bytes.size());
     options.ctx_in = &context;
     options.ctx_size_in = sizeof(context);
+    __sk_buff after{};
+    options.ctx_out = &after;
+    options.ctx_size_out = sizeof(after);
     EXPECT_EQ(bpf_prog_test_run_opts(program.get(), &options), 0);
     out.verdict = options.retval;
+    // A mark that led it to us would lead it here again.
+    EXPECT_EQ(after.mark, out.verdict == kRedirected ? 0 : kMark);
     expect_agreement(in, out.verdict == kRedirected, segment_bytes);
     out.bytes.resize(options.data_size_out);
     return out;
