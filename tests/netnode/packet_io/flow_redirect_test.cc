@@ -3,6 +3,7 @@
 #include "netnode/packet_io/flow_redirect.h"
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -373,6 +374,68 @@ TEST(FlowRedirect, WhatTheTableDoesNotTakeIsCounted) {
   EXPECT_FALSE((*redirect)->put(flow, what, way));
   EXPECT_EQ((*redirect)->counters().put, 2u);
   EXPECT_EQ((*redirect)->counters().refused, 1u);
+}
+
+// By clsact, where a filter's place is not its maker's alone.
+class PlacesTest : public ::testing::Test {
+ protected:
+  static bpf_tc_hook hook() {
+    bpf_tc_hook out{};
+    out.sz = sizeof(out);
+    out.ifindex = 1;  // the loopback interface, where an empty table changes nothing
+    out.attach_point = BPF_TC_INGRESS;
+    return out;
+  }
+  static int filters() {
+    int out = 0;
+    for (std::uint32_t place = 1; place <= InterfaceHook::kPlacesMax; ++place) {
+      bpf_tc_opts options{};
+      options.sz = sizeof(options);
+      options.handle = place;
+      options.priority = 0x5a10;
+      const bpf_tc_hook where = hook();
+      out += bpf_tc_query(&where, &options) == 0 ? 1 : 0;
+    }
+    return out;
+  }
+  void SetUp() override {
+    for (auto* one : {&first, &second}) {
+      auto made = FlowRedirect::create(16, Way::kClsact);
+      if (!made.ok()) GTEST_SKIP() << made.status().to_string();
+      *one = std::move(made).value();
+    }
+    libbpf_set_print(nullptr);
+    bpf_tc_hook where = hook();
+    made_here = bpf_tc_hook_create(&where) == 0;
+  }
+  void TearDown() override {
+    first.reset();
+    second.reset();
+    bpf_tc_hook where = hook();
+    where.attach_point = static_cast<bpf_tc_attach_point>(BPF_TC_INGRESS | BPF_TC_EGRESS);
+    if (made_here) (void)bpf_tc_hook_destroy(&where);
+  }
+
+  std::unique_ptr<FlowRedirect> first, second;
+  bool made_here = false;
+};
+
+TEST_F(PlacesTest, WhoComesLaterTakesNothingFromWhoLives) {
+  ASSERT_TRUE(first->attach(1, Hook::kIngress).ok());
+  ASSERT_EQ(filters(), 1);
+  ASSERT_TRUE(second->attach(1, Hook::kIngress).ok());
+  EXPECT_EQ(filters(), 2);
+  second.reset();
+  EXPECT_EQ(filters(), 1);
+  first.reset();
+  EXPECT_EQ(filters(), 0);
+}
+
+TEST_F(PlacesTest, AreBounded) {
+  for (std::uint32_t i = 0; i < InterfaceHook::kPlacesMax; ++i) {
+    ASSERT_TRUE(first->attach(1, Hook::kIngress).ok());
+  }
+  EXPECT_EQ(second->attach(1, Hook::kIngress).code(), Code::kExists);
 }
 
 }  // namespace
