@@ -33,6 +33,7 @@ class ChunkRegion {
     std::uint32_t sent = 0;
     std::uint32_t outstanding = 0;  // DATA messages that refer to it
     ChunkIndex next = kNoChunk;     // of the same stream
+    std::uint32_t owner = 0;        // that stream, while it is owned; for whoever set it
     bool owned = false;
   };
 
@@ -44,11 +45,19 @@ class ChunkRegion {
   void disown(ChunkIndex chunk);       // the stream will not touch it again
 
   Chunk& operator[](ChunkIndex chunk) { return chunks_[chunk]; }
+  const Chunk& operator[](ChunkIndex chunk) const { return chunks_[chunk]; }
   std::byte* data(ChunkIndex chunk) { return pool_.data(chunk); }
   std::size_t offset(ChunkIndex chunk) const { return pool_.offset(chunk); }
   const buffer::MemoryRegion& region() const { return region_; }
   std::size_t free_count() const { return pool_.free_count(); }
   std::size_t count() const { return pool_.slot_count(); }
+  // Streams do well to put several pieces into one.
+  bool scarce() const { return free_count() < count() / 2; }
+  // Owned, and all that was put into it has been sent and has come back.
+  bool idle(ChunkIndex chunk) const {
+    const Chunk& c = chunks_[chunk];
+    return c.owned && c.outstanding == 0 && c.sent == c.written;
+  }
 
  private:
   void maybe_free(ChunkIndex chunk);

@@ -132,6 +132,7 @@ bool Translator::stash(Stream& s, AppNode& node, stack::RxPayload& payload) {
       if (!may_hold_more(s, chunks)) return false;
       const ChunkIndex fresh = chunks.acquire();
       if (fresh == kNoChunk) return false;
+      chunks[fresh].owner = wire::connection_index(s.id);
       if (tail == kNoChunk) {
         s.chunk_first = fresh;
       } else {
@@ -189,13 +190,20 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
     s.to_app.on_sent(bytes);
     if (bytes > wire::kInlinePayloadBytesMax) s.to_app.on_reference();
     if (s.pending_bytes == 0) {
-      // Nothing waits: the tail goes too, so that an idle stream holds no memory here.
-      release_chunks(s, node);
+      leave_tail(s, node);
     } else {
       advance_chunk(s, node);
     }
   }
   return {};
+}
+
+// Nothing waits: the tail goes too, so that an idle stream holds no memory here. But where chunks
+// are scarce what comes next joins what the application node still holds on to: else each piece of
+// a little more than 1 KB would keep a chunk of its own.
+void Translator::leave_tail(Stream& s, AppNode& node) {
+  const ChunkRegion& chunks = *node.chunks;
+  if (!chunks.scarce() || chunks[s.chunk_tail].outstanding == 0) release_chunks(s, node);
 }
 
 void Translator::release_chunks(Stream& s, AppNode& node) {
@@ -210,7 +218,10 @@ void Translator::release_chunks(Stream& s, AppNode& node) {
 
 void Translator::on_sent(channel::Channel& channel, std::uint64_t cookie, bool) {
   if ((cookie & 1) != 0) {
-    node_of_channel(channel).chunks->on_returned(static_cast<ChunkIndex>(cookie >> 1));
+    AppNode& node = node_of_channel(channel);
+    const auto chunk = static_cast<ChunkIndex>(cookie >> 1);
+    node.chunks->on_returned(chunk);
+    if (node.chunks->idle(chunk)) release_chunks(streams_[(*node.chunks)[chunk].owner], node);
   } else {
     stack::RxPayload::release(reinterpret_cast<pbuf*>(static_cast<std::uintptr_t>(cookie)));
   }

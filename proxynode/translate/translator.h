@@ -352,6 +352,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool stash(Stream& s, AppNode& node, stack::RxPayload& payload);
   Status send_pending_data(Stream& s, AppNode& node);
   void advance_chunk(Stream& s, AppNode& node);
+  void leave_tail(Stream& s, AppNode& node);
   void release_chunks(Stream& s, AppNode& node);
   Status emit(StreamIndex index);  // sends all that is pending, in order
 

@@ -118,6 +118,37 @@ TEST_F(Pressure, AnExhaustedRegionHoldsOneClientBackAndLosesNothing) {
   }
 }
 
+TEST_F(Pressure, SmallPiecesThatAreHeldDoNotTakeAChunkEach) {
+  make();  // 64 chunks
+  Node& node = add_member();
+  node.free = false;
+  node.hold = true;
+  std::vector<std::uint64_t> ids;
+  for (int i = 0; i < 4; ++i) {
+    Client* client = nullptr;
+    ids.push_back(open(client, node));
+    for (int piece = 0; piece < 100; ++piece) {
+      client->send(pattern(1100));
+      run();
+    }
+  }
+  EXPECT_GT(node.held(), 150u);
+  EXPECT_GT(node_in_proxy("node")->chunks->free_count(), 16u);
+  Client* other = nullptr;
+  const std::uint64_t id = open(other, node);
+  other->send(pattern(50'000));
+  run();
+  EXPECT_EQ(node.conns[id].received.size(), 50'005u) << "there is room for whoever comes";
+  EXPECT_EQ(counters().refused_payloads, 0u);
+  node.hold = false;
+  node.free = true;
+  node.release_held();
+  for (const std::uint64_t one : ids) node.free_all(one);
+  run();
+  for (const std::uint64_t one : ids) EXPECT_EQ(node.conns[one].received.size(), 110'005u);
+  EXPECT_EQ(node_in_proxy("node")->chunks->free_count(), 64u) << "who is idle holds nothing";
+}
+
 TEST_F(Pressure, WithoutRecordsTheConnectionIsResetAndCounted) {
   WorldOptions options;
   options.translator.tx_records_max = 4;
