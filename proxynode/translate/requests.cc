@@ -182,11 +182,12 @@ void Translator::on_active_request(AppNode& node, const wire::Message& message) 
     if (!wanted.ok() || wanted->ip.family != remote->ip.family) {
       return refuse(wire::CloseCode::kProtocolError);
     }
+    // "Every address" is none that it serves: the stack would take another node's.
     bool serves = false;
     for (const service::ServiceId id : services_.services_of(node.index)) {
       serves = serves || services_.find(id)->address().ip == wanted->ip;
     }
-    if (!serves) return refuse(wire::CloseCode::kNotPermitted);
+    if (!serves || wanted->ip.is_any()) return refuse(wire::CloseCode::kNotPermitted);
     source = *wanted;
   }
   if (source.ip.family == Family::kNone) return refuse(wire::CloseCode::kUnreachable);

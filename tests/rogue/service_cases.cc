@@ -180,6 +180,15 @@ std::vector<Case> request_cases() {
          body.local = wire::to_wire(*SocketAddress::parse("10.77.0.123:0"));
          return rejected(channel, context, body, CloseCode::kNotPermitted);
        }},
+      {"request_from_every_address", "S18: \"every address\" is none that one serves",
+       [](const Context& context) -> Verdict {
+         RogueChannel channel(context.proxy);
+         const SocketAddress every{IpAddress::any(Family::kIpv4), context.service.port};
+         if (join_code(channel, every, 1) != CloseCode::kNone) return "not joined";
+         wire::ConnectionRequestBody body = active_request(3);
+         body.local = wire::to_wire(SocketAddress{every.ip, 0});
+         return rejected(channel, context, body, CloseCode::kNotPermitted);
+       }},
       {"words_behind_error", "S19: nothing behind ERROR is read",
        [](const Context& context) -> Verdict {
          RogueChannel channel(context.proxy);

@@ -156,6 +156,19 @@ TEST_F(Outgoing, S18_FromAnAddressThatItDoesNotServeIsNotPermitted) {
   (void)server_for_syn();
 }
 
+TEST_F(Outgoing, S18_EveryAddressIsNoneThatItServes) {
+  make();
+  Node& every = add_node({.name = "every"});
+  every.join("0.0.0.0:8080");
+  Node& other = add_node({.name = "b"});
+  other.join("10.77.0.20:80");
+  run();
+  EXPECT_EQ(refusal(every, every.connect(kRemote, "0.0.0.0:0")), CloseCode::kNotPermitted);
+  EXPECT_EQ(refusal(every, every.connect(kRemote, "0.0.0.0:5000")), CloseCode::kNotPermitted);
+  EXPECT_EQ(refusal(every, every.connect(kRemote)), CloseCode::kUnreachable);
+  EXPECT_TRUE(strays_.empty()) << "not from the other node's address either";
+}
+
 TEST_F(Outgoing, S18_WherePolicyForbidsItIsNotPermitted) {
   WorldOptions options;
   options.translator.outgoing = false;
