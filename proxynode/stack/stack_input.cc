@@ -364,9 +364,9 @@ void Stack::Impl::to_listener(Arrived& arrived) {
     tcp_input(arrived.chain, &interface);
   }
   opening = nullptr;
-  if (opened == kNone) {
+  if (opened == kNone || !is_open(opened)) {  // nor for the answer: lwIP has given it up
     ++counters.refused_no_memory;
-  } else if (is_open(opened)) {
+  } else {
     settle(opened);
   }
   reap();

@@ -74,7 +74,7 @@ void Translator::on_join(AppNode& node, const wire::Message& message) {
     if (const Status status = paused_ ? Status() : open_listener(service); !status.ok()) {
       (void)services_.leave(service.id(), node.index);
       services_.erase(service.id());
-      return refuse(wire::CloseCode::kAddressInUse, status.text());
+      return refuse(code_of(status), status.text());
     }
     host_.on_service_opened(*address);
   }

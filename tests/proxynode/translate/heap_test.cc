@@ -143,5 +143,40 @@ TEST_F(FullHeap, WhoComesWhenHalfOfItIsFullGetsASmallerWindow) {
   EXPECT_EQ(node_->conns[node_->order.back()].window, 256u * 1024);
 }
 
+using SmallHeap = World;
+
+TEST_F(SmallHeap, WhoeverFindsNoMemoryIsCounted) {
+  WorldOptions options;
+  options.stack.heap_bytes_max = std::size_t{256} << 10;
+  options.stack.connections_max = options.translator.connections_max = 4'000;
+  make(options);
+  (void)add_member();
+  while (add_client().connected && clients_.size() < 3'000) {
+  }
+  ASSERT_FALSE(clients_.back().connected);
+  EXPECT_EQ(stack_->counters().refused_no_memory, 1u);
+  (void)add_client();
+  EXPECT_EQ(stack_->counters().refused_no_memory, 2u);
+}
+
+// It passes, so the application library asks again.
+TEST_F(SmallHeap, AJoinThatFindsNoMemoryForItsListenerIsLimitReached) {
+  WorldOptions options;
+  options.stack.heap_bytes_max = std::size_t{256} << 10;
+  options.stack.connections_max = options.translator.connections_max = 4'000;
+  options.services_max = 4'000;
+  make(options);
+  Node& node = add_member();
+  while (stack_->counters().refused_no_memory == 0 && clients_.size() < 2'000) (void)add_client();
+  ASSERT_GT(stack_->counters().refused_no_memory, 0u);
+  for (int port = 1'000; port < 2'000 && node.answers.back().code == CloseCode::kNone; ++port) {
+    node.join("10.77.0.10:" + std::to_string(port));
+    run();
+  }
+  EXPECT_EQ(node.answers.back().type, MessageType::kJoinService);
+  EXPECT_EQ(node.answers.back().code, CloseCode::kLimitReached);
+  EXPECT_EQ(counters().joins_limited, 1u);
+}
+
 }  // namespace
 }  // namespace sanproxy::translate::testing
