@@ -167,6 +167,11 @@ void Translator::send_probe(Probe& probe) {
   if (service == nullptr || !service->policy().health) {
     return end_probe(probe, false, "", probe.announced);
   }
+  // Who has left meanwhile was told so, and is asked for nothing behind that.
+  const service::Member* member = service->find(probe.node);
+  if (!probe.announced && (member == nullptr || member->membership != probe.membership)) {
+    return end_probe(probe, false, "", false);
+  }
   const SocketAddress& local = service->address();
   if (!probe.announced) {
     wire::ConnectionRequestBody body{};

@@ -383,6 +383,31 @@ TEST_F(Health, ANodeThatLeavesOrDiesInTheMiddleOfAProbeLeavesNothing) {
   EXPECT_EQ(node_in_proxy("a")->open_probes, 0u);
 }
 
+TEST_F(Health, AProbeThatHasNotLeftIsNotSentBehindTheAnswerToLeave) {
+  make();
+  Node& a = add_member({.name = "a", .credits = 8, .reserve = 2});
+  a.stopped = true;
+  Client* last = nullptr;
+  for (int i = 0; i < 20 && node_in_proxy("a")->requests_pending == 0; ++i) {
+    last = &add_client();
+    last->send(bytes_of("x"));
+    run();
+  }
+  ASSERT_EQ(node_in_proxy("a")->requests_pending, 1u) << "no credit is left for a request";
+  last->send_reset();
+  run();
+  ASSERT_EQ(node_in_proxy("a")->requests_pending, 0u);
+  (void)add_member({.name = "b"});
+  translator_->set_policy(kAddress, checked());
+  run_ms(100);
+  ASSERT_EQ(node_in_proxy("a")->open_probes, 1u);
+  a.leave(a.answers.front().join.service);
+  a.stopped = false;
+  run();
+  EXPECT_EQ(a.story.back(), wire::message_type_name(MessageType::kLeaveService));
+  EXPECT_EQ(node_in_proxy("a")->open_probes, 0u);
+}
+
 TEST_F(Health, ACheckIsTakenAwayAndGivenWhileRunning) {
   make(probing());
   Node& node = add_member({.name = "a"});
