@@ -72,15 +72,21 @@ Member* Service::pick_round_robin(const std::function<bool(NodeId)>& usable) {
 }
 
 // Smooth weighted round-robin: each usable member gains its weight, the richest is picked and
-// pays the sum. Over sum(weights) picks every member is picked exactly `weight` times.
+// pays the sum. Over sum(weights) picks every member is picked exactly `weight` times. Nobody owns
+// or owes more than the sum: what is beyond it is from other weights or other members, and would
+// shut somebody out until it is paid.
 Member* Service::pick_weighted(const std::function<bool(NodeId)>& usable) {
-  Member* best = nullptr;
+  candidates_.clear();
   std::int64_t total = 0;
   for (Member& m : members_) {
     if (takes_none(m) || !usable(m.node)) continue;
-    m.current_weight += m.weight;
+    candidates_.push_back(&m);
     total += m.weight;
-    if (best == nullptr || m.current_weight > best->current_weight) best = &m;
+  }
+  Member* best = nullptr;
+  for (Member* m : candidates_) {
+    m->current_weight = std::clamp(m->current_weight, -total, total) + m->weight;
+    if (best == nullptr || m->current_weight > best->current_weight) best = m;
   }
   if (best != nullptr) best->current_weight -= total;
   return best;

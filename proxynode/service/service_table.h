@@ -133,6 +133,7 @@ class Service {
   std::size_t next_ = 0;
   std::uint32_t memberships_ = 0;
   std::vector<Member> members_;
+  std::vector<Member*> candidates_;  // of pick_weighted()
 };
 
 class ServiceTable {

@@ -49,6 +49,27 @@ TEST(Balance, WeightedIsSmooth) {
   EXPECT_EQ(one.picks(7), (std::vector<int>{0, 0, 1, 0, 2, 0, 0}));
 }
 
+TEST(Balance, NewWeightsAreNotHeldUpByWhatTheOldOnesLeft) {
+  OneService one(Balance::kWeighted, {1000, 1});
+  (void)one.picks(500);
+  Policy policy{.address = kWeb, .balance = Balance::kWeighted};
+  policy.weights = {{"", 1}};  // of all: they have no names
+  one.table.override_policy(kWeb, policy);
+  const auto got = shares(one.picks(20));
+  ASSERT_EQ(got.size(), 2u);
+  EXPECT_NEAR(got.at(0), 10, 2);
+}
+
+TEST(Balance, ANewcomerIsNotHeldUpByWhatOneWhoHasLeftOwed) {
+  OneService one(Balance::kWeighted, {1000, 1});
+  (void)one.picks(500);
+  ASSERT_FALSE(*one.table.leave(one.service->id(), 0));
+  ASSERT_TRUE(one.table.join(request(2)).ok());
+  const auto got = shares(one.picks(20));
+  ASSERT_EQ(got.size(), 2u);
+  EXPECT_NEAR(got.at(2), 10, 2);
+}
+
 TEST(Balance, LeastConnectionsGoesByConnectionsForWeight) {
   OneService one(Balance::kLeastConnections, {1, 3});
   const auto got = shares(one.picks(400));
