@@ -136,29 +136,28 @@ void ConnectionImpl::link_lost(CloseCode reason) {
 
 // --- from the proxy
 
+// The proxy broke a rule of this stream (docs/wire_format.md, P4 to P6): the others go on.
+void ConnectionImpl::breach() { close_with(wire::CloseCode::kProtocolError); }
+
 void ConnectionImpl::on_data(std::uint64_t offset, Received& data) {
   if (state != State::kOpen) return;  // on its way when we closed: nobody wants it any more
   const auto bytes = static_cast<std::uint32_t>(data.size());
-  if (fin_received) return link->breach("data behind the end of the stream");
-  if (const BaseStatus status = receive_window.on_data(offset, bytes); !status.ok()) {
-    return link->breach(status.text());
-  }
+  if (fin_received || !receive_window.on_data(offset, bytes).ok()) return breach();
   handler->on_data(*this, data);
   if (!data.kept_ && !data.withheld_) freed(bytes);
 }
 
 void ConnectionImpl::on_credit(std::uint64_t freed_offset, std::uint64_t acked_offset) {
-  const BaseStatus status = send_window.on_credit(freed_offset, acked_offset);
-  if (!status.ok()) return link->breach(status.text());
+  if (!send_window.on_credit(freed_offset, acked_offset).ok()) return breach();
   maybe_writable();
 }
 
 void ConnectionImpl::on_close(wire::CloseCode code, std::uint64_t offset) {
   if (code != wire::CloseCode::kFin) return end(to_public(code));
-  if (fin_received) return link->breach("end of stream twice");
+  if (fin_received) return breach();
+  if (state == State::kOpen && offset != receive_window.received()) return breach();
   fin_received = true;
   if (state == State::kOpen) {
-    if (offset != receive_window.received()) return link->breach("end of stream at a gap");
     handler->on_end_of_stream(*this);
   }
   if (fin_sent) end(CloseCode::kFin);

@@ -46,8 +46,9 @@ class ConnectionImpl final : public Connection {
   void set_send_window(std::uint32_t window_bytes, std::uint32_t mss_bytes);
   void opened(const wire::AcceptConnectionBody& body);  // an active request was granted
   void end(CloseCode reason);
-  void close_with(wire::CloseCode code);  // our decision; the proxy's answer ends it
-  void report_closed();                   // calls on_closed()
+  void close_with(wire::CloseCode code);  // our decision
+  void breach();
+  void report_closed();  // calls on_closed()
   void maybe_free();
   // The channel is gone: nothing can be sent, nothing will come.
   void link_lost(CloseCode reason);

@@ -119,6 +119,7 @@ BaseStatus Link::come_up(std::unique_ptr<fabric::Endpoint> endpoint,
   hold_->channel->wake_early();  // the proxy writes each reply to the network
   lost_ = false;
   keys_sent_ = keys_answered_ = 0;
+  ends_crossed_ = 0;
   our_reason_ = nullptr;
   retry_pause_ns_ = kRetryFirstNs;
   last_reason_.clear();

@@ -206,6 +206,8 @@ class Link final : public channel::Delegate {
   std::unique_ptr<ChannelHold> hold_;
   bool lost_ = false;  // the channel has ended; take_down() at the end of its poll
   bool services_blocked_ = false;
+  std::size_t ends_crossed_ =
+      0;  // LEAVEs and SHUTDOWNs of ours whose answer means nothing any more
   bool serving_blocked_ = false;
   bool serving_placeless_ = false;
   std::size_t keys_sent_ = 0, keys_answered_ = 0;

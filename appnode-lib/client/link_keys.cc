@@ -41,7 +41,11 @@ void Link::on_key_answer(const wire::AuthenticateBody& body, wire::CloseCode cod
     return breach("authenticate answer to no request");
   }
   const auth::Key& key = node_.keys()[keys_answered_];
-  if (wire::key_name_of(body) != key.name()) return breach("authenticate answer for another key");
+  if (wire::key_name_of(body) != key.name()) {
+    our_reason_ = "the proxy answered for another key than it was asked for";
+    hold_->channel->close(wire::CloseCode::kNotPermitted, our_reason_);
+    return;
+  }
   if (code == wire::CloseCode::kNone) {
     const channel::Channel& channel = *hold_->channel;
     const auto expected =

@@ -24,10 +24,11 @@ void Link::on_data(channel::Channel&, std::uint64_t id, std::uint64_t offset,
 
 void Link::on_message(channel::Channel&, const wire::Message& message) {
   using wire::MessageType;
+  const BaseStatus direction = wire::check_direction(message, wire::Receiver::kApplication);
+  if (!direction.ok()) return breach(direction.text());
   const bool answer = (message.flags & wire::kFlagAnswer) != 0;
   switch (message.type) {
     case MessageType::kConnectionRequest:
-      if ((message.flags & wire::kFlagActive) != 0) return breach("active request from a proxy");
       return on_request(message.request);
     case MessageType::kCredit:
       if (ConnectionImpl* c = table_.find(message.credit.connection)) {
@@ -44,19 +45,16 @@ void Link::on_message(channel::Channel&, const wire::Message& message) {
     case MessageType::kRejectConnection:
       return on_reject(message.reject, message.code);
     case MessageType::kJoinService:
-      if (!answer) return breach("join request from a proxy");
       return on_join_answer(message.join, message.code);
     case MessageType::kAuthenticate:
-      if (!answer) return breach("authenticate request from a proxy");
       return on_key_answer(message.authenticate, message.code);
     case MessageType::kHeartbeat:
-      if (answer) return breach("the answer to a heartbeat from a proxy");
       return on_heartbeat(message.heartbeat);
     case MessageType::kLeaveService:
     case MessageType::kShutdownService:
       return on_service_end(message.service, answer, message.code);
-    default:
-      return breach("unexpected message type");
+    default:  // DATA has its own call; HELLO and ERROR never come here
+      return;
   }
 }
 

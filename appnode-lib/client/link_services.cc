@@ -148,11 +148,18 @@ void Link::forget_limits() {
   keys_limited_ = false;
 }
 
-// The answer to our LEAVE or SHUTDOWN, or the news that the service has ended for all.
+// The answer to our LEAVE or SHUTDOWN, or the news that the service has ended for all. Where the
+// two cross, the news comes first, and the answer to what means nothing any more behind it.
 void Link::on_service_end(const wire::ServiceBody& body, bool answer, wire::CloseCode code) {
   const std::size_t index = service_index(body.service);
+  const bool leaving = index != services_.size() && services_[index].phase == Phase::kLeaving;
+  if (answer && (!leaving || body.request != index + 1)) {
+    if (leaving || ends_crossed_ == 0) return breach("answer to no request");
+    --ends_crossed_;
+    return;
+  }
   if (index == services_.size()) return;  // it crossed our LEAVE
-  if (answer && services_[index].phase != Phase::kLeaving) return breach("answer to no request");
+  if (!answer && leaving) ++ends_crossed_;
   services_[index].phase = !answer && passes(code) ? Phase::kLimited : Phase::kGone;
   if (!answer && passes(code)) ask_again_later();
   if (!answer) node_.join_refused(index, *this, to_public(code));

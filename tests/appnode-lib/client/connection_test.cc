@@ -300,17 +300,6 @@ TEST_F(ConnectionTest, WhoWaitsForACreditIsServedBeforeThoseWhoAskLater) {
   EXPECT_EQ(proxy_.stream(modest).data.size(), text.size());
 }
 
-TEST_F(ConnectionTest, ABrokenRuleOfTheProxyEndsTheChannel) {
-  Recorder& handler = recorder();
-  serve(handler);
-  const auto id = open();
-  proxy_.stream(id).sent = 10;  // a gap
-  proxy_.send(id, "late");
-  ASSERT_TRUE(pump_until([&] { return handler.closes == 1; }));
-  EXPECT_EQ(handler.code, AppCode::kProxyLost);
-  ASSERT_TRUE(pump_until([&] { return proxy_.closed_code == CloseCode::kProtocolError; }));
-}
-
 TEST_F(ConnectionTest, AnOutgoingConnectionOpensCarriesBytesAndCloses) {
   Recorder& handler = recorder();
   serve(handler);

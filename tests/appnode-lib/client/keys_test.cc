@@ -111,7 +111,8 @@ TEST_F(KeysTest, AnAnswerForAnotherKeyOrToNothingEndsTheChannel) {
   make_node(options_with({{.name = "web", .secret = "the key of the web servers"}}));
   join();
   ASSERT_TRUE(pump_until([&] { return !downs_.empty(); }));
-  EXPECT_EQ(downs_[0], "protocol_error");
+  EXPECT_EQ(downs_[0], "the proxy answered for another key than it was asked for");
+  ASSERT_TRUE(pump_until([&] { return proxy_.closed_code == wire::CloseCode::kNotPermitted; }));
   proxy_.options = {};
   proxy_.options.keys = {web_};
   clock_.advance_ns(internal::Link::kRetryMaxNs);
