@@ -128,7 +128,9 @@ struct BlockingListener::State {
 
   ~State() {
     for (StreamHandler* handler : waiting) handler->give_up();
-    if (core->node != nullptr) core->service.leave();
+    if (core->node == nullptr) return;
+    core->service.leave();
+    core->node->poll();  // a stream may live on, and nobody call it for long
   }
 };
 

@@ -164,6 +164,42 @@ TEST_F(BlockingTest, StopEndsTheCallsThatWait) {
   other.join();
 }
 
+TEST_F(BlockingTest, AListenerThatGoesIsToldOfAlthoughAStreamLivesOn) {
+  std::atomic<bool> left{false};
+  std::atomic<std::size_t> closed{0};
+  run_proxy([&, second = std::uint64_t{0}]() mutable {
+    if (proxy_.last_service == 0) return;
+    if (id_ == 0) {
+      id_ = proxy_.request(proxy_.last_service);
+      second = proxy_.request(proxy_.last_service);
+    }
+    closed = proxy_.stream(second).closes.size();
+    for (const wire::Message& message : proxy_.messages) {
+      left = left || message.type == wire::MessageType::kLeaveService;
+    }
+  });
+  Result<BlockingStream> stream = [&] {
+    auto listener = BlockingListener::open("10.77.0.10:7", options());
+    EXPECT_TRUE(listener.ok());
+    auto first = listener->accept(20'000);
+    // The other one has come too.
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (listener->node().connection_count() < 2 && std::chrono::steady_clock::now() < give_up) {
+      listener->node().wait(1);
+    }
+    EXPECT_EQ(listener->node().connection_count(), 2u);
+    return first;
+  }();
+  ASSERT_TRUE(stream.ok());
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while ((!left || closed == 0) && std::chrono::steady_clock::now() < give_up) {
+    std::this_thread::yield();
+  }
+  EXPECT_TRUE(left);
+  EXPECT_EQ(closed, 1u) << "who waited to be accepted";
+  join();
+}
+
 TEST_F(BlockingTest, AnImpossibleServiceIsRefused) {
   EXPECT_EQ(BlockingListener::open("bogus", options()).status().code(), Code::kInvalidArgument);
 }
