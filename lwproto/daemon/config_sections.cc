@@ -36,9 +36,9 @@ std::vector<const toml::table*> section_tables(const std::string& path, const st
 
 std::string interface_name(const std::string& text) {
   if (text.empty() || text.size() >= IFNAMSIZ || text == "." || text == ".." ||
-      text.find_first_of("/: \t\n\v\f\r") != std::string::npos) {
-    throw std::invalid_argument("expected 1 to 15 characters without '/', ':' and spaces, not \"" +
-                                text + "\"");
+      text.find_first_of("/:% \t\n\v\f\r") != std::string::npos) {
+    throw std::invalid_argument(
+        "expected 1 to 15 characters without '/', ':', '%' and spaces, not \"" + text + "\"");
   }
   return text;
 }

@@ -112,6 +112,9 @@ void read_service(const std::string& path, const toml::table& table, ProxyConfig
   r.text("address", [&](const std::string& v) {
     out.address = value_or_throw(SocketAddress::parse(v), v, "IP:PORT");
     if (out.address.port == 0) throw std::invalid_argument("\"" + v + "\" needs a port from 1 on");
+    if (!out.address.ip.is_any() && !out.address.ip.is_unicast()) {
+      throw std::invalid_argument("\"" + v + "\" is the address of no host: nobody may join it");
+    }
     for (const auto& other : config.services) {
       if (other.address == out.address) throw std::invalid_argument("\"" + v + "\" is there twice");
     }

@@ -53,12 +53,16 @@ void check_keys(const std::string& driver, const std::set<std::string>& given) {
       throw std::invalid_argument(std::string(key) + " is for driver \"channel\" alone");
     }
   }
-  for (const char* key :
-       {"addresses", "gateways", "segmentation_offload", "decapsulate_from", "gue_port"}) {
-    if (channel && given.count(key) != 0) {
-      throw std::invalid_argument(std::string(key) + " is not for driver \"channel\"");
+  const auto not_for = [&](const char* name, std::initializer_list<const char*> keys) {
+    for (const char* key : keys) {
+      if (driver != name || given.count(key) == 0) continue;
+      throw std::invalid_argument(std::string(key) + " is not for driver \"" + name + "\"");
     }
-  }
+  };
+  not_for("channel",
+          {"addresses", "gateways", "segmentation_offload", "decapsulate_from", "gue_port"});
+  not_for("xdp", {"segmentation_offload", "decapsulate_from", "gue_port"});
+  not_for("tun", {"gateways"});
 }
 
 // For people: no device has it.

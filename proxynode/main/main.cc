@@ -82,6 +82,16 @@ void run_worker(const sanproxy::proxy::ProxyConfig& config,
   worker.run();
 }
 
+// What does not go together for so many workers is as wrong in the file as all else.
+std::uint32_t count_workers_of(const std::string& path,
+                               const sanproxy::proxy::ProxyConfig& config) {
+  try {
+    return sanproxy::proxy::count_workers(config, std::thread::hardware_concurrency());
+  } catch (const sanproxy::proxy::ConfigError& e) {
+    throw sanproxy::proxy::ConfigError(path + ": " + e.what());
+  }
+}
+
 int run(const sanproxy::proxy::ProxyConfig& config, const std::string& path,
         std::uint32_t workers) {
   using namespace sanproxy::proxy;
@@ -119,7 +129,7 @@ int main(int argc, char** argv) {
       if (place.again) config.stack.start_hold_ms = kStartHoldMs;
     } else {
       if (workers != 0) config.workers = workers;
-      workers = sanproxy::proxy::count_workers(config, std::thread::hardware_concurrency());
+      workers = count_workers_of(path, config);
     }
     if (check) {
       for (const auto& fabric : config.fabrics) sanproxy::proxy::check_files(fabric);

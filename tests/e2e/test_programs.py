@@ -133,6 +133,12 @@ class Programs(case.LabTest):
         _, output, path = self.check(GOOD.replace("mtu = 1500", "mtu = 1500.5"))
         self.assertIn(f"{path}:{line}", output)
 
+    def test_check_names_the_file_of_what_does_not_do_for_so_many_workers(self):
+        code, output, path = self.check(GOOD.replace("workers = 1", "workers = 2").replace(
+            'driver = "tun"', 'driver = "tap"'))
+        self.assertNotEqual(code, 0)
+        self.assertIn(f"{path}: [proxy].workers", output)
+
     def test_a_missing_file_is_an_error(self):
         got = run(programs.path("proxynode"), "--config", "/nonexistent/x.toml", "--check")
         self.assertNotEqual(got.returncode, 0)

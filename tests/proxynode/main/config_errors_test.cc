@@ -138,6 +138,14 @@ const BadFile kBadFiles[] = {
     {"a_channel_with_addresses",
      kFabric + "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\naddresses = []\n", 3,
      "[[interface]]: addresses is not for driver \"channel\""},
+    {"a_tun_with_gateways", kMoreInterface + "gateways = [\"10.0.0.1\"]\n", 3,
+     "[[interface]]: gateways is not for driver \"tun\""},
+    {"an_xdp_with_offload",
+     kFabric + "[[interface]]\ndriver = \"xdp\"\nname = \"x\"\nsegmentation_offload = true\n", 3,
+     "[[interface]]: segmentation_offload is not for driver \"xdp\""},
+    {"an_xdp_where_tunnels_end",
+     kFabric + "[[interface]]\ndriver = \"xdp\"\nname = \"x\"\ndecapsulate_from = [\"10.0.0.1\"]\n",
+     3, "[[interface]]: decapsulate_from is not for driver \"xdp\""},
     {"a_channel_that_allows_a_key",
      kFabric +
          "[[interface]]\ndriver = \"channel\"\nlisten = \"shm:/tmp/x\"\nallow = [\"key:web\"]\n",
@@ -160,7 +168,12 @@ const BadFile kBadFiles[] = {
      kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"sixteen_letters_\"\n", 5,
      "[[interface]].name: expected 1 to 15 characters"},
     {"a_device_name_with_a_slash", kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"a/b\"\n", 5,
-     "[[interface]].name: expected 1 to 15 characters without '/', ':' and spaces, not \"a/b\""},
+     "[[interface]].name: expected 1 to 15 characters without '/', ':', '%' and spaces, not "
+     "\"a/b\""},
+    {"a_device_name_that_the_kernel_would_fill_in",
+     kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"san%d\"\n", 5,
+     "[[interface]].name: expected 1 to 15 characters without '/', ':', '%' and spaces, not "
+     "\"san%d\""},
     {"a_device_twice", kGood + kInterface, 6, "[[interface]].name: \"san0\" is there twice"},
     {"two_channels_without_names", kFabric + kChannel + "a\"\n" + kChannel + "b\"\n", 6,
      "[[interface]].name: \"channel\" is there twice"},
@@ -207,6 +220,8 @@ const BadFile kBadFiles[] = {
      "[[service]].address: expected IP:PORT, not \"10.0.0.1\""},
     {"a_service_at_port_0", kGood + "[[service]]\naddress = \"10.0.0.1:0\"\n", 7,
      "[[service]].address: \"10.0.0.1:0\" needs a port from 1 on"},
+    {"a_service_that_nobody_may_join", kGood + "[[service]]\naddress = \"224.0.0.1:80\"\n", 7,
+     "[[service]].address: \"224.0.0.1:80\" is the address of no host: nobody may join it"},
     {"a_service_twice",
      kService + "[[service]]\nbalance = \"weighted\"\naddress = "
                 "\"10.0.0.1:80\"\n",
