@@ -93,7 +93,7 @@ std::vector<Case> framing_cases() {
       broken_byte("message_length_huge", "M4: length is inside the transfer", 7, 0xff),
       broken_byte("message_type_zero", "M1: the type is known", 0, 0),
       broken_byte("message_type_hello", "M1: HELLO is never inside a transfer", 0, 1),
-      broken_byte("message_type_unknown", "M1: the type is known", 0, 12),
+      broken_byte("message_type_unknown", "M1: the type is known", 0, 16),
       broken_byte("message_type_255", "M1: the type is known", 0, 255),
       broken_byte("message_flags_unknown", "M2: unknown flags are 0", 1, 0x80),
       broken_byte("message_code_unknown", "M3: the code is one of its type", 2, 0xff),
