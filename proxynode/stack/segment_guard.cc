@@ -10,6 +10,9 @@ using namespace net;  // NOLINT: header constants
 constexpr std::uint8_t kEnd = 0, kNop = 1, kMss = 2, kWindowScale = 3, kSackPermitted = 4,
                        kSack = 5, kTimestamps = 8;
 
+// Nothing that a client has sent is overtaken by more than the largest window.
+constexpr std::uint32_t kOvertakenBytesMax = 4 * 1024 * 1024;
+
 bool unicast_source(const ParsedPacket& packet) {
   const std::uint8_t* src = packet.src;
   if (packet.family == Family::kIpv4) {
@@ -108,6 +111,7 @@ Verdict judge_segment(const ReceiveState& state, const TcpHeader& tcp) {
   if (rst) return Verdict::kPassBare;
   if (!ack) return Verdict::kDrop;
   if (seq_after(tcp.seq, state.rcv_nxt + state.rcv_wnd)) return Verdict::kChallenge;
+  if (seq_before(tcp.seq, state.rcv_nxt - kOvertakenBytesMax)) return Verdict::kChallenge;
   if (state.state == TcpState::kSynReceived) {
     return seq_before(tcp.seq, state.rcv_nxt) ? Verdict::kChallenge : Verdict::kPass;
   }

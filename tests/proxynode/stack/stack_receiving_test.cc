@@ -518,5 +518,30 @@ TEST_F(StackReceiving, data_without_ack_and_far_outside_the_window_is_refused) {
   EXPECT_TRUE(recorder_.conns[conn].received.empty());
 }
 
+// RFC 9293 3.10.7.4: the sequence number is looked at first. Who guesses acknowledgements alone
+// would make us forget bytes that the client lacks.
+TEST_F(StackReceiving, an_acknowledgement_from_far_before_the_window_is_challenged) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(1000)), WriteMode::kCopy).ok());
+  ASSERT_EQ(take().size(), 1u);  // lost
+  Peer forger = peer;
+  forger.snd -= 0x1000'0000;
+  forger.rcv += 1000;
+  send(forger, kTcpAck);
+  EXPECT_EQ(recorder_.conns[conn].acked, 0u);
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.flags, kTcpAck);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+  // One that data has overtaken on the way counts.
+  send(peer, kTcpAck, pattern(10));
+  Peer late = peer;
+  late.snd -= 10;
+  late.rcv += 1000;
+  send(late, kTcpAck);
+  EXPECT_EQ(recorder_.conns[conn].acked, 1000u);
+}
+
 }  // namespace
 }  // namespace sanproxy::stack::testing
