@@ -246,6 +246,11 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
     pcb->snd_wnd = std::min(pcb->snd_wnd, tcpwnd_size_t{arrived.tcp.window} << pcb->snd_scale);
   }
   set_lwip_packet(arrived, interfaces[conn.interface]->lwip);
+  // Behind a closed window lwIP answers each acknowledgement, and another such end that answer.
+  const bool window_lent = pcb->rcv_wnd == 0 && arrived.tcp.seq == pcb->rcv_nxt &&
+                           arrived.chain->tot_len == arrived.parsed.l4_header_bytes &&
+                           (arrived.tcp.flags & (net::kTcpFin | net::kTcpSyn)) == 0;
+  if (window_lent) pcb->rcv_wnd = 1;
   end_reason = EndReason::kFinished;
   const std::uint32_t generation = conn.generation;
   const std::uint32_t una = pcb->lastack;
@@ -264,6 +269,7 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
     tcp_input(arrived.chain, &interfaces[conn.interface]->lwip);
   }
   if (conn.generation != generation || conn.pcb == nullptr) return;
+  if (window_lent) --pcb->rcv_wnd;
   if (recovering) pcb->cwnd = std::max(cwnd, pcb->lastack - una) - (pcb->lastack - una);
   if (conn.probed && !recovering && !seq_before(pcb->lastack, conn.recover_end)) {
     conn.probed = false;

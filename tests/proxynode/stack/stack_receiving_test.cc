@@ -543,5 +543,36 @@ TEST_F(StackReceiving, an_acknowledgement_from_far_before_the_window_is_challeng
   EXPECT_EQ(recorder_.conns[conn].acked, 1000u);
 }
 
+// RFC 9293 3.10.7.4: a segment without bytes is acceptable at RCV.NXT when the window is closed.
+// Two ends that both answered it would never stop.
+TEST_F(StackReceiving, a_plain_acknowledgement_is_not_answered_while_our_window_is_closed) {
+  make({.connections_max = 10,
+        .receive_window_bytes = 64 * 1024,
+        .heap_bytes_max = std::size_t{8} << 20});
+  listen();
+  recorder_.consume = false;
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  for (int i = 0; i < 8; ++i) send(peer, kTcpAck, pattern(8192));
+  advance_ms(40);
+  auto sent = take();
+  ASSERT_FALSE(sent.empty());
+  EXPECT_EQ(sent.back().tcp.ack, peer.snd);
+  EXPECT_EQ(sent.back().tcp.window, 0u);
+  for (int i = 0; i < 3; ++i) send(peer, kTcpAck);
+  EXPECT_TRUE(take().empty());
+  // Probes are, of both kinds.
+  deliver(peer.self, peer.other, {.flags = kTcpAck, .seq = peer.snd - 1, .ack = peer.rcv});
+  EXPECT_EQ(take().size(), 1u);
+  deliver(peer.self, peer.other,
+          {.flags = kTcpAck, .seq = peer.snd, .ack = peer.rcv, .payload = pattern(1)});
+  EXPECT_EQ(take().size(), 1u);
+  EXPECT_EQ(recorder_.conns[conn].received.size(), 65'536u);
+  stack_->consume(conn, 65'536);
+  sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(window_of(sent[0]), 65'536u);
+}
+
 }  // namespace
 }  // namespace sanproxy::stack::testing
