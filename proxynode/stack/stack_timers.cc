@@ -12,6 +12,16 @@ constexpr std::uint64_t kCatchUpTicksMax = 4;
 constexpr std::uint64_t kDeviceFullNs = 1'000'000;
 // The slow ticks of the persist timer's first interval, lwIP's shortest.
 constexpr int kPersistTicks = 3;
+// RFC 9293 3.8.3, R2: who is silent is not given up before. lwIP's twelve probes take 36 s.
+constexpr std::uint32_t kSilentTicksMin = 100'000 / kSlowTickMs;
+
+// Before lwIP looks at its counts, at the end of which it gives up whatever the clock says.
+void be_patient(tcp_pcb& pcb) {
+  const std::uint32_t silent_ticks = tcp_ticks - pcb.tmr;
+  if (pcb.persist_probe >= TCP_MAXRTX && silent_ticks < kSilentTicksMin) {
+    pcb.persist_probe = TCP_MAXRTX - 1;
+  }
+}
 
 }  // namespace
 
@@ -139,6 +149,7 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
         conn.recovering ? pcb->ssthresh : std::min(pcb->snd_nxt - pcb->lastack, pcb->cwnd);
     if (!time_out) probe_tail(conn);
     if (time_out && conn.recovering) pcb->cwnd = pcb->ssthresh;  // of which lwIP takes the half
+    be_patient(*pcb);
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
     LwipLists lists(LwipLists::Active{pcb});

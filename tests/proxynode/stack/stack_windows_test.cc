@@ -65,6 +65,20 @@ TEST_F(StackWindows, a_closed_window_that_nobody_answers_ends_the_connection) {
   EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kTimedOut);
 }
 
+// RFC 9293 3.8.3: who does not answer is not given up for 100 seconds.
+TEST_F(StackWindows, a_client_with_a_closed_window_may_be_away_for_a_minute_and_a_half) {
+  Peer peer;
+  const ConnIndex conn = open_shut(peer);
+  const Bytes data = pattern(5000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  advance_ms(90'000);
+  EXPECT_GE(take().size(), 12u);
+  ASSERT_TRUE(stack_->is_open(conn));
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(drain(peer), data);
+}
+
 TEST_F(StackWindows, a_probe_that_takes_the_only_byte_ends_the_probing) {
   Peer peer;
   const ConnIndex conn = open_shut(peer);
