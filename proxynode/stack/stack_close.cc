@@ -23,6 +23,16 @@ Status Stack::Impl::shutdown_send(ConnIndex index) {
   return {};
 }
 
+// FIN for which the client had no room, and has now: as if it went for the first time.
+void Stack::Impl::repeat_fin(Connection& conn) {
+  tcp_pcb& pcb = *conn.pcb;
+  if (pcb.snd_wnd == 0 || pcb.unacked == nullptr || tcp_rexmit(&pcb) != ERR_OK) return;
+  pcb.nrtx = 0;
+  pcb.rtime = 0;
+  pcb.rto = static_cast<s16_t>((pcb.sa >> 3) + pcb.sv);
+  mark_dirty(conn);
+}
+
 void Stack::Impl::close(ConnIndex index) {
   if (is_lingering(index)) finish(index, EndReason::kAborted);
   if (!is_open(index)) return;

@@ -302,6 +302,7 @@ struct Stack::Impl {
   void grow_window(Connection& conn, std::uint32_t cwnd, std::uint32_t flight, std::uint32_t acked);
 
   // --- stack_close.cc
+  void repeat_fin(Connection& conn);
   Status shutdown_send(ConnIndex index);
   void close(ConnIndex index);
   void abort(ConnIndex index, EndReason reason, bool with_reset);
@@ -400,6 +401,12 @@ inline TcpState to_state(enum tcp_state state) { return static_cast<TcpState>(st
 // Of a segment of the wire.
 inline std::uint32_t wire_bytes(const Connection& conn, const tcp_seg& segment) {
   return conn.mss_bytes - (LWIP_TCP_OPT_LENGTH(segment.flags));
+}
+
+// FIN alone is under way, to a client that has no room.
+inline bool is_shut_out(const tcp_pcb& pcb) {
+  return pcb.state >= FIN_WAIT_1 && pcb.snd_wnd == 0 && pcb.unacked != nullptr &&
+         pcb.unacked->len == 0;
 }
 
 inline bool both_sides_ended(TcpState state) {

@@ -258,6 +258,7 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
   const std::uint32_t flight = pcb->snd_nxt - una;
   const bool may_grow = (pcb->flags & (TF_RTO | TF_INFR)) == 0 && !conn.recovering;
   const bool first_try = pcb->nrtx == 0;
+  const bool shut_out = is_shut_out(*pcb);
   const bool selective = conn.recovering || (arrived.options.sack_blocks != 0 &&
                                              (pcb->flags & (TF_SACK | TF_INFR)) == TF_SACK);
   if (selective) pcb->dupacks = 0;  // lwIP's recovery is not wanted
@@ -288,6 +289,7 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
     grow_window(conn, cwnd, flight, pcb->lastack - una);
     if (pcb->unsent != nullptr && pcb->cwnd > cwnd) mark_dirty(conn);
   }
+  if (shut_out && !first_try) repeat_fin(conn);
   settle(index);
 }
 

@@ -14,12 +14,19 @@ constexpr std::uint64_t kDeviceFullNs = 1'000'000;
 constexpr int kPersistTicks = 3;
 // RFC 9293 3.8.3, R2: who is silent is not given up before. lwIP's twelve probes take 36 s.
 constexpr std::uint32_t kSilentTicksMin = 100'000 / kSlowTickMs;
+// FIN that is answered, though not taken, has gone again so often at most: what is waited for is
+// the client's window.
+constexpr u8_t kFinRepeatsMax = TCP_MAXRTX - 3;
 
 // Before lwIP looks at its counts, at the end of which it gives up whatever the clock says.
-void be_patient(tcp_pcb& pcb) {
+void be_patient(tcp_pcb& pcb, bool time_out) {
   const std::uint32_t silent_ticks = tcp_ticks - pcb.tmr;
   if (pcb.persist_probe >= TCP_MAXRTX && silent_ticks < kSilentTicksMin) {
     pcb.persist_probe = TCP_MAXRTX - 1;
+  }
+  const std::uint32_t answer_ticks = std::max(kSilentTicksMin, 2u * static_cast<u16_t>(pcb.rto));
+  if (time_out && is_shut_out(pcb) && silent_ticks < answer_ticks) {
+    pcb.nrtx = std::min(pcb.nrtx, kFinRepeatsMax);
   }
 }
 
@@ -149,7 +156,7 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
         conn.recovering ? pcb->ssthresh : std::min(pcb->snd_nxt - pcb->lastack, pcb->cwnd);
     if (!time_out) probe_tail(conn);
     if (time_out && conn.recovering) pcb->cwnd = pcb->ssthresh;  // of which lwIP takes the half
-    be_patient(*pcb);
+    be_patient(*pcb, time_out);
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
     LwipLists lists(LwipLists::Active{pcb});

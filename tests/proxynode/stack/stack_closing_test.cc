@@ -129,6 +129,52 @@ TEST_F(StackClosing, a_closed_window_keeps_a_connection_that_one_side_has_ended)
   }
 }
 
+// Kernels that have no room for more drop FIN as well, and answer.
+TEST_F(StackClosing, an_end_for_which_the_client_has_no_room_waits_until_it_has) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  peer.window = 0;
+  send(peer, kTcpAck);
+  ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+  int times = 0;
+  for (int second = 0; second < 600; ++second) {
+    for (const Sent& packet : take()) {
+      EXPECT_TRUE(packet.has(kTcpFin));
+      ++times;
+      send(peer, kTcpAck);
+    }
+    advance_ms(1000, 100);
+  }
+  EXPECT_GE(times, 12);
+  ASSERT_TRUE(stack_->is_open(conn));
+  take();
+  peer.window = 100;
+  send(peer, kTcpAck);
+  const auto sent = take();
+  ASSERT_EQ(sent.size(), 1u) << "at once";
+  EXPECT_TRUE(sent[0].has(kTcpFin));
+  peer.rcv += 1;
+  send(peer, kTcpAck);
+  EXPECT_EQ(stack_->state(conn), TcpState::kFinWait2);
+}
+
+TEST_F(StackClosing, an_end_that_nobody_answers_is_given_up_whatever_the_window_is) {
+  for (const std::uint16_t window : {std::uint16_t{0}, std::uint16_t{100}}) {
+    Peer peer;
+    peer.self.port = static_cast<std::uint16_t>(40'000 + window);
+    const ConnIndex conn = open(peer);
+    peer.window = window;
+    send(peer, kTcpAck);
+    ASSERT_TRUE(stack_->shutdown_send(conn).ok());
+    advance_ms(100'000, 100);
+    EXPECT_TRUE(stack_->is_open(conn));
+    advance_ms(200'000, 100);
+    EXPECT_TRUE(recorder_.conns[conn].closed);
+    EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kTimedOut);
+    take();
+  }
+}
+
 TEST_F(StackClosing, a_slow_client_may_take_as_long_as_it_likes_after_close) {
   Peer peer;
   const ConnIndex conn = open(peer);
