@@ -72,7 +72,8 @@ uint32_t sanproxy_lwip_random(void) { return static_cast<uint32_t>(sanproxy::sta
 // lwIP asks for it to fill in TSval, and for nothing else.
 u32_t sys_now(void) { return Impl::current->timestamp_value(); }
 
-// RFC 6528: a clock of 4 microseconds plus a keyed hash of the connection.
+// RFC 6528: a clock of 4 microseconds plus a keyed hash of the connection. Behind TIME-WAIT beyond
+// what the connection before has used (RFC 9293 3.6.1), which may be more than a byte in that time.
 u32_t sanproxy_lwip_isn(const ip_addr_t* local_ip, u16_t local_port, const ip_addr_t* remote_ip,
                         u16_t remote_port) {
   const Impl& impl = *Impl::current;
@@ -82,7 +83,9 @@ u32_t sanproxy_lwip_isn(const ip_addr_t* local_ip, u16_t local_port, const ip_ad
   key.src_port = remote_port;
   key.dst_port = local_port;
   key.family = IP_IS_V6(local_ip) ? Family::kIpv6 : Family::kIpv4;
-  return static_cast<u32_t>(key.hash(impl.secret[0]) + impl.now_ns / 4'000);
+  const auto isn = static_cast<u32_t>(key.hash(impl.secret[0]) + impl.now_ns / 4'000);
+  const bool behind = impl.used_before && !sanproxy::stack::seq_after(isn, *impl.used_before);
+  return behind ? *impl.used_before + 0x1'0000u : isn;
 }
 
 u32_t* sanproxy_lwip_add_timestamp(const struct pbuf* packet, const struct tcp_pcb* pcb,

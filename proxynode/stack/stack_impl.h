@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "lwip/netif.h"
@@ -367,7 +368,9 @@ struct Stack::Impl {
   std::uint32_t ended = kNone;           // freed by lwIP, to be reported
   const Listener* opening = nullptr;     // while lwIP is handed a SYN, which is in
   const Arrived* opening_packet = nullptr;
-  ConnIndex opened = kNone;                     // what became of it
+  ConnIndex opened = kNone;  // what became of it
+  // Up to where the connection in TIME-WAIT had sent whose tuple the SYN takes over.
+  std::optional<std::uint32_t> used_before;
   EndReason end_reason = EndReason::kFinished;  // of what lwIP frees now
 
   std::uint32_t timers_head = kNone, timers_tail = kNone;

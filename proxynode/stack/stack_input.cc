@@ -82,6 +82,7 @@ void Stack::Impl::dispatch(Arrived& arrived) {
       pbuf_free(arrived.chain);
     } else {
       to_listener(arrived);
+      used_before.reset();
     }
   }
 }

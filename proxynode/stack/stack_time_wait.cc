@@ -91,6 +91,7 @@ bool Stack::Impl::to_time_wait(std::uint32_t record, const Arrived& arrived,
         entry.timestamps && found.timestamps && seq_after(found.ts_value, entry.ts_recent);
     if (newer_time || seq_after(tcp.seq, entry.rcv_nxt)) {
       ++counters.time_wait_reused;
+      used_before = entry.snd_nxt;
       remove_time_wait(record);
       return false;
     }

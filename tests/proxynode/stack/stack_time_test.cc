@@ -59,6 +59,30 @@ TEST_F(StackTime, a_later_syn_takes_over_the_tuple_from_time_wait) {
   EXPECT_EQ(recorder_.conns[conn].received, pattern(10));
 }
 
+// RFC 9293 3.6.1 (MAY-2): else its client might take bytes of the old one that are still on the
+// way.
+TEST_F(StackTime, what_takes_over_from_time_wait_begins_beyond_all_that_the_old_one_sent) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes data = pattern(200'000);
+  ASSERT_TRUE(stack_->write(conn, as_span(data), WriteMode::kReference).ok());
+  for (auto sent = take(); !sent.empty(); sent = take()) {
+    peer.rcv = sent.back().tcp.seq + sent.back().payload_bytes();
+    send(peer, kTcpAck);
+  }
+  ASSERT_EQ(recorder_.conns[conn].acked, data.size());
+  stack_->close(conn);
+  take();
+  peer.rcv += 1;
+  send(peer, kTcpFin | kTcpAck);
+  take();
+  const std::uint32_t end = peer.rcv;
+  peer.snd += 5000;
+  ASSERT_TRUE(half_open(peer));
+  EXPECT_EQ(stack_->counters().time_wait_reused, 1u);
+  EXPECT_LT(static_cast<std::int32_t>(end - peer.rcv), 0);
+}
+
 TEST_F(StackTime, an_old_syn_does_not_unless_its_timestamp_is_newer) {
   for (const bool newer : {false, true}) {
     Peer peer;
