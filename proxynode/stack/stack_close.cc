@@ -60,6 +60,11 @@ void Stack::Impl::abort(ConnIndex index, EndReason reason, bool with_reset) {
   // window has shrunk, and would wait for ever.
   const std::uint32_t edge = pcb->lastack + pcb->snd_wnd;
   if (pcb->state >= ESTABLISHED && seq_after(pcb->snd_nxt, edge)) pcb->snd_nxt = edge;
+  if (with_reset && pcb->state == TIME_WAIT) {  // where lwIP has nothing more to say
+    const Connection& conn = connections[index];
+    send_bare(conn.interface, conn.flow.key, pcb->snd_nxt, pcb->rcv_nxt,
+              net::kTcpRst | net::kTcpAck, 0, (pcb->flags & TF_TIMESTAMP) != 0, pcb->ts_recent);
+  }
   {
     LwipLists lists(LwipLists::Active{pcb});
     // A reset answers nothing in SYN-SENT: the peer knows of no connection.

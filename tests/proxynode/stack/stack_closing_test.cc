@@ -52,6 +52,28 @@ TEST_F(StackClosing, fin_wait_2_ends_after_close_but_not_after_shutdown_send) {
   EXPECT_TRUE(recorder_.conns[shut].closed);
 }
 
+// Though the connection is over with them, for TCP.
+TEST_F(StackClosing, bytes_that_come_with_the_clients_fin_after_close_are_answered_with_a_reset) {
+  for (const bool acknowledged : {false, true}) {
+    SCOPED_TRACE(acknowledged);
+    Peer peer;
+    peer.self.port = acknowledged ? 40001 : 40002;
+    const ConnIndex conn = open(peer);
+    stack_->close(conn);
+    ASSERT_EQ(take().size(), 1u);
+    peer.rcv += 1;
+    if (acknowledged) send(peer, kTcpAck);
+    send(peer, kTcpFin | kTcpAck, pattern(10));
+    EXPECT_TRUE(recorder_.conns[conn].closed);
+    EXPECT_EQ(recorder_.conns[conn].reason, EndReason::kAborted);
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u);
+    EXPECT_TRUE(sent[0].has(kTcpRst));
+    EXPECT_EQ(sent[0].tcp.seq, peer.rcv);
+    EXPECT_EQ(count(TcpState::kTimeWait), 0u);
+  }
+}
+
 // A kernel drops a reset from beyond its window.
 TEST_F(StackClosing, a_reset_is_within_the_clients_window) {
   const Bytes data = pattern(20'000);
