@@ -12,6 +12,9 @@ constexpr std::uint64_t kCatchUpTicksMax = 4;
 constexpr std::uint64_t kDeviceFullNs = 1'000'000;
 // The slow ticks of the persist timer's first interval, lwIP's shortest.
 constexpr int kPersistTicks = 3;
+// What waits behind a gap is kept so long for a client that says nothing: its retransmissions may
+// be lost, too. lwIP drops it after six of our time-outs, a second or so.
+constexpr std::uint32_t kGapTicksMin = 30'000 / kSlowTickMs;
 // RFC 9293 3.8.3, R2: who is silent is not given up before. lwIP's twelve probes take 36 s.
 constexpr std::uint32_t kSilentTicksMin = 100'000 / kSlowTickMs;
 // FIN that is answered, though not taken, has gone again so often at most: what is waited for is
@@ -159,11 +162,19 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
     be_patient(*pcb, time_out);
     const u8_t retransmissions = pcb->nrtx;
     const std::uint32_t generation = conn.generation;
+    tcp_seg* waiting = nullptr;
+    if (tcp_ticks - pcb->tmr < kGapTicksMin) waiting = std::exchange(pcb->ooseq, nullptr);
     LwipLists lists(LwipLists::Active{pcb});
     pcb->last_timer = lwip_timer_counter++;
     --tcp_ticks;
     tcp_slowtmr();
-    if (conn.generation == generation && conn.pcb != nullptr && pcb->nrtx != retransmissions) {
+    const bool alive = conn.generation == generation && conn.pcb != nullptr;
+    if (alive && waiting != nullptr) {
+      pcb->ooseq = waiting;
+    } else {
+      tcp_segs_free(waiting);
+    }
+    if (alive && pcb->nrtx != retransmissions) {
       sort_unsent(*pcb);
       forget_selected(conn);
       if (retransmissions == 0) on_loss(conn, flight);

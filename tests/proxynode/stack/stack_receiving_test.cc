@@ -352,6 +352,27 @@ TEST_F(StackReceiving, segments_out_of_order_are_put_in_order_with_sack) {
   EXPECT_EQ(sent.back().tcp.ack, peer.snd + 5000);
 }
 
+// RFC 2018 8: to drop what was acknowledged selectively has the client send all of it again.
+TEST_F(StackReceiving, what_is_behind_a_gap_waits_for_a_client_that_is_slow_to_fill_it) {
+  Peer peer;
+  peer.selective = true;
+  const ConnIndex conn = open(peer);
+  Peer ahead = peer;
+  ahead.snd += 100;
+  send(ahead, kTcpAck, pattern(1000, 100));
+  advance_ms(10'000);
+  take();
+  send(peer, kTcpAck, pattern(100));
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(1100));
+  // Not for one that never comes back.
+  peer.snd += 1000 + 100;
+  send(peer, kTcpAck, pattern(1000));
+  EXPECT_LT(pool_->free_count(), pool_->slot_count());
+  advance_ms(61'000);
+  EXPECT_EQ(pool_->free_count(), pool_->slot_count());
+  take();
+}
+
 TEST_F(StackReceiving, a_fin_out_of_order_waits_for_the_bytes_before_it) {
   Peer peer;
   const ConnIndex conn = open(peer);
