@@ -20,6 +20,7 @@ inline constexpr std::uint8_t kIcmpUnreachable = 3;
 inline constexpr std::uint8_t kIcmpCodeFragmentationNeeded = 4;
 inline constexpr std::uint8_t kIcmpTimeExceeded = 11;
 inline constexpr std::uint8_t kIcmpParameterProblem = 12;
+inline constexpr std::uint8_t kIcmp6Unreachable = 1;
 inline constexpr std::uint8_t kIcmp6PacketTooBig = 2;
 inline constexpr std::uint8_t kIcmp6ErrorMax = 127;
 

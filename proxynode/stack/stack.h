@@ -67,6 +67,7 @@ enum class EndReason : std::uint8_t {
   kTimedOut,     // retransmissions, keepalive, FIN-WAIT-2 or handshake ran out of time
   kRefused,      // connect(): RST in answer to our SYN
   kNoMemory,
+  kUnreachable,  // connect(): somebody on the way says that our SYN cannot be delivered
 };
 
 struct ConnectionInfo {

@@ -35,6 +35,12 @@ std::uint32_t announced_mtu(std::span<const std::byte> packet, const net::Parsed
   return std::max<std::uint32_t>(net::load_be16(icmp + 6), kPathMtuMin4);
 }
 
+bool says_unreachable(std::span<const std::byte> packet, const net::ParsedPacket& parsed) {
+  const std::uint8_t* const icmp = bytes_of(packet) + parsed.l3_header_bytes;
+  if (parsed.family == Family::kIpv6) return icmp[0] == net::kIcmp6Unreachable;
+  return icmp[0] == net::kIcmpUnreachable && icmp[1] != net::kIcmpCodeFragmentationNeeded;
+}
+
 }  // namespace
 
 void Stack::Impl::answer_other(pbuf* chain, const Arrived& arrived) {
@@ -78,10 +84,8 @@ void Stack::Impl::on_icmp_error(std::span<const std::byte> packet, const net::Pa
     }
     return;
   }
-  const std::uint32_t mtu = announced_mtu(packet, parsed);
-  const bool open_connection = (entry & FlowTable::kTimeWaitFlag) == 0;
-  if (mtu == 0 || !open_connection) {
-    ++counters.icmp_errors_ignored;  // the others are advice that TCP finds out by itself
+  if ((entry & FlowTable::kTimeWaitFlag) != 0) {
+    ++counters.icmp_errors_ignored;
     return;
   }
   Connection& conn = connections[entry];
@@ -91,7 +95,14 @@ void Stack::Impl::on_icmp_error(std::span<const std::byte> packet, const net::Pa
     ++counters.icmp_errors_ignored;
     return;
   }
-  if (!lower_mss(conn, mtu)) ++counters.icmp_errors_ignored;
+  // Who has no connection yet may as well try another address (RFC 5461 4.1).
+  if (conn.state == TcpState::kSynSent && says_unreachable(packet, parsed)) {
+    abort(entry, EndReason::kUnreachable, false);
+    return;
+  }
+  // The others are advice that TCP finds out by itself.
+  const std::uint32_t mtu = announced_mtu(packet, parsed);
+  if (mtu == 0 || !lower_mss(conn, mtu)) ++counters.icmp_errors_ignored;
 }
 
 // False: its segments are no larger, or it has none yet.

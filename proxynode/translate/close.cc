@@ -21,6 +21,8 @@ wire::CloseCode code_of(stack::EndReason reason) {
       return wire::CloseCode::kRefused;
     case stack::EndReason::kNoMemory:
       return wire::CloseCode::kLimitReached;
+    case stack::EndReason::kUnreachable:
+      return wire::CloseCode::kUnreachable;
   }
   return wire::CloseCode::kReset;
 }

@@ -127,6 +127,53 @@ TEST_F(StackIcmp, nobody_is_believed_who_says_that_nothing_fits) {
   EXPECT_EQ(stack_->info(conn_).mss_bytes, 576 - 40);
 }
 
+// `error` as another one: its type and code changed, its checksum right.
+Bytes made_into(Bytes error, std::uint8_t type, std::uint8_t code) {
+  const bool v4 = (error[0] >> 4) == 4;
+  const std::size_t ip = v4 ? 20 : 40;
+  std::uint8_t* const icmp = error.data() + ip;
+  const std::size_t bytes = error.size() - ip;
+  icmp[0] = type;
+  icmp[1] = code;
+  net::store_raw16(icmp + 2, 0);
+  const std::uint64_t pseudo =
+      v4 ? 0
+         : net::pseudo_header_sum(Family::kIpv6, error.data() + 8, error.data() + 24, 58,
+                                  static_cast<std::uint32_t>(bytes));
+  net::store_raw16(icmp + 2, net::finish(net::sum_bytes(icmp, bytes, pseudo)));
+  return error;
+}
+
+TEST_F(StackIcmp, an_outgoing_connection_ends_when_it_is_told_that_there_is_no_way) {
+  for (const bool v4 : {true, false}) {
+    SCOPED_TRACE(v4);
+    const auto remote = *SocketAddress::parse(v4 ? "10.77.0.1:40000" : "[fd77::1]:40000");
+    const auto conn =
+        stack_->connect(remote, *SocketAddress::parse(v4 ? "10.77.0.10:0" : "[fd77::10]:0"));
+    ASSERT_TRUE(conn.ok());
+    const auto syn = take();
+    ASSERT_EQ(syn.size(), 1u);
+    const std::uint32_t seq = syn[0].tcp.seq;
+    const auto error = [&](std::uint32_t quoted, std::uint8_t type, std::uint8_t code) {
+      return made_into(too_big(syn[0].src, remote, quoted, 0), type, code);
+    };
+    const std::uint8_t unreachable = v4 ? 3 : 1;
+    deliver_bytes(error(seq + 1, unreachable, 1));  // a guess
+    deliver_bytes(error(seq - 1, unreachable, 1));
+    deliver_bytes(error(seq, v4 ? 11 : 3, 0));  // time exceeded
+    if (v4) deliver_bytes(error(seq, 3, 4));
+    EXPECT_EQ(stack_->state(*conn), TcpState::kSynSent);
+    deliver_bytes(error(seq, unreachable, 1));
+    EXPECT_TRUE(recorder_.conns[*conn].closed);
+    EXPECT_EQ(recorder_.conns[*conn].reason, EndReason::kUnreachable);
+    EXPECT_TRUE(take().empty());
+  }
+  Peer peer;
+  start(peer);
+  deliver_bytes(made_into(too_big(peer.other, peer.self, peer.rcv, 0), 3, 1));
+  EXPECT_TRUE(stack_->is_open(conn_)) << "one that is there may outlive a route";
+}
+
 TEST_F(StackIcmp, an_error_about_a_flow_of_another_worker_is_passed_on) {
   StackOptions options{
       .connections_max = 10, .time_wait_max = 10, .heap_bytes_max = std::size_t{16} << 20};
