@@ -308,6 +308,8 @@ void Stack::Impl::begin_estimates(Connection& conn, bool first_try) {
     // lwIP leaves this measurement running until the first data is acknowledged.
     ticks = tcp_ticks - pcb->rttest;
     pcb->rttest = 0;
+    pcb->nrtx = 0;  // and keeps what the SYN took
+    pcb->rto = pcb->sv;
   }
   if (!first_try) return;
   const auto round_trip = static_cast<s16_t>(std::min(ticks, 1000u));

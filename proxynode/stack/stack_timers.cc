@@ -20,6 +20,9 @@ constexpr std::uint32_t kSilentTicksMin = 100'000 / kSlowTickMs;
 // FIN that is answered, though not taken, has gone again so often at most: what is waited for is
 // the client's window.
 constexpr u8_t kFinRepeatsMax = TCP_MAXRTX - 3;
+// A SYN that nobody answers goes again so often, and is given up as long after the last time.
+constexpr u8_t kSynRepeatsMax = 6;
+static_assert(kSynRepeatsMax < TCP_SYNMAXRTX);
 
 // Before lwIP looks at its counts, at the end of which it gives up whatever the clock says.
 void be_patient(tcp_pcb& pcb, bool time_out) {
@@ -31,6 +34,7 @@ void be_patient(tcp_pcb& pcb, bool time_out) {
   if (time_out && is_shut_out(pcb) && silent_ticks < answer_ticks) {
     pcb.nrtx = std::min(pcb.nrtx, kFinRepeatsMax);
   }
+  if (time_out && pcb.state == SYN_SENT && pcb.nrtx >= kSynRepeatsMax) pcb.nrtx = TCP_SYNMAXRTX;
 }
 
 }  // namespace
@@ -178,6 +182,9 @@ void Stack::Impl::run_timers(ConnIndex index, bool slow) {
       sort_unsent(*pcb);
       forget_selected(conn);
       if (retransmissions == 0) on_loss(conn, flight);
+      if (pcb->state == SYN_SENT) {  // RFC 6298 5.5; lwIP's time-out stays the same
+        pcb->rto = static_cast<s16_t>(std::min(pcb->rto * 2, 0x7fff));
+      }
     }
   }
   end_reason = EndReason::kFinished;

@@ -168,14 +168,24 @@ TEST_F(StackStates, connect_is_refused_by_a_reset) {
   EXPECT_EQ(stack_->open_connections(), 0u);
 }
 
-TEST_F(StackStates, connect_that_nobody_answers_times_out) {
+// RFC 6298 5.5, RFC 9293 3.8.3 (MUST-23).
+TEST_F(StackStates, connect_that_nobody_answers_asks_ever_more_seldom_and_times_out) {
   Peer peer;
   const auto conn = stack_->connect(peer.self, *SocketAddress::parse("10.77.0.10:0"));
   ASSERT_TRUE(conn.ok());
-  advance_ms(20'000);
-  EXPECT_TRUE(recorder_.conns[*conn].closed);
+  std::vector<std::uint64_t> seconds;
+  std::uint64_t ms = 0;
+  for (; ms < 200'000 && !recorder_.conns[*conn].closed; ms += 20) {
+    for (const Sent& packet : take()) {
+      EXPECT_EQ(packet.tcp.flags, kTcpSyn);
+      seconds.push_back((ms + 500) / 1000);
+    }
+    advance_ms(20);
+  }
+  EXPECT_EQ(seconds, (std::vector<std::uint64_t>{0, 1, 3, 7, 15, 31, 63}));
+  EXPECT_EQ((ms + 500) / 1000, 127u);
   EXPECT_EQ(recorder_.conns[*conn].reason, EndReason::kTimedOut);
-  EXPECT_GT(stack_->counters().retransmits, 3u);
+  EXPECT_TRUE(take().empty());
 }
 
 TEST_F(StackStates, connect_finds_a_free_port_and_knows_when_there_is_none) {
