@@ -9,14 +9,18 @@ namespace {
 
 struct Weather {
   const char* name;
-  double loss, repeat, reorder;
-  std::uint32_t rounds_late;  // of a packet that is held back
-  double shorten = 0;         // of a super-segment only the first packets get through
-  double window = 0;          // the client's window changes in a round, to nothing or little, too
-  double too_big = 0;         // a router tells in a round of a smaller MTU
-  double renege = 0;          // the client drops in a round what it has out of order
-  double lie = 0;             // a segment says of bytes at random that they have come
-  double full = 0;            // the device takes next to nothing in a round
+  double loss = 0, repeat = 0, reorder = 0;
+  std::uint32_t rounds_late = 0;  // of a packet that is held back
+  double shorten = 0;             // of a super-segment only the first packets get through
+  double window = 0;      // the client's window changes in a round, to nothing or little, too
+  double too_big = 0;     // a router tells in a round of a smaller MTU
+  double renege = 0;      // the client drops in a round what it has out of order
+  double lie = 0;         // a segment says of bytes at random that they have come
+  double full = 0;        // the device takes next to nothing in a round
+  double refuse = 0;      // the application takes nothing in a round
+  double slow = 0;        // and gives no window back
+  std::size_t slots = 0;  // that the interface has; 0: ample
+  bool lends = false;     // the interface lends its packets
 };
 
 // Sends `up`, takes `down`; go-back-n on a timer, a fixed window. Keeps what comes out of order if
@@ -73,6 +77,11 @@ class Client {
       timer_ = round;
     }
     if (sent_ < acked_) sent_ = acked_;
+    if (round - timer_ > 15 && sent_ == acked_ && sent_ < total && window_ == 0) {
+      out.push_back(at(sent_, 0, false));  // a probe of the closed window
+      out.back().seq -= 1;
+      timer_ = round;
+    }
     for (int i = 0; i < 8 && sent_ < total && sent_ - acked_ < window_; ++i) {
       const std::uint32_t bytes =
           std::min({total - sent_, std::uint32_t{3000}, window_ - (sent_ - acked_)});
@@ -194,6 +203,12 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     segment.options.insert(segment.options.end(), sack.begin(), sack.end());
   }
 
+  void lend(Bytes packet) {
+    for (const packet_io::PacketLoan loan : std::exchange(io_.released, {})) lent_.erase(loan);
+    const packet_io::PacketLoan loan = ++loan_;
+    deliver_lent(lent_[loan] = std::move(packet), loan);
+  }
+
   void run(std::uint32_t seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
     std::mt19937 random(seed);
@@ -210,8 +225,9 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     Link<Segment> to_stack;
     std::uniform_real_distribution<double> chance(0, 1);
     std::uint32_t mtu = 1500;
-    std::size_t written = 0;
+    std::size_t written = 0, consumed = 0;
     bool closing = false;
+    recorder_.consume = GetParam().slow == 0;
     const bool early = seed % 3 == 0;  // our end comes with the last byte, and the client's later
     for (std::uint32_t round = 0; round < 60'000; ++round) {
       while (written < down.size()) {
@@ -220,6 +236,14 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         const WriteMode mode = bytes < 500 ? WriteMode::kCopy : WriteMode::kReference;
         if (!stack_->write(conn, as_span(down).subspan(written, bytes), mode).ok()) break;
         written += bytes;
+      }
+      recorder_.refuse = chance(random) < GetParam().refuse;
+      const std::size_t taken = recorder_.conns[conn].received.size();
+      const bool ending = recorder_.conns[conn].fin && written == down.size();
+      if (!recorder_.consume && (ending || chance(random) >= GetParam().slow)) {
+        const std::size_t bytes = ending ? taken - consumed : random() % (taken - consumed + 1);
+        stack_->consume(conn, static_cast<std::uint32_t>(bytes));
+        consumed += bytes;
       }
       if ((recorder_.conns[conn].fin || early) && written == down.size() && !closing) {
         closing = true;
@@ -255,7 +279,11 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
         to_stack.put(GetParam(), random, round, segment);
       }
       for (const Segment& segment : to_stack.due(round)) {
-        deliver(peer.self, peer.other, segment);
+        if (GetParam().lends) {
+          lend(make_packet(peer.self, peer.other, segment));
+        } else {
+          deliver(peer.self, peer.other, segment);
+        }
       }
       advance_ms(20);
       if (recorder_.conns[conn].closed) break;
@@ -268,23 +296,51 @@ class StackModel : public ConnectedStackTest, public ::testing::WithParamInterfa
     recorder_.conns.clear();
     take();
   }
+
+  std::map<packet_io::PacketLoan, Bytes> lent_;
+  packet_io::PacketLoan loan_ = 0;
 };
 
 TEST_P(StackModel, everything_arrives_in_order) {
+  if (GetParam().slow != 0) {  // a window that closes
+    make({.connections_max = 10,
+          .receive_window_bytes = 64 * 1024,
+          .heap_bytes_max = std::size_t{8} << 20},
+         GetParam().slots != 0 ? GetParam().slots : 256);
+    listen();
+  }
   for (std::uint32_t seed = 1; seed <= 12 && !HasFailure(); ++seed) run(seed);
   EXPECT_EQ(stack_->open_connections(), 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Networks, StackModel,
-    ::testing::Values(Weather{"fair", 0, 0, 0, 0}, Weather{"reordering", 0, 0, 0.1, 3},
-                      Weather{"repeating", 0, 0.2, 0.05, 2}, Weather{"losing", 0.02, 0, 0, 0},
-                      Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4},
-                      Weather{"policed", 0, 0, 0, 0, 0.5}, Weather{"tight", 0, 0, 0, 0, 0, 0.2},
-                      Weather{"narrowing", 0.02, 0, 0.1, 3, 0.1, 0, 0.05},
-                      Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02},
-                      Weather{"forgetful", 0.05, 0.02, 0.1, 4, 0.1, 0, 0, 0.05},
-                      Weather{"lying", 0.02, 0.02, 0.05, 3, 0.1, 0, 0.01, 0.02, 0.1, 0.1}),
+    ::testing::Values(
+        Weather{"fair", 0, 0, 0, 0}, Weather{"reordering", 0, 0, 0.1, 3},
+        Weather{"repeating", 0, 0.2, 0.05, 2}, Weather{"losing", 0.02, 0, 0, 0},
+        Weather{"bad", 0.1, 0.1, 0.1, 5}, Weather{"awful", 0.3, 0.1, 0.2, 4},
+        Weather{"policed", 0, 0, 0, 0, 0.5}, Weather{"tight", 0, 0, 0, 0, 0, 0.2},
+        Weather{"narrowing", 0.02, 0, 0.1, 3, 0.1, 0, 0.05},
+        Weather{"worst", 0.05, 0.05, 0.1, 4, 0.3, 0.1, 0.02},
+        Weather{"forgetful", 0.05, 0.02, 0.1, 4, 0.1, 0, 0, 0.05},
+        Weather{"lying", 0.02, 0.02, 0.05, 3, 0.1, 0, 0.01, 0.02, 0.1, 0.1},
+        Weather{.name = "refusing", .refuse = 0.8, .slow = 0.5},
+        Weather{.name = "slow", .loss = 0.02, .reorder = 0.1, .rounds_late = 3, .slow = 0.9},
+        Weather{.name = "short",
+                .loss = 0.05,
+                .reorder = 0.2,
+                .rounds_late = 4,
+                .refuse = 0.5,
+                .slow = 0.5,
+                .slots = 10},
+        Weather{.name = "lent",
+                .loss = 0.05,
+                .repeat = 0.05,
+                .reorder = 0.2,
+                .rounds_late = 4,
+                .refuse = 0.5,
+                .slow = 0.5,
+                .lends = true}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace
