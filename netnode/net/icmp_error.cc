@@ -39,10 +39,10 @@ std::size_t inner_l4(const std::uint8_t* inner, std::size_t bytes, Family family
 }  // namespace
 
 bool is_icmp_error(std::span<const std::byte> packet, const ParsedPacket& parsed) {
+  if (parsed.l4 != L4::kIcmp && parsed.l4 != L4::kIcmp6) return false;  // there may be no type
   const std::uint8_t type = load_u8(packet.data() + parsed.l3_header_bytes);
   if (parsed.l4 == L4::kIcmp6) return type <= kIcmp6ErrorMax;
-  return parsed.l4 == L4::kIcmp &&
-         (type == kIcmpUnreachable || type == kIcmpTimeExceeded || type == kIcmpParameterProblem);
+  return type == kIcmpUnreachable || type == kIcmpTimeExceeded || type == kIcmpParameterProblem;
 }
 
 bool parse_icmp_error(std::span<const std::byte> packet, const ParsedPacket& parsed,

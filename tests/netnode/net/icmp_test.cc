@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "netnode/net/icmp_error.h"
 #include "tests/netnode/net/packet_builder.h"
 
 namespace sanproxy::net {
@@ -94,6 +95,16 @@ TEST(Icmp, ATrustedRequestIsNotSummedButItsReplyIs) {
   store_raw16(packet.data() + 22, 0);
   ASSERT_TRUE(reply(packet, true));
   EXPECT_EQ(finish(sum_bytes(packet.data() + 20, packet.size() - 20)), 0);
+}
+
+// Of what is no ICMP not even the type is there: a read behind the packet, for the sanitizer.
+TEST(Icmp, APacketThatEndsBehindItsIpHeaderIsNoError) {
+  for (const Bytes& packet : {testing::ipv4(47, {}), testing::ipv6(59, {})}) {
+    const Bytes exact(packet.begin(), packet.end());
+    ParsedPacket parsed;
+    ASSERT_EQ(parse_packet(as_span(exact), parsed), DropReason::kNone);
+    EXPECT_FALSE(is_icmp_error(as_span(exact), parsed));
+  }
 }
 
 }  // namespace
