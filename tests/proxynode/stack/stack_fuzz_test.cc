@@ -95,6 +95,86 @@ TEST_F(StackFuzz, segments_near_the_state_of_a_connection_break_nothing) {
   EXPECT_EQ(stack_->open_connections(), 1u);
 }
 
+// After anything, in whatever state, with whatever in the queues: who is silent is gone in the end,
+// and so is what we have closed, though its client answers for ever without taking anything.
+class StackEnds : public ConnectedStackTest, public ::testing::WithParamInterface<bool> {
+ protected:
+  std::mt19937 random_;
+  std::uint32_t pick(std::uint32_t below) { return static_cast<std::uint32_t>(random_() % below); }
+
+  void something_comes(Peer& peer, std::uint32_t sent_seq) {
+    Segment segment = peer.segment(kTcpAck);
+    segment.ack = sent_seq - pick(4) / 3 * pick(20'000);
+    segment.window = static_cast<std::uint16_t>(pick(3) == 0 ? pick(20) : random_());
+    const std::uint32_t bytes = pick(3) == 0 ? pick(3000) : 0;
+    segment.payload = pattern(bytes);
+    if (pick(5) == 0) segment.seq += pick(3000);
+    if (pick(30) == 0) segment.flags |= kTcpFin;
+    const bool in_order = segment.seq == peer.snd;
+    deliver(peer.self, peer.other, segment);
+    if (in_order && pick(4) != 0) {
+      peer.snd += bytes + ((segment.flags & kTcpFin) != 0 ? 1 : 0);
+    }
+  }
+  void the_application_does_something(ConnIndex conn) {
+    static const Bytes data = pattern(70'000);
+    const std::uint32_t bytes = pick(4) == 0 ? pick(66'000) : pick(600);
+    (void)stack_->write(conn, as_span(data).first(bytes),
+                        pick(2) == 0 ? WriteMode::kReference : WriteMode::kCopy);
+    if (pick(40) == 0) (void)stack_->shutdown_send(conn);
+    if (pick(60) == 0) stack_->close(conn);
+  }
+};
+
+TEST_P(StackEnds, no_state_is_for_ever) {
+  const bool answers = GetParam();
+  StackOptions options{.connections_max = 10, .heap_bytes_max = std::size_t{16} << 20};
+  options.keepalive_idle_ms = 60'000;
+  options.keepalive_interval_ms = 5'000;
+  options.keepalive_probes = 3;
+  make(options);
+  listen();
+  for (std::uint32_t seed = 1; seed <= 150 && !HasFailure(); ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    random_.seed(seed);
+    Peer peer;
+    peer.timestamps = pick(2) == 0;
+    peer.selective = pick(2) == 0;
+    peer.self.port = static_cast<std::uint16_t>(10'000 + seed);
+    const ConnIndex conn = open(peer, static_cast<int>(pick(9)) - 1);
+    std::uint32_t sent_seq = peer.rcv;
+    for (std::uint32_t i = 0; i < 10 + seed; ++i) {
+      recorder_.refuse = pick(10) == 0;
+      something_comes(peer, sent_seq);
+      the_application_does_something(conn);
+      if (pick(3) == 0) advance_ms(20 * (1 + pick(20)));
+      for (const Sent& packet : take()) {
+        if (!packet.has(kTcpRst)) sent_seq = packet.tcp.seq + packet.payload_bytes();
+      }
+    }
+    recorder_.refuse = false;
+    if (answers) stack_->close(conn);
+    const TcpState state = stack_->state(conn);
+    peer.rcv = sent_seq;
+    peer.window = 0;
+    for (int ms = 0; ms < 1'200'000 && stack_->is_open(conn); ms += 800) {
+      advance_ms(800, 80);
+      const auto sent = take();
+      if (answers && !sent.empty() && stack_->is_open(conn)) send(peer, kTcpAck);
+    }
+    EXPECT_FALSE(stack_->is_open(conn)) << tcp_state_name(state);
+    EXPECT_EQ(stack_->open_connections(), 0u);
+    recorder_.conns.clear();
+    EXPECT_EQ(pool_->free_count(), pool_->slot_count());
+    if (stack_->is_open(conn)) stack_->abort(conn);
+    take();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Clients, StackEnds, ::testing::Bool(), [](const auto& one) {
+  return one.param ? "answer_and_take_nothing" : "are_silent";
+});
+
 TEST_F(StackFuzz, half_open_connections_are_hit_by_anything) {
   std::mt19937 random(7);
   for (int i = 0; i < 3000; ++i) {
