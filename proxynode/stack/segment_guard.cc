@@ -105,10 +105,15 @@ Verdict judge_segment(const ReceiveState& state, const TcpHeader& tcp) {
     return rst || ack ? Verdict::kPass : Verdict::kDrop;
   }
   if (syn) {
-    if (state.state != TcpState::kSynReceived) return Verdict::kPassBare;  // challenged by lwIP
+    if (state.state != TcpState::kSynReceived) return Verdict::kChallenge;
     return !ack && tcp.seq == state.rcv_nxt - 1 ? Verdict::kPassBare : Verdict::kDrop;
   }
-  if (rst) return Verdict::kPassBare;
+  if (rst) {
+    if (tcp.seq == state.rcv_nxt) return Verdict::kPassBare;
+    const bool inside =
+        !seq_before(tcp.seq, state.rcv_nxt) && !seq_after(tcp.seq, state.rcv_nxt + state.rcv_wnd);
+    return inside ? Verdict::kChallenge : Verdict::kDrop;
+  }
   if (!ack) return Verdict::kDrop;
   if (seq_after(tcp.seq, state.rcv_nxt + state.rcv_wnd)) return Verdict::kChallenge;
   if (seq_before(tcp.seq, state.rcv_nxt - kOvertakenBytesMax)) return Verdict::kChallenge;

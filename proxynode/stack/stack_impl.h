@@ -187,6 +187,7 @@ struct Stack::Impl {
   // --- stack_input.cc
   pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
   void to_connection(ConnIndex index, Arrived& arrived);
+  void challenge(Connection& conn);
   void input_stripped(Connection& conn, Arrived& arrived);
   static void cut_to_window(const ReceiveState& receive, Arrived& arrived);
   bool take_payload(const Connection& conn, bool pins_slot);

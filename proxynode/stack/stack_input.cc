@@ -14,6 +14,8 @@ constexpr std::size_t kReclaimBelow = 16;
 constexpr std::size_t kReservedSlots = 2;
 // A connection costs about this much of lwIP's heap until it is established.
 constexpr std::size_t kConnectionBytes = 2048;
+// RFC 5961 7: a connection is challenged no more often, as with Linux.
+constexpr std::uint32_t kChallengeTicks = 500 / kSlowTickMs;
 
 constexpr std::uint8_t kPbufRefType = static_cast<std::uint8_t>(PBUF_REF);
 
@@ -160,10 +162,7 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
   if (verdict >= Verdict::kChallenge) {
     ++counters.dropped_malformed;
     pbuf_free(arrived.chain);
-    if (verdict == Verdict::kChallenge) {
-      tcp_send_empty_ack(pcb);
-      update_timers(conn);  // without room for it the timer tries again
-    }
+    if (verdict == Verdict::kChallenge) challenge(conn);
     return;
   }
   if (verdict == Verdict::kPassBare) {
@@ -188,6 +187,15 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
   }
   run_input(conn, arrived);
   reap();
+}
+
+// The time of the last one is in a field of lwIP's that is free: keepalive is ours.
+void Stack::Impl::challenge(Connection& conn) {
+  tcp_pcb* const pcb = conn.pcb;
+  if (pcb->keep_intvl != 0 && tcp_ticks - pcb->keep_intvl < kChallengeTicks) return;
+  pcb->keep_intvl = tcp_ticks;
+  tcp_send_empty_ack(pcb);
+  update_timers(conn);  // without room for it the timer tries again
 }
 
 // Without its payload. What waits behind refused payload is answered with the closed window, lest

@@ -564,6 +564,31 @@ TEST_F(StackReceiving, an_acknowledgement_from_far_before_the_window_is_challeng
   EXPECT_EQ(recorder_.conns[conn].acked, 1000u);
 }
 
+// RFC 5961 7. Each one is a repeated acknowledgement to the client, which a stranger could make it
+// get three of whenever he likes.
+TEST_F(StackReceiving, challenges_are_few_however_much_asks_for_them) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const auto ask = [&](std::uint32_t i) {
+    deliver(peer.self, peer.other, {.flags = kTcpSyn, .seq = peer.snd + 77 * i});
+    deliver(peer.self, peer.other, {.flags = kTcpRst, .seq = peer.snd + 1 + i});
+    deliver(peer.self, peer.other,
+            {.flags = kTcpAck, .seq = peer.snd + (1u << 24), .ack = peer.rcv});
+    deliver(peer.self, peer.other, {.flags = kTcpAck, .seq = peer.snd, .ack = peer.rcv + 1 + i});
+  };
+  for (std::uint32_t i = 0; i < 100; ++i) ask(i);
+  auto sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].tcp.flags, kTcpAck);
+  EXPECT_EQ(sent[0].tcp.ack, peer.snd);
+  advance_ms(600);
+  take();
+  ask(0);
+  EXPECT_EQ(take().size(), 1u);
+  send(peer, kTcpAck, pattern(10));
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(10));
+}
+
 // RFC 9293 3.10.7.4: a segment without bytes is acceptable at RCV.NXT when the window is closed.
 // Two ends that both answered it would never stop.
 TEST_F(StackReceiving, a_plain_acknowledgement_is_not_answered_while_our_window_is_closed) {
