@@ -10,6 +10,7 @@
 
 #include "lwproto/base/check.h"
 #include "lwproto/base/clock.h"
+#include "lwproto/base/socket_address.h"
 #include "lwproto/cluster/bounded_json.h"
 
 namespace sanproxy::cluster {
@@ -55,6 +56,12 @@ bool is_old_token(const std::string& text) {
   return false;
 }
 
+// Whether it may lead to several members.
+bool is_name(const std::string& url) {
+  const std::string_view at = std::string_view(url).substr(url.find("://") + 3);
+  return !at.starts_with('[') && !IpAddress::parse(at.substr(0, at.find(':'))).ok();
+}
+
 }  // namespace
 
 Status check_endpoint(const std::string& url) {
@@ -81,6 +88,7 @@ Status check_endpoint(const std::string& url) {
 struct EtcdClient::Transfer {
   CURL* easy = curl_easy_init();
   curl_slist* headers = nullptr;
+  curl_slist* connect_to = nullptr;
   std::string url, body, received;
   std::size_t received_max = 0;
   bool added = false, finished = false, too_long = false;
@@ -89,8 +97,9 @@ struct EtcdClient::Transfer {
 
   Transfer() { SANPROXY_CHECK(easy != nullptr); }
   ~Transfer() {
-    curl_slist_free_all(headers);
     curl_easy_cleanup(easy);
+    curl_slist_free_all(connect_to);
+    curl_slist_free_all(headers);
   }
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
@@ -156,6 +165,33 @@ void EtcdClient::configure(Transfer& t, const std::string& path, const json& bod
   if (!options_.ca.empty()) set(CURLOPT_CAINFO, options_.ca.c_str());
   if (!options_.certificate.empty()) set(CURLOPT_SSLCERT, options_.certificate.c_str());
   if (!options_.key.empty()) set(CURLOPT_SSLKEY, options_.key.c_str());
+  choose_member(t);
+}
+
+// The next request decides which member that is.
+bool EtcdClient::chooses_member() const { return member_.empty() && is_name(endpoint()); }
+
+// Of a name with several addresses the first that takes a connection would be asked again and
+// again, whether or not it ever answers: any of them until one has, then that one.
+void EtcdClient::choose_member(Transfer& t) {
+  const auto set = [&t](CURLoption option, auto value) {
+    SANPROXY_CHECK(curl_easy_setopt(t.easy, option, value) == CURLE_OK);
+  };
+  curl_slist_free_all(std::exchange(t.connect_to, nullptr));
+  if (chooses_member()) {
+    set(CURLOPT_DNS_CACHE_TIMEOUT, 0L);
+    set(CURLOPT_DNS_SHUFFLE_ADDRESSES, 1L);
+    set(CURLOPT_FORBID_REUSE, 1L);
+  } else if (!member_.empty()) {
+    t.connect_to = curl_slist_append(nullptr, ("::" + member_ + ":").c_str());
+    set(CURLOPT_CONNECT_TO, t.connect_to);
+  }
+}
+
+void EtcdClient::next_endpoint() {
+  if (options_.endpoints.size() > 1 || is_name(endpoint())) ++visit_;
+  current_ = (current_ + 1) % options_.endpoints.size();
+  member_.clear();
 }
 
 // Lets transfers go on, notes those that have ended, and hands out what the watch brought.
@@ -235,7 +271,8 @@ Answer EtcdClient::call_once(const std::string& path, const json& body, bool rep
                                   static_cast<long>(options_.timeout_ms)) == CURLE_OK);
   // On a connection that it has used before, libcurl repeats by itself what was not answered, and
   // does not tell whether anything was sent.
-  SANPROXY_CHECK(curl_easy_setopt(t.easy, CURLOPT_FRESH_CONNECT, repeatable ? 0L : 1L) == CURLE_OK);
+  const bool fresh = !repeatable || chooses_member();
+  SANPROXY_CHECK(curl_easy_setopt(t.easy, CURLOPT_FRESH_CONNECT, fresh ? 1L : 0L) == CURLE_OK);
   curl_multi_add_handle(multi_, t.easy);
   t.added = true;
   perform();
@@ -277,6 +314,12 @@ Answer EtcdClient::call_once(const std::string& path, const json& body, bool rep
   }
   if (!out.body.is_object()) return fail(Code::kProtocol, "the answer is not JSON");
   out.ok = true;
+  if (char* ip = nullptr; chooses_member() &&
+                          curl_easy_getinfo(t.easy, CURLINFO_PRIMARY_IP, &ip) == CURLE_OK &&
+                          ip != nullptr) {
+    const std::string address = ip;
+    member_ = address.find(':') == std::string::npos ? address : "[" + address + "]";
+  }
   return out;
 }
 
@@ -385,7 +428,7 @@ void EtcdClient::watch(const std::string& key, const std::string& end, std::int6
   curl_multi_add_handle(multi_, watch_->easy);
   watch_running_ = true;
   watch_answered_ = false;
-  watch_endpoint_ = current_;
+  watch_visit_ = visit_;
 }
 
 bool EtcdClient::await_watch() {

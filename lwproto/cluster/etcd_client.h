@@ -11,6 +11,8 @@
 //   3. The watch goes on while a call waits: what it brings is handed out in order, in call() and
 //      wait().
 //   4. After interrupt() every call fails at once.
+//   5. Requests and the watch go to one member, also where the endpoint is a name that leads to
+//      several; once it is left, to any of them.
 #pragma once
 
 #include <atomic>
@@ -75,11 +77,9 @@ class EtcdClient {
   // back): of changes we would never hear.
   bool await_watch();
   void end_watch();
-  // Whether it goes on, at the endpoint in use: a member that calls have left may be cut off, and
-  // its connection silent for long.
-  bool watching() const {
-    return watch_ != nullptr && watch_running_ && watch_endpoint_ == current_;
-  }
+  // Whether it goes on, at the member in use: one that calls have left may be cut off, and its
+  // connection silent for long.
+  bool watching() const { return watch_ != nullptr && watch_running_ && watch_visit_ == visit_; }
   const std::string& watch_error() const { return watch_error_; }
 
   // Serves the watch for at most `timeout_ms`; returns sooner after something came or wake().
@@ -90,26 +90,30 @@ class EtcdClient {
   void resume(std::uint32_t timeout_ms);
 
   const std::string& endpoint() const { return options_.endpoints[current_]; }
-  void next_endpoint() { current_ = (current_ + 1) % options_.endpoints.size(); }
+  void next_endpoint();
   const std::string& last_error() const { return last_error_; }
 
  private:
   struct Transfer;
   void configure(Transfer& transfer, const std::string& path, const nlohmann::json& body);
   Answer call_once(const std::string& path, const nlohmann::json& body, bool repeatable = true);
+  bool chooses_member() const;
+  void choose_member(Transfer& transfer);
   bool log_in(Answer& failure);
   void perform();
   void take_watch_lines();
 
   EtcdOptions options_;
   std::size_t current_ = 0;
+  std::string member_;       // its address, where the endpoint is a name; "": not chosen yet
+  std::uint64_t visit_ = 0;  // another one at each member
   std::string token_;
   std::string last_error_;
   void* multi_ = nullptr;
   std::unique_ptr<Transfer> request_;  // one at a time; its connection is kept
   std::unique_ptr<Transfer> watch_;
   bool watch_running_ = false, watch_answered_ = false;
-  std::size_t watch_endpoint_ = 0;
+  std::uint64_t watch_visit_ = 0;
   std::string watch_error_;
   OnWatch on_watch_;
   std::atomic<bool> interrupted_{false};

@@ -28,12 +28,13 @@ class SilentPort {
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof(at);
     EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&at), size), 0);
-    EXPECT_EQ(listen(fd_, 8), 0);
+    EXPECT_EQ(listen(fd_, 128), 0);
     EXPECT_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&at), &size), 0);
     port_ = ntohs(at.sin_port);
   }
   ~SilentPort() { close(fd_); }
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+  int port() const { return port_; }
   int fd() const { return fd_; }
 
  private:
@@ -173,6 +174,40 @@ TEST(EtcdClient, AnEndpointThatIsSilentIsLeftForTheNext) {
   FakeEtcd here;
   EtcdClient client(at({silent.url(), here.url()}, 3'000));  // the second has as long to answer
   EXPECT_TRUE(client.call("/v3/kv/range", kAll).ok);
+}
+
+// Two members behind one name, as behind a headless service: the first takes connections and says
+// nothing. libcurl knows both addresses of names in ".localhost".
+struct OneName {
+  static constexpr int kCallsMax = 20;  // each tries twice, and takes either
+  SilentPort silent;
+  FakeEtcd here{"::1", silent.port()};
+  EtcdClient client{at({"http://etcd.localhost:" + std::to_string(silent.port())}, 1'000)};
+
+  bool answers() {
+    for (int i = 0; i < kCallsMax; ++i) {
+      if (client.call("/v3/kv/range", kAll).ok) return true;
+    }
+    return false;
+  }
+};
+
+TEST(EtcdClient, AMemberOfANameThatIsSilentIsLeftForTheOthers) {
+  OneName name;
+  ASSERT_TRUE(name.answers()) << name.client.last_error();
+  EXPECT_TRUE(name.client.call("/v3/kv/range", kAll).ok) << "and stays left";
+  name.client.watch("/k", "", 1, [](const WatchAnswer&) {});
+  EXPECT_TRUE(name.client.await_watch()) << "it is at the same member";
+}
+
+TEST(EtcdClient, AWatchAtAMemberOfANameThatWasLeftCountsAsEnded) {
+  OneName name;
+  ASSERT_TRUE(name.answers()) << name.client.last_error();
+  name.client.watch("/k", "", 1, [](const WatchAnswer&) {});
+  EXPECT_TRUE(name.client.watching());
+  name.here.answer("/v3/kv/range", 1, 503, R"({"error":"etcdserver: no leader"})");
+  (void)name.client.call("/v3/kv/range", kAll);
+  EXPECT_FALSE(name.client.watching());
 }
 
 TEST(EtcdClient, WhatMayHaveBeenDoneIsNotDoneAgainUnlessItMayBe) {

@@ -26,7 +26,7 @@ struct FakeEtcd::Http {
   httplib::Server server;
 };
 
-FakeEtcd::FakeEtcd() { start(); }
+FakeEtcd::FakeEtcd(std::string host, int port) : host_(std::move(host)), port_(port) { start(); }
 FakeEtcd::~FakeEtcd() { stop(); }
 
 std::string FakeEtcd::url() const { return "http://127.0.0.1:" + std::to_string(port_); }
@@ -89,9 +89,9 @@ void FakeEtcd::start() {
     changed_.notify_all();
   });
   if (port_ == 0) {
-    port_ = server.bind_to_any_port("127.0.0.1");
+    port_ = server.bind_to_any_port(host_);
   } else {
-    ASSERT_TRUE(server.bind_to_port("127.0.0.1", port_));
+    ASSERT_TRUE(server.bind_to_port(host_, port_));
   }
   thread_ = std::thread([this] { http_->server.listen_after_bind(); });
   while (!server.is_running()) std::this_thread::yield();

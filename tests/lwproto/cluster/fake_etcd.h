@@ -23,7 +23,8 @@ namespace sanproxy::cluster::testing {
 
 class FakeEtcd {
  public:
-  FakeEtcd();
+  // `host`: of loopback; `port` 0: any that is free.
+  explicit FakeEtcd(std::string host = "127.0.0.1", int port = 0);
   ~FakeEtcd();
 
   std::string url() const;
@@ -92,6 +93,7 @@ class FakeEtcd {
 
   std::unique_ptr<Http> http_;
   std::thread thread_;
+  const std::string host_;
   int port_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
