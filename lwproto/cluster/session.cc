@@ -200,6 +200,12 @@ bool Session::list() {
     found.insert_or_assign(value.key.substr(root_.size()), value.value);
   }
   written_ = std::move(found);
+  std::set<std::string> taken;  // still
+  for (const KeyValue& value : all->values) {
+    std::string key = value.key.substr(root_.size());
+    if (value.lease != lease_ && taken_.contains(key)) taken.insert(std::move(key));
+  }
+  taken_ = std::move(taken);
   write_at_ns_ = 0;
   hand_over();
   client_.watch(begin, prefix_end(begin), next_revision_,
@@ -244,7 +250,9 @@ void Session::report(const std::string& text) {
 // Somebody has touched what we had written.
 void Session::note_own(const WatchEvent& event) {
   if (!event.value.key.starts_with(root_)) return;
-  const auto ours = written_.find(event.value.key.substr(root_.size()));
+  const std::string key = event.value.key.substr(root_.size());
+  if (event.deleted) taken_.erase(key);
+  const auto ours = written_.find(key);
   if (ours == written_.end()) return;
   if (!event.deleted && event.value.lease == lease_) return;  // our own, on its way back
   const std::string other = event.deleted ? "" : instance_in(event.value.value);
@@ -252,9 +260,9 @@ void Session::note_own(const WatchEvent& event) {
   if ((!other.empty() || event.value.lease != 0) && other != options_.instance) {
     log_(LogLevel::kError,
          printable(event.value.key) + ": another process registers under our name");
+    taken_.insert(key);  // to write it back would be answered in kind, for ever
     const std::lock_guard<std::mutex> lock(mutex_);
     ++status_.duplicates;
-    return;  // to write it back would be answered in kind, for ever
   }
   written_.erase(ours);
 }
@@ -296,7 +304,10 @@ bool Session::write_announced() {
   }
   leave_out_bad(wanted);
   const std::uint64_t before = status_.writes;
-  while (written_ != wanted && !stopping_) {
+  while (!stopping_) {
+    // Also what was taken while we wrote.
+    std::erase_if(wanted, [this](const auto& one) { return taken_.contains(one.first); });
+    if (written_ == wanted) break;
     if (clock_.now_ns() >= beat_at_ns_ && !keep_lease()) return false;  // many of them take long
     if (!write_some(wanted)) return false;
   }

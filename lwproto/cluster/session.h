@@ -8,7 +8,8 @@
 // Invariants:
 //   1. Nothing here ever waits on the caller's thread (but the destructor, at most about a second).
 //   2. What is announced is written again whenever it is missing: after a lease has run out, after
-//      somebody has deleted it.
+//      somebody has deleted it. What another process of our name has put in its place is left
+//      alone as long as it is there.
 //   3. Time is monotonic time: clocks that jump change nothing.
 //   4. A record that others would refuse, or etcd does, is left out, named and counted; what etcd
 //      has of it stays as it is, and all others go on.
@@ -17,6 +18,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -103,6 +105,7 @@ class Session {
   ClusterState state_;
   std::vector<Change> changes_;
   std::map<std::string, std::string> written_;  // announced, as etcd has it
+  std::set<std::string> taken_;                 // announced, and another process's by now
   struct LeftOut {
     std::size_t text_hash = 0;  // of the record that was refused
     std::string why;

@@ -195,6 +195,28 @@ TEST_F(SessionTest, AnotherProcessOfTheSameNameIsComplainedAboutAndNotFought) {
   EXPECT_EQ(etcd.get(kRoot + kOwn), R"({"instance":"them"})");
 }
 
+TEST_F(SessionTest, WhatAnotherProcessHasTakenIsNotTouchedWhateverBecomesOfOurs) {
+  const std::string later = "node/appnode/p1/7";
+  const std::string theirs = R"({"instance":"them"})";
+  auto session = start(options());
+  session->announce(kOwn, {{"instance", "us"}});
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn).has_value(); }));
+  etcd.put(kRoot + kOwn, theirs);
+  EXPECT_TRUE(etcd.wait_for([&] { return session->status().duplicates == 1; }));
+  session->announce(kOwn, {{"instance", "us"}, {"state", "draining"}});
+  session->announce(later, {{"instance", "us"}});  // written after what comes before it
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + later).has_value(); }));
+  EXPECT_EQ(etcd.get(kRoot + kOwn), theirs);
+  session->withdraw(kOwn);
+  session->withdraw(later);
+  EXPECT_TRUE(etcd.wait_for([&] { return !etcd.get(kRoot + later); }));
+  EXPECT_EQ(etcd.get(kRoot + kOwn), theirs);
+  session->announce(kOwn, {{"instance", "us"}});
+  etcd.erase(kRoot + kOwn);
+  EXPECT_TRUE(etcd.wait_for([&] { return etcd.get(kRoot + kOwn) == R"({"instance":"us"})"; }))
+      << "they have gone";
+}
+
 TEST_F(SessionTest, ARecordUnderAnothersLeaseIsNotFoughtEither) {
   const std::string key = "node/appnode/p1/0";
   auto session = start(options());
