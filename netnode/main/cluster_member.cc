@@ -36,8 +36,8 @@ std::optional<steer::ProxySet> ClusterMember::take(const ClusterEntries::IsUp& i
 // What is left out is told of when it changes.
 steer::ProxySet ClusterMember::make_set() {
   LeftOut left_out;
-  steer::ProxySet set =
-      with_cluster(config_.set, config_.forwarder.nat.addresses, entries_.all(), left_out);
+  const ThisNode here{self_.host, config_.forwarder.nat.addresses};
+  steer::ProxySet set = with_cluster(config_.set, here, entries_.all(), left_out);
   const std::set<std::string> told(left_out_.texts().begin(), left_out_.texts().end());
   for (const std::string& text : left_out.texts()) {
     if (!told.contains(text)) spdlog::warn("of the cluster is not taken: {}", text);

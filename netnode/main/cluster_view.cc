@@ -8,13 +8,24 @@ namespace {
 
 using cluster::Entry;
 
+// The first of a proxy's channels that leads there from here: shared memory does on its own host
+// alone, and on another one at best to a proxy that listens at the same path. "": none.
+std::string channel_to(const cluster::NodeRecord& record, const std::string& host) {
+  for (const std::string& channel : record.channels) {
+    const bool is_far = host.empty() || record.host != host;
+    if (!is_far || !channel.starts_with("shm:")) return channel;
+  }
+  return "";
+}
+
 // Proxies that registered a way for network nodes, and are not in the file.
 void add_found(steer::ProxySet& set, const std::string& key, const cluster::NodeRecord& record,
-               LeftOut& left_out) {
+               const std::string& host, LeftOut& left_out) {
   if (!key.starts_with("node/proxy/") || record.channels.empty()) return;
+  const std::string channel = channel_to(record, host);
   for (const steer::ProxyConfig& one : set.proxies) {
     if (one.name == record.name) return;
-    const bool same_channel = one.channel == record.channels.front();
+    const bool same_channel = one.channel == channel && !channel.empty();
     if (!same_channel && (record.tag == 0 || one.id != record.tag)) continue;
     return left_out.add([&] {
       return "proxy \"" + record.name + "\": it has the " + (same_channel ? "channel" : "id") +
@@ -27,14 +38,19 @@ void add_found(steer::ProxySet& set, const std::string& key, const cluster::Node
              " already";
     });
   }
-  if (std::string wrong = steer::check_channel(record.channels.front()); !wrong.empty()) {
+  if (channel.empty()) {
+    return left_out.add([&] {
+      return "proxy \"" + record.name + "\": its channel is shared memory of another host";
+    });
+  }
+  if (std::string wrong = steer::check_channel(channel); !wrong.empty()) {
     return left_out.add([&] { return "proxy \"" + record.name + "\": " + wrong; });
   }
   steer::ProxyConfig found;
   found.name = record.name;
   found.id = record.tag;
   found.mode = steer::Mode::kChannel;
-  found.channel = record.channels.front();
+  found.channel = channel;
   set.proxies.push_back(std::move(found));
 }
 
@@ -133,12 +149,11 @@ bool ClusterEntries::forget_lost(const IsUp& is_up) {
   return true;
 }
 
-steer::ProxySet with_cluster(const steer::ProxySet& configured,
-                             std::span<const IpAddress> nat_addresses,
+steer::ProxySet with_cluster(const steer::ProxySet& configured, const ThisNode& here,
                              const std::map<std::string, Entry>& entries, LeftOut& left_out) {
   steer::ProxySet out = configured;
   Addresses services;
-  const Taken taken = taken_addresses(configured, nat_addresses);
+  const Taken taken = taken_addresses(configured, here.nat_addresses);
   const auto add = [&](const std::string& address) {
     add_service(out, services, taken, address, left_out);
   };
@@ -148,7 +163,7 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured,
   }
   for (const auto& [key, entry] : entries) {
     if (const auto* record = std::get_if<cluster::NodeRecord>(&entry)) {
-      add_found(out, key, *record, left_out);
+      add_found(out, key, *record, here.host, left_out);
       for (const std::string& address : record->leaving) add(address);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {

@@ -70,10 +70,14 @@ class LeftOut {
   std::size_t count_ = 0;
 };
 
-// `nat_addresses`: of this node, where no service can be. `entries`: by key behind the cluster's
-// root.
-steer::ProxySet with_cluster(const steer::ProxySet& configured,
-                             std::span<const IpAddress> nat_addresses,
+// This network node, as far as others' entries mean different things at different nodes.
+struct ThisNode {
+  std::string host;                          // as NodeRecord::host; "": it cannot be told
+  std::span<const IpAddress> nat_addresses;  // where no service can be
+};
+
+// `entries`: by key behind the cluster's root.
+steer::ProxySet with_cluster(const steer::ProxySet& configured, const ThisNode& here,
                              const std::map<std::string, cluster::Entry>& entries,
                              LeftOut& left_out);
 

@@ -31,7 +31,7 @@ std::size_t left_out_count = 0;
 steer::ProxySet view(const steer::ProxySet& configured, const Entries& entries,
                      std::span<const IpAddress> nat_addresses = {}) {
   LeftOut found;
-  steer::ProxySet out = with_cluster(configured, nat_addresses, entries, found);
+  steer::ProxySet out = with_cluster(configured, {"here", nat_addresses}, entries, found);
   left_out = found.texts();
   left_out_count = found.count();
   return out;
@@ -62,8 +62,8 @@ TEST(ClusterView, WhereNobodySaysAWeightTheProxysOwnHolds) {
   Entries entries;
   put(entries, "node/proxy/p1", R"({"weight": 7})");
   put(entries, "node/proxy/p2", R"({"weight": 8})");
-  put(entries, "node/proxy/p3", R"({"weight": 9, "channels": ["shm:/run/p3"]})");
-  put(entries, "node/proxy/p4", R"({"weight": 9, "channels": ["shm:/run/p4"]})");
+  put(entries, "node/proxy/p3", R"({"weight": 9, "channels": ["tcp://10.9.0.3:7472"]})");
+  put(entries, "node/proxy/p4", R"({"weight": 9, "channels": ["tcp://10.9.0.4:7472"]})");
   put(entries, "config/proxy/p3", "{}");
   put(entries, "config/proxy/p4", R"({"weight": 2})");
   const auto set = view(file, entries);
@@ -139,6 +139,24 @@ TEST(ClusterView, AProxyWithAWayForNetworkNodesIsFoundAndNoOtherIs) {
   EXPECT_EQ(set.proxies[2].channel, "tcp://10.9.0.3:7472");
   EXPECT_EQ(set.proxies[2].id, 3u);
   EXPECT_EQ(set.proxies[2].mode, steer::Mode::kChannel);
+}
+
+TEST(ClusterView, SharedMemoryIsAWayToProxiesOfTheSameHostAlone) {
+  Entries entries;
+  put(entries, "node/proxy/a", R"({"host": "there", "channels": ["shm:/run/net.sock"]})");
+  put(entries, "node/proxy/b", R"({"host": "here", "channels": ["shm:/run/net.sock"]})");
+  put(entries, "node/proxy/c",
+      R"({"host": "there", "channels": ["shm:/run/net.sock", "tcp://10.9.0.3:7472"]})");
+  put(entries, "node/proxy/d",
+      R"({"host": "here", "channels": ["shm:/run/d.sock", "tcp://10.9.0.4:7472"]})");
+  put(entries, "node/proxy/e", R"({"channels": ["shm:/run/e.sock"]})");
+  const auto set = view({}, entries);
+  std::vector<std::string> found;
+  for (const auto& proxy : set.proxies) found.push_back(proxy.name + " " + proxy.channel);
+  EXPECT_EQ(found, (std::vector<std::string>{"b shm:/run/net.sock", "c tcp://10.9.0.3:7472",
+                                             "d shm:/run/d.sock"}));
+  ASSERT_EQ(left_out.size(), 2u);
+  EXPECT_EQ(left_out[0], "proxy \"a\": its channel is shared memory of another host");
 }
 
 TEST(ClusterView, AProxyWithTheTagOfAnotherIsNotTaken) {
