@@ -224,10 +224,14 @@ Page sum_metrics(const std::vector<WorkerPage>& workers) {
   return {200, "text/plain; version=0.0.4; charset=utf-8", out + restarts};
 }
 
-Page sum_status(const std::vector<WorkerPage>& workers) {
-  json sum = {{"services", json::array()},    {"nodes", json::array()},
-              {"interfaces", json::array()},  {"connections", json::object()},
-              {"tcp_memory", json::object()}, {"pools", json::object()}};
+Page sum_status(const std::string& name, const std::vector<WorkerPage>& workers) {
+  json sum = {{"name", name},
+              {"services", json::array()},
+              {"nodes", json::array()},
+              {"interfaces", json::array()},
+              {"connections", json::object()},
+              {"tcp_memory", json::object()},
+              {"pools", json::object()}};
   json each = json::array();
   bool all_known = true;
   for (const WorkerPage& worker : workers) {

@@ -32,8 +32,9 @@ struct WorkerPage {
 // of one worker.
 Page sum_metrics(const std::vector<WorkerPage>& workers);
 // Of the shape of one worker's /status, and `workers` with the state and the page of each. While
-// one that runs has not answered ("answered": false there) the sum is not "drained".
-Page sum_status(const std::vector<WorkerPage>& workers);
+// one that runs has not answered ("answered": false there) the sum is not "drained". `name` is
+// there also while none answers: whoever has asked must see that it is us.
+Page sum_status(const std::string& name, const std::vector<WorkerPage>& workers);
 // Of the shape of one worker's /connections, each row with its worker.
 Page sum_connections(const std::vector<WorkerPage>& workers, std::uint32_t limit);
 // 200 when every worker serves; 503 with the reason otherwise.

@@ -447,7 +447,7 @@ admin::Page Supervisor::change(const admin::PageRequest& request) {
 admin::Page Supervisor::page(const admin::PageRequest& request) {
   if (request.method == "POST") return change(request);
   if (request.path == "/metrics") return admin::sum_metrics(ask_all(request));
-  if (request.path == "/status") return admin::sum_status(ask_all(request));
+  if (request.path == "/status") return admin::sum_status(config_.name, ask_all(request));
   if (request.path == "/connections") {
     return admin::sum_connections(ask_all(request), request.limit);
   }

@@ -80,8 +80,8 @@ json status(int open, const char* address, const char* state) {
 }
 
 TEST(SumStatus, HasTheShapeOfOneWorkersAndNamesTheWorkerOfNodesAndMembers) {
-  const Page page = sum_status({worker(0, status(3, "10.0.0.1:80", "running").dump()),
-                                worker(1, status(4, "10.0.0.1:80", "draining").dump())});
+  const Page page = sum_status("p", {worker(0, status(3, "10.0.0.1:80", "running").dump()),
+                                     worker(1, status(4, "10.0.0.1:80", "draining").dump())});
   const json all = json::parse(page.body);
   EXPECT_EQ(all["connections"]["open"], 7);
   EXPECT_EQ(all["connections"]["states"]["ESTABLISHED"], 7);
@@ -103,9 +103,10 @@ TEST(SumStatus, HasTheShapeOfOneWorkersAndNamesTheWorkerOfNodesAndMembers) {
 TEST(SumStatus, GoesOnWithoutAWorkerThatDoesNotAnswerOrAnswersNonsense) {
   auto silent = worker(1, "");
   silent.page.http_status = 0;
-  const json all = json::parse(sum_status({worker(0, status(3, "10.0.0.1:80", "running").dump()),
-                                           silent, worker(2, "{nonsense")})
-                                   .body);
+  const json all =
+      json::parse(sum_status("p", {worker(0, status(3, "10.0.0.1:80", "running").dump()), silent,
+                                   worker(2, "{nonsense")})
+                      .body);
   EXPECT_EQ(all["connections"]["open"], 3);
   EXPECT_EQ(all["workers"].size(), 3u);
 }
@@ -114,13 +115,19 @@ TEST(SumStatus, IsNotDrainedWhileAWorkerThatRunsDoesNotAnswer) {
   auto silent = worker(1, "");
   silent.page.http_status = 0;
   const auto drained = worker(0, status(0, "10.0.0.1:80", "drained").dump());
-  json all = json::parse(sum_status({drained, silent}).body);
+  json all = json::parse(sum_status("p", {drained, silent}).body);
   EXPECT_EQ(all["state"], "draining") << "it may have connections";
   EXPECT_EQ(all["workers"][1]["answered"], false);
   EXPECT_FALSE(all["workers"][0].contains("answered"));
   silent.state.pid = 0;  // its connections have ended with it
-  all = json::parse(sum_status({drained, silent}).body);
+  all = json::parse(sum_status("p", {drained, silent}).body);
   EXPECT_EQ(all["state"], "drained");
+}
+
+TEST(SumStatus, SaysWhoItIsAlsoWhileNobodyAnswers) {
+  auto silent = worker(0, "");
+  silent.page.http_status = 0;
+  EXPECT_EQ(json::parse(sum_status("p", {silent}).body)["name"], "p");
 }
 
 TEST(SumConnections, KeepTheLimitAndCountAll) {
