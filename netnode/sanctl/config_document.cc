@@ -69,7 +69,7 @@ json parse_document(const std::string& text, const std::string& where) {
   try {
     NamesOnce names_once;
     return json::parse(text, std::ref(names_once));
-  } catch (const json::parse_error& error) {
+  } catch (const json::exception& error) {  // a number beyond all numbers is no parse_error
     const std::string_view what = error.what();
     refuse("this is no JSON: " + std::string(what.substr(what.find(']') + 2)));
   } catch (const Failure& twice) {

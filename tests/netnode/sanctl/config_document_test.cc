@@ -50,6 +50,8 @@ TEST(ConfigDocument, ANameThatAnObjectHasTwiceIsRefused) {
   EXPECT_EQ(error(R"({"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}], "b": 2})"), "accepted");
   EXPECT_TRUE(error("{\"a\":").starts_with("all.json: this is no JSON: parse error at line 1"))
       << error("{\"a\":");
+  EXPECT_TRUE(error("{\"a\": 1e999}").starts_with("all.json: this is no JSON: number overflow"))
+      << error("{\"a\": 1e999}");
 }
 
 TEST(ConfigDocument, DifferencesOfWhatOtherHandsWroteMoveNoCursor) {
