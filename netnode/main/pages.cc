@@ -318,7 +318,12 @@ Page status_page(const Node& node) {
 Page drain_page(Node& node, const std::string& name, bool on) {
   if (!node.drain(name, on)) return {404, "text/plain", "there is no proxy \"" + name + "\"\n"};
   for (const Node::ProxyView& view : node.proxies()) {
-    if (view.proxy->config.name == name) return json_page(proxy_json(view));
+    if (view.proxy->config.name != name) continue;
+    if (!on && view.proxy->config.draining) {
+      return {409, "text/plain",
+              "the file, the cluster or the proxy itself drains \"" + name + "\" as well\n"};
+    }
+    return json_page(proxy_json(view));
   }
   return {404, "text/plain", "not here\n"};
 }

@@ -127,7 +127,7 @@ class Worker final : public translate::Host, private admin::Operations {
   std::uint64_t publish_at_ns_ = 0;
   std::uint64_t devices_due_ns_ = 0;
   std::string device_gone_;                                    // its name
-  std::array<std::uint64_t, 8> published_{~std::uint64_t{0}};  // differs from what it will be
+  std::array<std::uint64_t, 9> published_{~std::uint64_t{0}};  // differs from what it will be
   cluster::SessionStatus cluster_status_;                      // of the page that is being made
   RetiredAddresses retired_;                                   // of closed services
   LeavingServices leaving_;  // in a cluster: what network nodes are told

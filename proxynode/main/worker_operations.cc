@@ -47,10 +47,18 @@ std::string Worker::drain_node(const std::string& name, bool drained) {
     return "4096 names are drained already";
   }
   translator_->set_drained(name, drained, translate::DrainedBy::kOperator);
-  if (!drained && translator_->is_drained(name, translate::DrainedBy::kCluster)) {
+  if (drained) return "";
+  if (translator_->is_drained(name, translate::DrainedBy::kCluster)) {
     return "drained by the cluster: sanctl undrain " + name + " --etcd ...";
   }
-  return "";
+  std::string still;  // one that is meant, and is drained by its other name
+  translator_->for_each_node([&](const translate::AppNode& node) {
+    const std::string_view before_pid = cluster::name_before_pid(node.name);
+    if (!node.dead && node.drained && (node.name == name || before_pid == name)) still = node.name;
+  });
+  if (still.empty()) return "";
+  if (still == name) still = cluster::name_before_pid(still);
+  return "drained as \"" + still + "\" as well: undrain that";
 }
 
 const char* Worker::state() const {
@@ -108,12 +116,17 @@ void Worker::chores() {
   const translate::TranslatorCounters& c = translator_->counters();
   // While somebody waits for connections to end their number is news, else it is not.
   const bool waiting = drained() || draining_ || !translator_->drained_names().empty();
-  const std::array<std::uint64_t, 8> news = {c.channels_opened,
+  std::uint64_t of_drained_nodes = 0;  // others may have as many more meanwhile
+  translator_->for_each_node([&](const translate::AppNode& node) {
+    if (node.drained && !node.dead) of_drained_nodes += node.open_streams;
+  });
+  const std::array<std::uint64_t, 9> news = {c.channels_opened,
                                              c.channels_closed,
                                              c.joins,
                                              c.leaves,
                                              waiting ? 1u + translator_->paused() : 0u,
                                              waiting ? translator_->bound_streams() : 0,
+                                             of_drained_nodes,
                                              translator_->drain_changes(),
                                              leaving_.changes()};
   if (news == published_) return;

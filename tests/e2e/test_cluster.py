@@ -178,6 +178,26 @@ class Cluster(ClusterTest):
         with one.connect(7) as taken:
             self.echoes(taken)
 
+    def test_what_a_drained_node_has_left_is_told_though_others_have_as_many_more(self):
+        one, store = self.cluster()
+        one.start_echo(name="old")
+        name = one.status()["nodes"][0]["name"]
+        sock = self.socket(one, 7)
+        self.echoes(sock)
+        one.start_echo(name="new")
+
+        def told():
+            records = [json.loads(store.ctl("get", "--print-value-only", etcd.ROOT + key))
+                       for key in store.keys("node/appnode/")]
+            return [(r["state"], r["connections"]) for r in records if r["name"] == name]
+        store.sanctl("drain", name, "--no-wait")
+        wait.until(lambda: told() == [("draining", 1)], lambda: f"it is drained: {told()}")
+        other = self.socket(one, 7)
+        self.echoes(other)
+        sock.close()
+        wait.until(lambda: told() == [("drained", 0)], lambda: f"it is empty: {told()}")
+        self.echoes(other)
+
     def test_without_etcd_everything_goes_on_and_it_is_caught_up_with_later(self):
         one, store = self.cluster()
         one.start_echo()
@@ -447,6 +467,7 @@ class OneNode(case.LabTest):
         program = name.split(":")[0]
         self.sanctl(one, "drain", program, "--no-wait")
         self.assertTrue(one.status()["nodes"][0]["drained"])
+        self.assertIn(f'drained as "{program}"', self.sanctl(one, "undrain", name, code=1))
         self.sanctl(one, "undrain", program)
         self.assertFalse(one.status()["nodes"][0]["drained"])
         self.sanctl(one, "drain", "proxy-e2e", "--no-wait")

@@ -134,6 +134,7 @@ class Nat(NetnodeTest):
         one.proxies[0]["draining"] = True
         self.reload(one)
         one.wait_state("first", "draining")
+        self.assertEqual(one.get("/undrain/first", "POST")[0], 409)  # it still drains
         self.assertEqual(one.curl(one.url("/name", 4)).stdout, b"second")
         one.proxies[0]["mode"] = "no such mode"
         self.reload(one)
