@@ -166,6 +166,22 @@ class Deploy(unittest.TestCase):
             self.assertEqual(own, [])
             self.assertEqual(result.returncode, 0, result.stderr)
 
+    def test_a_unit_is_started_until_what_it_wants_is_there(self):
+        for path in glob.glob(os.path.join(DEPLOY, "systemd", "*.service")):
+            with open(path) as file:
+                head, _, rest = file.read().partition("[Service]")
+            if "Restart=" in rest:
+                self.assertIn("StartLimitIntervalSec=0", head.splitlines(), path)
+
+    def test_what_stops_with_bird_starts_with_it(self):
+        with open(os.path.join(DEPLOY, "systemd", "sanproxy-health.service")) as file:
+            text = file.read()
+        self.assertEqual("Requires=bird.service" in text, "WantedBy=multi-user.target bird.service" in text)
+
+    def test_what_a_network_node_has_written_is_there_after_a_stop_and_a_start(self):
+        with open(os.path.join(DEPLOY, "systemd", "sanproxy-netnode.service")) as file:
+            self.assertIn("RuntimeDirectoryPreserve=yes", file.read().splitlines())
+
     def test_a_unit_of_any_node_lets_it_reach_rdma_devices_and_lock_memory(self):
         for unit in ("proxynode", "netnode", "app@"):
             with open(os.path.join(DEPLOY, "systemd", f"sanproxy-{unit}.service")) as file:
