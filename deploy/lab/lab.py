@@ -164,6 +164,10 @@ def arguments():
         parser.error("either --check or -- COMMAND")
     if not 10 <= options.connections <= 60_000:
         parser.error("--connections is 10 to 60000")
+    if not 0 <= options.outage <= 3600:
+        parser.error("--outage is 0 to 3600 seconds")
+    if not 1 <= options.bytes_each <= 1_000_000_000:
+        parser.error("--bytes-each is 1 to 1000000000")
     return options
 
 

@@ -42,6 +42,14 @@ class Laboratory(unittest.TestCase):
         self.assertEqual(figures["broken"], 0)
         self.assertGreater(figures["verified"], 0)
 
+    def test_numbers_that_make_no_sense_are_refused_before_anything_is_built(self):
+        for words in (("--outage", "nan"), ("--outage", "-1"), ("--bytes-each", "0"),
+                      ("--connections", "9")):
+            done = subprocess.run(argv("--check", "forwarding", *words), capture_output=True, text=True,
+                                  timeout=60, check=False)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), words)
+            self.assertIn(words[0] + " is", done.stderr)
+
     def test_ctrl_c_while_it_is_built_leaves_nothing(self):
         """At its worst: a namespace is there and nobody has heard of it yet."""
         with tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
