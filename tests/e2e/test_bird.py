@@ -3,10 +3,12 @@
 import os
 import re
 import subprocess
+import tempfile
 import unittest
 
 from harness import netns, wait
 from harness.netnode_lab import NODE_PORT, NetnodeLab
+from harness.process import Program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BIRD = os.path.join(ROOT, "deploy", "bird")
@@ -102,6 +104,20 @@ class Bird(unittest.TestCase):
         wait_for(True, "and announced again")
         one.node.kill()
         wait_for(False, "one that is dead is withdrawn")
+
+
+    def test_a_bird_of_one_family_is_told_as_well(self):
+        for protocol in ("sanproxy4", "sanproxy6"):
+            with self.subTest(protocol=protocol), tempfile.TemporaryDirectory(prefix="sane2e-") as folder:
+                # As birdc does with a protocol that is not there.
+                for name, text in (("curl", "exit 0"), ("birdc", f'test "$3 $4" = "enable {protocol}"')):
+                    os.chmod(self.write(folder, name, f"#!/bin/sh\n{text}\n"), 0o755)
+                health = Program("health", [os.path.join(BIRD, "sanproxy-health")], folder,
+                                 env={"SANPROXY_HEALTH_INTERVAL_S": "0.05",
+                                      "PATH": folder + os.pathsep + os.environ["PATH"]})
+                self.addCleanup(health.kill)
+                health.wait_log("announced")
+                health.kill()
 
 
 if __name__ == "__main__":
