@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <set>
+#include <string_view>
+#include <unordered_set>
 
 namespace sanproxy::netnode {
 namespace {
@@ -154,8 +156,9 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured, const ThisNode& 
   steer::ProxySet out = configured;
   Addresses services;
   const Taken taken = taken_addresses(configured, here.nat_addresses);
+  std::unordered_set<std::string_view> seen;  // of texts in `entries`: most name what others do
   const auto add = [&](const std::string& address) {
-    add_service(out, services, taken, address, left_out);
+    if (seen.insert(address).second) add_service(out, services, taken, address, left_out);
   };
   // The cluster's are TCP: one of another protocol at the same address is another one.
   for (const steer::ServiceConfig& service : out.services) {
@@ -167,7 +170,7 @@ steer::ProxySet with_cluster(const steer::ProxySet& configured, const ThisNode& 
       for (const std::string& address : record->leaving) add(address);
     }
     if (const auto* policy = std::get_if<cluster::ServicePolicy>(&entry)) {
-      add(policy->address.to_string());
+      add_service(out, services, taken, policy->address.to_string(), left_out);
     }
     if (const auto* node = std::get_if<cluster::ApplicationRecord>(&entry)) {
       for (const std::string& address : node->services) add(address);

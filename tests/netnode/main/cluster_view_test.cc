@@ -240,6 +240,16 @@ TEST(ClusterView, OfManyThatAreLeftOutAllAreCountedAndSomeAreNamed) {
   EXPECT_EQ(left_out[0], R"(service "a\x0a[error] b\x1b[31m": it is no IP:PORT)");
 }
 
+TEST(ClusterView, WhatManyNameIsLookedAtOnce) {
+  Entries entries;
+  for (int i = 0; i < 10; ++i) {
+    put(entries, "node/appnode/p1/" + std::to_string(i),
+        R"({"services": ["10.77.0.10:80", "nonsense"]})");
+  }
+  EXPECT_EQ(view(two_proxies(), entries).services.size(), 1u);
+  EXPECT_EQ(left_out_count, 1u);
+}
+
 TEST(ClusterView, ServicesAreThoseThatAreJoinedOrConfigured) {
   Entries entries;
   put(entries, "config/service/10.77.0.10:80", "{}");
