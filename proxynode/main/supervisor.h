@@ -60,6 +60,7 @@ class Supervisor {
   int sleep_ms(std::uint64_t now_ns) const;
   admin::Page page(const admin::PageRequest& request);
   admin::Page change(const admin::PageRequest& request);
+  admin::Page metrics(const admin::PageRequest& request);
   void remember_drains(const std::string& path, const std::vector<admin::WorkerPage>& answers);
   std::vector<admin::WorkerPage> ask_all(const admin::PageRequest& request);
 

@@ -103,6 +103,14 @@ class Workers:
         self.assertEqual([row["members"] for row in self.sanctl(one, "services")], [1])
         top = self.sanctl(one, "top", "--count", 1, "--interval", 0.1)
         self.assertEqual([node["connections"] for node in top], [24])
+        # One that does not answer for a while takes nothing from the sum, as if it had started again.
+        pid = state["workers"][1]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            stalled = one.metrics()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.assertEqual(stalled["sanproxy_tcp_accepted_total"], 24)
         # What is configured is for the host: the workers share it.
         self.assertEqual(state["tcp_memory"]["max_bytes"], 1 << 30)
 
