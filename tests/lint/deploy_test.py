@@ -143,6 +143,16 @@ class Deploy(unittest.TestCase):
         for program in run:
             self.assertIn(program, words)
 
+    def test_images_that_are_not_built_here_say_where_they_are(self):
+        images = set()
+        for path in glob.glob(os.path.join(DEPLOY, "kubernetes", "*.yaml")):
+            with open(path) as file:
+                images |= {image for one in yaml.safe_load_all(file) for image in values_of(one, "image")}
+        self.assertIn("sanproxy:latest", images)
+        for image in images - {"sanproxy:latest"}:
+            registry = image.partition("/")[0]
+            self.assertRegex(registry, r"^[\w-]+\.[\w.-]+$", image)
+
     def test_systemd_takes_every_unit(self):
         with tempfile.TemporaryDirectory() as folder:
             units = []
