@@ -60,7 +60,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
     out = {static_cast<std::uint32_t>(link_.index), link_.mtu_bytes, false, true, {}};
     return port_.frame_to(dst, out.frame);
   }
-  std::uint64_t way_changes() const override { return port_.neighbor().changes(); }
+  std::uint64_t way_changes() const override { return port_.neighbor().changes() + mtu_changes_; }
   const Counters& counters() const override;
   std::string mode() const override { return mode_; }
 
@@ -87,6 +87,7 @@ class PacketSocketIo final : public PacketIo, private FrameSink {
   UniqueFd socket_;
   UniqueFd neighbors_;
   LinkInfo link_;
+  std::uint64_t mtu_changes_ = 0;
   mutable Counters counters_;
   EthernetPort port_;
   SolicitedGroups groups_;
@@ -295,6 +296,7 @@ void PacketSocketIo::take_smaller_mtu() {
   spdlog::warn("interface {}: its MTU is {} bytes now, and {} are configured: taken over",
                options_.name, request.ifr_mtu, options_.mtu_bytes);
   link_.mtu_bytes = mtu_bytes;
+  ++mtu_changes_;
 }
 
 std::size_t PacketSocketIo::send(std::span<const SendPacket> packets) {

@@ -51,9 +51,11 @@ TEST_P(DriverTest, AnMtuThatIsMadeSmallerIsTakenOver) {
   EXPECT_EQ(side->io().mtu_bytes(), 1500U);
   side->driver_namespace().run("ip link set san0 mtu 1300");
   EXPECT_EQ(side->io().mtu_bytes(), 1500U) << "nobody has asked";
+  const std::uint64_t before = side->io().way_changes();
   side->send(udp_packet(*side, 7777, 5555, std::string(1400, 'x')));
   EXPECT_EQ(side->io().counters().tx_errors, 1U);
   EXPECT_EQ(side->io().mtu_bytes(), 1300U);
+  EXPECT_GT(side->io().way_changes(), before) << "what the kernel was told holds no more";
   side->send(udp_packet(*side, 7777, 5555, "small"));
   EXPECT_EQ(receive_text(udp.get()), "small");
 }
