@@ -40,10 +40,9 @@ bool DataPath::carry(const net::FlowKey& client, const net::FlowKey& proxy,
   const packet_io::FlowTranslation to_client{client.reversed(),
                                              static_cast<std::uint16_t>(~addresses_delta),
                                              static_cast<std::uint16_t>(~ports_delta), true};
-  if (redirect_->put(client, to_proxy, there) && redirect_->put(proxy, to_client, back)) {
-    return true;
-  }
-  leave(client, proxy);
+  if (!redirect_->put(client, to_proxy, there)) return false;
+  if (redirect_->put(proxy, to_client, back)) return true;
+  redirect_->erase(client);
   return false;
 }
 

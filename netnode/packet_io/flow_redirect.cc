@@ -86,6 +86,10 @@ Status FlowRedirect::attach(int interface_index, Hook hook) {
 
 bool FlowRedirect::put(const net::FlowKey& from, const FlowTranslation& what,
                        const KernelWay& way) {
+  if (now_->s < next_try_s_) {
+    ++refused_;
+    return false;
+  }
   // One hop less is one less in the word that it begins.
   constexpr std::uint64_t kHop = 0xfffe;
   RedirectEntry entry;
@@ -106,6 +110,7 @@ bool FlowRedirect::put(const net::FlowKey& from, const FlowTranslation& what,
   std::memcpy(entry.frame.data(), way.frame.data(), way.frame.size());
   const bool taken = bpf_map_update_elem(flows_.get(), &from, &entry, BPF_ANY) == 0;
   ++(taken ? put_ : refused_);
+  if (!taken) next_try_s_ = now_->s + 1;
   return taken;
 }
 

@@ -77,7 +77,8 @@ class FlowRedirect {
   std::vector<bpf_insn> make_filter() const;
   Result<UniqueFd> load_filter() const;
 
-  // A flow with IP addresses and TCP ports. False: not taken, and counted.
+  // A flow with IP addresses and TCP ports. False: not taken, and counted; for the rest of the
+  // second none is then.
   bool put(const net::FlowKey& from, const FlowTranslation& what, const KernelWay& way);
   void erase(const net::FlowKey& from);
   void invalidate();               // all of them
@@ -113,6 +114,7 @@ class FlowRedirect {
   Now* now_ = nullptr;  // shared with the programs
   std::vector<InterfaceHook> hooks_;
   std::uint64_t put_ = 0, refused_ = 0;
+  std::uint32_t next_try_s_ = 0;  // after the kernel has taken none
 };
 
 }  // namespace sanproxy::packet_io

@@ -374,6 +374,12 @@ TEST(FlowRedirect, WhatTheTableDoesNotTakeIsCounted) {
   EXPECT_FALSE((*redirect)->put(flow, what, way));
   EXPECT_EQ((*redirect)->counters().put, 2u);
   EXPECT_EQ((*redirect)->counters().refused, 1u);
+  // Each packet of a session that is not carried asks anew: that must cost no call of the kernel.
+  (*redirect)->erase({});
+  EXPECT_FALSE((*redirect)->put(flow, what, way)) << "not in the same second";
+  EXPECT_EQ((*redirect)->counters().refused, 2u);
+  (*redirect)->set_time(1);
+  EXPECT_TRUE((*redirect)->put(flow, what, way));
 }
 
 // By clsact, where a filter's place is not its maker's alone.
