@@ -126,13 +126,18 @@ class FlowRedirectTest : public ::testing::TestWithParam<std::tuple<Hook, Way>> 
     EXPECT_EQ(bpf_prog_test_run_opts(one.get(), &options), 0);
     return options.retval;
   }
+  // A trial of a socket's filter takes a frame's header off; a packet socket has it.
+  bool is_heard(const Bytes& frame) const {
+    Bytes heard(frame.begin(), frame.begin() + kFrameBytes);
+    heard.insert(heard.end(), frame.begin(), frame.end());
+    const std::uint32_t bytes = verdict_of(filter, heard);
+    EXPECT_TRUE(bytes == 0 || bytes == ~0U) << bytes;
+    return bytes != 0;
+  }
   // What is in front of the program that carries a packet leaves it just those.
   void expect_agreement(const Bytes& in, bool carried, std::uint32_t segment_bytes) const {
     if (hook() != Hook::kIngress || segment_bytes != 0) return;
-    // A trial of a socket's filter takes a frame's header off; a packet socket has it.
-    Bytes heard(in.begin(), in.begin() + kFrameBytes);
-    heard.insert(heard.end(), in.begin(), in.end());
-    EXPECT_EQ(verdict_of(filter, heard), carried || station != 0 ? 0 : ~0U);
+    EXPECT_EQ(is_heard(in), !carried && station == 0);
     // Which station's a frame is nobody asks there: what is another's the kernel drops.
     if (station == 0) {
       EXPECT_EQ(verdict_of(frames, in), carried ? XDP_PASS : XDP_DROP);
@@ -303,6 +308,29 @@ TEST_P(FlowRedirectTest, LeavesAloneWhatIsForAnotherStation) {
   established(packet);
   station = 9;
   expect_untouched(packet, "its frame is another's");
+}
+
+TEST_P(FlowRedirectTest, APacketSocketHearsWhoAsksForUsAndNoOtherProtocols) {
+  if (hook() == Hook::kEgress) return;  // has no frames
+  const Bytes packet = client_packet(Family::kIpv4);
+  established(packet);
+  const std::array<std::uint8_t, 6> all = {255, 255, 255, 255, 255, 255};
+  const std::array<std::uint8_t, 6> group = {0x33, 0x33, 0, 0, 0, 1};
+  const auto heard = [&](const std::array<std::uint8_t, 6>& to, std::uint16_t type) {
+    Bytes frame = arriving(packet);
+    std::copy(to.begin(), to.end(), frame.begin());
+    net::store_be16(frame.data() + 12, type);
+    return is_heard(frame);
+  };
+  for (const auto& to : {all, group}) {
+    EXPECT_TRUE(heard(to, net::kEtherTypeArp));
+    EXPECT_TRUE(heard(to, net::kEtherTypeIpv6));
+    EXPECT_TRUE(heard(to, net::kEtherTypeIpv4)) << "that is carried for us alone";
+    EXPECT_FALSE(heard(to, 0x88cc));
+  }
+  EXPECT_TRUE(heard({}, net::kEtherTypeArp));
+  EXPECT_FALSE(heard({}, net::kEtherTypeIpv4)) << "carried";
+  EXPECT_FALSE(heard({}, 0x88cc));
 }
 
 TEST_P(FlowRedirectTest, PaddingBehindAPacketIsNoPartOfIt) {

@@ -157,7 +157,9 @@ TEST_F(NatCarrierTest, GivesBackWhatIsReset) {
   client_says(net::kTcpRst);
   EXPECT_TRUE(carrier.carried.empty());
   // It was made up: the connection goes on.
-  for (int i = 0; i <= kNatCarryAfter; ++i) client_says(net::kTcpAck);
+  client_says(net::kTcpAck);
+  EXPECT_TRUE(carrier.carried.empty()) << "perhaps a short one";
+  for (int i = 0; i < kNatCarryAfter; ++i) client_says(net::kTcpAck);
   EXPECT_EQ(carrier.carried.size(), 1U);
 }
 
