@@ -256,7 +256,7 @@ void Stack::Impl::keepalive(ConnIndex index) {
   }
   tcp_keepalive(pcb);
   ++pcb->keep_cnt_sent;
-  arm_keepalive(conn);
+  wheel.arm(index, now_ns + std::uint64_t{options.keepalive_interval_ms} * 1'000'000);
 }
 
 }  // namespace sanproxy::stack

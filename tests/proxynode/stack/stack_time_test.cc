@@ -152,6 +152,31 @@ TEST_F(StackTime, keepalive_probes_an_idle_client_and_gives_up_without_answer) {
   EXPECT_TRUE(sent[3].has(kTcpRst));
 }
 
+// Clients answer such segments only so often (Linux: twice a second), and one that has just
+// answered would be taken for silent.
+TEST_F(StackTime, keepalive_probes_are_an_interval_apart_also_if_that_is_longer_than_idle) {
+  StackOptions options{.connections_max = 10, .heap_bytes_max = std::size_t{8} << 20};
+  options.keepalive_idle_ms = 100;
+  options.keepalive_interval_ms = 2'000;
+  options.keepalive_probes = 1;
+  make(options);
+  listen();
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  std::vector<std::uint64_t> probed_ns;
+  for (int i = 0; i < 1'000; ++i) {
+    advance_ms(20);
+    if (take().empty()) continue;
+    probed_ns.push_back(clock_.now_ns());
+    send(peer, kTcpAck);
+  }
+  EXPECT_FALSE(recorder_.conns[conn].closed);
+  ASSERT_GE(probed_ns.size(), 8u);
+  for (std::size_t i = 1; i < probed_ns.size(); ++i) {
+    EXPECT_GE(probed_ns[i] - probed_ns[i - 1], 1'990'000'000u) << i;
+  }
+}
+
 TEST_F(StackTime, without_keepalive_an_idle_stack_needs_no_wake_up) {
   StackOptions options{.connections_max = 10, .heap_bytes_max = std::size_t{8} << 20};
   options.keepalive_idle_ms = 0;
