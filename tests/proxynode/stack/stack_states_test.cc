@@ -188,6 +188,29 @@ TEST_F(StackStates, connect_that_nobody_answers_asks_ever_more_seldom_and_times_
   EXPECT_TRUE(take().empty());
 }
 
+TEST_F(StackStates, what_a_lost_syn_took_does_not_hold_up_the_first_data) {
+  Peer peer;
+  const auto conn = stack_->connect(peer.self, *SocketAddress::parse("10.77.0.10:0"));
+  ASSERT_TRUE(conn.ok());
+  advance_ms(16'000);
+  auto sent = take();
+  ASSERT_EQ(sent.size(), 5u);
+  peer.other = sent[0].src;
+  peer.rcv = sent[0].tcp.seq + 1;
+  Segment answer = peer.segment(kTcpSyn | kTcpAck);
+  answer.options = syn_options();
+  deliver(peer.self, peer.other, answer);
+  peer.snd += 1;
+  ASSERT_EQ(stack_->state(*conn), TcpState::kEstablished);
+  take();
+  ASSERT_TRUE(stack_->write(*conn, as_span(pattern(10)), WriteMode::kCopy).ok());
+  ASSERT_EQ(take().size(), 1u);  // lost
+  advance_ms(1'100);
+  sent = take();
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].payload_bytes(), 10u);
+}
+
 TEST_F(StackStates, connect_finds_a_free_port_and_knows_when_there_is_none) {
   StackOptions options{.connections_max = 10, .heap_bytes_max = std::size_t{8} << 20};
   options.ephemeral_port_first = 50'000;
