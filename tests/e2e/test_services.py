@@ -175,6 +175,20 @@ class Services:
         self.assertEqual(server.recv(1), b"")
         return node
 
+    def test_an_outgoing_connection_to_where_no_route_leads_is_told_so(self):
+        if self.topology != "tun":  # there the client's host is the router
+            return
+        one = self.lab()
+        one.client.sysctl("net.ipv4.ip_forward", "1")
+        one.client.sysctl("net.ipv6.conf.all.forwarding", "1")
+        network, target = {4: ("203.0.113.0/24", "203.0.113.9:9"),
+                           6: ("2001:db8::/64", "[2001:db8::9]:9")}[self.family]
+        one.client.run("ip", f"-{self.family}", "route", "add", "unreachable", network)
+        node = one.start_echo(mode="connect-blocking", family=self.family, joined=False,
+                              extra=["--remote", target])
+        self.assertEqual(node.wait(), 2)
+        node.wait_log("unreachable")
+
     def test_services_on_many_ports_and_both_families_do_not_mix(self):
         one = self.lab()
         ports = range(7001, 7009)
