@@ -26,6 +26,7 @@ ClusterMember::ClusterMember(const NetnodeConfig& config, const std::string& ver
 
 std::optional<steer::ProxySet> ClusterMember::take(const ClusterEntries::IsUp& is_up) {
   const auto changes = session_->take();
+  heard_ = heard_ || session_->status().ever_connected;
   if (changes.empty()) return std::nullopt;
   entries_.apply(changes, is_up);
   drained_ =

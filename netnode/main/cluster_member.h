@@ -38,6 +38,7 @@ class ClusterMember {
   // What of the cluster is not taken, and why; for people.
   const LeftOut& left_out() const { return left_out_; }
   bool drained() const { return drained_; }  // this network node, by the cluster
+  bool heard() const { return heard_; }      // etcd has answered, ever
   // `sessions` are told of while somebody waits for them to end.
   void publish(const std::string& state, std::uint64_t sessions);
   cluster::SessionStatus status() const { return session_->status(); }
@@ -48,6 +49,7 @@ class ClusterMember {
   ClusterEntries entries_;
   LeftOut left_out_;
   bool drained_ = false;
+  bool heard_ = false;
   std::unique_ptr<cluster::Session> session_;
 };
 

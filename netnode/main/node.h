@@ -88,7 +88,12 @@ class Node {
   // Out for new sessions: by a signal, an operator or the cluster.
   bool draining() const { return stopping_ || drained_here_ || (cluster_ && cluster_->drained()); }
   // Whether packets have where to go: some proxy is up or drains, or was a moment ago.
-  bool of_use() const { return of_use_.is(); }
+  bool of_use() const { return of_use_.is() && !knows_nothing(); }
+  // Its file names no service, and its cluster has not told of any yet: it drops everything.
+  bool knows_nothing() const {
+    return config_.no_proxy_ms != 0 && cluster_ && !cluster_->heard() &&
+           path_.forwarder().services().empty();
+  }
   // "running", "draining", "drained", "stopping".
   const char* state() const;
   std::uint64_t sessions() const;  // that this node knows

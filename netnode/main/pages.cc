@@ -350,6 +350,7 @@ Page render_page(Node& node, const daemon::PageRequest& request) {
   if (path == "/status") return status_page(node);
   if (path == "/healthz") {
     if (node.draining()) return {503, "text/plain", "draining\n"};
+    if (node.knows_nothing()) return {503, "text/plain", "the cluster has told nothing yet\n"};
     return node.of_use() ? Page{200, "text/plain", "ok\n"}
                          : Page{503, "text/plain", "no proxy is up\n"};
   }

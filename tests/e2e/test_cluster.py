@@ -412,6 +412,24 @@ class NetworkNode(ClusterTest):
         wait.until(lambda: steered() == ([], {}), lambda: f"left: {steered()}")
 
 
+    def test_a_network_node_that_has_heard_nothing_of_its_cluster_is_not_announced(self):
+        one, store = self.cluster()
+        store.members[0].kill()
+        path = os.path.join(one.run_dir, "n1.toml")
+        with open(path, "w") as file:
+            file.write(programs.toml_section("[node]", {"name": "n1", "maglev_entries": 5003})
+                       + programs.toml_section("[[interface]]", {"driver": "tun", "name": "nn0",
+                                                                 "addresses": ["10.79.0.1/24"]})
+                       + programs.toml_section("[admin]", {"listen": "127.0.0.1:9479"})
+                       + programs.toml_section("[cluster]", {"etcd": store.urls}))
+        one.start("n1", [programs.path("netnode"), "--config", path], one.proxy_ns).wait_log("is ready")
+        healthz = lambda: lab.admin.get(one.proxy_ns, "/healthz", port=9479)
+        self.assertEqual(healthz(), (503, "the cluster has told nothing yet\n"))
+        store.members[0].start()
+        store.wait_healthy()
+        wait.until(lambda: healthz() == (200, "ok\n"), lambda: f"it has heard: {healthz()}")
+
+
 class ThreeMembers(ClusterTest):
     members = 3
 
