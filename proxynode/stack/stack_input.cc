@@ -211,7 +211,12 @@ void Stack::Impl::input_stripped(Connection& conn, Arrived& arrived) {
   // A segment with payload is no repeated acknowledgement, and ends a row of them.
   pcb->dupacks = 0;
   run_input(conn, arrived);
-  if (conn.pcb == pcb) pcb->dupacks = 0;
+  if (conn.pcb == pcb) {
+    pcb->dupacks = 0;
+    // What was not taken comes again, and until then the client's segments stand before this one.
+    // Of an old segment lwIP would not take the window.
+    if (seq_after(pcb->snd_wl1, pcb->rcv_nxt)) pcb->snd_wl1 = pcb->rcv_nxt;
+  }
   reap();
 }
 

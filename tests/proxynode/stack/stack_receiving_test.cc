@@ -247,6 +247,42 @@ TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
   for (const buffer::SlotIndex slot : taken) pool_->release(slot);
 }
 
+// It stands before what was on its way and not taken: the client sends that again.
+TEST_F(StackReceiving,
+       the_window_of_a_client_whose_payload_is_dropped_behind_a_refusal_still_opens) {
+  make({.connections_max = 100, .heap_bytes_max = std::size_t{8} << 20}, 32);
+  listen();
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  std::vector<buffer::SlotIndex> taken;
+  while (pool_->free_count() > 12) taken.push_back(pool_->acquire());
+  recorder_.consume = false;
+  recorder_.refuse = true;
+  peer.window = 32;
+  send(peer, kTcpAck, pattern(1'000));
+  take();
+  const auto payload_sent = [this] {
+    std::uint32_t bytes = 0;
+    for (const Sent& one : take()) bytes += static_cast<std::uint32_t>(one.payload_bytes());
+    return bytes;
+  };
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(10'000)), WriteMode::kCopy).ok());
+  const std::uint32_t first = payload_sent();
+  ASSERT_GT(first, 0u);
+  ASSERT_LE(first, 32u * 128);
+  const std::uint32_t next = peer.snd;
+  send(peer, kTcpAck, pattern(1'000, 1'000));
+  send(peer, kTcpAck, pattern(1'000, 2'000));
+  ASSERT_EQ(stack_->counters().dropped_refused, 2u);
+  take();
+  peer.snd = next;  // the end of the window, which is closed now
+  peer.rcv += first;
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(payload_sent(), 10'000u - first);
+  for (const buffer::SlotIndex slot : taken) pool_->release(slot);
+}
+
 TEST_F(StackReceiving, a_refusal_that_is_over_before_the_acknowledgement_leaves_closes_nothing) {
   const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
   Peer peer;
