@@ -54,6 +54,26 @@ class InKernel(NetnodeTest):
     def test_by_xdp(self):
         self.check_carries("xdp")
 
+    def test_a_checksum_that_was_left_to_a_device_is_right_when_one_completes_it(self):
+        # From veth to veth nobody ever does.
+        for driver in ("tun", "packet", "xdp"):
+            with self.subTest(driver):
+                one = self.lab(driver)
+                one.add_plain("plain")
+                where, device = (one.client, "v1") if driver == "tun" else (one.here, "nn0")
+                where.run("ethtool", "-K", device, "tx", "off", check=True)
+                one.start_node(interface={} if driver == "tun" else GATEWAYS,
+                               nat={"in_kernel": "yes"})
+                for family in (4, 6):
+                    load = self.load(one, 4, family).start()
+                    self.wait_carried(one)
+                    marks = load.marks()
+                    wait.until(lambda load=load, marks=marks: load.all_progressed(marks, 500_000),
+                               "all go on")
+                    load.finish()
+                    self.assertEqual(load.lost, [])
+                one.assert_clean_stop()
+
     def test_connections_go_on_while_the_node_stands_still(self):
         one = self.node()
         load = self.load(one, 8, 4).start()
