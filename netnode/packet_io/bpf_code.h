@@ -9,12 +9,15 @@
 #include <linux/bpf.h>
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 namespace sanproxy::packet_io {
+
+static_assert(std::endian::native == std::endian::little, "what programs compare and store is so");
 
 // Since Linux 6.6; the headers of some distributions are older.
 inline constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);
