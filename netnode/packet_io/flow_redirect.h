@@ -6,7 +6,8 @@
 //   the way that they always went. What the table says is its owner's.
 // Owner: a network node. Thread: its; the programs read the table on any processor.
 // Invariants:
-//   1. `flows_max` flows, a bound of the kernel's table; its memory, but for 16 to 32 bytes for each,
+//   1. `flows_max` flows, a bound of the kernel's table; its memory, but for 16 to 32 bytes for
+//   each,
 //      is taken when a flow is put in.
 //   2. Only whole TCP segments of plain headers, with ACK and none of SYN, FIN, RST and URG, that
 //      have a hop left and fit the way out are carried. Every check comes before the first change;

@@ -136,7 +136,7 @@ void Stack::Impl::attach(Connection& conn, tcp_pcb* pcb) {
   pcb->snd_buf = options.send_buffer_bytes;
   pcb->rto = static_cast<s16_t>(std::max<std::uint32_t>(1, options.initial_rto_ms / kSlowTickMs));
   pcb->sv = pcb->rto;
-  pcb->keep_intvl = 0;  // challenge()
+  pcb->keep_intvl = 0;     // challenge()
   tcp_nagle_disable(pcb);  // flush() is what gathers small writes
   flows.insert(index_of(conn));
 }

@@ -52,7 +52,7 @@
 
 #define LWIP_TCP 1
 #define TCP_SYNMAXRTX 7 /* the last one is not sent (be_patient() in stack_timers.cc) */
-#define TCP_MSS 8960 /* the most that a peer's MSS option can ask for; MTU 9000 */
+#define TCP_MSS 8960    /* the most that a peer's MSS option can ask for; MTU 9000 */
 #define TCP_CALCULATE_EFF_SEND_MSS 1
 #define LWIP_WND_SCALE 1
 #define TCP_RCV_SCALE 7
