@@ -18,13 +18,13 @@ Key key_of(const IpAddress& address) {
   return {static_cast<std::uint32_t>(address.family), address.bytes};
 }
 
-constexpr int kKeyAt = -20;  // from the stack's top, r10
+constexpr int kKeyAt = -72;  // from the stack's top, r10; below what a FlowRedirect has there
 
 void store_ipv4(BpfCode& code, int frame_offset) {
   for (int i = 1; i < 4; ++i) code.store_value(10, kKeyAt + 4 + 4 * i, 0);
-  code.store_value(10, kKeyAt, 4);
   code.load(BPF_W, 5, 2, frame_offset);
   code.store(10, kKeyAt + 4, 5);
+  code.store_value(10, kKeyAt, 4);
 }
 
 }  // namespace
@@ -73,11 +73,11 @@ void match_destination(BpfCode& code, const FrameBounds& bounds, const AddressMa
   code.jump(BPF_JA, 0, 0, A::kLookUp);
   code.here(A::kIpv6);
   code.need(54);
-  code.store_value(10, kKeyAt, 6);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 3; i >= 0; --i) {  // backwards: Linux 6.1 wants it so without CAP_PERFMON
     code.load(BPF_W, 5, 2, 38 + 4 * i);
     code.store(10, kKeyAt + 4 + 4 * i, 5);
   }
+  code.store_value(10, kKeyAt, 6);
   code.here(A::kLookUp);
   code.load_map(1, map.fd());
   code.move(2, 10);

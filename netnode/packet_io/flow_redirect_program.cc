@@ -91,7 +91,9 @@ void match_ipv6(BpfCode& code, Reader& packet, int l3, A::Label none) {
   packet.half(8, l3 + 4);
   code.add_to(8, kIpv6Bytes);
   match_tcp(code, packet, l3, l3 + kIpv6Bytes, Family::kIpv6, none);
-  for (int at = 0; at < 32; at += 4) {
+  // Backwards: what begins eight bytes of the stack counts as a register put aside there by Linux
+  // 6.1, which without CAP_PERFMON must not be overwritten in part.
+  for (int at = 28; at >= 0; at -= 4) {
     packet.raw_word(5, l3 + 8 + at);
     code.store(10, kKeyAt + at, 5);
   }
@@ -258,11 +260,11 @@ void FlowRedirect::rewrite(BpfCode& code, int l3) const {
   // to know.
   code.load(BPF_B, 5, 2, l3 + 7);
   code.add_to(5, -1);
-  code.store(BPF_B, 10, kScratchAt, 5);
+  code.store(BPF_B, 10, kScratchAt + 4, 5);  // see match_ipv6()
   code.move(1, 6);
   code.set(2, l3 + 7);
   code.move(3, 10);
-  code.add_to(3, kScratchAt);
+  code.add_to(3, kScratchAt + 4);
   code.set(4, 1);
   code.set(5, BPF_F_RECOMPUTE_CSUM);
   code.call(BPF_FUNC_skb_store_bytes);
