@@ -5,6 +5,7 @@
 #include <linux/bpf.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -15,6 +16,9 @@
 
 namespace sanproxy::packet_io {
 namespace {
+
+// The kernel puts no frame header in front of more than 16 KB that are no super-packet.
+constexpr std::uint32_t kPlainBytesMax = 15'000;
 
 Status bpf_error(const char* what, int error) {
   if (error == EPERM || error == EACCES) {
@@ -60,7 +64,25 @@ Result<std::unique_ptr<FlowRedirect>> FlowRedirect::create(std::uint32_t flows_m
     const Status status = InterfaceHook::try_out(program->get(), hook, way);
     if (!status.ok()) return status;
   }
+  if (const auto filter = out->load_filter(); !filter.ok()) return filter.status();
+  if (const Status status = out->try_frames(); !status.ok()) return status;
   return out;
+}
+
+// Its part of an XDP program, which takes a helper that came with Linux 5.18.
+Status FlowRedirect::try_frames() const {
+  BpfCode code;
+  code.move(6, 1);
+  match(code, Context::kFrame, net::kEthernetHeaderBytes, BpfCode::kNoFlow);
+  code.here(BpfCode::kNoFlow);
+  code.set(0, XDP_PASS);
+  code.exit();
+  const std::vector<bpf_insn>& made = code.finish();
+  const UniqueFd program(
+      bpf_prog_load(BPF_PROG_TYPE_XDP, "san_trial", "GPL", made.data(), made.size(), nullptr));
+  if (program.valid()) return {};
+  if (errno == EPERM || errno == EACCES) return bpf_error("", errno);
+  return Status::error(Code::kUnsupported, "needs Linux 5.18", errno);
 }
 
 FlowRedirect::~FlowRedirect() {
@@ -99,7 +121,7 @@ bool FlowRedirect::put(const net::FlowKey& from, const FlowTranslation& what,
   entry.destination = what.to.dst;
   entry.ports = std::uint32_t{__builtin_bswap16(what.to.src_port)} |
                 std::uint32_t{__builtin_bswap16(what.to.dst_port)} << 16;
-  entry.mtu_bytes = way.mtu_bytes;
+  entry.mtu_bytes = std::min(way.mtu_bytes, kPlainBytesMax);
   entry.addresses_delta = what.addresses_delta;
   entry.ports_delta = what.ports_delta;
   entry.ipv4_delta = net::fold(std::uint64_t{what.addresses_delta} + kHop);

@@ -106,6 +106,7 @@ class FlowRedirect {
   };
   explicit FlowRedirect(Way way) : way_(way) {}
   Result<UniqueFd> load(Hook hook) const;
+  Status try_frames() const;
   void find(BpfCode& code, BpfCode::Label none) const;
   void rewrite(BpfCode& code, int l3) const;
   void count(BpfCode& code) const;

@@ -20,3 +20,12 @@ class SessionsInTheKernel(GuestCase):
         said = text_of(result)
         self.assertEqual(result.status, 0, said)
         self.assertIn(f"{len(TESTS)} passed, 0 failed, 0 skipped", said)
+
+    def test_it_takes_no_more_rights_there_than_the_sample_unit_has(self):
+        command = ("modprobe -a sch_ingress cls_bpf && setpriv "
+                   "--bounding-set=-all,+net_admin,+net_raw,+bpf "
+                   f"{settings.build_dir}/tests/netnode_flow_redirect_test")
+        result = self.guest.run(["sh", "-c", command], timeout_s=280)
+        said = text_of(result)
+        self.assertEqual(result.status, 0, said)
+        self.assertIn("[       OK ] Hooks/FlowRedirectTest.ChangesAPacketAsTheTranslationDoes", said)
