@@ -277,7 +277,9 @@ TEST_F(TcpSlowStart, WindowsAreOpenInBothDirectionsWhenTheChannelIsHandedOver) {
     for (const int fd : connections()) EXPECT_LT(congestion_window(fd), 64u * 1024);
     for (const char* text :
          {"window=1MiB,skip_slow_start", "window=2MiB,skip_slow_start,streams=4"}) {
-      const Status status = connect(text);
+      // On a machine so busy that TCP takes silence for loss it is refused, as it should be.
+      Status status = connect(text);
+      for (int tries = 1; !status.ok() && tries < 5; ++tries) status = connect(text);
       ASSERT_TRUE(status.ok()) << status.to_string();
       const std::vector<int> fds = connections();
       const std::uint64_t share = server_.endpoint->link().window_bytes * 2 / fds.size();
