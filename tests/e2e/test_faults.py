@@ -15,7 +15,7 @@ class Faults:
         busy = load.EchoLoad(one, port=7, connections=connections, family=self.family)
         self.addCleanup(busy.close)
         busy.start()
-        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs")
+        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs", timeout_s=120)
         return busy
 
     def test_kill_of_an_application_node_resets_its_connections_and_no_other(self):
