@@ -192,6 +192,9 @@ std::uint32_t Stack::send_room(ConnIndex conn) const { return impl_->send_room(c
 Status Stack::write(ConnIndex conn, std::span<const std::byte> bytes, WriteMode mode) {
   return impl_->write(conn, bytes, mode);
 }
+void Stack::offer_again(ConnIndex conn) {
+  if (impl_->connections[conn].refused != nullptr) impl_->offer(conn);
+}
 void Stack::consume(ConnIndex conn, std::uint32_t bytes) { impl_->consume(conn, bytes); }
 Status Stack::shutdown_send(ConnIndex conn) { return impl_->shutdown_send(conn); }
 void Stack::close(ConnIndex conn) { impl_->close(conn); }

@@ -128,11 +128,11 @@ class Delegate {
   // The next bytes in order. The window stays closed by them until consume(). True: the delegate
   // has taken the payload (moved from it, or is done with it: what is left in it is freed).
   // False: back-pressure; what is left in it was not taken. The stack keeps that, and what was on
-  // its way, as long as slots are plenty; it offers it again within a tick, announces no window and
-  // drops further data of this connection meanwhile, so that its client slows down and nobody else
-  // does. on_fin() and an on_closed() after an orderly end
-  // wait for it; after a reset or time-out it is lost. When slots are short and refused payload
-  // holds too many, such a connection is reset (kNoMemory).
+  // its way, as long as memory is plenty; it offers it again within a tick, or by offer_again(),
+  // announces no window and drops further data of this connection meanwhile, so that its client
+  // slows down and nobody else does. on_fin() and an on_closed() after an orderly end wait for it;
+  // after a reset or time-out it is lost. When slots are short and refused payload holds too many,
+  // such a connection is reset (kNoMemory).
   virtual bool on_received(ConnIndex conn, RxPayload& payload) = 0;
   virtual void on_fin(ConnIndex conn) = 0;  // the client's FIN, after all of its bytes
   // `acked_offset`: bytes since the start that the client acknowledged and that no segment in
@@ -249,6 +249,8 @@ class Stack {
   // All or nothing: ok, kAgain (no memory or queue space now; retry after on_acked() or the next
   // on_time()), or kDisconnected (the sending side is shut). Output happens in flush().
   Status write(ConnIndex conn, std::span<const std::byte> bytes, WriteMode mode);
+  // Calls on_received() with what it did not take before, if there is any. Not from a callback.
+  void offer_again(ConnIndex conn);
   void consume(ConnIndex conn, std::uint32_t bytes);  // opens the receive window again
   // FIN after everything written. The other direction goes on; once that has ended too, the rest is
   // bounded as after close().

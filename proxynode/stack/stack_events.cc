@@ -6,12 +6,13 @@
 namespace sanproxy::stack {
 namespace {
 
-// While fewer slots than one in kSlotsShort are free, refused payload may hold one in
-// kRefusedShare: nodes that take nothing must not leave everybody else without slots.
-constexpr std::size_t kSlotsShort = 4;
+// Of all slots refused payload may hold one in kRefusedShare: nodes that take nothing must not
+// leave everybody else without slots. From half of that on, or while fewer than half of all are
+// free, it is copied into TCP memory.
 constexpr std::size_t kRefusedShare = 2;
-// What was on its way when payload was refused is kept behind it, as long as the pool is far from
-// short: so much of a connection, and half of that share in all.
+// What was on its way when payload was refused is kept behind it, so much of a connection, as long
+// as half of the TCP memory is free: a client that has to send it again after a time-out is slow
+// for seconds, however soon there is room.
 constexpr std::size_t kRefusedPiecesMax = 64;
 // Of the three repeated acknowledgements that make lwIP send a segment again (RFC 5681).
 constexpr u8_t kDuplicatesBefore = 2;
@@ -139,8 +140,6 @@ bool Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
 }
 
 bool Stack::Impl::may_add_to_refused(const Connection& conn) const {
-  const std::size_t slots = ingress.slot_count();
-  if (ingress.free_count() < slots / 2 || refused_slots >= slots / kRefusedShare / 2) return false;
   if (heap.used_bytes() >= heap.bytes_max() / 2) return false;
   std::size_t pieces = 0;
   for (const pbuf* at = conn.refused; at != nullptr; at = at->next) {
@@ -154,9 +153,11 @@ pbuf* Stack::Impl::take_refused(Connection& conn) {
   return std::exchange(conn.refused, nullptr);
 }
 
-// What is lent goes back in any case, if there is memory for a copy.
+// Slots go back while they are short, and what is lent in any case, if there is memory for a copy.
 bool Stack::Impl::unpin_refused(Connection& conn) {
-  const bool slots_short = ingress.free_count() < ingress.slot_count() / kSlotsShort;
+  const std::size_t slots = ingress.slot_count();
+  const bool slots_short =
+      ingress.free_count() < slots / 2 || refused_slots > slots / kRefusedShare / 2;
   bool pins = false;
   for (pbuf** at = &conn.refused; *at != nullptr; at = &(*at)->next) {
     pbuf* const piece = *at;
@@ -172,7 +173,7 @@ bool Stack::Impl::unpin_refused(Connection& conn) {
     --refused_slots;
     pbuf_free(piece);
   }
-  return !pins || refused_slots <= ingress.slot_count() / kRefusedShare;
+  return !pins || refused_slots <= slots / kRefusedShare;
 }
 
 void Stack::Impl::offer_refused() {

@@ -175,7 +175,7 @@ void Stack::Impl::to_connection(ConnIndex index, Arrived& arrived) {
     if ((payload || fin) && !take_payload(conn, payload)) [[unlikely]]
       return input_stripped(conn, arrived);
     // What is on loan from a network node is of few, and not held for who waits.
-    if (payload && conn.refused != nullptr && arrived.packet->loan != packet_io::kNoPacketLoan) {
+    if (payload && conn.refused != nullptr && !give_loan_back(arrived)) {
       ++counters.dropped_refused;
       return input_stripped(conn, arrived);
     }

@@ -4,6 +4,8 @@
 //   blocked  the channel had no credit for it; served in order when credits come back
 //   starved  the stack had no memory for its bytes; tried again every round, and while memory is
 //            low only if it has little in the stack
+//   awaiting a chunk   the region had none for its bytes, which the stack keeps; offered again as
+//            soon as one is free, before anybody's new ones
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -14,6 +16,7 @@ namespace sanproxy::translate {
 namespace {
 
 constexpr std::size_t kStarvedPerRound = 64;
+constexpr std::size_t kAwaitingPerRound = 64;
 
 }  // namespace
 
@@ -142,6 +145,59 @@ void Translator::feed_starved() {
     s.clear(kStarved);
     if (waits) write_records(s, turn[i]);
   }
+}
+
+// A stream may hold half as much of the region as is still free beyond the half that is kept for
+// those that hold little, and always two chunks: however many stalled streams there are, they leave
+// room for the next one (the dynamic thresholds of shared-memory switches, Choudhury and Hahne,
+// 1998).
+bool Translator::may_take_chunk(const Stream& s, const ChunkRegion& chunks) const {
+  const std::size_t free = chunks.free_count();
+  const std::size_t spare = free - std::min(free, chunks.count() / 2);
+  return free > 0 && (s.chunks_held < kChunksAnyway || s.chunks_held < spare / 2);
+}
+
+void Translator::await_chunk(Stream& s, StreamIndex index, ChunkRegion& chunks) {
+  if (s.has(kAwaitsChunk)) return;
+  s.set(kAwaitsChunk);
+  ChunkRegion::Waiting& waiting = chunks.waiting();
+  s.waiting_next = kNone;
+  s.waiting_prev = waiting.tail;
+  (waiting.empty() ? waiting.head : streams_[waiting.tail].waiting_next) = index;
+  waiting.tail = index;
+}
+
+void Translator::stop_awaiting_chunk(Stream& s, ChunkRegion& chunks) {
+  if (!s.has(kAwaitsChunk)) return;
+  s.clear(kAwaitsChunk);
+  ChunkRegion::Waiting& waiting = chunks.waiting();
+  (s.waiting_prev != kNone ? streams_[s.waiting_prev].waiting_next : waiting.head) = s.waiting_next;
+  (s.waiting_next != kNone ? streams_[s.waiting_next].waiting_prev : waiting.tail) = s.waiting_prev;
+}
+
+void Translator::serve_awaiting_chunks() {
+  awaited_chunks_free_ = false;
+  for (AppNode* node : present_) {
+    if (!node->dead && !node->chunks->waiting().empty()) serve_awaiting_chunks(*node->chunks);
+  }
+}
+
+// Each once at most, and a few a round. Who still gets nothing goes to the end.
+void Translator::serve_awaiting_chunks(ChunkRegion& chunks) {
+  const StreamIndex last = chunks.waiting().tail;
+  for (std::size_t turn = 0; turn < kAwaitingPerRound && chunks.free_count() > 0; ++turn) {
+    const StreamIndex index = chunks.waiting().head;
+    if (index == kNone) return;
+    Stream& s = streams_[index];
+    stop_awaiting_chunk(s, chunks);
+    if (may_take_chunk(s, chunks)) {
+      stack_->offer_again(index);
+    } else {
+      await_chunk(s, index, chunks);
+    }
+    if (index == last) return;
+  }
+  awaited_chunks_free_ = chunks.free_count() > 0;
 }
 
 }  // namespace sanproxy::translate

@@ -18,20 +18,22 @@ ChunkIndex ChunkRegion::acquire() {
   return chunk;
 }
 
-void ChunkRegion::on_returned(ChunkIndex chunk) {
+bool ChunkRegion::on_returned(ChunkIndex chunk) {
   SANPROXY_CHECK(chunks_[chunk].outstanding > 0);
   --chunks_[chunk].outstanding;
-  maybe_free(chunk);
+  return maybe_free(chunk);
 }
 
-void ChunkRegion::disown(ChunkIndex chunk) {
+bool ChunkRegion::disown(ChunkIndex chunk) {
   SANPROXY_CHECK(chunks_[chunk].owned);
   chunks_[chunk].owned = false;
-  maybe_free(chunk);
+  return maybe_free(chunk);
 }
 
-void ChunkRegion::maybe_free(ChunkIndex chunk) {
-  if (!chunks_[chunk].owned && chunks_[chunk].outstanding == 0) pool_.release(chunk);
+bool ChunkRegion::maybe_free(ChunkIndex chunk) {
+  if (chunks_[chunk].owned || chunks_[chunk].outstanding != 0) return false;
+  pool_.release(chunk);
+  return true;
 }
 
 }  // namespace sanproxy::translate

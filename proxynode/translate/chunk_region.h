@@ -33,16 +33,23 @@ class ChunkRegion {
     std::uint32_t sent = 0;
     std::uint32_t outstanding = 0;  // DATA messages that refer to it
     ChunkIndex next = kNoChunk;     // of the same stream
-    std::uint32_t owner = 0;        // that stream, while it is owned; for whoever set it
+    std::uint64_t stream = 0;       // the stream's identifier; for whoever set it
     bool owned = false;
+  };
+
+  // Streams for which there was no chunk, in their order; kept by whoever owns the streams.
+  struct Waiting {
+    std::uint32_t head = buffer::kNoSlot, tail = buffer::kNoSlot;
+    bool empty() const { return head == buffer::kNoSlot; }
   };
 
   explicit ChunkRegion(buffer::MemoryRegion region);
 
   ChunkIndex acquire();  // owned and empty; kNoChunk when the region is used up
   void on_referenced(ChunkIndex chunk) { ++chunks_[chunk].outstanding; }
-  void on_returned(ChunkIndex chunk);  // one reference came back
-  void disown(ChunkIndex chunk);       // the stream will not touch it again
+  // One reference came back; the stream will not touch it again. True: the chunk is free now.
+  bool on_returned(ChunkIndex chunk);
+  bool disown(ChunkIndex chunk);
 
   Chunk& operator[](ChunkIndex chunk) { return chunks_[chunk]; }
   const Chunk& operator[](ChunkIndex chunk) const { return chunks_[chunk]; }
@@ -51,8 +58,7 @@ class ChunkRegion {
   const buffer::MemoryRegion& region() const { return region_; }
   std::size_t free_count() const { return pool_.free_count(); }
   std::size_t count() const { return pool_.slot_count(); }
-  // Streams do well to put several pieces into one.
-  bool scarce() const { return free_count() < count() / 2; }
+  Waiting& waiting() { return waiting_; }
   // Owned, and all that was put into it has been sent and has come back.
   bool idle(ChunkIndex chunk) const {
     const Chunk& c = chunks_[chunk];
@@ -60,11 +66,12 @@ class ChunkRegion {
   }
 
  private:
-  void maybe_free(ChunkIndex chunk);
+  bool maybe_free(ChunkIndex chunk);
 
   buffer::MemoryRegion region_;
   buffer::SlotPool pool_;
   std::vector<Chunk> chunks_;
+  Waiting waiting_;
 };
 
 }  // namespace sanproxy::translate

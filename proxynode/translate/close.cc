@@ -118,6 +118,7 @@ void Translator::orphan(Stream& s, StreamIndex index) {
     AppNode& node = *nodes_[s.node];
     release_chunks(s, node);
     unblock(s, node);
+    stop_awaiting_chunk(s, *node.chunks);
     if (s.has(kRequestPending)) settle_request(s, node);
     --node.open_streams;
     if (service::Service* service = services_.find(s.service); service != nullptr) {

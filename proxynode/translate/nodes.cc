@@ -248,6 +248,7 @@ std::size_t Translator::poll_channels() {
   for (AppNode* node : present_) {
     if (!node->dead) handled += node->channel->poll();
   }
+  if (awaited_chunks_free_) serve_awaiting_chunks();
   if (any_dead_) reap_dead_nodes();
   look_after_health();
   return handled;

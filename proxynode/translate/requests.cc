@@ -37,6 +37,7 @@ Stream& Translator::open_stream(StreamIndex index) {
   s.from_app = flow::ReceiveWindow(options_.send_window_bytes);
   s.node = kNone;
   s.node_prev = s.node_next = s.blocked_prev = s.blocked_next = kNone;
+  s.waiting_prev = s.waiting_next = kNone;
   s.chunk_first = s.chunk_tail = kNoChunk;
   s.tx_first = s.tx_last = s.tx_unwritten = kNone;
   ++bound_streams_;

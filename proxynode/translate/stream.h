@@ -25,6 +25,9 @@ using NodeIndex = std::uint32_t;
 using RecordIndex = std::uint32_t;
 inline constexpr std::uint32_t kNone = 0xffff'ffffu;
 
+// So many chunks a stream may hold in any case; who holds as many fills them up.
+inline constexpr std::uint32_t kChunksAnyway = 2;
+
 enum class StreamState : std::uint8_t {
   kFree = 0,
   kUnbound,     // established, no application node yet (delayed binding)
@@ -48,6 +51,7 @@ enum StreamFlag : std::uint16_t {
   kStarved = 1 << 10,         // in the starved list: the stack had no memory; survives reuse
   kLingering = 1 << 11,       // TCP has ended in order, but not all of it has been handed over
   kStandsStill = 1 << 12,     // nothing was acknowledged since the last look at who fills the stack
+  kAwaitsChunk = 1 << 13,     // in the list of its channel's region; the stack keeps its payload
 };
 
 struct Stream {
@@ -60,8 +64,10 @@ struct Stream {
   NodeIndex node;
   StreamIndex node_prev, node_next;
   StreamIndex blocked_prev, blocked_next;
-  ChunkIndex chunk_first, chunk_tail;  // payload not yet sent starts in chunk_first
+  StreamIndex waiting_prev, waiting_next;  // for a chunk
+  ChunkIndex chunk_first, chunk_tail;      // payload not yet sent starts in chunk_first
   RecordIndex tx_first, tx_last, tx_unwritten;
+  std::uint32_t chunks_held;    // not free: owned, or with the application node
   std::uint32_t pending_bytes;  // in chunks, not yet sent to the application node
   std::uint32_t membership;     // of its node in its service, when it was bound
   std::uint32_t egress_slots;   // of the EgressPool that its records hold

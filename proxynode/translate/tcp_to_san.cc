@@ -13,17 +13,6 @@ constexpr std::uint64_t chunk_cookie(ChunkIndex chunk) { return (std::uint64_t{c
 // Lending stops when this share of the ingress pool is left: a copy frees a whole slot at once.
 constexpr std::size_t kLendReserveShare = 4;
 
-// A stream may hold half as much of the region as is still free beyond the half that is kept for
-// those that hold little, and always two chunks: however many stalled streams there are, they leave
-// room for the next one (the dynamic thresholds of shared-memory switches, Choudhury and Hahne,
-// 1998).
-bool may_hold_more(const Stream& s, const ChunkRegion& chunks) {
-  const std::uint64_t held = s.to_app.in_flight() + s.pending_bytes;
-  const std::size_t kept = chunks.count() / 2;
-  const std::size_t spare = chunks.free_count() - std::min(chunks.free_count(), kept);
-  return held < 2 * ChunkRegion::kChunkBytes || held < spare * ChunkRegion::kChunkBytes / 2;
-}
-
 // Of the references that are left one stream of many may have such a part in flight. Who never lets
 // go keeps its part, so the n-th of them must be left something: 16 / 17 to the power of n.
 constexpr std::uint32_t kReferencesShare = 16;
@@ -62,7 +51,10 @@ bool Translator::on_received(stack::ConnIndex conn, stack::RxPayload& payload) {
   // Who takes a payload whole need not have taken it out of `payload`.
   counters_.bytes_to_apps += taken ? bytes : bytes - payload.length();
   if (s.pending_bytes != 0) mark_dirty(s, conn);
-  if (!taken) ++counters_.refused_payloads;
+  if (!taken) {
+    ++counters_.refused_payloads;
+    await_chunk(s, conn, *node.chunks);
+  }
   return taken;
 }
 
@@ -129,10 +121,10 @@ bool Translator::stash(Stream& s, AppNode& node, stack::RxPayload& payload) {
     const std::span<const std::byte> bytes = payload.front();
     ChunkIndex tail = s.chunk_tail;
     if (tail == kNoChunk || ChunkRegion::kChunkBytes - chunks[tail].written < bytes.size()) {
-      if (!may_hold_more(s, chunks)) return false;
+      if (!may_take_chunk(s, chunks)) return false;
       const ChunkIndex fresh = chunks.acquire();
-      if (fresh == kNoChunk) return false;
-      chunks[fresh].owner = wire::connection_index(s.id);
+      chunks[fresh].stream = s.id;
+      ++s.chunks_held;
       if (tail == kNoChunk) {
         s.chunk_first = fresh;
       } else {
@@ -159,7 +151,7 @@ void Translator::advance_chunk(Stream& s, AppNode& node) {
          chunks[s.chunk_first].sent == chunks[s.chunk_first].written) {
     const ChunkIndex done = s.chunk_first;
     s.chunk_first = chunks[done].next;
-    chunks.disown(done);
+    leave_chunk(s, chunks, done);
   }
 }
 
@@ -198,18 +190,24 @@ Status Translator::send_pending_data(Stream& s, AppNode& node) {
   return {};
 }
 
-// Nothing waits: the tail goes too, so that an idle stream holds no memory here. But where chunks
-// are scarce what comes next joins what the application node still holds on to: else each piece of
-// a little more than 1 KB would keep a chunk of its own.
+// Nothing waits: the tail goes too, so that chunks go round among the streams. But what comes next
+// of a stream that has two with its application node joins what is there: else each piece of a
+// little more than 1 KB would keep a chunk of its own.
 void Translator::leave_tail(Stream& s, AppNode& node) {
-  const ChunkRegion& chunks = *node.chunks;
-  if (!chunks.scarce() || chunks[s.chunk_tail].outstanding == 0) release_chunks(s, node);
+  const bool packs = s.chunks_held >= kChunksAnyway && (*node.chunks)[s.chunk_tail].outstanding > 0;
+  if (!packs) release_chunks(s, node);
+}
+
+void Translator::leave_chunk(Stream& s, ChunkRegion& chunks, ChunkIndex chunk) {
+  if (!chunks.disown(chunk)) return;
+  --s.chunks_held;
+  awaited_chunks_free_ |= !chunks.waiting().empty();
 }
 
 void Translator::release_chunks(Stream& s, AppNode& node) {
   for (ChunkIndex c = s.chunk_first; c != kNoChunk;) {
     const ChunkIndex next = (*node.chunks)[c].next;
-    node.chunks->disown(c);
+    leave_chunk(s, *node.chunks, c);
     c = next;
   }
   s.chunk_first = s.chunk_tail = kNoChunk;
@@ -220,8 +218,14 @@ void Translator::on_sent(channel::Channel& channel, std::uint64_t cookie, bool) 
   if ((cookie & 1) != 0) {
     AppNode& node = node_of_channel(channel);
     const auto chunk = static_cast<ChunkIndex>(cookie >> 1);
-    node.chunks->on_returned(chunk);
-    if (node.chunks->idle(chunk)) release_chunks(streams_[(*node.chunks)[chunk].owner], node);
+    Stream& s = streams_[wire::connection_index((*node.chunks)[chunk].stream)];
+    const bool gone = s.id != (*node.chunks)[chunk].stream;  // then nothing of it is owned
+    if (node.chunks->on_returned(chunk)) {
+      if (!gone) --s.chunks_held;
+      awaited_chunks_free_ |= !node.chunks->waiting().empty();
+    } else if (node.chunks->idle(chunk)) {
+      release_chunks(s, node);
+    }
   } else {
     stack::RxPayload::release(reinterpret_cast<pbuf*>(static_cast<std::uintptr_t>(cookie)));
   }

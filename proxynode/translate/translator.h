@@ -353,6 +353,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   Status send_pending_data(Stream& s, AppNode& node);
   void advance_chunk(Stream& s, AppNode& node);
   void leave_tail(Stream& s, AppNode& node);
+  void leave_chunk(Stream& s, ChunkRegion& chunks, ChunkIndex chunk);
   void release_chunks(Stream& s, AppNode& node);
   Status emit(StreamIndex index);  // sends all that is pending, in order
 
@@ -424,6 +425,11 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void pay_owed(AppNode& node);
   void starve(Stream& s, StreamIndex index);
   void feed_starved();
+  bool may_take_chunk(const Stream& s, const ChunkRegion& chunks) const;
+  void await_chunk(Stream& s, StreamIndex index, ChunkRegion& chunks);
+  void stop_awaiting_chunk(Stream& s, ChunkRegion& chunks);
+  void serve_awaiting_chunks();
+  void serve_awaiting_chunks(ChunkRegion& chunks);
 
   TranslatorOptions options_;
   stack::Stack* stack_ = nullptr;
@@ -443,6 +449,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   RecordIndex returns_first_ = kNone, returns_last_ = kNone;  // wait for LentMemory, oldest first
   std::vector<StreamIndex> dirty_;                            // reserved to connections_max
   std::vector<StreamIndex> starved_;                          // likewise
+  bool awaited_chunks_free_ = false;                          // since these were last served
   std::uint32_t bound_streams_ = 0;
   std::vector<Probe> probes_;  // probes_max
   std::uint32_t probes_in_use_ = 0;

@@ -15,7 +15,7 @@ class Faults:
         busy = load.EchoLoad(one, port=7, connections=connections, family=self.family)
         self.addCleanup(busy.close)
         busy.start()
-        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs", timeout_s=120)
+        wait.until(lambda: busy.all_progressed([0] * connections), "the load runs")
         return busy
 
     def test_kill_of_an_application_node_resets_its_connections_and_no_other(self):
@@ -150,8 +150,7 @@ class Faults:
         one.start_echo(family=self.family)
         busy = self.with_load(one)
         marks = busy.marks()
-        wait.until(lambda: busy.all_progressed(marks, 1 << 20), "every connection goes on",
-                   timeout_s=60)
+        wait.until(lambda: busy.all_progressed(marks, 1 << 20), "every connection goes on")
         busy.finish()
         self.assertEqual(busy.lost, [])
 

@@ -179,12 +179,13 @@ TEST_F(StackFullDevice, what_is_beyond_the_window_is_challenged_afterwards) {
 }
 
 // A client that lost them would wait for its own time-out, and the longer the refusal the longer.
+constexpr std::uint32_t kKeptPieces = 64;  // behind a refusal
+
 TEST_F(StackReceiving, what_is_on_its_way_when_payload_is_refused_is_kept_behind_it) {
   Peer peer;
   const ConnIndex conn = open(peer);
   recorder_.refuse = true;
-  constexpr std::uint32_t kPieces = 64;
-  for (std::uint32_t i = 0; i < kPieces; ++i) {
+  for (std::uint32_t i = 0; i < kKeptPieces; ++i) {
     send(peer, kTcpAck, pattern(3'000, i * 3'000));
     const auto sent = take();
     ASSERT_EQ(sent.size(), 1u) << i;
@@ -192,7 +193,7 @@ TEST_F(StackReceiving, what_is_on_its_way_when_payload_is_refused_is_kept_behind
     EXPECT_EQ(sent[0].tcp.window, 0u);
   }
   EXPECT_EQ(stack_->counters().dropped_refused, 0u);
-  send(peer, kTcpAck, pattern(3'000, kPieces * 3'000));
+  send(peer, kTcpAck, pattern(3'000, kKeptPieces * 3'000));
   EXPECT_EQ(stack_->counters().dropped_refused, 1u) << "a client that ignores the window";
   auto sent = take();
   ASSERT_EQ(sent.size(), 1u);
@@ -202,20 +203,39 @@ TEST_F(StackReceiving, what_is_on_its_way_when_payload_is_refused_is_kept_behind
   EXPECT_EQ(stack_->counters().bytes_copied, 0u) << "there are slots enough";
   recorder_.refuse = false;
   advance_ms(20);
-  EXPECT_EQ(recorder_.conns[conn].received, pattern(kPieces * 3'000));
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(kKeptPieces * 3'000));
   sent = take();
   ASSERT_EQ(sent.size(), 1u) << "it hears at once when they are taken";
   EXPECT_GT(window_of(sent[0]), 1u << 20);
 }
 
-TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
-  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+TEST_F(StackReceiving, what_is_refused_while_slots_are_short_is_copied_and_kept_all_the_same) {
   make({.connections_max = 100, .heap_bytes_max = std::size_t{8} << 20}, 32);
   listen();
   Peer peer;
   const ConnIndex conn = open(peer);
   std::vector<buffer::SlotIndex> taken;
   while (pool_->free_count() > 12) taken.push_back(pool_->acquire());
+  recorder_.refuse = true;
+  for (std::uint32_t i = 0; i < 30; ++i) send(peer, kTcpAck, pattern(1'000, i * 1'000));
+  EXPECT_EQ(pool_->free_count(), 12u) << "nobody else is left without slots";
+  EXPECT_EQ(stack_->counters().dropped_refused, 0u);
+  recorder_.refuse = false;
+  stack_->offer_again(conn);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(30'000)) << "no tick is waited for";
+  auto sent = take();
+  ASSERT_FALSE(sent.empty());
+  EXPECT_EQ(sent.back().tcp.ack, peer.snd);
+  EXPECT_GT(window_of(sent.back()), 1u << 20);
+  stack_->offer_again(conn);
+  EXPECT_EQ(recorder_.conns[conn].received.size(), 30'000u) << "there is nothing more to offer";
+  for (const buffer::SlotIndex slot : taken) pool_->release(slot);
+}
+
+TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
+  const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
+  Peer peer;
+  const ConnIndex conn = open(peer);
   recorder_.consume = false;
   send(peer, kTcpAck, pattern(3'000));
   recorder_.refuse = true;
@@ -224,10 +244,13 @@ TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
   ASSERT_EQ(sent.size(), 1u);
   EXPECT_EQ(sent[0].tcp.ack, peer.snd) << "the acknowledgement of the refused bytes says it";
   EXPECT_EQ(sent[0].tcp.window, 0u);
+  std::uint32_t at = 5'000;
+  for (std::uint32_t i = 1; i < kKeptPieces; ++i, ++at) send(peer, kTcpAck, pattern(1, at));
+  take();
   for (const bool fin : {false, false, true}) {
     advance_ms(1'000);
     const auto flags = static_cast<std::uint8_t>(kTcpAck | (fin ? kTcpFin : 0));
-    const Segment again = peer.segment(flags, pattern(1'000, 5'000));
+    const Segment again = peer.segment(flags, pattern(1'000, at));
     deliver(peer.self, peer.other, again);
     sent = take();
     ASSERT_EQ(sent.size(), 1u) << "what comes meanwhile is answered";
@@ -240,26 +263,21 @@ TEST_F(StackReceiving, while_payload_is_refused_the_client_hears_of_no_window) {
   advance_ms(20);
   sent = take();
   ASSERT_EQ(sent.size(), 1u) << "it hears at once when they are taken";
-  EXPECT_EQ(window_of(sent[0]), (kWindowBytes - 2'000) & ~127u);
+  EXPECT_EQ(window_of(sent[0]), (kWindowBytes - (at - 3'000)) & ~127u);
   EXPECT_EQ(stack_->counters().dropped_refused, 3u);
-  send(peer, kTcpAck, pattern(1'000, 5'000));
-  EXPECT_EQ(recorder_.conns[conn].received, pattern(6'000));
-  for (const buffer::SlotIndex slot : taken) pool_->release(slot);
+  send(peer, kTcpAck, pattern(1'000, at));
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(at + 1'000));
 }
 
 // It stands before what was on its way and not taken: the client sends that again.
 TEST_F(StackReceiving,
        the_window_of_a_client_whose_payload_is_dropped_behind_a_refusal_still_opens) {
-  make({.connections_max = 100, .heap_bytes_max = std::size_t{8} << 20}, 32);
-  listen();
   Peer peer;
   const ConnIndex conn = open(peer);
-  std::vector<buffer::SlotIndex> taken;
-  while (pool_->free_count() > 12) taken.push_back(pool_->acquire());
   recorder_.consume = false;
   recorder_.refuse = true;
   peer.window = 32;
-  send(peer, kTcpAck, pattern(1'000));
+  for (std::uint32_t i = 0; i < kKeptPieces; ++i) send(peer, kTcpAck, pattern(10, i * 10));
   take();
   const auto payload_sent = [this] {
     std::uint32_t bytes = 0;
@@ -280,7 +298,6 @@ TEST_F(StackReceiving,
   peer.window = 0xffff;
   send(peer, kTcpAck);
   EXPECT_EQ(payload_sent(), 10'000u - first);
-  for (const buffer::SlotIndex slot : taken) pool_->release(slot);
 }
 
 TEST_F(StackReceiving, a_refusal_that_is_over_before_the_acknowledgement_leaves_closes_nothing) {

@@ -118,6 +118,85 @@ TEST_F(Pressure, AnExhaustedRegionHoldsOneClientBackAndLosesNothing) {
   }
 }
 
+// Time stands still here: nobody waits for a tick, or for his client's timer.
+TEST_F(Pressure, WhoFoundNoChunkIsNextWhenOneIsFree) {
+  WorldOptions options;
+  options.translator.channel_region_bytes = 256 * 1024;  // four chunks
+  make(options);
+  Node& node = add_member();
+  node.hold = true;
+  std::vector<Client*> clients(12);
+  std::vector<std::uint64_t> ids;
+  for (Client*& client : clients) {
+    ids.push_back(open(client, node));
+    client->segment_bytes = 10'000;
+    client->send(pattern(30'000));
+    run();
+  }
+  EXPECT_EQ(node_in_proxy("node")->chunks->free_count(), 0u);
+  EXPECT_EQ(counters().refused_payloads, 8u);
+  for (int turn = 0; turn < 12; ++turn) {
+    // Who has had chunks sends on, and stands behind those that wait.
+    clients[0]->send(pattern(5'000));
+    node.release_held();
+    run();
+  }
+  for (std::size_t i = 1; i < ids.size(); ++i) {
+    EXPECT_EQ(node.conns[ids[i]].received.size(), 30'005u) << i;
+  }
+  node.hold = false;
+  node.release_held();
+  run();
+}
+
+// Each of many streams has a piece with the application node, and some send on and on.
+TEST_F(Pressure, FewChunksGoRoundAmongManyStreams) {
+  WorldOptions options;
+  options.translator.channel_region_bytes = 256 * 1024;  // four chunks
+  make(options);
+  Node& node = add_member();
+  node.hold = true;
+  std::vector<Client*> clients(4);
+  for (Client*& client : clients) {
+    open(client, node);
+    client->send(pattern(2'000));
+    run();
+  }
+  EXPECT_EQ(node_in_proxy("node")->chunks->free_count(), 0u);
+  for (Client* client : clients) {
+    client->send(pattern(2'000));
+    run();
+  }
+  EXPECT_EQ(counters().refused_payloads, 4u) << "nobody keeps his chunk by filling it up";
+  node.hold = false;
+  node.release_held();
+  run();
+}
+
+TEST_F(Pressure, WhoEndsWhileItWaitsForAChunkLeavesTheOthersTheirTurn) {
+  WorldOptions options;
+  options.translator.channel_region_bytes = 64 * 1024;  // one chunk
+  make(options);
+  Node& node = add_member();
+  node.hold = true;
+  std::vector<Client*> clients(5);
+  std::vector<std::uint64_t> ids;
+  for (Client*& client : clients) {
+    ids.push_back(open(client, node));
+    client->send(pattern(2'000));
+    run();
+  }
+  EXPECT_EQ(counters().refused_payloads, 4u);
+  for (const std::size_t i : {1, 4, 2}) {  // the first of those that wait, the last, one between
+    clients[i]->send_reset();
+    run();
+  }
+  node.hold = false;
+  node.release_held();
+  run();
+  EXPECT_EQ(node.conns[ids[3]].received.size(), 2'005u);
+}
+
 TEST_F(Pressure, SmallPiecesThatAreHeldDoNotTakeAChunkEach) {
   make();  // 64 chunks
   Node& node = add_member();

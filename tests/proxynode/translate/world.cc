@@ -244,6 +244,7 @@ void World::expect_nothing_held() {
     EXPECT_EQ(node.blocked_head, kNone) << node.name;
     EXPECT_TRUE(node.owed.empty()) << node.name;
     EXPECT_EQ(node.chunks->free_count(), node.chunks->count()) << node.name;
+    EXPECT_TRUE(node.chunks->waiting().empty()) << node.name;
   });
   translator_->services().for_each([](service::Service& service) {
     for (const service::Member& member : service.members()) {
