@@ -206,6 +206,9 @@ class Direction {
   // A burst is over when nothing came for so long: it would lose one lonely retransmission after
   // the other, until its sender's timer has backed off to minutes.
   static constexpr std::uint64_t kBurstGapNs = 50'000'000;
+  // Of a packet in fragments one at most is spoiled: the same bit of two words, one set and one
+  // cleared, goes unseen by TCP's checksum.
+  static constexpr std::uint64_t kFragmentsMax = 8;
 
   struct Waiting {
     std::uint64_t due_ns;
@@ -268,8 +271,10 @@ class Direction {
     } else {
       due = last_due_ns_ = std::max(due, last_due_ns_);
     }
-    if (chance[3] < faults_.corrupt) {
+    ++since_spoiled_;
+    if (chance[3] < faults_.corrupt && since_spoiled_ > kFragmentsMax) {
       ++spoiled_;
+      since_spoiled_ = 0;
       const std::size_t bits = (frame.size() - net::kEthernetHeaderBytes) * 8;
       frame[net::kEthernetHeaderBytes + bit % bits / 8] ^=
           static_cast<std::uint8_t>(1U << (bit % 8));
@@ -302,6 +307,7 @@ class Direction {
   std::mt19937_64 random_;
   std::uint64_t start_ns_;
   std::priority_queue<Waiting> waiting_;
+  std::uint64_t since_spoiled_ = kFragmentsMax;
   std::uint64_t number_ = 0, last_due_ns_ = 0, busy_until_ns_ = 0;
   std::uint32_t id_ = 0;
   bool losing_ = false;
