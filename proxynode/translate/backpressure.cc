@@ -197,7 +197,7 @@ void Translator::serve_awaiting_chunks(ChunkRegion& chunks) {
     }
     if (index == last) return;
   }
-  awaited_chunks_free_ = chunks.free_count() > 0;
+  awaited_chunks_free_ |= chunks.free_count() > 0;
 }
 
 }  // namespace sanproxy::translate

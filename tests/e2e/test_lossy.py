@@ -33,6 +33,7 @@ def fnv1a64(data):
 
 class Scenario:
     def __init__(self, seed):
+        self.seed = seed
         self.draw = random.Random(seed)
         self.to_proxy = self._faults()
         self.to_client = self._faults()
@@ -97,6 +98,8 @@ class Client:
             rate = min(rate, self.piece / self.pause_s / 2)
         self.total = int(min(max(rate * draw.choice([0.3, 1, 2]), 3000), 600_000))
         self.pattern = Pattern(f"lossy {index}")
+        # The server looks at a file that it knows once a second.
+        self.file = f"{scenario.seed}-{index}.bin"
         self.offset = 0
         self.error = None
 
@@ -161,7 +164,8 @@ class Client:
         return rest
 
     def _download(self, sock):
-        sock.sendall(b"GET /%d.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % self.index)
+        sock.sendall(b"GET /%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" %
+                     self.file.encode())
         self._check(self._head(sock))
         for piece in self._pieces(sock):
             self._check(piece)
@@ -192,7 +196,7 @@ class Lossy(case.LabTest):
     def _run(self, one, seed):
         scenario = Scenario(seed)
         for client in scenario.clients:
-            client.pattern.write_file(os.path.join(self.root, f"{client.index}.bin"), client.total)
+            client.pattern.write_file(os.path.join(self.root, client.file), client.total)
         one.start_relay(seed, scenario.to_proxy, scenario.to_client)
         threads = [threading.Thread(target=client.run, args=(one,)) for client in scenario.clients]
         for thread in threads:
