@@ -193,7 +193,7 @@ Status Stack::write(ConnIndex conn, std::span<const std::byte> bytes, WriteMode 
   return impl_->write(conn, bytes, mode);
 }
 void Stack::offer_again(ConnIndex conn) {
-  if (impl_->connections[conn].refused != nullptr) impl_->offer(conn);
+  if (impl_->has_refused(conn)) impl_->offer(conn);
 }
 void Stack::consume(ConnIndex conn, std::uint32_t bytes) { impl_->consume(conn, bytes); }
 Status Stack::shutdown_send(ConnIndex conn) { return impl_->shutdown_send(conn); }

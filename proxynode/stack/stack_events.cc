@@ -11,9 +11,10 @@ namespace {
 // free, it is copied into TCP memory.
 constexpr std::size_t kRefusedShare = 2;
 // What was on its way when payload was refused is kept behind it, so much of a connection, as long
-// as half of the TCP memory is free: a client that has to send it again after a time-out is slow
-// for seconds, however soon there is room.
+// as no more than this share of the TCP memory is used: a client that has to send it again after a
+// time-out is slow for seconds, however soon there is room. The rest is for those who get on.
 constexpr std::size_t kRefusedPiecesMax = 64;
+constexpr std::size_t kKeptHeapShare = 4;
 // Of the three repeated acknowledgements that make lwIP send a segment again (RFC 5681).
 constexpr u8_t kDuplicatesBefore = 2;
 
@@ -140,7 +141,7 @@ bool Stack::Impl::keep_refused(Connection& conn, pbuf* chain) {
 }
 
 bool Stack::Impl::may_add_to_refused(const Connection& conn) const {
-  if (heap.used_bytes() >= heap.bytes_max() / 2) return false;
+  if (heap.used_bytes() >= heap.bytes_max() / kKeptHeapShare) return false;
   std::size_t pieces = 0;
   for (const pbuf* at = conn.refused; at != nullptr; at = at->next) {
     if (++pieces == kRefusedPiecesMax) return false;

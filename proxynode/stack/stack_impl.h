@@ -227,6 +227,9 @@ struct Stack::Impl {
   bool is_lingering(ConnIndex index) const {
     return index < connections.capacity() && connections[index].lingering;
   }
+  bool has_refused(ConnIndex index) const {
+    return index < connections.capacity() && connections[index].refused != nullptr;
+  }
   bool is_open(ConnIndex index) const {
     return index < connections.capacity() && connections[index].pcb != nullptr;
   }

@@ -182,22 +182,18 @@ void Translator::serve_awaiting_chunks() {
   }
 }
 
-// Each once at most, and a few a round. Who still gets nothing goes to the end.
+// A few a round. Who holds his share leaves the queue, and comes back when the stack has offered
+// his bytes at its next tick: however many stand still, they are not looked at each time.
 void Translator::serve_awaiting_chunks(ChunkRegion& chunks) {
-  const StreamIndex last = chunks.waiting().tail;
-  for (std::size_t turn = 0; turn < kAwaitingPerRound && chunks.free_count() > 0; ++turn) {
-    const StreamIndex index = chunks.waiting().head;
-    if (index == kNone) return;
+  ChunkRegion::Waiting& waiting = chunks.waiting();
+  for (std::size_t turn = 0; turn < kAwaitingPerRound; ++turn) {
+    if (waiting.empty() || chunks.free_count() == 0) return;
+    const StreamIndex index = waiting.head;
     Stream& s = streams_[index];
     stop_awaiting_chunk(s, chunks);
-    if (may_take_chunk(s, chunks)) {
-      stack_->offer_again(index);
-    } else {
-      await_chunk(s, index, chunks);
-    }
-    if (index == last) return;
+    if (may_take_chunk(s, chunks)) stack_->offer_again(index);
   }
-  awaited_chunks_free_ |= chunks.free_count() > 0;
+  awaited_chunks_free_ |= !waiting.empty() && chunks.free_count() > 0;
 }
 
 }  // namespace sanproxy::translate
