@@ -5,7 +5,28 @@
 namespace sanproxy::translate::testing {
 namespace {
 
-using Pressure = World;
+class Pressure : public World {
+ protected:
+  // It has so many chunks, and gives none back until it is told to.
+  Node& add_holder(std::size_t chunks) {
+    WorldOptions options;
+    options.translator.channel_region_bytes = chunks * ChunkRegion::kChunkBytes;
+    make(options);
+    Node& node = add_member();
+    node.hold = true;
+    return node;
+  }
+  // Each sends a little, for which the region may have no chunk.
+  std::vector<std::uint64_t> open_with(std::span<Client*> clients, Node& node) {
+    std::vector<std::uint64_t> ids;
+    for (Client*& client : clients) {
+      ids.push_back(open(client, node));
+      client->send(pattern(2'000));
+      run();
+    }
+    return ids;
+  }
+};
 
 // --- a rogue that lets nobody speak to it
 
@@ -120,11 +141,7 @@ TEST_F(Pressure, AnExhaustedRegionHoldsOneClientBackAndLosesNothing) {
 
 // Time stands still here: nobody waits for a tick, or for his client's timer.
 TEST_F(Pressure, WhoFoundNoChunkIsNextWhenOneIsFree) {
-  WorldOptions options;
-  options.translator.channel_region_bytes = 256 * 1024;  // four chunks
-  make(options);
-  Node& node = add_member();
-  node.hold = true;
+  Node& node = add_holder(4);
   std::vector<Client*> clients(12);
   std::vector<std::uint64_t> ids;
   for (Client*& client : clients) {
@@ -151,17 +168,9 @@ TEST_F(Pressure, WhoFoundNoChunkIsNextWhenOneIsFree) {
 
 // Each of many streams has a piece with the application node, and some send on and on.
 TEST_F(Pressure, FewChunksGoRoundAmongManyStreams) {
-  WorldOptions options;
-  options.translator.channel_region_bytes = 256 * 1024;  // four chunks
-  make(options);
-  Node& node = add_member();
-  node.hold = true;
+  Node& node = add_holder(4);
   std::vector<Client*> clients(4);
-  for (Client*& client : clients) {
-    open(client, node);
-    client->send(pattern(2'000));
-    run();
-  }
+  open_with(clients, node);
   EXPECT_EQ(node_in_proxy("node")->chunks->free_count(), 0u);
   for (Client* client : clients) {
     client->send(pattern(2'000));
@@ -174,18 +183,9 @@ TEST_F(Pressure, FewChunksGoRoundAmongManyStreams) {
 }
 
 TEST_F(Pressure, WhoEndsWhileItWaitsForAChunkLeavesTheOthersTheirTurn) {
-  WorldOptions options;
-  options.translator.channel_region_bytes = 64 * 1024;  // one chunk
-  make(options);
-  Node& node = add_member();
-  node.hold = true;
+  Node& node = add_holder(1);
   std::vector<Client*> clients(5);
-  std::vector<std::uint64_t> ids;
-  for (Client*& client : clients) {
-    ids.push_back(open(client, node));
-    client->send(pattern(2'000));
-    run();
-  }
+  const std::vector<std::uint64_t> ids = open_with(clients, node);
   EXPECT_EQ(counters().refused_payloads, 4u);
   for (const std::size_t i : {1, 4, 2}) {  // the first of those that wait, the last, one between
     clients[i]->send_reset();
