@@ -142,6 +142,9 @@ void Stack::Impl::consume(ConnIndex index, std::uint32_t bytes) {
   pcb->rcv_wnd = static_cast<tcpwnd_size_t>(std::min<std::uint64_t>(window, conn.window_bytes));
   if (conn.refused != nullptr) return;  // closed until that is taken
   const std::uint32_t opened_bytes = tcp_update_rcv_ann_wnd(pcb);
+  // A window that is open entirely is told as such by the next packet: to a receiver whose peer's
+  // window never changes that packet is of the quick kind (header prediction).
+  if (pcb->rcv_wnd == conn.window_bytes) pcb->rcv_ann_wnd = pcb->rcv_wnd;
   if (pcb->state != ESTABLISHED && pcb->state != FIN_WAIT_1 && pcb->state != FIN_WAIT_2) return;
   // Worth a packet of its own, the more so the less the client has left; less waits for the next
   // one. Far below the half of RFC 9293 3.8.6.2.2, for a client's send memory may be small.

@@ -51,6 +51,21 @@ TEST_F(StackReceiving, the_window_closes_by_what_is_not_consumed_and_opens_again
   EXPECT_EQ(window_of(sent[0]), kWindowBytes);
 }
 
+// A receiver takes the quick way for packets whose window is that of the one before.
+TEST_F(StackReceiving, answers_to_small_requests_all_announce_the_same_window) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  const Bytes answer = pattern(100);
+  for (int i = 0; i < 20; ++i) {
+    send(peer, kTcpAck, pattern(300));
+    ASSERT_TRUE(stack_->write(conn, as_span(answer), WriteMode::kCopy).ok());
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u);
+    EXPECT_EQ(window_of(sent[0]), StackOptions{}.receive_window_bytes) << i;
+    peer.rcv += 100;
+  }
+}
+
 TEST_F(StackReceiving, a_window_that_is_mostly_open_is_updated_by_larger_steps) {
   const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
   Peer peer;
