@@ -8,6 +8,8 @@ if(PROJECT_IS_TOP_LEVEL) # the warnings are ours, not those of a project that li
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
     -Wnon-virtual-dtor -Woverloaded-virtual -Werror>)
 endif()
+define_property(TARGET PROPERTY SANPROXY_LINK_TIME) # sanproxy_link_time() says what that is
+target_link_options(sanproxy_flags INTERFACE $<$<NOT:$<BOOL:$<TARGET_PROPERTY:SANPROXY_LINK_TIME>>>:-fno-lto>)
 if(SANPROXY_SANITIZE)
   # Code of tests (tests/CMakeLists.txt says so) goes without those checks of pointers that cost a quarter of
   # its compilation; what they find there AddressSanitizer ends as well.
@@ -31,6 +33,21 @@ function(sanproxy_hot)
     set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-O3;-fno-tree-slp-vectorize"
       SKIP_PRECOMPILE_HEADERS ON)
   endif()
+endfunction()
+
+# sanproxy_link_time(PROGRAM LIBRARIES...): the program is optimized as a whole, as far as it consists of
+# these libraries: what every packet goes through. All other programs take the libraries as they are.
+# Not for what is installed as a library: another compiler could not read it.
+function(sanproxy_link_time program)
+  if(SANPROXY_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+    return()
+  endif()
+  set_target_properties(${program} PROPERTIES SANPROXY_LINK_TIME ON)
+  target_link_options(${program} PRIVATE -flto=auto)
+  foreach(library IN LISTS ARGN)
+    target_compile_options(${library} PRIVATE -flto -ffat-lto-objects)
+    set_target_properties(${library} PROPERTIES DISABLE_PRECOMPILE_HEADERS ON)
+  endforeach()
 endfunction()
 
 # sanproxy_command_line(FILES...): what reads a program's options. CLI11 is one large header, over

@@ -5,9 +5,9 @@
 //   the kernel's as well: packets to other addresses than ours are left to it (ingress_drop.h).
 // Owner and thread: a worker's.
 #include <fcntl.h>
+#include <linux/if.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 

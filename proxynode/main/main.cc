@@ -1,4 +1,5 @@
 // proxynode: the proxy node. This file names the concrete fabrics and drivers.
+#include <sched.h>
 #include <signal.h>
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
@@ -36,12 +37,25 @@ void start_logging(const std::string& level, const std::string& who) {
   spdlog::flush_every(std::chrono::seconds(1));
 }
 
+// Takes this thread out of the table of descriptors that it shares with the threads of the log and
+// of the admin endpoint: of a table that nobody else uses the kernel takes no reference in each
+// call that moves a packet (27 ns of 170 for the shortest). What is open by now is in both tables
+// from here on, so devices and listeners, which end when they are closed, come afterwards.
+void own_descriptors() { (void)unshare(CLONE_FILES); }
+
 // `place`: as one of several workers, whose supervisor has opened the interfaces.
 void run_worker(const sanproxy::proxy::ProxyConfig& config,
                 const sanproxy::proxy::WorkerPlace* place) {
   std::unique_ptr<sanproxy::proxy::Handover> handover;
   if (place != nullptr) handover = place->handover();
   sanproxy::proxy::Worker worker(config, SANPROXY_VERSION, std::move(handover));
+  if (place != nullptr) {
+    worker.serve_supervisor(sanproxy::UniqueFd(place->control_fd));
+  } else if (!config.admin_listen.empty()) {
+    worker.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
+    spdlog::info("admin endpoint at http://{}/", config.admin_listen);
+  }
+  own_descriptors();
   for (std::size_t i = 0; i < config.interfaces.size(); ++i) {
     sanproxy::packet_io::InterfaceOptions options = config.interfaces[i];
     if (place != nullptr) {
@@ -67,12 +81,6 @@ void run_worker(const sanproxy::proxy::ProxyConfig& config,
                       : fabric.shared_trust ? "shared trust"
                                             : "isolated trust";
     spdlog::info("application nodes may join at {} ({})", fabric.listen, who);
-  }
-  if (place != nullptr) {
-    worker.serve_supervisor(sanproxy::UniqueFd(place->control_fd));
-  } else if (!config.admin_listen.empty()) {
-    worker.start_admin(*sanproxy::SocketAddress::parse(config.admin_listen));
-    spdlog::info("admin endpoint at http://{}/", config.admin_listen);
   }
   if (config.cluster) worker.join_cluster();
   if (place == nullptr) {
