@@ -54,8 +54,9 @@ Result<std::unique_ptr<fabric::Fabric>> make_fabric(const std::string& scheme,
 }  // namespace
 
 struct Channels::Link {
-  Link(fabric::Fabric& fabric, const packet_io::ChannelLinkOptions& options, buffer::SlotPool& pool,
-       const buffer::MemoryRegion& region, const Clock& clock, std::size_t queued_max)
+  Link(fabric::Fabric& fabric, const packet_io::ChannelLinkOptions& options,
+       packet_io::PacketPool& pool, const buffer::MemoryRegion& region, const Clock& clock,
+       std::size_t queued_max)
       : channel(fabric, options, pool, region, clock), queue(queued_max) {}
 
   packet_io::ChannelLink channel;
@@ -65,7 +66,7 @@ struct Channels::Link {
   std::array<packet_io::LinkReceived, kBurst> received{};
 };
 
-Channels::Channels(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool,
+Channels::Channels(const NetnodeConfig& config, const Clock& clock, packet_io::PacketPool& pool,
                    const buffer::MemoryRegion& region, DataPath& path, int epoll_fd)
     : config_(config.channel),
       node_name_(config.name),

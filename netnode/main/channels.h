@@ -24,7 +24,7 @@ namespace sanproxy::netnode {
 
 class Channels final : public ChannelWay {
  public:
-  Channels(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool,
+  Channels(const NetnodeConfig& config, const Clock& clock, packet_io::PacketPool& pool,
            const buffer::MemoryRegion& region, DataPath& path, int epoll_fd);
   ~Channels() override;
 
@@ -53,7 +53,7 @@ class Channels final : public ChannelWay {
   std::string node_name_;
   std::uint64_t epoch_;
   const Clock& clock_;
-  buffer::SlotPool& pool_;
+  packet_io::PacketPool& pool_;
   const buffer::MemoryRegion& region_;
   DataPath& path_;
   int epoll_fd_;

@@ -65,12 +65,13 @@ steer::ForwarderOptions forwarder_options(const NetnodeConfig& config) {
 }  // namespace
 
 struct DataPath::Interface {
-  Interface(std::unique_ptr<packet_io::PacketIo> device, buffer::SlotPool& pool)
+  Interface(std::unique_ptr<packet_io::PacketIo> device, packet_io::PacketPool& pool)
       : io(std::move(device)), out(*io, pool) {}
 
   std::unique_ptr<packet_io::PacketIo> io;
   std::vector<IpPrefix> routes;
   WayOut out;
+  buffer::SlotIndex first_frame = buffer::kNoSlot;  // of a driver that lends
   // Slots lent to the driver: the first `posted` entries of both arrays.
   std::size_t posted = 0;
   std::size_t burst = kBurstMax;  // how many of them the next round offers
@@ -80,13 +81,13 @@ struct DataPath::Interface {
   std::array<Here, kBurstMax> here{};
 };
 
-DataPath::DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool)
+DataPath::DataPath(const NetnodeConfig& config, const Clock& clock, packet_io::PacketPool& pool)
     : clock_(clock),
       pool_(pool),
       forwarder_(forwarder_options(config)),
       tunnel_addresses_(config.tunnel_addresses),
       icmp_errors_(config.icmp_errors),
-      held_(pool.slot_count()) {}
+      held_(pool.places()) {}
 
 DataPath::~DataPath() = default;
 
@@ -96,6 +97,10 @@ void DataPath::add_interface(std::unique_ptr<packet_io::PacketIo> io,
   const auto& own = interface->io->options().addresses;
   interface->routes = std::move(routes);
   interface->routes.insert(interface->routes.end(), own.begin(), own.end());
+  if (interface->io->lends()) {
+    interface->first_frame = pool_.add_frames(*interface->io);
+    held_.resize(pool_.places());
+  }
   interfaces_.push_back(std::move(interface));
 }
 
@@ -168,18 +173,15 @@ std::size_t DataPath::receive() {
   return count;
 }
 
-// Packets in memory of the driver's own (AF_XDP): copied once, since what follows wants slots.
+// Packets in memory of the driver's (AF_XDP): they stay where they are.
 std::size_t DataPath::receive_lent(Interface& in) {
-  const std::size_t room = std::min(in.packets.size(), pool_.free_count());
-  const std::size_t count = in.io->receive({}, {in.packets.data(), room});
+  const std::size_t count = in.io->receive({}, in.packets);
   for (std::size_t i = 0; i < count; ++i) {
     const packet_io::ReceivedPacket& packet = in.packets[i];
-    const buffer::SlotIndex slot = pool_.acquire();
+    const buffer::SlotIndex slot = pool_.take(in.first_frame, packet.loan);
     received_bytes_ += packet.length;
-    pool_.mark_received(slot);
-    std::memcpy(pool_.data(slot) + kCopyOffset, packet.lent, packet.length);
-    in.io->release(packet.loan);
-    in.here[i] = {slot, kCopyOffset, packet.length, packet.offload};
+    in.here[i] = {slot, static_cast<std::uint32_t>(packet.lent - pool_.data(slot)), packet.length,
+                  packet.offload};
   }
   judge({in.here.data(), count});
   return count;

@@ -18,11 +18,11 @@
 
 #include "lwproto/base/clock.h"
 #include "lwproto/buffer/memory_region.h"
-#include "lwproto/buffer/slot_pool.h"
 #include "netnode/main/config.h"
 #include "netnode/main/way_out.h"
 #include "netnode/packet_io/flow_redirect.h"
 #include "netnode/packet_io/packet_io.h"
+#include "netnode/packet_io/packet_pool.h"
 #include "netnode/steer/forwarder.h"
 
 namespace sanproxy::netnode {
@@ -55,7 +55,7 @@ class ChannelWay {
 
 class DataPath : private steer::NatCarrier {
  public:
-  DataPath(const NetnodeConfig& config, const Clock& clock, buffer::SlotPool& pool);
+  DataPath(const NetnodeConfig& config, const Clock& clock, packet_io::PacketPool& pool);
   ~DataPath() override;
 
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, std::vector<IpPrefix> routes);
@@ -140,7 +140,7 @@ class DataPath : private steer::NatCarrier {
   bool is_own(const Interface& interface, const IpAddress& ip) const;
 
   const Clock& clock_;
-  buffer::SlotPool& pool_;
+  packet_io::PacketPool& pool_;
   steer::Forwarder forwarder_;
   std::vector<IpAddress> tunnel_addresses_;
   const flow::Rate icmp_errors_;

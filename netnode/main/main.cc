@@ -65,6 +65,7 @@ void run(const sanproxy::netnode::NetnodeConfig& config, const std::string& path
   node.set_reader([path] { return sanproxy::netnode::load_config(path); });
   for (auto interface : config.interfaces) {
     interface.options.redirect = redirect.get();
+    interface.options.frame_memory = node.take_frame_memory(interface);
     auto io = sanproxy::packet_io::open_interface(interface.options);
     if (!io.ok()) {
       throw std::runtime_error("interface " + interface.options.name + " (" +

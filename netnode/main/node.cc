@@ -32,17 +32,29 @@ T take(Result<T> result, const std::string& what) {
   return std::move(result).value();
 }
 
+// What interfaces of AF_XDP receive into: part of the region that channels send from.
+std::size_t frame_bytes(const NetnodeConfig& config) {
+  std::size_t bytes = 0;
+  for (const InterfaceConfig& interface : config.interfaces) {
+    if (interface.options.driver == "xdp") bytes += packet_io::kXdpMemoryBytes;
+  }
+  return bytes;
+}
+
 }  // namespace
 
 Node::Node(const NetnodeConfig& config, std::string version)
     : config_(config),
       version_(std::move(version)),
       start_ns_(clock_.now_ns()),
-      region_(take(buffer::MemoryRegion::create("sanproxy-netnode",
-                                                std::size_t{config.buffers} * kSlotBytes),
-                   "packet buffers")),
-      pool_(region_.bytes(), kSlotBytes),
-      path_(config_, clock_, pool_) {
+      region_(take(
+          buffer::MemoryRegion::create(
+              "sanproxy-netnode", std::size_t{config.buffers} * kSlotBytes + frame_bytes(config)),
+          "packet buffers")),
+      pool_(region_.bytes().first(std::size_t{config.buffers} * kSlotBytes), kSlotBytes),
+      packets_(pool_),
+      frame_memory_(region_.bytes().subspan(std::size_t{config.buffers} * kSlotBytes)),
+      path_(config_, clock_, packets_) {
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   sigset_t signals;
   sigemptyset(&signals);
@@ -53,7 +65,7 @@ Node::Node(const NetnodeConfig& config, std::string version)
   if (epoll_fd_ < 0 || signal_fd_ < 0) throw std::runtime_error("event loop: epoll or signalfd");
   watch(signal_fd_);
   watch(prober_.fd());
-  channels_ = std::make_unique<Channels>(config_, clock_, pool_, region_, path_, epoll_fd_);
+  channels_ = std::make_unique<Channels>(config_, clock_, packets_, region_, path_, epoll_fd_);
   path_.set_channel_way(channels_.get());
 }
 
@@ -73,6 +85,13 @@ void Node::watch(int fd) {
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) {
     throw std::runtime_error("event loop: epoll_ctl");
   }
+}
+
+std::span<std::byte> Node::take_frame_memory(const InterfaceConfig& config) {
+  if (config.options.driver != "xdp") return {};
+  const auto taken = frame_memory_.first(packet_io::kXdpMemoryBytes);
+  frame_memory_ = frame_memory_.subspan(taken.size());
+  return taken;
 }
 
 void Node::add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config) {

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,8 @@ class Node {
   Node(const NetnodeConfig& config, std::string version);
   ~Node();
 
+  // For InterfaceOptions::frame_memory of the interface that is opened next.
+  std::span<std::byte> take_frame_memory(const InterfaceConfig& config);
   void add_interface(std::unique_ptr<packet_io::PacketIo> io, const InterfaceConfig& config);
   // After the interfaces, which are attached to it; it lives longer than this.
   void set_redirect(packet_io::FlowRedirect* redirect);
@@ -141,6 +144,8 @@ class Node {
   std::uint64_t start_ns_;
   buffer::MemoryRegion region_;
   buffer::SlotPool pool_;
+  packet_io::PacketPool packets_;
+  std::span<std::byte> frame_memory_;  // of region_, for interfaces that are still to come
   DataPath path_;
   Prober prober_;
   std::unique_ptr<Channels> channels_;

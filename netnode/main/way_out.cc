@@ -2,7 +2,7 @@
 
 namespace sanproxy::netnode {
 
-WayOut::WayOut(packet_io::PacketIo& io, buffer::SlotPool& pool)
+WayOut::WayOut(packet_io::PacketIo& io, packet_io::PacketPool& pool)
     : io_(io), pool_(pool), packets_(kQueueMax), slots_(kQueueMax), headers_(kQueueMax) {}
 
 packet_io::SendPacket& WayOut::place() {

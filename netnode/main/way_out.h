@@ -15,8 +15,8 @@
 #include <memory>
 #include <vector>
 
-#include "lwproto/buffer/slot_pool.h"
 #include "netnode/packet_io/packet_io.h"
+#include "netnode/packet_io/packet_pool.h"
 
 namespace sanproxy::netnode {
 
@@ -30,7 +30,7 @@ class WayOut {
   static constexpr std::size_t kQueueMax = 256;
   static constexpr std::size_t kHeaderBytesMax = 256;
 
-  WayOut(packet_io::PacketIo& io, buffer::SlotPool& pool);
+  WayOut(packet_io::PacketIo& io, packet_io::PacketPool& pool);
 
   packet_io::PacketIo& io() { return io_; }
   // Queues the packet that place() has prepared; `slot` may be kNoSlot.
@@ -44,7 +44,7 @@ class WayOut {
 
  private:
   packet_io::PacketIo& io_;
-  buffer::SlotPool& pool_;
+  packet_io::PacketPool& pool_;
   std::vector<packet_io::SendPacket> packets_;
   std::vector<buffer::SlotIndex> slots_;
   std::vector<std::array<std::byte, kHeaderBytesMax>> headers_;

@@ -37,7 +37,7 @@ const char* link_state_name(LinkState state) {
 }
 
 struct ChannelLink::Impl final : channel::Delegate {
-  Impl(fabric::Fabric& to, ChannelLinkOptions link_options, buffer::SlotPool& slots,
+  Impl(fabric::Fabric& to, ChannelLinkOptions link_options, PacketPool& slots,
        const buffer::MemoryRegion& memory, const Clock& time)
       : fabric(to),
         options(std::move(link_options)),
@@ -87,7 +87,7 @@ struct ChannelLink::Impl final : channel::Delegate {
 
   fabric::Fabric& fabric;
   ChannelLinkOptions options;
-  buffer::SlotPool& pool;
+  PacketPool& pool;
   const buffer::MemoryRegion& region;
   const Clock& clock;
 
@@ -272,7 +272,7 @@ void ChannelLink::Impl::release_all() {
 bool ChannelLink::Impl::send_one(const LinkSend& packet) {
   auto info = info_from_offload(packet.offload, packet.length);
   if (!info || packet.length < kLinkPacketBytesMin || packet.length > kLinkPacketBytesMax ||
-      std::size_t{packet.offset} + packet.length > pool.slot_bytes()) {
+      std::size_t{packet.offset} + packet.length > pool.capacity(packet.slot)) {
     ++counters.tx_invalid;
     pool.release(packet.slot);
     return true;
@@ -335,7 +335,7 @@ void ChannelLink::Impl::look_after_channel() {
 
 // --- the interface
 
-ChannelLink::ChannelLink(fabric::Fabric& fabric, ChannelLinkOptions options, buffer::SlotPool& pool,
+ChannelLink::ChannelLink(fabric::Fabric& fabric, ChannelLinkOptions options, PacketPool& pool,
                          const buffer::MemoryRegion& region, const Clock& clock)
     : impl_(std::make_unique<Impl>(fabric, std::move(options), pool, region, clock)) {}
 

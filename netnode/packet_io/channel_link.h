@@ -34,6 +34,7 @@
 #include "lwproto/buffer/slot_pool.h"
 #include "lwproto/fabric/fabric.h"
 #include "netnode/packet_io/packet_io.h"
+#include "netnode/packet_io/packet_pool.h"
 
 namespace sanproxy::packet_io {
 
@@ -109,7 +110,7 @@ class ChannelLink {
  public:
   // `fabric`, `pool` and `region` (under the pool) outlive the link. The fabric may be shared by
   // many links; its owner arms it, sleeps and disarms it.
-  ChannelLink(fabric::Fabric& fabric, ChannelLinkOptions options, buffer::SlotPool& pool,
+  ChannelLink(fabric::Fabric& fabric, ChannelLinkOptions options, PacketPool& pool,
               const buffer::MemoryRegion& region, const Clock& clock);
   // Ends the channel. All slots must be back or their pool be done with: call disconnect() and
   // poll() until slots_out() is 0 first.

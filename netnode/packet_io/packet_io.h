@@ -41,6 +41,8 @@ struct KernelWay;
 // slots lent to receive() must have at least this capacity.
 inline constexpr std::size_t kReceiveBufferBytesMin = 65536 + 128;
 inline constexpr std::size_t kSendPiecesMax = 20;
+// What "xdp" takes of InterfaceOptions::frame_memory.
+inline constexpr std::size_t kXdpMemoryBytes = std::size_t{10'240} * 4096;
 
 // VIRTIO_NET_HDR_GSO_*. kUdp (either version): of received packets alone, nobody is sent any.
 enum class Segmentation : std::uint8_t { kNone = 0, kTcp4 = 1, kTcp6 = 4, kUdp = 5 };
@@ -64,6 +66,11 @@ struct ReceiveBuffer {
 
 using PacketLoan = std::uint32_t;
 inline constexpr PacketLoan kNoPacketLoan = 0;
+// Memory that a driver lends packets from, in frames of equal size: loan N is the frame N - 1.
+struct FrameMemory {
+  std::span<std::byte> memory;
+  std::size_t frame_bytes = 0;
+};
 // One of several peers behind one interface (network nodes); 0 where there is but one.
 using PeerNumber = std::uint16_t;
 
@@ -141,6 +148,9 @@ struct InterfaceOptions {
   std::uint16_t gue_port = 6080;
   InterfaceQueue queue;
   FlowRedirect* redirect = nullptr;  // not tap: its flows are the kernel's. Not owned
+  // xdp: kXdpMemoryBytes of whole pages to receive into, so that packets can go on from there
+  // without a copy; empty: of its own. Outlives the interface.
+  std::span<std::byte> frame_memory;
 };
 
 class PacketIo {
@@ -186,6 +196,8 @@ class PacketIo {
   // --- drivers that lend their own memory instead of filling ours
   virtual bool lends() const { return false; }
   virtual void release(PacketLoan loan) { (void)loan; }
+  // Where all that it lends lies, if in frames; else empty.
+  virtual FrameMemory frames() const { return {}; }
   // Returns a packet that others_may_know to where it came from; it may be read during the call.
   virtual void send_back(const ReceivedPacket& packet) { (void)packet; }
 

@@ -41,6 +41,7 @@ constexpr std::uint32_t kRingFrames = 2048;         // of each ring
 constexpr std::uint32_t kReceiveFrames = 8192;      // in the fill ring, received, lent
 constexpr std::uint32_t kSendFrames = kRingFrames;  // on their way out
 constexpr std::uint32_t kFrames = kReceiveFrames + kSendFrames;
+static_assert(std::size_t{kFrames} * kFrameBytes == kXdpMemoryBytes);
 constexpr std::uint32_t kMtuBytesMax = kFrameBytes - XDP_PACKET_HEADROOM - 64;
 constexpr std::uint32_t kAddressesMax = 16'384;
 
@@ -53,8 +54,9 @@ struct SocketDeleter {
 
 class XdpSocketIo final : public PacketIo, private FrameSink {
  public:
+  // `own`: where the options bring no memory.
   XdpSocketIo(InterfaceOptions options, const LinkInfo& link, const DeviceFacts& facts,
-              buffer::MemoryRegion memory);
+              buffer::MemoryRegion own);
   Status open();
 
   const InterfaceOptions& options() const override { return options_; }
@@ -72,6 +74,7 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   void remove_local_address(const IpAddress& ip) override;
   bool lends() const override { return true; }
   void release(PacketLoan loan) override;
+  FrameMemory frames() const override { return {memory_, kFrameBytes}; }
   std::string mode() const override { return mode_; }
   const Counters& counters() const override;
 
@@ -94,7 +97,8 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
   InterfaceOptions options_;
   LinkInfo link_;
   DeviceFacts facts_;
-  buffer::MemoryRegion memory_;
+  buffer::MemoryRegion own_memory_;
+  std::span<std::byte> memory_;  // the UMEM
   std::unique_ptr<XdpProgram> program_;
   xsk_ring_prod fill_{}, tx_{};
   xsk_ring_cons completed_{}, rx_{};
@@ -110,11 +114,12 @@ class XdpSocketIo final : public PacketIo, private FrameSink {
 };
 
 XdpSocketIo::XdpSocketIo(InterfaceOptions options, const LinkInfo& link, const DeviceFacts& facts,
-                         buffer::MemoryRegion memory)
+                         buffer::MemoryRegion own)
     : options_(std::move(options)),
       link_(link),
       facts_(facts),
-      memory_(std::move(memory)),
+      own_memory_(std::move(own)),
+      memory_(own_memory_.valid() ? own_memory_.bytes() : options_.frame_memory),
       whole_(kReceiveBufferBytesMin),
       groups_(link.index),
       port_(NeighborConfig{link.mac, options_.addresses, options_.gateways, true}, true,
@@ -475,9 +480,15 @@ Result<std::unique_ptr<PacketIo>> open_xdp(const InterfaceOptions& options) {
   Status status = check_link(*link, options, facts);
   if (!status.ok()) return status;
   link->mtu_bytes = options.mtu_bytes;
-  auto memory = buffer::MemoryRegion::create("sanproxy-umem", std::size_t{kFrames} * kFrameBytes);
-  if (!memory.ok()) return memory.status();
-  auto io = std::make_unique<XdpSocketIo>(options, *link, facts, std::move(memory).value());
+  buffer::MemoryRegion own;
+  if (options.frame_memory.empty()) {
+    auto memory = buffer::MemoryRegion::create("sanproxy-umem", kXdpMemoryBytes);
+    if (!memory.ok()) return memory.status();
+    own = std::move(memory).value();
+  } else if (options.frame_memory.size() != kXdpMemoryBytes) {
+    return Status::error(Code::kInvalidArgument, "frame_memory is not of kXdpMemoryBytes");
+  }
+  auto io = std::make_unique<XdpSocketIo>(options, *link, facts, std::move(own));
   status = io->open();
   if (!status.ok()) return status;
   return std::unique_ptr<PacketIo>(std::move(io));

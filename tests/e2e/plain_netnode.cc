@@ -56,7 +56,7 @@ class PlainNode {
       options.endpoint.receive_depth = shm ? 512 : 64;
       if (!shm) options.endpoint.receive_memory = {&receive_pool_, &receive_region_, 0};
       links_.push_back(
-          std::make_unique<ChannelLink>(shm ? *shm_ : *tcp_, options, pool_, region_, clock_));
+          std::make_unique<ChannelLink>(shm ? *shm_ : *tcp_, options, numbered_, region_, clock_));
     }
     states_.resize(links_.size(), packet_io::LinkState::kDown);
   }
@@ -185,6 +185,7 @@ class PlainNode {
   SteadyClock clock_;
   buffer::MemoryRegion region_;
   buffer::SlotPool pool_;
+  packet_io::PacketPool numbered_{pool_};
   buffer::MemoryRegion receive_region_;
   buffer::SlotPool receive_pool_;
   std::unique_ptr<packet_io::PacketIo> io_;

@@ -41,12 +41,25 @@ class ProxyNode(case.LabTest):
 
 @unittest.skipIf(settings.in_guest, "the guest is for RDMA")
 class NetworkNode(unittest.TestCase):
-    def test_curl_gets_verified_bytes_through_it(self):
+    def lab(self):
         one = NetnodeLab(".".join(self.id().split(".")[-2:]), driver="xdp")
         self.addCleanup(one.close)
+        return one
+
+    def test_curl_gets_verified_bytes_through_a_channel(self):
+        one = self.lab()
         one.add_channel("p1")
         one.start_node()
         one.wait_state("p1", "up")
+        self.check_carries(one)
+
+    def test_curl_gets_verified_bytes_through_nat(self):
+        one = self.lab()
+        one.add_plain("plain")
+        one.start_node(interface={"gateways": ["10.88.0.2", "fd88::2"]}, nat={"in_kernel": "no"})
+        self.check_carries(one)
+
+    def check_carries(self, one):
         for family in (4, 6):
             got = one.curl(one.url(f"/bytes/{BYTES}", family))
             self.assertEqual(got.returncode, 0, got.stderr)
@@ -59,4 +72,8 @@ class NetworkNode(unittest.TestCase):
             self.assertEqual(load.lost, [])
         interface = json.loads(one.get("/status")[1])["interfaces"][0]
         self.assertEqual(interface["driver"], "xdp")
+        # All of it went on from the frames that it came in: no buffer of the node's was wanted.
+        metrics = one.metrics()
+        self.assertEqual(metrics["sanproxy_netnode_buffers_free_min"],
+                         metrics["sanproxy_netnode_buffers"])
         one.assert_clean_stop()

@@ -172,7 +172,8 @@ class DataPathTest : public ::testing::Test {
   ManualClock clock_;
   buffer::MemoryRegion region_ = buffer::MemoryRegion::create("test", 256 * kSlotBytes).value();
   buffer::SlotPool pool_{region_.bytes(), kSlotBytes};
-  DataPath path_{config(), clock_, pool_};
+  packet_io::PacketPool packets_{pool_};
+  DataPath path_{config(), clock_, packets_};
   FakeChannels channels_{pool_};
   FakeIo* io_ = nullptr;
 };

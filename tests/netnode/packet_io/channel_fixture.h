@@ -71,6 +71,7 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     std::unique_ptr<fabric::Fabric> fabric;
     buffer::MemoryRegion region, receive_region;
     std::unique_ptr<buffer::SlotPool> pool, receive_pool;
+    std::unique_ptr<PacketPool> packets;  // of `pool`
     std::unique_ptr<ChannelLink> link;
     std::vector<LinkReceived> received{64};
     ~Node() { link.reset(); }
@@ -117,6 +118,7 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     node->fabric = GetParam().make();
     node->region = std::move(buffer::MemoryRegion::create("node", kSlots * kSlotBytes)).value();
     node->pool = std::make_unique<buffer::SlotPool>(node->region.bytes(), kSlotBytes);
+    node->packets = std::make_unique<PacketPool>(*node->pool);
     node->receive_region =
         std::move(buffer::MemoryRegion::create("node-rx", kSlots * kSlotBytes)).value();
     node->receive_pool =
@@ -130,7 +132,7 @@ class ChannelPackets : public ::testing::TestWithParam<Way> {
     }
     if (change) change(options);
     node->link =
-        std::make_unique<ChannelLink>(*node->fabric, options, *node->pool, node->region, clock_);
+        std::make_unique<ChannelLink>(*node->fabric, options, *node->packets, node->region, clock_);
     nodes_.push_back(std::move(node));
     return *nodes_.back();
   }
