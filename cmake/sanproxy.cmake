@@ -7,9 +7,10 @@ if(PROJECT_IS_TOP_LEVEL) # the warnings are ours, not those of a project that li
   target_compile_options(sanproxy_flags INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
     -Wnon-virtual-dtor -Woverloaded-virtual -Werror>)
+  define_property(TARGET PROPERTY SANPROXY_LINK_TIME) # sanproxy_link_time() says what that is
+  target_link_options(sanproxy_flags INTERFACE
+    $<$<NOT:$<BOOL:$<TARGET_PROPERTY:SANPROXY_LINK_TIME>>>:-fno-lto>)
 endif()
-define_property(TARGET PROPERTY SANPROXY_LINK_TIME) # sanproxy_link_time() says what that is
-target_link_options(sanproxy_flags INTERFACE $<$<NOT:$<BOOL:$<TARGET_PROPERTY:SANPROXY_LINK_TIME>>>:-fno-lto>)
 if(SANPROXY_SANITIZE)
   # Code of tests (tests/CMakeLists.txt says so) goes without those checks of pointers that cost a quarter of
   # its compilation; what they find there AddressSanitizer ends as well.
@@ -39,7 +40,7 @@ endfunction()
 # these libraries: what every packet goes through. All other programs take the libraries as they are.
 # Not for what is installed as a library: another compiler could not read it.
 function(sanproxy_link_time program)
-  if(SANPROXY_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+  if(SANPROXY_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug" OR NOT PROJECT_IS_TOP_LEVEL)
     return()
   endif()
   set_target_properties(${program} PROPERTIES SANPROXY_LINK_TIME ON)
