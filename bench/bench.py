@@ -22,11 +22,12 @@ import lossy
 import netnode
 import report
 import sides
-from lab import BenchError, Lab, run
+from lab import BenchError, Lab
 from works import REQUEST_PATH, WORKS, cpu_unit, run_once
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DRIVERS = ("tun", "packet")
+SUFFIX_OF_FIGURE = {"speed": "", "proxy_cpu": " proxy CPU", "packets": " packets"}
 MICRO_PROGRAMS = ("sanproxy_microbench",)
 IDLE_COUNTS = (1_000, 10_000, 50_000)
 REQUEST_TURNS_IN_ROUND = 4   # of in_turns()
@@ -265,11 +266,12 @@ class Bench:
         base = samples[(kind, few)]
         for count in counts:
             for figure, unit, bar in (("speed", "req/s", {"at_least": 1 / idle.FLAT}),
-                                      ("proxy_cpu", "CPU-us/request", {"at_most": idle.FLAT})):
+                                      ("proxy_cpu", "CPU-us/request", {"at_most": idle.FLAT}),
+                                      ("packets", "received/sent", {})):
                 if figure not in base[0]:
                     continue
                 self.rows.append(report.make_row(
-                    f"{name} {count:,}" + (" proxy CPU" if figure == "proxy_cpu" else ""), unit,
+                    f"{name} {count:,}{SUFFIX_OF_FIGURE[figure]}", unit,
                     [one[figure] for one in samples[(kind, count)]],
                     f"{few} connections", [one[figure] for one in base],
                     **(bar if judged else {})))
@@ -328,26 +330,17 @@ class Bench:
             for label, side, function, mode in (("download", isolated, "source", "download"),
                                                 ("upload", isolated, "sink", "upload"),
                                                 ("upload-shared", shared, "sink", "upload")):
-                before = self.copied_bytes(side)
+                before = side.counted("bytes_copied")
                 result = self.lab.load(side.client_namespace, mode, side.addresses[function],
                                        seconds=self.arguments.seconds, warmup=0,
                                        watch=side.pids(function))
-                copied = self.copied_bytes(side) - before
+                copied = side.counted("bytes_copied") - before
                 limit = 1.02 if label == "upload" else 0.02
                 self.rows.append(report.make_row(
                     f"copied-{driver} {label}", "bytes copied/byte",
                     [copied / result["bytes"]], at_most=limit))
                 self.progress(f"copied {driver} {label}", 0, copied / result["bytes"],
                               "copies of a byte")
-
-    def copied_bytes(self, side):
-        text = run(["ip", "netns", "exec", side.home, "curl", "-s", "--max-time", "5",
-                    "http://127.0.0.1:9477/metrics"])
-        found = [float(line.split()[-1]) for line in text.splitlines()
-                 if "bytes_copied" in line.split(" ")[0] and not line.startswith("#")]
-        if not found:
-            raise BenchError("the proxy's /metrics has no bytes_copied")
-        return sum(found)
 
     # --- the cost of the parts alone
     def run_micro(self):

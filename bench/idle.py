@@ -116,7 +116,18 @@ def measure_peer(lab, side, count, rounds, seconds, warmup, progress):
     return samples
 
 
+def _packets(side):
+    return [side.counted("interface_packets_total", f'direction="{way}"') for way in ("in", "out")]
+
+
 def _random(side, holders, count, samples, number, progress):
+    ours = side.home is not None
+    before = _packets(side) if ours else None
     found = _figures(side, holders.go())
+    if ours:
+        # Each answer is one packet. What is more than one for it is the client's kernel
+        # acknowledging it before there is another request to do that.
+        received, sent = (now - then for now, then in zip(_packets(side), before))
+        found["packets"] = received / max(sent, 1)
     samples.setdefault(("random", count), []).append(found)
     progress(f"{side.name} random over {count}", number, found["speed"], "req/s")

@@ -3,6 +3,8 @@ the processes whose CPU time counts as its proxy's and its application's."""
 
 import os
 
+from lab import BenchError, run
+
 FUNCTIONS = ("http", "echo", "source", "sink")
 
 
@@ -10,6 +12,7 @@ class Side:
     def __init__(self, name, client_namespace):
         self.name = name
         self.client_namespace = client_namespace
+        self.home = None      # the namespace of our own proxy
         self.addresses = {}   # function -> "IP:PORT"
         self.apps = {}        # function -> process
         self.proxy = None     # process
@@ -19,6 +22,16 @@ class Side:
     def pids(self, function):
         return [p.pid for p in (self.proxy, self.apps.get(function)) if p is not None] \
             + self.workers
+
+    def counted(self, *parts):
+        """The sum of the proxy's counters whose names, labels included, have all these parts."""
+        text = run(["ip", "netns", "exec", self.home, "curl", "-s", "--max-time", "5",
+                    "http://127.0.0.1:9477/metrics"])
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        found = [float(value) for name, _, value in lines if all(part in name for part in parts)]
+        if not found:
+            raise BenchError(f"the proxy's /metrics has no {' '.join(parts)}")
+        return sum(found)
 
     def cpu(self, result, function):
         """CPU seconds of (proxy, application) in a load's result."""
