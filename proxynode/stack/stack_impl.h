@@ -188,6 +188,7 @@ struct Stack::Impl {
   pbuf* wrap(buffer::SlotIndex slot, void* start, std::uint32_t bytes);
   void to_connection(ConnIndex index, Arrived& arrived);
   void challenge(Connection& conn);
+  bool is_overdue(ConnIndex half_open_one) const;
   void input_stripped(Connection& conn, Arrived& arrived);
   static void cut_to_window(const ReceiveState& receive, Arrived& arrived);
   bool take_payload(const Connection& conn, bool pins_slot);

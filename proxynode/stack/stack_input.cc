@@ -354,6 +354,10 @@ void Stack::Impl::to_listener(Arrived& arrived) {
     refuse(arrived);
     return;
   }
+  if (open >= options.connections_max && is_overdue(half_head)) {
+    ++counters.refused_half_open_max;
+    abort(half_head, EndReason::kTimedOut, false);
+  }
   if (open >= options.connections_max) {
     ++counters.refused_connections_max;
     if (options.refuse_with_reset) {
@@ -394,6 +398,12 @@ void Stack::Impl::to_listener(Arrived& arrived) {
     settle(opened);
   }
   reap();
+}
+
+// Has not answered our SYN+ACK before that went again: made up more likely than who comes now.
+bool Stack::Impl::is_overdue(ConnIndex half_open_one) const {
+  return half_open_one != kNone && connections[half_open_one].pcb != nullptr &&
+         connections[half_open_one].pcb->nrtx > 0;
 }
 
 // RFC 9293 3.10.7.1: a reset in answer to a segment that belongs to no connection.

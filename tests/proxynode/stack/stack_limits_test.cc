@@ -63,6 +63,35 @@ TEST_F(StackLimits, beyond_half_open_max_the_oldest_handshake_is_given_up) {
   EXPECT_EQ(recorder_.accepted, 3);
 }
 
+// Where as many handshakes would fill all places, those go that are overdue, and no others.
+TEST_F(StackLimits, made_up_syns_do_not_keep_all_places_for_long) {
+  make({.connections_max = 20, .half_open_max = 1'000, .heap_bytes_max = std::size_t{8} << 20});
+  listen();
+  for (int i = 0; i < 20; ++i) {
+    Peer made_up;
+    made_up.self.port = static_cast<std::uint16_t>(40'000 + i);
+    ASSERT_TRUE(half_open(made_up)) << i;
+  }
+  Peer early;
+  early.self.port = 30'000;
+  EXPECT_FALSE(half_open(early)) << "they may be somebody's";
+  EXPECT_EQ(stack_->counters().refused_connections_max, 1u);
+  advance_ms(StackOptions{}.initial_rto_ms + 100);
+  EXPECT_EQ(take().size(), 20u) << "our answers go again";
+  Peer peers[20];
+  for (int i = 0; i < 20; ++i) {
+    peers[i].self.port = static_cast<std::uint16_t>(31'000 + i);
+    ASSERT_TRUE(half_open(peers[i])) << i;
+    send(peers[i], kTcpAck);
+    EXPECT_EQ(recorder_.accepted, i + 1);
+  }
+  EXPECT_EQ(stack_->counters().refused_half_open_max, 20u);
+  Peer late;
+  late.self.port = 32'000;
+  EXPECT_FALSE(half_open(late)) << "connections give way to nobody";
+  EXPECT_EQ(stack_->counters().refused_connections_max, 2u);
+}
+
 TEST_F(StackLimits, a_flood_of_syns_shuts_out_nobody_who_answers) {
   make({.connections_max = 1'000, .half_open_max = 50, .heap_bytes_max = std::size_t{8} << 20});
   listen();
