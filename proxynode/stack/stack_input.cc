@@ -285,6 +285,11 @@ void Stack::Impl::run_input(Connection& conn, Arrived& arrived) {
   }
   if (conn.generation != generation || conn.pcb == nullptr) return;
   if (window_lent) --pcb->rcv_wnd;
+  // With a gap before what is kept the client stands before that, as it has heard of no window
+  // (input_stripped()).
+  if (conn.refused != nullptr && seq_after(pcb->snd_wl1, pcb->rcv_nxt)) {
+    pcb->snd_wl1 = pcb->rcv_nxt;
+  }
   if (recovering) pcb->cwnd = std::max(cwnd, pcb->lastack - una) - (pcb->lastack - una);
   if (conn.probed && !recovering && !seq_before(pcb->lastack, conn.recover_end)) {
     conn.probed = false;

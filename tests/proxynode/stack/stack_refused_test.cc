@@ -127,6 +127,38 @@ TEST_F(StackRefused, the_window_of_a_client_whose_payload_is_dropped_behind_a_re
   EXPECT_EQ(payload_sent(), 10'000u - first);
 }
 
+// With a gap before what is kept the end of the closed window is before that, too.
+TEST_F(StackRefused, the_window_of_a_client_with_a_gap_before_a_refusal_still_opens) {
+  Peer peer;
+  const ConnIndex conn = open(peer);
+  peer.window = 32;
+  recorder_.refuse = true;
+  const auto payload_sent = [this] {
+    std::uint32_t bytes = 0;
+    for (const Sent& one : take()) bytes += static_cast<std::uint32_t>(one.payload_bytes());
+    return bytes;
+  };
+  send(peer, kTcpAck, pattern(1'000));
+  ASSERT_TRUE(stack_->write(conn, as_span(pattern(10'000)), WriteMode::kCopy).ok());
+  const std::uint32_t first = payload_sent();
+  ASSERT_GT(first, 0u);
+  ASSERT_LE(first, 32u * 128);
+  const std::uint32_t next = peer.snd;
+  peer.snd += 1'000;  // lost
+  send(peer, kTcpAck, pattern(1'000, 2'000));
+  ASSERT_EQ(stack_->counters().dropped_refused, 0u);
+  take();
+  peer.snd = next;
+  peer.rcv += first;
+  peer.window = 0xffff;
+  send(peer, kTcpAck);
+  EXPECT_EQ(payload_sent(), 10'000u - first);
+  send(peer, kTcpAck, pattern(1'000, 1'000));
+  recorder_.refuse = false;
+  stack_->offer_again(conn);
+  EXPECT_EQ(recorder_.conns[conn].received, pattern(3'000)) << "what is behind the gap is there";
+}
+
 TEST_F(StackRefused, a_refusal_that_is_over_before_the_acknowledgement_leaves_closes_nothing) {
   const std::uint32_t kWindowBytes = StackOptions{}.receive_window_bytes;
   Peer peer;
