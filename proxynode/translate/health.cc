@@ -29,6 +29,7 @@ void Translator::look_after_health() {
   const std::uint64_t now_ns = clock_.now_ns();
   if (now_ns >= nodes_due_ns_) look_after_nodes(now_ns);
   if (now_ns >= probes_due_ns_) look_after_probes(now_ns);
+  if (now_ns >= listeners_due_ns_) open_listeners(now_ns);
 }
 
 // While channels are not polled nobody can be judged.

@@ -6,6 +6,11 @@
 #include "proxynode/translate/translator.h"
 
 namespace sanproxy::translate {
+namespace {
+
+constexpr std::uint64_t kListenPauseNs = 1'000'000'000;
+
+}  // namespace
 
 void Translator::set_policy(const SocketAddress& address, std::optional<service::Policy> policy) {
   service::Service* const live = services_.find(address);
@@ -51,11 +56,22 @@ void Translator::expel(service::Service& service, AppNode& node) {
 void Translator::set_paused(bool paused) {
   if (paused_ == paused || draining_) return;
   paused_ = paused;
+  if (!paused) return open_listeners(clock_.now_ns());
+  services_.for_each([&](service::Service& service) { close_listener(service); });
+}
+
+// Those for which there is no memory are tried again later: to their nodes they are joined.
+void Translator::open_listeners(std::uint64_t now_ns) {
+  listeners_due_ns_ = UINT64_MAX;
+  if (paused_) return;
   services_.for_each([&](service::Service& service) {
-    if (paused) return close_listener(service);
+    if (service.listening) return;
     if (const Status status = open_listener(service); !status.ok()) {
-      spdlog::error("service {} cannot be opened again: {}", service.address().to_string(),
-                    status.to_string());
+      listeners_due_ns_ = now_ns + kListenPauseNs;
+      if (may_log()) {
+        spdlog::error("service {} cannot be opened again yet: {}", service.address().to_string(),
+                      status.to_string());
+      }
     }
   });
 }

@@ -208,7 +208,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void replenish_channels();     // before sleeping: receive buffers that were held by others
   // When poll_channels() has something to do by the clock alone (Clock time).
   std::uint64_t next_timer_ns() const {
-    return std::min({nodes_due_ns_, probes_due_ns_, ends_due_ns_});
+    return std::min({nodes_due_ns_, probes_due_ns_, ends_due_ns_, listeners_due_ns_});
   }
 
   // --- changed while running (operations.cc)
@@ -300,6 +300,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   void on_shutdown_service(AppNode& node, const wire::Message& message);
   Status open_listener(service::Service& service);
   void close_listener(service::Service& service);
+  void open_listeners(std::uint64_t now_ns);
   void close_service(service::Service& service, wire::CloseCode announce, NodeIndex except);
   void leave_service(service::ServiceId id, AppNode& node);
   void tell_end(AppNode& node, AppNode::End end);
@@ -470,6 +471,7 @@ class Translator final : public stack::Delegate, public channel::Delegate {
   bool any_dead_ = false;
   bool draining_ = false;
   bool paused_ = false;
+  std::uint64_t listeners_due_ns_ = UINT64_MAX;  // behind a pause there was no memory for some
   std::map<std::string, std::uint8_t, std::less<>> drained_names_;  // and by whom
   std::uint64_t drain_changes_ = 0;
   TranslatorCounters counters_;

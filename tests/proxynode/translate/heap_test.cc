@@ -178,5 +178,30 @@ TEST_F(SmallHeap, AJoinThatFindsNoMemoryForItsListenerIsLimitReached) {
   EXPECT_EQ(counters().joins_limited, 1u);
 }
 
+TEST_F(SmallHeap, AListenerThatFindsNoMemoryBehindAPauseOpensLater) {
+  WorldOptions options;
+  options.stack.heap_bytes_max = std::size_t{256} << 10;
+  make(options);
+  (void)add_member();
+  translator_->set_paused(true);
+  std::vector<stack::ListenerId> others;
+  for (std::uint16_t port = 1'000; port < 20'000; ++port) {
+    SocketAddress address = *SocketAddress::parse(kWeb);
+    address.port = port;
+    const auto listener = stack_->listen(address, 0);
+    if (!listener.ok()) break;
+    others.push_back(*listener);
+  }
+  ASSERT_LT(others.size(), 19'000u);
+  translator_->set_paused(false);
+  EXPECT_TRUE(add_client().reset);
+  for (const stack::ListenerId listener : others) stack_->unlisten(listener);
+  run_ms(2'000);
+  EXPECT_TRUE(add_client().connected);
+  translator_->set_paused(true);
+  run_ms(2'000);
+  EXPECT_TRUE(add_client().reset);
+}
+
 }  // namespace
 }  // namespace sanproxy::translate::testing
