@@ -174,6 +174,12 @@ const BadFile kBadFiles[] = {
      kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"san%d\"\n", 5,
      "[[interface]].name: expected 1 to 15 characters without '/', ':', '%' and spaces, not "
      "\"san%d\""},
+    {"a_device_name_that_is_another_to_the_kernel",
+     kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"\\u0000\"\n", 5,
+     "[[interface]].name: expected 1 to 15 characters without '/', ':', '%' and spaces"},
+    {"a_device_name_that_nobody_can_type",
+     kFabric + "[[interface]]\ndriver = \"tun\"\nname = \"a\\u001b\"\n", 5,
+     "[[interface]].name: expected 1 to 15 characters without '/', ':', '%' and spaces"},
     {"a_device_twice", kGood + kInterface, 6, "[[interface]].name: \"san0\" is there twice"},
     {"two_channels_without_names", kFabric + kChannel + "a\"\n" + kChannel + "b\"\n", 6,
      "[[interface]].name: \"channel\" is there twice"},
@@ -273,6 +279,49 @@ TEST(ConfigError, BadTomlIsAnsweredWithItsLine) {
   EXPECT_EQ(error_of(kGood + "[proxy]\nname = \n").rfind(":7: ", 0), 0u);
   EXPECT_EQ(error_of(kGood + "[proxy\n").rfind(":6: ", 0), 0u);
   EXPECT_EQ(error_of("[proxy]\nspin = true\nspin = false\n" + kGood).rfind(":3: ", 0), 0u);
+}
+
+// A part for each dot or bracket on the stack of whoever frees it.
+TEST(ConfigError, WhatIsNestedTooDeeplyIsAnsweredWithItsLine) {
+  const auto repeated = [](const std::string& what) {
+    std::string text;
+    for (int i = 0; i < 50'000; ++i) text += what;
+    return text;
+  };
+  const std::string why = "a key of more than 32 parts";
+  for (const std::string& parts :
+       {repeated("a."), repeated("\"a.#\\\"\" . "), repeated("'a\"' .")}) {
+    EXPECT_EQ(error_of(kGood + "[proxy]\n" + parts + "a = 1\n"), ":7: " + why);
+    EXPECT_EQ(error_of(kGood + "[" + parts + "a]\n"), ":6: " + why);
+    EXPECT_EQ(error_of(kGood + "[proxy]\nname = { " + parts + "a = 1 }\n"), ":7: " + why);
+    EXPECT_EQ(error_of(kGood + "[proxy]\n# 'it' \"\nname = '''\n'' '''''\n[" + parts + "a]\n"),
+              ":10: " + why);
+  }
+  for (const char* value : {"[", "{ a = "}) {
+    EXPECT_EQ(error_of(kGood + "[proxy]\nname = " + repeated(value)).rfind(":7: ", 0), 0u);
+  }
+}
+
+TEST(ConfigError, DotsThatAreNoPartsOfAKeyAreNotCounted) {
+  const std::string dots(1000, '.');
+  std::string prefixes;
+  for (int i = 0; i < 40; ++i) prefixes += i % 2 == 0 ? "'10.0.0.0/8', " : "\"10.0.0.0/8\", ";
+  EXPECT_EQ(error_of(kGood + "# " + dots + "\n[admin] # " + dots + "\nchanges_from = [" + prefixes +
+                     "]\n"),
+            "");
+  for (const char* quote : {"'", "\"", "'''", "\"\"\""}) {
+    EXPECT_EQ(error_of(kGood + "[proxy]\nname = " + quote + dots + quote + "\n"),
+              ":7: [proxy].name: expected 1 to 64 bytes of printable UTF-8");
+  }
+}
+
+TEST(ConfigError, AFileThatNeverEndsIsNotReadToTheEnd) {
+  try {
+    (void)load_config("/dev/zero");
+    FAIL() << "it loaded";
+  } catch (const ConfigError& e) {
+    EXPECT_EQ(std::string(e.what()), "/dev/zero: is longer than 16 MB");
+  }
 }
 
 TEST(ConfigError, AFileThatIsNotThereIsNamed) {
