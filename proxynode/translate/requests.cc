@@ -159,8 +159,7 @@ void Translator::on_active_request(AppNode& node, const wire::Message& message) 
   const auto refuse = [&](wire::CloseCode code) { say_farewell(node, 0, body.request, code); };
   ++counters_.active_requests;
   const auto remote = wire::from_wire(body.client);
-  if (!remote.ok() || remote->ip.is_any() || remote->port == 0 ||
-      !window_is_its_own(node, body.send_window_bytes)) {
+  if (!remote.ok() || remote->port == 0 || !window_is_its_own(node, body.send_window_bytes)) {
     return refuse(wire::CloseCode::kProtocolError);
   }
   if (!options_.outgoing || !allowed_anything(node)) {

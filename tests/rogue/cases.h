@@ -38,6 +38,7 @@ std::vector<Case> transfer_cases();
 std::vector<Case> message_cases();
 std::vector<Case> stream_cases();
 std::vector<Case> service_cases();
+std::vector<Case> active_cases();
 std::vector<Case> key_cases();
 std::vector<Case> resource_cases();
 std::vector<Case> shm_cases();

@@ -15,8 +15,9 @@ namespace {
 
 std::vector<Case> all_cases() {
   std::vector<Case> out;
-  for (auto make : {hello_cases, transfer_cases, message_cases, stream_cases, service_cases,
-                    resource_cases, shm_cases, key_cases, packet_cases, health_cases}) {
+  for (auto make :
+       {hello_cases, transfer_cases, message_cases, stream_cases, service_cases, active_cases,
+        resource_cases, shm_cases, key_cases, packet_cases, health_cases}) {
     for (Case& one : make()) out.push_back(std::move(one));
   }
   return out;
