@@ -63,7 +63,7 @@ void Translator::set_paused(bool paused) {
 // Those for which there is no memory are tried again later: to their nodes they are joined.
 void Translator::open_listeners(std::uint64_t now_ns) {
   listeners_due_ns_ = UINT64_MAX;
-  if (paused_) return;
+  if (paused_ || draining_) return;
   services_.for_each([&](service::Service& service) {
     if (service.listening) return;
     if (const Status status = open_listener(service); !status.ok()) {
