@@ -201,7 +201,7 @@ Result<InterfaceIndex> Stack::Impl::route(const IpAddress& remote) const {
 bool Stack::Impl::choose_local(InterfaceIndex interface, const IpAddress& remote,
                                IpAddress& local) const {
   const packet_io::InterfaceOptions& device = interfaces[interface]->io.options();
-  if (device.driver == "packet") {
+  if (device.driver == "packet" || device.driver == "xdp") {
     for (const IpPrefix& prefix : device.addresses) {
       if (prefix.ip.family != remote.family) continue;
       local = prefix.ip;

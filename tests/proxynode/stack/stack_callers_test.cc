@@ -259,5 +259,18 @@ TEST_F(StackCallers, an_index_is_not_reused_while_others_wait_longer) {
   EXPECT_NE(first, second);
 }
 
+TEST_F(StackCallers, an_interface_that_shares_its_segment_connects_from_its_own_address) {
+  for (const char* const driver : {"packet", "xdp"}) {
+    SCOPED_TRACE(driver);
+    io_.set_driver(driver);
+    ASSERT_TRUE(
+        stack_->connect(*SocketAddress::parse("10.77.0.9:9"), *SocketAddress::parse("0.0.0.0:0"))
+            .ok());
+    const auto sent = take();
+    ASSERT_EQ(sent.size(), 1u);
+    EXPECT_EQ(sent[0].src.ip, *IpAddress::parse("10.77.0.1"));
+  }
+}
+
 }  // namespace
 }  // namespace sanproxy::stack::testing

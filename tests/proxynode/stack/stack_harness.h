@@ -163,6 +163,7 @@ class MemoryIo final : public packet_io::PacketIo {
     options_.addresses = {*IpPrefix::parse("10.77.0.1/24"), *IpPrefix::parse("fd77::1/64")};
   }
   const packet_io::InterfaceOptions& options() const override { return options_; }
+  void set_driver(const std::string& driver) { options_.driver = driver; }
   std::uint32_t mtu_bytes() const override { return mtu; }
   int fd() const override { return -1; }
   std::size_t receive(std::span<const packet_io::ReceiveBuffer>,
