@@ -20,7 +20,9 @@ void DataPath::set_redirect(packet_io::FlowRedirect* redirect) {
 
 // What was told by tables or next hops that have changed holds no more.
 void DataPath::keep_redirect_right() {
-  redirect_->set_time(static_cast<std::uint32_t>(now_ms() / 1'000));
+  const auto now_s = static_cast<std::uint32_t>(now_ms() / 1'000);
+  redirect_->set_time(now_s);
+  forwarder_.nat().watch_time(now_s);
   std::uint64_t ways = forwarder_.changes();
   for (const auto& interface : interfaces()) ways += interface->way_changes();
   if (ways == ways_seen_) return;

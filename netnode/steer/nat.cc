@@ -205,7 +205,7 @@ void Nat::age(std::uint32_t now_s) {
     List& list = lists_[timer];
     for (std::size_t aged = 0;
          aged < kAgedMax && list.oldest != kNil &&
-         now_s - sessions_[list.oldest].used_s > idle_s(static_cast<Timer>(timer));
+         now_s - last_used_s(sessions_[list.oldest]) > idle_s(static_cast<Timer>(timer));
          ++aged) {
       ++counters_.expired;
       close(list.oldest);

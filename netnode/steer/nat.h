@@ -19,6 +19,7 @@
 //   5. On any result but kOk the packet may be changed and is to be dropped.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -111,7 +112,13 @@ class Nat {
   NatResult error_to_proxy(const Packet& packet, const net::IcmpError& error);
   NatResult error_to_client(const Packet& packet, const net::IcmpError& error);
 
-  void age(std::uint32_t now_s);          // kAgedMax sessions of each timer at most
+  void age(std::uint32_t now_s);  // kAgedMax sessions of each timer at most
+  // With a carrier: before age(), some times a second. Who was away for longer has not seen what
+  // was carried meanwhile: established sessions count as used until then.
+  void watch_time(std::uint32_t now_s) {
+    if (watched_s_ != 0 && now_s - watched_s_ > kNatCarriedS) back_s_ = now_s;
+    watched_s_ = now_s;
+  }
   void erase_proxy(std::uint16_t proxy);  // control plane: walks all sessions
   // A session from one life to the next: for a file, whose reader is not to be believed.
   struct Saved {
@@ -210,6 +217,9 @@ class Nat {
              std::uint32_t now_s);
   void look_at_carrier(Session& session, bool from_client, std::uint32_t now_s);
   std::uint32_t idle_s(Timer timer) const;
+  std::uint32_t last_used_s(const Session& s) const {
+    return s.timer == kEstablished ? std::max(s.used_s, back_s_) : s.used_s;
+  }
   static NatResult rewrite(const Packet& packet, const net::FlowKey& to, std::uint16_t addresses,
                            std::uint16_t ports);
   NatResult rewrite_error(const Packet& packet, const net::IcmpError& error,
@@ -228,6 +238,7 @@ class Nat {
   std::uint32_t searches_in_vain_ = 0;  // for a free port, one after the other
   NatCounters counters_;
   NatCarrier* carrier_ = nullptr;
+  std::uint32_t watched_s_ = 0, back_s_ = 0;  // the last watch_time(); the last after a pause
 };
 
 }  // namespace sanproxy::steer

@@ -191,5 +191,34 @@ TEST_F(NatCarrierTest, GivesBackWhatAgesOrGoesWithItsProxy) {
   EXPECT_TRUE(carrier.carried.empty());
 }
 
+TEST_F(NatCarrierTest, KeepsWhatMayHaveBeenCarriedWhileNobodyWatched) {
+  until_carried();
+  const std::uint32_t established_s = options().established_s;
+  const auto pass = [&](std::uint32_t seconds) {
+    now_s += seconds;
+    nat.watch_time(now_s);
+    nat.age(now_s);
+  };
+  pass(1);
+  pass(established_s + 100);
+  EXPECT_EQ(nat.sessions(), 1U);
+  EXPECT_EQ(carrier.carried.size(), 1U);
+  // Nothing comes any more: it ends by its timer, from then on.
+  for (std::uint32_t i = 0; i < established_s; ++i) pass(1);
+  EXPECT_EQ(nat.sessions(), 1U);
+  pass(1);
+  EXPECT_EQ(nat.sessions(), 0U);
+  EXPECT_TRUE(carrier.carried.empty());
+}
+
+TEST_F(NatCarrierTest, KeepsNoHandshakeForThat) {
+  client_says(net::kTcpSyn);
+  nat.watch_time(now_s);
+  now_s += options().transitory_s + 1;
+  nat.watch_time(now_s);
+  nat.age(now_s);
+  EXPECT_EQ(nat.sessions(), 0U);
+}
+
 }  // namespace
 }  // namespace sanproxy::steer
