@@ -133,7 +133,7 @@ def _drain(report, laboratory):
 
 
 # Of those translated by NAT: a node that has forgotten them finds all but the few whose preferred port was
-# taken (docs/netnode.md, NAT).
+# taken (docs/netnode.md, NAT): so many of all, and where they are few it may always be one.
 NAT_BROKEN_MAX = 0.01
 
 
@@ -143,7 +143,7 @@ def _all_well(kept, translated, expected, what):
     wrong = sum(one["wrong"] for one in found)
     silent = sum(one["silent"] for one in found)
     broken = [before - one["open"] for before, one in zip(expected, found)]
-    if wrong or silent or broken[0] or broken[1] > NAT_BROKEN_MAX * expected[1]:
+    if wrong or silent or broken[0] or broken[1] > max(1, NAT_BROKEN_MAX * expected[1]):
         raise AssertionError(f"{what}: {broken[0]} of {expected[0]} connections broken {found[0]['lost']}, "
                              f"{broken[1]} of {expected[1]} by NAT {found[1]['lost']}, {silent} silent, "
                              f"{wrong} with wrong bytes")
