@@ -70,7 +70,8 @@ struct ProxyStatus {
   bool draining = false;  // wants no new flows
 };
 
-// A packet on its way to the proxy: [offset, offset + length) of `slot`, state kReceived.
+// A packet on its way to the proxy: [offset, offset + length) of `slot`, a slot in state kReceived
+// or a frame that was taken.
 struct LinkSend {
   buffer::SlotIndex slot = buffer::kNoSlot;
   std::uint32_t offset = 0;  // of the IP header inside the slot

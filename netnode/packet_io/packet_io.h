@@ -10,7 +10,7 @@
 //   1. receive() fills only buffers that the caller lent; a packet starts at
 //      buffer.data + packet.offset and has packet.length bytes, all inside the buffer. A driver
 //      that lends() takes no buffers: its packets lie at packet.lent, in memory that may be
-//      read-only and may change while it is read.
+//      read-only and may change while it is read; but in frames() they are the borrower's alone.
 //   2. send() has copied (kernel drivers) or finished with the bytes when flush() returns, so the
 //      caller may free them then. But "channel" may pass memory on that LentMemory knows (payload
 //      alone): that stays in use until its lends are done (docs/buffer_ownership.md "Passed on").
@@ -196,7 +196,7 @@ class PacketIo {
   // --- drivers that lend their own memory instead of filling ours
   virtual bool lends() const { return false; }
   virtual void release(PacketLoan loan) { (void)loan; }
-  // Where all that it lends lies, if in frames; else empty.
+  // Where all that it lends lies, if in frames; else empty. Who has borrowed one may change it.
   virtual FrameMemory frames() const { return {}; }
   // Returns a packet that others_may_know to where it came from; it may be read during the call.
   virtual void send_back(const ReceivedPacket& packet) { (void)packet; }

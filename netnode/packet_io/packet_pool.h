@@ -1,7 +1,7 @@
 // PacketPool: where a network node's packets lie: slots of its SlotPool, and frames of drivers that
 // lend their own (AF_XDP), all numbered in one row.
 //
-// Document: docs/packet_io.md "AF_XDP"; docs/buffer_ownership.md.
+// Document: docs/packet_io.md "AF_XDP".
 // Role: whoever takes a packet over gives it back here, by its number, wherever it lies.
 // Owner: a network node. Thread: its data path. No allocation while packets flow.
 // Invariants:
